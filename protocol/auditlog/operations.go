@@ -27,17 +27,17 @@ const (
 
 // Operations of the JIT evaluation and of tickets.
 const (
-	OpEvaluateJIT       Operation = "Evaluate JIT Request"
-	OpInternalApprove   Operation = "Internal Approve"
-	OpInternalDeny      Operation = "Internal Deny"
-	OpFileTicket        Operation = "File Ticket"
-	OpUpdateTicket      Operation = "Update Ticket"
-	OpReadTicket        Operation = "Read Ticket"
-	OpReadContactEmail  Operation = "Read Contact Email"
-	OpEnableLockbox     Operation = "Enable Lockbox"
-	OpDisableLockbox    Operation = "Disable Lockbox"
-	OpUpdateTenant      Operation = "Update Tenant"
-	OpCreateTenant      Operation = "Create Tenant"
+	OpEvaluateJIT        Operation = "Evaluate JIT Request"
+	OpInternalApprove    Operation = "Internal Approve"
+	OpInternalDeny       Operation = "Internal Deny"
+	OpFileTicket         Operation = "File Ticket"
+	OpUpdateTicket       Operation = "Update Ticket"
+	OpReadTicket         Operation = "Read Ticket"
+	OpReadContactEmail   Operation = "Read Contact Email"
+	OpEnableLockbox      Operation = "Enable Lockbox"
+	OpDisableLockbox     Operation = "Disable Lockbox"
+	OpUpdateTenant       Operation = "Update Tenant"
+	OpCreateTenant       Operation = "Create Tenant"
 	OpCreateSubscription Operation = "Create Subscription"
 )
 

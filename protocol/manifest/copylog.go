@@ -1,0 +1,117 @@
+package manifest
+
+import (
+	"bytes"
+	"encoding/xml"
+	"fmt"
+	"regexp"
+)
+
+// Status is how an upload ended.
+type Status string
+
+// The ends of an upload.
+const (
+	Succeeded           Status = "Succeeded"
+	CompletedWithErrors Status = "CompletedWithErrors"
+	Failed              Status = "Failed"
+)
+
+// ErroredEntity is one file that was not copied.
+type ErroredEntity struct {
+	Path  string      // "<share>/<path below it>", with slashes; any bytes but NUL
+	Codes []ErrorCode // why, at least one
+}
+
+// CopyLog is what became of the files of an upload.
+type CopyLog struct {
+	Status     Status
+	TotalFiles int64 // copied or not
+	Errored    []ErroredEntity
+}
+
+var codeForm = regexp.MustCompile(`^[A-Z0-9_]{1,80}$`)
+
+// Encode returns the copy log as XML.
+func (l CopyLog) Encode() ([]byte, error) {
+	if l.Status != Succeeded && l.Status != CompletedWithErrors && l.Status != Failed {
+		return nil, invalid("copy status %.50q is unknown", l.Status)
+	}
+	if l.TotalFiles < int64(len(l.Errored)) {
+		return nil, invalid("%d files errored of %d in all", len(l.Errored), l.TotalFiles)
+	}
+	if l.Status == Succeeded && len(l.Errored) > 0 {
+		return nil, invalid("an upload with %d errored files did not succeed", len(l.Errored))
+	}
+	var out bytes.Buffer
+	out.WriteString(xmlHeader)
+	fmt.Fprintf(&out, "<CopyLog Summary=\"Summary\">\n  <Status>%s</Status>\n  <TotalFiles>%d</TotalFiles>\n  <FilesErrored>%d</FilesErrored>\n",
+		l.Status, l.TotalFiles, len(l.Errored))
+	for _, e := range l.Errored {
+		if err := e.encode(&out); err != nil {
+			return nil, err
+		}
+	}
+	out.WriteString("</CopyLog>\n")
+	return out.Bytes(), nil
+}
+
+func (e ErroredEntity) encode(out *bytes.Buffer) error {
+	if err := checkPath(e.Path); err != nil {
+		return err
+	}
+	if len(e.Codes) == 0 || len(e.Codes) > maxCodesPerEntity {
+		return invalid("errored file %.200q has %d codes: want 1 to %d", e.Path, len(e.Codes), maxCodesPerEntity)
+	}
+	attr, text := encodePath(e.Path)
+	fmt.Fprintf(out, "  <ErroredEntity Path=\"%s\"%s>\n", text, attr)
+	for _, code := range e.Codes {
+		if !codeForm.MatchString(string(code)) {
+			return invalid("%.100q is not an error code", code)
+		}
+		fmt.Fprintf(out, "    <ErrorCode>%s</ErrorCode>\n", code)
+	}
+	out.WriteString("  </ErroredEntity>\n")
+	return nil
+}
+
+// ParseCopyLog reads what [CopyLog.Encode] writes, and nothing else.
+func ParseCopyLog(data []byte) (CopyLog, error) {
+	var doc struct {
+		XMLName    xml.Name `xml:"CopyLog"`
+		Status     Status
+		TotalFiles int64
+		Errored    []struct {
+			Path     string      `xml:"Path,attr"`
+			Encoding string      `xml:"name_encoding,attr"`
+			Codes    []ErrorCode `xml:"ErrorCode"`
+		} `xml:"ErroredEntity"`
+	}
+	if err := xml.Unmarshal(data, &doc); err != nil {
+		return CopyLog{}, invalid("the copy log is not XML of the expected form: %v", err)
+	}
+	l := CopyLog{Status: doc.Status, TotalFiles: doc.TotalFiles}
+	for _, e := range doc.Errored {
+		path, err := decodePath(e.Encoding != "", e.Path)
+		if err != nil {
+			return CopyLog{}, invalid("%v", err)
+		}
+		l.Errored = append(l.Errored, ErroredEntity{path, e.Codes})
+	}
+	return l, sameBytes(l, data)
+}
+
+// Codes returns the distinct codes of the log, in order of appearance.
+func (l CopyLog) Codes() []ErrorCode {
+	var codes []ErrorCode
+	seen := make(map[ErrorCode]bool)
+	for _, e := range l.Errored {
+		for _, code := range e.Codes {
+			if !seen[code] {
+				seen[code] = true
+				codes = append(codes, code)
+			}
+		}
+	}
+	return codes
+}
