@@ -118,7 +118,9 @@ func commonName(s string) pkix.Name {
 const maxPerson = 128
 
 func validPerson(s string) bool {
-	bad := func(r rune) bool { return r == '/' || r > unicode.MaxASCII || !unicode.IsGraphic(r) || unicode.IsSpace(r) }
+	bad := func(r rune) bool {
+		return r == '/' || r > unicode.MaxASCII || !unicode.IsGraphic(r) || unicode.IsSpace(r)
+	}
 	return s != "" && s != "." && s != ".." && len(s) <= maxPerson && !strings.ContainsFunc(s, bad)
 }
 
