@@ -49,7 +49,8 @@ func removeTemporary(dir string) error {
 }
 
 // PrivateDir makes the directory at path if it is missing, and refuses one that
-// somebody else owns or may enter.
+// somebody else owns or may enter. It removes what an interrupted [WriteFile]
+// left there, so the directory must be in use by nobody else yet.
 func PrivateDir(path string) error {
 	if err := os.Mkdir(path, 0o700); err == nil {
 		return SyncDir(filepath.Dir(path))
@@ -69,7 +70,7 @@ func PrivateDir(path string) error {
 	if stat := info.Sys().(*syscall.Stat_t); int(stat.Uid) != os.Geteuid() {
 		return fmt.Errorf("directory %s belongs to user %d: the agent runs as user %d", path, stat.Uid, os.Geteuid())
 	}
-	return nil
+	return removeTemporary(path)
 }
 
 // Coded gives an error of the file system [protocol.CodeStorageFull] if there

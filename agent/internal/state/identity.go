@@ -143,4 +143,3 @@ func makeKey(path string) (crypto.Signer, error) {
 	}
 	return key, nil
 }
-

@@ -101,9 +101,6 @@ func acquire(path string) (*os.File, error) {
 }
 
 func (d *Dir) load() error {
-	if err := removeTemporary(d.path); err != nil {
-		return err
-	}
 	return errors.Join(
 		d.loadJSON(identityFile, &d.identity),
 		d.loadJSON(spentFile, &d.spent),
