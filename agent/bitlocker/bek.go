@@ -20,7 +20,8 @@ type BEK struct {
 
 // NewBEK returns the file for key, which it shares with the caller.
 func NewBEK(id GUID, key ExternalKey, now time.Time) BEK {
-	return BEK{ID: id, Key: key, Created: now, label: externalKeyLabel, nonce: 1, header: newFiletime(now)}
+	created := newFiletime(now)
+	return BEK{ID: id, Key: key, Created: created.time(), label: externalKeyLabel, nonce: 1, header: created}
 }
 
 // Lengths and limits of a .BEK file, in bytes.

@@ -1,0 +1,194 @@
+package image
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/databox-lockbox/lockbox/agent/bitlocker"
+)
+
+// The judges are other people's readers of BitLocker volumes.
+
+// volume is an image to be judged.
+type volume struct {
+	path    string
+	keys    Keys
+	bekFile string
+}
+
+func makeVolume(t *testing.T, s Spec) volume {
+	t.Helper()
+	dir := t.TempDir()
+	s.Path = filepath.Join(dir, "disk.img")
+	if s.SizeBytes == 0 {
+		s.SizeBytes = 32<<20 + sizeUnit
+	}
+	s.Label, s.Source = "DISK1", content()
+	keys, err := Create(t.Context(), s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	bek := filepath.Join(dir, keys.BEK.FileName())
+	if err := os.WriteFile(bek, keys.BEK.Encode(), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return volume{s.Path, keys, bek}
+}
+
+// open unlocks the volume with our own reader.
+func (v volume) open(t *testing.T, c bitlocker.Credential) *bitlocker.Plaintext {
+	t.Helper()
+	f, err := os.OpenFile(v.path, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { f.Close() })
+	info, err := f.Stat()
+	if err != nil {
+		t.Fatal(err)
+	}
+	locked, err := bitlocker.Open(f, info.Size())
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := locked.Unlock(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(p.Wipe)
+	return p
+}
+
+func readAll(t *testing.T, p *bitlocker.Plaintext) []byte {
+	t.Helper()
+	b, err := io.ReadAll(io.NewSectionReader(p, 0, p.Size()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+// judge shows the decrypted view of a volume as another tool sees it.
+type judge struct {
+	name  string
+	tools []string
+	view  func(t *testing.T, v volume, useBEK bool) []byte
+}
+
+var judges = []judge{
+	{"dislocker-file", []string{"dislocker-file"}, dislockerFile},
+	{"bdemount", []string{"bdemount"}, bdemount},
+	{"cryptsetup", []string{"cryptsetup"}, cryptsetupDump},
+}
+
+// dislockerFile decrypts the whole volume into a file. Its tool works in pieces of
+// 16 sectors, so that the file may be longer than the volume.
+func dislockerFile(t *testing.T, v volume, useBEK bool) []byte {
+	out := filepath.Join(t.TempDir(), "plain.img")
+	key := "-p" + v.keys.RecoveryPassword.Reveal()
+	if useBEK {
+		key = "-f" + v.bekFile
+	}
+	judged(t, "", "dislocker-file", "-q", "-V", v.path, key, "--", out)
+	b, err := os.ReadFile(out)
+	if err != nil {
+		t.Fatal(err)
+	}
+	info, err := Inspect(v.path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b[:min(info.Size, int64(len(b)))]
+}
+
+// bdemount shows the decrypted volume as a file, through FUSE.
+func bdemount(t *testing.T, v volume, useBEK bool) []byte {
+	dir := t.TempDir()
+	args := []string{"-r", v.keys.RecoveryPassword.Reveal()}
+	if useBEK {
+		args = []string{"-s", v.bekFile}
+	}
+	judged(t, "", "bdemount", append(args, v.path, dir)...)
+	defer func() {
+		for err := error(syscall.EBUSY); errors.Is(err, syscall.EBUSY); time.Sleep(10 * time.Millisecond) {
+			err = syscall.Unmount(dir, 0)
+		}
+	}()
+	b, err := os.ReadFile(filepath.Join(dir, "bde1"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+// cryptsetupDump cannot decrypt without the device mapper's help, but it checks
+// the metadata, and the recovery password or key file against them.
+func cryptsetupDump(t *testing.T, v volume, useBEK bool) []byte {
+	dump := judged(t, "", "cryptsetup", "bitlkDump", v.path)
+	info, err := Inspect(v.path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(strings.ToUpper(dump), info.ID.String()) {
+		t.Errorf("bitlkDump does not show the volume's GUID %v:\n%s", info.ID, dump)
+	}
+	args := []string{"open", "--type", "bitlk", "--test-passphrase", "--readonly", v.path}
+	if useBEK {
+		judged(t, "", "cryptsetup", append(args, "--key-file", v.bekFile)...)
+	} else {
+		judged(t, v.keys.RecoveryPassword.Reveal(), "cryptsetup", args...)
+	}
+	return nil
+}
+
+// judged runs a judge's tool, which must succeed, and returns its output.
+func judged(t *testing.T, stdin, name string, args ...string) string {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), name, args...)
+	cmd.Stdin = strings.NewReader(stdin)
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Fatalf("%s refuses the volume: %v\n%s", name, err, out)
+	}
+	return string(out)
+}
+
+// TestJudges has others open our volumes, with both keys, and compares what they
+// see with what we see: all of it, in every method and sector size.
+func TestJudges(t *testing.T) {
+	for _, s := range []Spec{
+		{Method: bitlocker.AES128XTS, SectorSize: 512},
+		{Method: bitlocker.AES128XTS, SectorSize: 4096},
+		{Method: bitlocker.AES256XTS, SectorSize: 512},
+		{Method: bitlocker.AES128CBC, SectorSize: 4096},
+		{Method: bitlocker.AES256CBC, SectorSize: 512},
+	} {
+		name := s.Method.String() + map[int]string{512: "/512", 4096: "/4096"}[s.SectorSize]
+		t.Run(name, func(t *testing.T) {
+			needs(t)
+			v := makeVolume(t, s)
+			ours := readAll(t, v.open(t, v.keys.ExternalKey))
+			for _, j := range judges {
+				t.Run(j.name, func(t *testing.T) {
+					needs(t, j.tools...)
+					if j.name == "bdemount" && s.Method == bitlocker.AES256XTS {
+						t.Skip("this release of libbde cannot do AES-XTS-256")
+					}
+					for _, useBEK := range []bool{false, true} {
+						if theirs := j.view(t, v, useBEK); theirs != nil && !bytes.Equal(theirs, ours) {
+							t.Errorf("with BEK %v, %s sees %d bytes that differ from our %d", useBEK, j.name, len(theirs), len(ours))
+						}
+					}
+				})
+			}
+		})
+	}
+}
