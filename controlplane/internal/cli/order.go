@@ -1,0 +1,262 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"google.golang.org/protobuf/encoding/protojson"
+
+	"github.com/databox-lockbox/lockbox/controlplane/client"
+	lockboxv1 "github.com/databox-lockbox/lockbox/protocol/lockbox/v1"
+)
+
+func (a *app) orderCommand() *cobra.Command {
+	return group("order", "Import orders, from placing to completion",
+		a.orderPlace(), a.orderShow(), a.orderList(), a.orderPrepare(), a.orderAdvance(),
+		a.orderStartJob(), a.orderLog(), a.orderManifest())
+}
+
+func (a *app) orderPlace() *cobra.Command {
+	req := &lockboxv1.PlaceOrderRequest{}
+	var destinations []string
+	c := &cobra.Command{
+		Use:   "place [ORDER] --subscription ID --destination ACCOUNT=URL…",
+		Short: "Place an import order",
+		Args:  cobra.MaximumNArgs(1),
+		RunE: a.connected(func(ctx context.Context, c *client.Client, cmd *cobra.Command, args []string) error {
+			if len(args) == 1 {
+				req.Id = args[0]
+			}
+			for _, d := range destinations {
+				account, endpoint, ok := strings.Cut(d, "=")
+				if !ok {
+					return usagef("--destination %q: want ACCOUNT=URL, as in contosodata=https://contosodata.blob.core.windows.net", d)
+				}
+				req.Destinations = append(req.Destinations, &lockboxv1.Destination{Account: account, Endpoint: endpoint})
+			}
+			o, err := c.Orders.PlaceOrder(ctx, req)
+			return a.showOrder(cmd, o, err)
+		}),
+	}
+	f := c.Flags()
+	f.StringVar(&req.Subscription, "subscription", "", "the subscription that orders")
+	f.StringVar(&req.Sku, "sku", "databox", "databox or databox-heavy")
+	f.StringArrayVar(&destinations, "destination", nil, "ACCOUNT=URL of a storage account to copy to; may be given several times")
+	return c
+}
+
+func (a *app) orderShow() *cobra.Command {
+	return &cobra.Command{
+		Use:   "show ORDER",
+		Short: "Show an order, its job and its history",
+		Args:  args("ORDER"),
+		RunE: a.connected(func(ctx context.Context, c *client.Client, cmd *cobra.Command, args []string) error {
+			o, err := c.Orders.GetOrder(ctx, &lockboxv1.GetOrderRequest{Id: args[0]})
+			return a.showOrder(cmd, o, err)
+		}),
+	}
+}
+
+func (a *app) showOrder(cmd *cobra.Command, o *lockboxv1.Order, err error) error {
+	if err != nil {
+		return err
+	}
+	return a.print(cmd, o, func(w io.Writer) {
+		fields(w, "Order", o.Id, "Subscription", o.Subscription, "SKU", o.Sku, "Stage", o.Stage, "Status", o.Status,
+			"Device", o.Serial, "Trust policy", o.TrustPolicyDigest, "Consent", o.ConsentDigest,
+			"Errors", strings.Join(o.ErrorCodes, ", "))
+		if o.FilesTotal > 0 {
+			fields(w, "Files", fmt.Sprintf("%d of %d copied, %d not", o.FilesDone, o.FilesTotal, o.FilesErrored))
+		}
+		for _, d := range o.Destinations {
+			fields(w, "Destination", d.Account+" = "+d.Endpoint)
+		}
+		for _, n := range o.Nodes {
+			fmt.Fprintf(w, "Node %d  disks %s  key %s\n", n.Node, strings.Join(n.Disks, " "), n.KeyFingerprint)
+		}
+		showHistory(w, o.History)
+	})
+}
+
+func showHistory(w io.Writer, lines []*lockboxv1.HistoryLine) {
+	for _, l := range lines {
+		fmt.Fprintf(w, "  %s  %-24s %s\n", when(l.Time), printable(l.What), printable(l.Detail))
+	}
+}
+
+func (a *app) orderList() *cobra.Command {
+	req := &lockboxv1.ListOrdersRequest{}
+	c := &cobra.Command{
+		Use:   "list",
+		Short: "List orders",
+		Args:  args(),
+		RunE: a.connected(func(ctx context.Context, c *client.Client, cmd *cobra.Command, _ []string) error {
+			resp, err := c.Orders.ListOrders(ctx, req)
+			if err != nil {
+				return err
+			}
+			return a.print(cmd, resp, func(w io.Writer) {
+				var rows [][]string
+				for _, o := range resp.Orders {
+					rows = append(rows, []string{o.Id, o.Tenant, o.Serial, o.Stage, o.Status})
+				}
+				table(w, "ORDER TENANT DEVICE STAGE STATUS", rows)
+			})
+		}),
+	}
+	c.Flags().StringVar(&req.Tenant, "tenant", "", "only this tenant's")
+	return c
+}
+
+func (a *app) orderPrepare() *cobra.Command {
+	var from string
+	c := &cobra.Command{
+		Use:   "prepare ORDER --from FILE",
+		Short: "Bind a device to an order and take its disks' keys into custody",
+		Long: `Bind a device to an order and take its disks' keys into custody. FILE is what
+the provisioning of the device wrote: serial, disks, keys, bills of materials.
+It holds keys: it must be readable by you alone, and should be destroyed once
+this command succeeded.`,
+		Args: args("ORDER"),
+		RunE: a.connected(func(ctx context.Context, c *client.Client, cmd *cobra.Command, args []string) error {
+			req, err := readPrepared(from)
+			if err != nil {
+				return err
+			}
+			req.Order = args[0]
+			o, err := c.Orders.PrepareDevice(ctx, req)
+			return a.showOrder(cmd, o, err)
+		}),
+	}
+	c.Flags().StringVar(&from, "from", "", "the file that provisioning wrote")
+	return c
+}
+
+func readPrepared(file string) (*lockboxv1.PrepareDeviceRequest, error) {
+	if file == "" {
+		return nil, usagef("--from is missing: name the file that provisioning wrote")
+	}
+	info, err := os.Stat(file)
+	if err != nil {
+		return nil, err
+	}
+	if info.Mode().Perm()&0o077 != 0 {
+		return nil, fmt.Errorf("%s holds keys and others can read it: run 'chmod 600 %s'", file, file)
+	}
+	data, err := os.ReadFile(file)
+	if err != nil {
+		return nil, err
+	}
+	defer clear(data)
+	req := &lockboxv1.PrepareDeviceRequest{}
+	if err := protojson.Unmarshal(data, req); err != nil {
+		return nil, fmt.Errorf("cannot read %s: it is not what provisioning writes", file) // the cause could quote a key
+	}
+	return req, nil
+}
+
+func (a *app) orderAdvance() *cobra.Command {
+	return &cobra.Command{
+		Use:   "advance ORDER STAGE",
+		Short: "Record the device's trip: Dispatched, Delivered, PickedUp, AtAzureDC",
+		Args:  args("ORDER", "STAGE"),
+		RunE: a.connected(func(ctx context.Context, c *client.Client, cmd *cobra.Command, args []string) error {
+			o, err := c.Orders.AdvanceOrder(ctx, &lockboxv1.AdvanceOrderRequest{Order: args[0], Stage: args[1]})
+			return a.showOrder(cmd, o, err)
+		}),
+	}
+}
+
+func (a *app) orderStartJob() *cobra.Command {
+	return &cobra.Command{
+		Use:     "start-job ORDER",
+		Aliases: []string{"resume-job"},
+		Short:   "Start or resume the copy job under the signed consent",
+		Args:    args("ORDER"),
+		RunE: a.connected(func(ctx context.Context, c *client.Client, cmd *cobra.Command, args []string) error {
+			stream, err := c.Orders.StartJob(ctx, &lockboxv1.StartJobRequest{Order: args[0]})
+			if err != nil {
+				return err
+			}
+			defer stream.Close()
+			return a.follow(cmd, stream.Receive)
+		}),
+	}
+}
+
+// follow prints the events of a long operation until it ends.
+func (a *app) follow(cmd *cobra.Command, receive func() (*lockboxv1.ProgressEvent, error)) error {
+	for {
+		e, err := receive()
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		err = a.print(cmd, e, func(w io.Writer) {
+			where := strings.TrimSpace(e.Node + " " + e.Disk)
+			fmt.Fprintf(w, "%-18s %-12s %s", printable(where), e.Phase, printable(e.Message))
+			if e.LeaseEnd != 0 {
+				fmt.Fprintf(w, "  until %s", until(e.LeaseEnd))
+			}
+			fmt.Fprintln(w)
+		})
+		if err != nil {
+			return err
+		}
+	}
+}
+
+func (a *app) orderLog() *cobra.Command {
+	return &cobra.Command{
+		Use:   "log ORDER",
+		Short: "Print the copy log (XML) of the newest run, one per node",
+		Args:  args("ORDER"),
+		RunE: a.connected(func(ctx context.Context, c *client.Client, cmd *cobra.Command, args []string) error {
+			resp, err := c.Orders.GetCopyLog(ctx, &lockboxv1.GetCopyLogRequest{Order: args[0]})
+			if err != nil {
+				return err
+			}
+			return a.print(cmd, resp, func(w io.Writer) {
+				for _, l := range resp.CopyLogs {
+					fmt.Fprintf(w, "%s\n", l)
+				}
+			})
+		}),
+	}
+}
+
+func (a *app) orderManifest() *cobra.Command {
+	var full bool
+	c := &cobra.Command{
+		Use:   "manifest ORDER",
+		Short: "List the bills of materials and what changed between them",
+		Args:  args("ORDER"),
+		RunE: a.connected(func(ctx context.Context, c *client.Client, cmd *cobra.Command, args []string) error {
+			resp, err := c.Orders.GetManifest(ctx, &lockboxv1.GetManifestRequest{Order: args[0]})
+			if err != nil {
+				return err
+			}
+			return a.print(cmd, resp, func(w io.Writer) {
+				for _, m := range resp.Manifests {
+					fmt.Fprintf(w, "node %d %s %s  version %d  %s\n", m.Node, m.Disk, m.Share, m.Version, m.Digest)
+					fields(w, "  previous", m.PreviousDigest, "  made under", m.Request, "  at", when(m.Time))
+					for line := range strings.Lines(m.Difference) {
+						fmt.Fprintln(w, "    "+printable(strings.TrimRight(line, "\n")))
+					}
+					if full {
+						fmt.Fprintf(w, "%s\n", m.Bom)
+					}
+				}
+			})
+		}),
+	}
+	c.Flags().BoolVar(&full, "full", false, "print the documents too")
+	return c
+}

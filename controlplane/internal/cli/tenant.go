@@ -1,0 +1,117 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"io"
+
+	"github.com/spf13/cobra"
+
+	"github.com/databox-lockbox/lockbox/controlplane/client"
+	lockboxv1 "github.com/databox-lockbox/lockbox/protocol/lockbox/v1"
+)
+
+func (a *app) tenantCommand() *cobra.Command {
+	create := &lockboxv1.CreateTenantRequest{}
+	createCmd := &cobra.Command{
+		Use:   "create TENANT --name NAME",
+		Short: "Register a customer's organization",
+		Args:  args("TENANT"),
+		RunE: a.connected(func(ctx context.Context, c *client.Client, cmd *cobra.Command, args []string) error {
+			create.Id = args[0]
+			t, err := c.Tenants.CreateTenant(ctx, create)
+			return a.showTenant(cmd, t, err)
+		}),
+	}
+	createCmd.Flags().StringVar(&create.Name, "name", "", "the organization's name")
+	return group("tenant", "Customers' organizations, and whether Lockbox is on for them",
+		createCmd,
+		&cobra.Command{
+			Use:   "show TENANT",
+			Short: "Show one tenant",
+			Args:  args("TENANT"),
+			RunE: a.connected(func(ctx context.Context, c *client.Client, cmd *cobra.Command, args []string) error {
+				t, err := c.Tenants.GetTenant(ctx, &lockboxv1.GetTenantRequest{Id: args[0]})
+				return a.showTenant(cmd, t, err)
+			}),
+		},
+		a.tenantList(),
+		&cobra.Command{
+			Use:   "enable-lockbox TENANT",
+			Short: "Turn Lockbox on; needs support plan Developer or higher",
+			Args:  args("TENANT"),
+			RunE: a.connected(func(ctx context.Context, c *client.Client, cmd *cobra.Command, args []string) error {
+				t, err := c.Tenants.EnableLockbox(ctx, &lockboxv1.EnableLockboxRequest{Tenant: args[0]})
+				return a.showTenant(cmd, t, err)
+			}),
+		},
+		&cobra.Command{
+			Use:   "disable-lockbox TENANT",
+			Short: "Turn Lockbox off; devices keep the trust policy they have",
+			Args:  args("TENANT"),
+			RunE: a.connected(func(ctx context.Context, c *client.Client, cmd *cobra.Command, args []string) error {
+				t, err := c.Tenants.DisableLockbox(ctx, &lockboxv1.DisableLockboxRequest{Tenant: args[0]})
+				return a.showTenant(cmd, t, err)
+			}),
+		},
+	)
+}
+
+func (a *app) tenantList() *cobra.Command {
+	return &cobra.Command{
+		Use:   "list",
+		Short: "List tenants",
+		Args:  args(),
+		RunE: a.connected(func(ctx context.Context, c *client.Client, cmd *cobra.Command, _ []string) error {
+			resp, err := c.Tenants.ListTenants(ctx, &lockboxv1.ListTenantsRequest{})
+			if err != nil {
+				return err
+			}
+			return a.print(cmd, resp, func(w io.Writer) {
+				var rows [][]string
+				for _, t := range resp.Tenants {
+					rows = append(rows, []string{t.Id, yesNo(t.LockboxEnabled), t.Name})
+				}
+				table(w, "TENANT LOCKBOX NAME", rows)
+			})
+		}),
+	}
+}
+
+func (a *app) showTenant(cmd *cobra.Command, t *lockboxv1.Tenant, err error) error {
+	if err != nil {
+		return err
+	}
+	return a.print(cmd, t, func(w io.Writer) {
+		fields(w, "Tenant", t.Id, "Name", t.Name, "Lockbox", yesNo(t.LockboxEnabled), "Without Lockbox", t.WithoutLockbox)
+		for _, s := range t.Subscriptions {
+			fmt.Fprintf(w, "Subscription  %s  support plan %s\n", s.Id, s.SupportPlan)
+		}
+	})
+}
+
+func (a *app) subscriptionCommand() *cobra.Command {
+	req := &lockboxv1.CreateSubscriptionRequest{}
+	create := &cobra.Command{
+		Use:   "create [ID] --tenant TENANT --support-plan PLAN",
+		Short: "Register a subscription; without ID one is made",
+		Args:  cobra.MaximumNArgs(1),
+		RunE: a.connected(func(ctx context.Context, c *client.Client, cmd *cobra.Command, args []string) error {
+			if len(args) == 1 {
+				req.Id = args[0]
+			}
+			s, err := c.Tenants.CreateSubscription(ctx, req)
+			if err != nil {
+				return err
+			}
+			return a.print(cmd, s, func(w io.Writer) {
+				fields(w, "Subscription", s.Id, "Tenant", s.Tenant, "Support plan", s.SupportPlan)
+			})
+		}),
+	}
+	f := create.Flags()
+	f.StringVar(&req.Tenant, "tenant", "", "its tenant")
+	f.StringVar(&req.SupportPlan, "support-plan", "Basic", "Basic, Developer, Standard or ProfessionalDirect")
+	f.StringArrayVar(&req.Notify, "notify", nil, "alternate address to notify; being told never gives a right to approve")
+	return group("subscription", "Subscriptions", create)
+}
