@@ -6370,7 +6370,7 @@ type GetCheckpointResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Checkpoint    []byte                 `protobuf:"bytes,1,opt,name=checkpoint,proto3" json:"checkpoint,omitempty"` // signed note
 	VerifierKey   string                 `protobuf:"bytes,2,opt,name=verifier_key,json=verifierKey,proto3" json:"verifier_key,omitempty"`
-	Consistency   [][]byte               `protobuf:"bytes,3,rep,name=consistency,proto3" json:"consistency,omitempty"`
+	Consistency   []byte                 `protobuf:"bytes,3,opt,name=consistency,proto3" json:"consistency,omitempty"` // proof from consistent_with, as auditlog.ProveConsistency makes it
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -6419,7 +6419,7 @@ func (x *GetCheckpointResponse) GetVerifierKey() string {
 	return ""
 }
 
-func (x *GetCheckpointResponse) GetConsistency() [][]byte {
+func (x *GetCheckpointResponse) GetConsistency() []byte {
 	if x != nil {
 		return x.Consistency
 	}
@@ -6893,7 +6893,7 @@ const file_lockbox_v1_lockbox_proto_rawDesc = "" +
 	"checkpoint\x18\x01 \x01(\fR\n" +
 	"checkpoint\x12!\n" +
 	"\fverifier_key\x18\x02 \x01(\tR\vverifierKey\x12 \n" +
-	"\vconsistency\x18\x03 \x03(\fR\vconsistency2\xc0\x04\n" +
+	"\vconsistency\x18\x03 \x01(\fR\vconsistency2\xc0\x04\n" +
 	"\x0eAccountService\x12<\n" +
 	"\x05Login\x12\x18.lockbox.v1.LoginRequest\x1a\x19.lockbox.v1.LoginResponse\x12?\n" +
 	"\x06WhoAmI\x12\x19.lockbox.v1.WhoAmIRequest\x1a\x1a.lockbox.v1.WhoAmIResponse\x12]\n" +
