@@ -53,7 +53,7 @@ func findSigner(ctx context.Context, cmd *cobra.Command, file string, policy app
 	var have []string
 	for _, s := range signers {
 		fingerprint := ssh.FingerprintSHA256(s.PublicKey())
-		if k, ok := policy.KeyOf(fingerprint); ok {
+		if k, ok := policy.KeyByFingerprint(fingerprint); ok {
 			return s, k, done, nil
 		}
 		have = append(have, fingerprint)

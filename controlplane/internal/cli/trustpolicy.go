@@ -71,7 +71,9 @@ approvers are made, each with threshold 1. Between groups it is AND.`,
 			if err := a.rememberPolicy(args[0], digest); err != nil {
 				return err
 			}
-			return a.print(cmd, doc, func(w io.Writer) { fields(w, "Trust policy", string(digest), "Version", strconv.FormatInt(policy.Version, 10)) })
+			return a.print(cmd, doc, func(w io.Writer) {
+				fields(w, "Trust policy", string(digest), "Version", strconv.FormatInt(policy.Version, 10))
+			})
 		}),
 	}
 	f := c.Flags()

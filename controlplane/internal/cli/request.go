@@ -1,0 +1,310 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/databox-lockbox/lockbox/controlplane/client"
+	"github.com/databox-lockbox/lockbox/protocol/approval"
+	lockboxv1 "github.com/databox-lockbox/lockbox/protocol/lockbox/v1"
+)
+
+func (a *app) requestCommand() *cobra.Command {
+	return group("request", "Lockbox requests: raise, decide, execute, revoke",
+		a.requestCreate(), a.requestShow(), a.requestList(),
+		a.requestDecide("approve", approval.Approve), a.requestDecide("deny", approval.Deny),
+		a.requestCancel(), a.requestExecute(), a.requestRevoke("revoke", "End an approved request: sessions closed, disks relocked"),
+		a.requestRevoke("done", "Say that the work is done: disks relocked, the approval spent"))
+}
+
+func (a *app) requestCreate() *cobra.Command {
+	req := &lockboxv1.CreateRequestRequest{}
+	var lasts time.Duration
+	c := &cobra.Command{
+		Use:   "create --device SERIAL --ticket TICKET --reason-code CODE --justification TEXT",
+		Short: "Raise a just-in-time request to unlock a device",
+		Long: `Raise a just-in-time request to unlock a device. It is evaluated at once and
+every factor is shown. Nothing is granted yet: internal approvers decide, then
+the customer.
+
+Reason codes: prepare-to-ship-not-run, copied-to-wrong-folder, incorrect-data-format.`,
+		Args: args(),
+		RunE: a.connected(func(ctx context.Context, c *client.Client, cmd *cobra.Command, _ []string) error {
+			req.DurationSeconds = int64(lasts / time.Second)
+			r, err := c.Requests.CreateRequest(ctx, req)
+			return a.showRequest(cmd, r, err)
+		}),
+	}
+	f := c.Flags()
+	f.StringVar(&req.Action, "action", "Unlock Databox", "what to do")
+	f.StringVar(&req.Serial, "device", "", "the device's serial")
+	f.StringVar(&req.Ticket, "ticket", "", "the ticket that is the reason")
+	f.StringVar(&req.ReasonCode, "reason-code", "", "prepare-to-ship-not-run, copied-to-wrong-folder or incorrect-data-format")
+	f.StringVar(&req.Justification, "justification", "", "why, in your words; the customer reads it")
+	f.StringVar(&req.Access, "access", "read-write", "read-only, read-write or delete")
+	f.DurationVar(&lasts, "for", 8*time.Hour, "how long, from the approval")
+	f.StringArrayVar(&req.Disks, "disk", nil, "only this disk, as NODE/DISK; may be given several times")
+	f.StringVar(&req.SshKey, "ssh-key", "", "fingerprint of the key you will use, if you have several")
+	return c
+}
+
+func (a *app) showRequest(cmd *cobra.Command, r *lockboxv1.Request, err error) error {
+	if err != nil {
+		return err
+	}
+	return a.print(cmd, r, func(w io.Writer) { writeRequest(w, r) })
+}
+
+func writeRequest(w io.Writer, r *lockboxv1.Request) {
+	fields(w, "Request", strconv.FormatInt(r.Number, 10)+"  "+r.Id, "Action", r.Action, "State", shownStatus(r),
+		"Ticket", r.Ticket, "Order", r.Order, "Device", r.Serial, "Engineer", r.Engineer, "Engineer's key", r.EngineerKey,
+		"Reason", r.ReasonCode, "Justification", r.Justification, "Access", r.Access,
+		"Duration", (time.Duration(r.DurationSeconds) * time.Second).String(),
+		"Created", when(r.Created), "Decide before", until(r.Expires),
+		"Access from", when(r.AccessStart), "Access until", until(r.AccessEnd),
+		"Trust policy", r.TrustPolicyDigest, "Notified", strings.Join(r.Notified, ", "))
+	for _, d := range r.Disks {
+		fmt.Fprintln(w, "  disk "+printable(d))
+	}
+	if r.Evaluation != nil {
+		fmt.Fprintln(w, "Evaluation")
+		for _, f := range r.Evaluation.Factors {
+			fmt.Fprintf(w, "  %-7s %-20s %s\n", passedWord(f.Passed), f.Name, printable(f.Reason))
+		}
+	}
+	for _, d := range r.Decisions {
+		fmt.Fprintf(w, "Decision      %s by %s for the %s, %s %s\n", d.Verdict, printable(d.Person), d.Role, when(d.Time), printable(d.Reason))
+	}
+	showHistory(w, r.History)
+}
+
+func shownStatus(r *lockboxv1.Request) string {
+	if r.ShownStatus != "" && r.ShownStatus != r.Status {
+		return r.ShownStatus + " (" + r.Status + ")"
+	}
+	return r.Status
+}
+
+func passedWord(passed bool) string {
+	if passed {
+		return "passed"
+	}
+	return "BLOCKED"
+}
+
+func (a *app) requestShow() *cobra.Command {
+	return &cobra.Command{
+		Use:   "show N",
+		Short: "Show a request: who, why, which disks, for how long, and its history",
+		Args:  args("N"),
+		RunE: a.connected(func(ctx context.Context, c *client.Client, cmd *cobra.Command, args []string) error {
+			r, err := c.Requests.GetRequest(ctx, &lockboxv1.GetRequestRequest{Id: args[0]})
+			return a.showRequest(cmd, r, err)
+		}),
+	}
+}
+
+func (a *app) requestList() *cobra.Command {
+	req := &lockboxv1.ListRequestsRequest{}
+	c := &cobra.Command{
+		Use:   "list [--pending]",
+		Short: "List requests; --pending is the organization's queue",
+		Args:  args(),
+		RunE: a.connected(func(ctx context.Context, c *client.Client, cmd *cobra.Command, _ []string) error {
+			resp, err := c.Requests.ListRequests(ctx, req)
+			if err != nil {
+				return err
+			}
+			return a.print(cmd, resp, func(w io.Writer) {
+				var rows [][]string
+				for _, r := range resp.Requests {
+					rows = append(rows, []string{strconv.FormatInt(r.Number, 10), shownStatus(r), r.Serial, r.Ticket, r.Engineer, r.ReasonCode, until(r.Expires)})
+				}
+				table(w, "N STATE DEVICE TICKET ENGINEER REASON DECIDE-BEFORE", rows)
+			})
+		}),
+	}
+	f := c.Flags()
+	f.BoolVar(&req.Pending, "pending", false, "only what waits for a decision")
+	f.StringVar(&req.Tenant, "tenant", "", "only this tenant's")
+	f.StringVar(&req.Order, "order", "", "only this order's")
+	return c
+}
+
+// decideFlags are the flags of approve and deny.
+type decideFlags struct {
+	key, reason string
+	shorten     time.Duration
+	yes         bool
+}
+
+func (a *app) requestDecide(use string, verdict approval.Verdict) *cobra.Command {
+	var flags decideFlags
+	c := &cobra.Command{
+		Use:   use + " N [--key FILE]",
+		Short: use + " a request with your SSH key",
+		Long: `Decide about a request with your SSH key, from a file or an ssh-agent.
+
+What you see is read from the request statement itself, whose digest you sign;
+the trust policy is compared with the one you signed before, and the activity
+log with what you saw of it before. Customers decide for the customer, internal
+approvers for the provider.`,
+		Args: args("N"),
+		RunE: a.connected(func(ctx context.Context, c *client.Client, cmd *cobra.Command, args []string) error {
+			return a.decide(ctx, c, cmd, args[0], verdict, flags)
+		}),
+	}
+	f := c.Flags()
+	f.StringVar(&flags.key, "key", "", "your SSH private key; without it, the ssh-agent's")
+	f.StringVar(&flags.reason, "reason", "", "why, for the record")
+	f.BoolVar(&flags.yes, "yes", false, "do not ask before signing")
+	if verdict == approval.Approve {
+		f.DurationVar(&flags.shorten, "for", 0, "give less time than was asked for")
+	}
+	return c
+}
+
+func (a *app) decide(ctx context.Context, c *client.Client, cmd *cobra.Command, id string, verdict approval.Verdict, flags decideFlags) error {
+	r, err := c.Requests.GetRequest(ctx, &lockboxv1.GetRequestRequest{Id: id})
+	if err != nil {
+		return err
+	}
+	statement, err := approval.ParseStatement(r.GetStatement().GetPayload())
+	if err != nil {
+		return fmt.Errorf("cannot read the request statement: do not approve, tell your security team: %w", err)
+	}
+	policy, err := fetchPolicy(ctx, c, string(statement.OrderID), statement.PolicyDigest)
+	if err != nil {
+		return err
+	}
+	same, err := a.checkPolicy(string(statement.OrderID), statement.PolicyDigest)
+	if err != nil {
+		return err
+	}
+	log, err := a.checkLog(ctx, c, policy.LogKey)
+	if err != nil {
+		return err
+	}
+	signer, key, done, err := findSigner(ctx, cmd, flags.key, policy)
+	if err != nil {
+		return err
+	}
+	defer done()
+	w := cmd.ErrOrStderr()
+	showStatement(w, statement, same)
+	fields(w, "Activity log", fmt.Sprintf("%d records, grown from what you saw before", log.Size))
+	decision, err := newDecision(r.Statement.Payload, statement, roleOf(policy, key.ID), verdict, key.ID, flags)
+	if err != nil {
+		return err
+	}
+	envelope, err := sign(cmd, decision, key.ID, signer, flags.yes)
+	if err != nil {
+		return err
+	}
+	r, err = c.Requests.Decide(ctx, &lockboxv1.DecideRequest{Id: r.Id, Envelope: envelope})
+	return a.showRequest(cmd, r, err)
+}
+
+func newDecision(payload []byte, s approval.Statement, role approval.Role, verdict approval.Verdict, keyID string, flags decideFlags) (approval.Decision, error) {
+	d := approval.Decision{
+		RequestDigest: approval.DigestOf(payload),
+		Role:          role,
+		Verdict:       verdict,
+		DecidedAt:     time.Now().Unix(),
+		Signer:        keyID,
+		Reason:        flags.reason,
+	}
+	if verdict == approval.Deny {
+		return d, nil
+	}
+	d.MaxDuration = s.MaxDuration
+	if shorter := int64(flags.shorten / time.Second); shorter > s.MaxDuration {
+		return d, usagef("--for %s is longer than the %s asked for: it can only be shortened", flags.shorten, time.Duration(s.MaxDuration)*time.Second)
+	} else if shorter > 0 {
+		d.MaxDuration = shorter
+	}
+	return d, nil
+}
+
+// roleOf returns the side for which a key decides: the provider's if only
+// provider groups name it.
+func roleOf(p approval.TrustPolicy, keyID string) approval.Role {
+	for _, r := range p.Rules {
+		for _, g := range r.CustomerGroups {
+			for _, k := range g.Keys {
+				if k == keyID {
+					return approval.Customer
+				}
+			}
+		}
+	}
+	return approval.Provider
+}
+
+// showStatement shows what is decided on, from the bytes that are decided on.
+func showStatement(w io.Writer, s approval.Statement, policy string) {
+	fields(w, "Request", string(s.RequestID), "Action", string(s.Action), "Purpose", string(s.Purpose), "Ticket", string(s.Ticket),
+		"Order", string(s.OrderID), "Engineer", string(s.Engineer.Person), "Engineer's key", s.Engineer.SSHKey,
+		"Reason", s.ReasonCode, "Access", string(s.Access), "Duration", (time.Duration(s.MaxDuration) * time.Second).String(),
+		"Created", when(s.Created), "Decide before", until(s.Expires),
+		"Trust policy", string(s.PolicyDigest), "", policy)
+	showNodes(w, s.Nodes, s.Disks)
+}
+
+func (a *app) requestCancel() *cobra.Command {
+	var reason string
+	c := &cobra.Command{
+		Use:   "cancel N",
+		Short: "Withdraw your own request",
+		Args:  args("N"),
+		RunE: a.connected(func(ctx context.Context, c *client.Client, cmd *cobra.Command, args []string) error {
+			r, err := c.Requests.CancelRequest(ctx, &lockboxv1.CancelRequestRequest{Id: args[0], Reason: reason})
+			return a.showRequest(cmd, r, err)
+		}),
+	}
+	c.Flags().StringVar(&reason, "reason", "", "why, for the record")
+	return c
+}
+
+func (a *app) requestExecute() *cobra.Command {
+	return &cobra.Command{
+		Use:   "execute N",
+		Short: "Unlock the device under an approved request",
+		Args:  args("N"),
+		RunE: a.connected(func(ctx context.Context, c *client.Client, cmd *cobra.Command, args []string) error {
+			stream, err := c.Requests.ExecuteRequest(ctx, &lockboxv1.ExecuteRequestRequest{Id: args[0]})
+			if err != nil {
+				return err
+			}
+			defer stream.Close()
+			return a.follow(cmd, stream.Receive)
+		}),
+	}
+}
+
+func (a *app) requestRevoke(use, short string) *cobra.Command {
+	var reason string
+	c := &cobra.Command{
+		Use:   use + " N",
+		Short: short,
+		Args:  args("N"),
+		RunE: a.connected(func(ctx context.Context, c *client.Client, cmd *cobra.Command, args []string) error {
+			resp, err := c.Requests.RevokeRequest(ctx, &lockboxv1.RevokeRequestRequest{Id: args[0], Reason: reason})
+			if err != nil {
+				return err
+			}
+			return a.print(cmd, resp, func(w io.Writer) {
+				fields(w, "Request", strconv.FormatInt(resp.Request.Number, 10), "State", shownStatus(resp.Request))
+				showRelocked(w, resp.Relocked)
+			})
+		}),
+	}
+	c.Flags().StringVar(&reason, "reason", "", "why, for the record")
+	return c
+}
