@@ -36,7 +36,10 @@ func (p *Policy) VerifyOrder(envelope []byte) (Order, Digest, error) {
 	if err != nil {
 		return Order{}, "", err
 	}
-	return e.doc, e.Digest(), p.verifyService(e.Envelope)
+	if err := p.verifyService(e.Envelope); err != nil {
+		return Order{}, "", err
+	}
+	return e.doc, e.Digest(), nil
 }
 
 // CommitRequest is what [Policy.VerifyCommit] judges.

@@ -37,7 +37,10 @@ func VerifyPolicyV1(envelope []byte) (*Policy, error) {
 	if err != nil {
 		return nil, err
 	}
-	return p, p.verifyCustomers(e.Envelope)
+	if err := p.verifyCustomers(e.Envelope); err != nil {
+		return nil, err
+	}
+	return p, nil
 }
 
 // VerifySuccessor verifies the policy that is to replace p: of the same tenant
@@ -58,10 +61,12 @@ func (p *Policy) VerifySuccessor(envelope []byte) (*Policy, error) {
 	if next.recovery, err = p.verifyRecovery(e.Envelope); err != nil {
 		return nil, err
 	}
-	if next.recovery {
-		return next, nil
+	if !next.recovery {
+		if err := p.verifyCustomers(e.Envelope); err != nil {
+			return nil, err
+		}
 	}
-	return next, p.verifyCustomers(e.Envelope)
+	return next, nil
 }
 
 // VerifyPolicies verifies version 1 and its successors in order and returns

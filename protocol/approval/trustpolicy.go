@@ -132,15 +132,15 @@ func (t TrustPolicy) Encode() ([]byte, error) { t.V = Version; return encode(t) 
 // Kind returns [KindPolicy].
 func (TrustPolicy) Kind() Kind { return KindPolicy }
 
-// KeyOf returns the key with an SSH fingerprint, and whether there is one.
-func (t TrustPolicy) KeyOf(fingerprint string) (Key, bool) {
-	i := slices.IndexFunc(t.allKeys(), func(k Key) bool {
-		return fingerprint != "" && k.Fingerprint() == fingerprint
-	})
-	if i < 0 {
-		return Key{}, false
+// KeyByFingerprint returns the SSH key with a fingerprint, "SHA256:…", and
+// whether there is one.
+func (t TrustPolicy) KeyByFingerprint(fingerprint string) (Key, bool) {
+	for _, k := range t.allKeys() {
+		if k.Kind == SSHKey && k.Fingerprint() == fingerprint {
+			return k, true
+		}
 	}
-	return t.allKeys()[i], true
+	return Key{}, false
 }
 
 // allKeys returns the keys of people, the recovery key among them.

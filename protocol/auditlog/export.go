@@ -129,6 +129,9 @@ func (x *verifier) readHeader(v note.Verifier) error {
 	var signed []byte
 	for empty, first := 0, true; empty < 2; first = false {
 		line, err := x.readLine()
+		if errors.Is(err, io.EOF) {
+			return tampered(-1, "it ends before its first record")
+		}
 		if err != nil {
 			return err
 		}

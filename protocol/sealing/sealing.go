@@ -38,6 +38,7 @@ const (
 	KeySize    = 32                     // of a key before it is sealed
 	NonceSize  = 32                     // of a challenge's nonce
 	PublicSize = 1216                   // of a public key
+	seedSize   = 32                     // of a private key
 	encSize    = 1120                   // of the encapsulated secret
 	SealedSize = encSize + KeySize + 16 // of a sealed key
 )
@@ -93,7 +94,7 @@ func (c Context) check() error {
 // PrivateKey is the key of one challenge. Only its seed is kept, so that
 // wiping it wipes all. It is not safe for use by several goroutines at once.
 type PrivateKey struct {
-	seed   [KeySize]byte
+	seed   [seedSize]byte
 	public []byte
 	wiped  bool
 }

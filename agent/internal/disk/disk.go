@@ -1,17 +1,32 @@
-// Package disk turns one BitLocker image into a mounted folder and back.
+// Package disk turns one BitLocker image into a mounted folder, and back within
+// two seconds.
+//
+//	image ─ bitlocker ─ FUSE file ─ loop device ─ ntfs-3g ─ folder
+//
+// The rules:
+//
+//   - Only this process holds keys. The decrypted volume is one file that only
+//     root can open; whatever lies above it dies with the process.
+//   - What a caller was told is synced is in the image, whoever is killed next.
+//   - [Opened.Close] waits for nobody: not for a client, not for a file system
+//     that hangs. Keys are gone after 1.5 s, everything else after 2 s.
+//   - Decrypted data is cached in one place, the loop device, which goes with the
+//     last of its users; a file held open over a relock reads nothing any more.
+//   - A [Keeper] undoes what a killed agent leaves, and [Cleanup] what a dead
+//     machine leaves.
 package disk
 
 import (
-	"context"
 	"errors"
+	"fmt"
 	"io"
-	"os/exec"
+	"io/fs"
+	"os"
+	"path/filepath"
 
 	"github.com/databox-lockbox/lockbox/agent/bitlocker"
 	"github.com/databox-lockbox/lockbox/protocol"
 )
-
-var errDraft = errors.New("disk: not written yet")
 
 // Disk is one configured disk of the node.
 type Disk struct {
@@ -19,84 +34,109 @@ type Disk struct {
 	Image string // path of the image file
 }
 
-// Inspect reads what the volume says in clear. It needs no key.
-func (d Disk) Inspect() (bitlocker.Info, error) { return bitlocker.Info{}, errDraft }
-
-// Evidence is what of a disk is open on this machine.
-type Evidence struct {
-	Exports []string // mount points of the decrypted volume as a file
-	Loops   []string // loop devices over the decrypted volume or the image
-	Mounts  []string // mount points of the file system inside
+// Inspect reads what the volume says in clear. It needs no key and changes
+// nothing. Its errors are those of [bitlocker.Open], with the path added.
+func (d Disk) Inspect() (bitlocker.Info, error) {
+	image, err := os.Open(d.Image)
+	if err != nil {
+		return bitlocker.Info{}, err
+	}
+	defer image.Close()
+	volume, err := readVolume(image, true)
+	if err != nil {
+		return bitlocker.Info{}, err
+	}
+	return volume.Info(), nil
 }
 
-// None reports whether nothing is open.
-func (e Evidence) None() bool { return len(e.Exports)+len(e.Loops)+len(e.Mounts) == 0 }
-
-// Evidence looks at the machine, not at the agent's own books.
-func (d Disk) Evidence(runDir string) (Evidence, error) { return Evidence{}, errDraft }
+// readVolume reads the volume's metadata from image.
+func readVolume(image *os.File, readOnly bool) (*bitlocker.Volume, error) {
+	size, err := image.Seek(0, io.SeekEnd)
+	if err != nil {
+		return nil, err
+	}
+	var r io.ReaderAt = image
+	if readOnly {
+		r = io.NewSectionReader(image, 0, size) // hides WriteAt
+	}
+	volume, err := bitlocker.Open(r, size)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", image.Name(), err)
+	}
+	return volume, nil
+}
 
 // Spec says which disk is opened, and how.
 type Spec struct {
 	Disk
-	RunDir   string  // the agent's private run directory; what belongs to the disk lies in <RunDir>/disks/<ID>
-	ReadOnly bool    // nothing is written to the image
+	RunDir   string  // the agent's private run directory, made if missing; the disk's things are in <RunDir>/disks/<ID>
+	ReadOnly bool    // the image is opened read-only
 	Bare     bool    // no folder: Mount does nothing and returns ""
-	Keeper   *Keeper // undoes the mount when the agent dies; may be nil in tests
+	Keeper   *Keeper // undoes the mount when the agent is killed; nil only where that does not matter
 }
 
-// Opened is a disk whose volume is decrypted.
-type Opened struct{}
+// disksDir returns the folder below runDir that holds a folder per disk.
+func disksDir(runDir string) string { return filepath.Join(runDir, "disks") }
 
-// Open unlocks the volume with key, which the caller wipes afterwards. A key that
-// does not open it is refused with [protocol.CodeDiskKey]. Nothing is mounted yet.
-func Open(ctx context.Context, spec Spec, key bitlocker.ExternalKey) (*Opened, error) {
-	return nil, errDraft
+// places are where one disk is found while it is mounted.
+type places struct {
+	runDir string // as the kernel names it
+	base   string // the folder of the disk
+	export string // mount point of the decrypted volume
+	files  string // mount point of the file system inside
+	tag    string // name of the loop device
 }
 
-// ID returns the disk's name.
-func (o *Opened) ID() protocol.DiskID { return "" }
+func placesOf(runDir string, id protocol.DiskID) *places {
+	base := filepath.Join(disksDir(runDir), string(id))
+	return &places{
+		runDir: runDir,
+		base:   base,
+		export: filepath.Join(base, "volume"),
+		files:  filepath.Join(base, "files"),
+		tag:    loopTag(runDir, id),
+	}
+}
 
-// Mount shows the volume's files below the returned folder.
-func (o *Opened) Mount(ctx context.Context) (dir string, err error) { return "", errDraft }
+// makePlaces makes the run directory, for root only, and the disk's folders in it.
+func makePlaces(spec Spec) (*places, error) {
+	if err := os.MkdirAll(spec.RunDir, 0o700); err != nil {
+		return nil, err
+	}
+	runDir, err := realPath(spec.RunDir)
+	if err != nil {
+		return nil, err
+	}
+	p := placesOf(runDir, spec.ID)
+	for _, dir := range []string{p.export, p.files} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return nil, err
+		}
+	}
+	return p, nil
+}
 
-// Done is closed when the disk is no longer usable: after Wipe or Close, or
-// because its file system's process ended by itself.
-func (o *Opened) Done() <-chan struct{} { return nil }
+// remove removes the disk's folders. It never removes what is in them: should
+// something still be mounted there, it fails.
+func (p *places) remove() error {
+	for _, dir := range []string{p.files, p.export, p.base} {
+		if err := os.Remove(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return nil
+}
 
-// Wipe ends all access at once: the keys are gone from memory, and reads and
-// writes fail. Unsynced data is lost, unless Close ran before. It does not wait.
-func (o *Opened) Wipe() {}
+// things are what the keeper undoes, in this order.
+func (p *places) things() []thing {
+	return []thing{{Mount: p.files}, {Mount: p.export}, {Loop: p.tag}}
+}
 
-// Close syncs for at most a second, wipes the keys half a second before ctx's
-// deadline at the latest (1.5 s from now if it has none or a later one) and
-// undoes the mount. It returns within 2 s.
-func (o *Opened) Close(ctx context.Context) error { return errDraft }
-
-// Cleanup undoes what an earlier agent left of runDir: processes, mounts, loops.
-func Cleanup(ctx context.Context, runDir string) error { return errDraft }
-
-// ProtectMemory keeps this process's memory out of core files.
-func ProtectMemory() error { return errDraft }
-
-// Keeper is a process that outlives the agent by a moment and undoes what the
-// agent left when it was killed.
-type Keeper struct{}
-
-// StartKeeper runs argv, a program that calls [RunKeeper] on its standard input.
-func StartKeeper(argv []string) (*Keeper, error) { return nil, errDraft }
-
-// RunKeeper is the keeper's main function: it returns when the agent has died
-// and all is undone, within 2 s, or when the agent has closed its keeper.
-func RunKeeper(r io.Reader) error { return errDraft }
-
-// Done is closed when the keeper's process has ended.
-func (k *Keeper) Done() <-chan struct{} { return nil }
-
-// Close ends the keeper.
-func (k *Keeper) Close() error { return errDraft }
-
-// Child is a process that never outlives the agent.
-type Child struct{}
-
-// StartChild starts cmd.
-func StartChild(cmd *exec.Cmd, keeper *Keeper) (*Child, error) { return nil, errDraft }
+// realPath returns path as the kernel names it.
+func realPath(path string) (string, error) {
+	abs, err := filepath.Abs(path)
+	if err != nil {
+		return "", err
+	}
+	return filepath.EvalSymlinks(abs)
+}

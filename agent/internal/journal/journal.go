@@ -220,10 +220,17 @@ func (j *Journal) undo(n, end int64, cause error) error {
 	return writeError(cause)
 }
 
+// cut shortens the files to n records. The hashes go first: hashes without
+// their record would count as damage.
 func (j *Journal) cut(n, end int64) error {
-	err := errors.Join(truncateSync(j.hashes, hashesEnd(n)), truncateSync(j.records, end))
-	j.torn = err != nil
-	return err
+	if err := truncateSync(j.hashes, hashesEnd(n)); err != nil {
+		return err
+	}
+	if err := truncateSync(j.records, end); err != nil {
+		return err
+	}
+	j.torn = false
+	return nil
 }
 
 func writeError(err error) error {

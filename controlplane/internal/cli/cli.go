@@ -123,6 +123,8 @@ Admins         lockbox person create, lockbox tenant create, lockbox audit expor
 Start with 'lockbox login --server HOST:PORT'.`,
 		SilenceErrors: true,
 		SilenceUsage:  true,
+		Args:          noWords,
+		RunE:          func(c *cobra.Command, _ []string) error { return c.Help() },
 		PersistentPreRunE: func(*cobra.Command, []string) error {
 			if a.output != "text" && a.output != "json" {
 				return usagef("--output is %q: want text or json", a.output)
@@ -165,16 +167,18 @@ func group(use, short string, subs ...*cobra.Command) *cobra.Command {
 	c := &cobra.Command{
 		Use:   use,
 		Short: short,
-		Args: func(c *cobra.Command, args []string) error {
-			if len(args) > 0 {
-				return usagef("unknown command %q for %q; see '%s --help'", args[0], c.CommandPath(), c.CommandPath())
-			}
-			return nil
-		},
-		RunE: func(c *cobra.Command, _ []string) error { return c.Help() },
+		Args:  noWords,
+		RunE:  func(c *cobra.Command, _ []string) error { return c.Help() },
 	}
 	c.AddCommand(subs...)
 	return c
+}
+
+func noWords(c *cobra.Command, args []string) error {
+	if len(args) > 0 {
+		return usagef("unknown command %q for %q; see '%s --help'", args[0], c.CommandPath(), c.CommandPath())
+	}
+	return nil
 }
 
 // args demands exactly these arguments, by name.
