@@ -48,7 +48,8 @@ type Limits struct {
 	HeaderBytes      int           // of a request or a response; default 16 KiB
 	BodyBytes        int64         // of a request or a response; default 16 MiB
 	HandshakeTimeout time.Duration // from TCP connection to named peer; default 10 s
-	WriteTimeout     time.Duration // of one write without progress; default 10 s
+	WriteTimeout     time.Duration // of one write to the connection, and of a pause within a frame; default 10 s
+	StallTimeout     time.Duration // of a write to a stream whose other end does not read; default 30 s, for upgraded streams StreamIdle
 	HeaderTimeout    time.Duration // until a request's header is read; default 10 s
 	BodyTimeout      time.Duration // until a request's body is read; default 1 min
 	StreamIdle       time.Duration // silence in both directions after which a stream ends; default 15 min
@@ -65,6 +66,7 @@ func (l Limits) withDefaults() Limits {
 		BodyBytes:        cmp.Or(l.BodyBytes, 16<<20),
 		HandshakeTimeout: cmp.Or(l.HandshakeTimeout, 10*time.Second),
 		WriteTimeout:     cmp.Or(l.WriteTimeout, 10*time.Second),
+		StallTimeout:     cmp.Or(l.StallTimeout, 30*time.Second),
 		HeaderTimeout:    cmp.Or(l.HeaderTimeout, 10*time.Second),
 		BodyTimeout:      cmp.Or(l.BodyTimeout, time.Minute),
 		StreamIdle:       cmp.Or(l.StreamIdle, 15*time.Minute),
