@@ -1,0 +1,176 @@
+package auth
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/subtle"
+	"encoding/hex"
+	"strings"
+	"time"
+
+	"github.com/databox-lockbox/lockbox/certs"
+	"github.com/databox-lockbox/lockbox/controlplane/internal/store"
+	"github.com/databox-lockbox/lockbox/protocol"
+	"github.com/databox-lockbox/lockbox/protocol/auditlog"
+	lockboxv1 "github.com/databox-lockbox/lockbox/protocol/lockbox/v1"
+)
+
+// Limits of tokens and certificates.
+const (
+	TokenTTL       = 24 * time.Hour   // of a login token
+	CertificateTTL = 12 * time.Hour   // of a person's certificate
+	MaxFailures    = 5                // wrong secrets for one token before it is locked
+	LockOut        = 15 * time.Minute // how long it then stays locked
+)
+
+// tokenWord begins every login token: "lbxlogin.<id>.<secret>.<pin>".
+const tokenWord = "lbxlogin"
+
+// errToken is the one answer to whatever is wrong with a login token, so that
+// guessing teaches nothing.
+var errToken = protocol.Errorf(protocol.CodeUnauthenticated, "the login token is not valid, was used, or has expired: ask an admin for a new one")
+
+// Login exchanges a login token and a certificate request for a certificate.
+// It is the one call without a caller.
+func (s *Service) Login(ctx context.Context, in *lockboxv1.LoginRequest) (*lockboxv1.LoginResponse, error) {
+	id, secret, ok := splitToken(in.Token)
+	if !ok {
+		return nil, errToken
+	}
+	var out *lockboxv1.LoginResponse
+	var refused error
+	err := s.Store.Tx(ctx, func(tx *store.Tx) error {
+		token, err := tx.LoginToken(ctx, id)
+		if protocol.CodeOf(err) == protocol.CodeNotFound {
+			refused = errToken
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		if refused, err = s.judge(ctx, tx, &token, secret); refused != nil || err != nil {
+			return err
+		}
+		out, err = s.admit(ctx, tx, token, in.Csr)
+		return err
+	})
+	switch {
+	case err != nil:
+		return nil, err
+	case refused != nil:
+		return nil, refused
+	}
+	return out, nil
+}
+
+// judge says why a token is refused, and counts wrong secrets. What it writes
+// must be committed even though the login is refused.
+func (s *Service) judge(ctx context.Context, tx *store.Tx, token *store.LoginToken, secret string) (refused, err error) {
+	now := s.Now()
+	if now.Before(token.LockedUntil) {
+		return protocol.Errorf(protocol.CodeLimit, "too many wrong login tokens: locked until %s", token.LockedUntil.Format(time.RFC3339)), nil
+	}
+	sum := sha256.Sum256([]byte(secret))
+	if subtle.ConstantTimeCompare(sum[:], token.SecretHash) == 1 {
+		if !token.Used.IsZero() || !now.Before(token.Expires) {
+			return errToken, s.refuse(ctx, tx, token.Person, "used or expired")
+		}
+		return nil, nil
+	}
+	token.Failures++
+	if token.Failures >= MaxFailures {
+		token.Failures, token.LockedUntil = 0, now.Add(LockOut)
+	}
+	if err := tx.UpdateLoginToken(ctx, token); err != nil {
+		return nil, err
+	}
+	return errToken, s.refuse(ctx, tx, token.Person, "wrong secret")
+}
+
+func (s *Service) refuse(ctx context.Context, tx *store.Tx, person protocol.Person, why string) error {
+	rec := auditlog.NewRecord(s.Now(), auditlog.OpRefuseLogin, auditlog.Refused)
+	rec.Caller, rec.ResourceID = string(person), "/people/"+string(person)
+	rec.Properties = map[string]string{"reason": why}
+	_, err := s.Audit.Record(ctx, tx, rec)
+	return err
+}
+
+// admit spends the token and issues the certificate.
+func (s *Service) admit(ctx context.Context, tx *store.Tx, token store.LoginToken, csr []byte) (*lockboxv1.LoginResponse, error) {
+	row, err := tx.Person(ctx, token.Person)
+	if err != nil {
+		return nil, err
+	}
+	if !row.Removed.IsZero() {
+		return nil, errToken
+	}
+	chain, err := s.issue(csr, row.Name)
+	if err != nil {
+		return nil, err
+	}
+	token.Used = s.Now()
+	if err := tx.UpdateLoginToken(ctx, &token); err != nil {
+		return nil, err
+	}
+	rec := s.record(Caller{Person: row.Name}, auditlog.OpLogin, row)
+	if _, err := s.Audit.Record(ctx, tx, rec); err != nil {
+		return nil, err
+	}
+	person, err := show(ctx, tx, row)
+	if err != nil {
+		return nil, err
+	}
+	return &lockboxv1.LoginResponse{Chain: chain, ServerRoots: [][]byte{s.Authority.Roots().Servers.Raw}, Person: person}, nil
+}
+
+// RenewCertificate replaces the caller's certificate before it expires.
+func (s *Service) RenewCertificate(ctx context.Context, caller Caller, in *lockboxv1.RenewCertificateRequest) (*lockboxv1.RenewCertificateResponse, error) {
+	chain, err := s.issue(in.Csr, caller.Person)
+	if err != nil {
+		return nil, err
+	}
+	return &lockboxv1.RenewCertificateResponse{Chain: chain}, nil
+}
+
+func (s *Service) issue(csr []byte, person protocol.Person) ([][]byte, error) {
+	chain, err := s.Authority.IssuePerson(csr, person, CertificateTTL)
+	if err != nil {
+		return nil, protocol.Errorf(protocol.CodeInvalid, "%v", err)
+	}
+	return chain, nil
+}
+
+// newToken ends a person's earlier tokens and makes a new one. Only a hash of
+// its secret is stored.
+func (s *Service) newToken(ctx context.Context, tx *store.Tx, person protocol.Person) (string, error) {
+	if err := tx.DeleteLoginTokens(ctx, person); err != nil {
+		return "", err
+	}
+	id, secret := randomHex(8), randomHex(32)
+	sum := sha256.Sum256([]byte(secret))
+	now := s.Now()
+	err := tx.InsertLoginToken(ctx, &store.LoginToken{ID: id, Person: person, SecretHash: sum[:], Created: now, Expires: now.Add(TokenTTL)})
+	if err != nil {
+		return "", err
+	}
+	pin := strings.TrimPrefix(certs.Pin(s.Authority.Roots().Servers), "sha256:")
+	return strings.Join([]string{tokenWord, id, secret, pin}, "."), nil
+}
+
+// maxToken is longer than any token that is made here.
+const maxToken = 256
+
+func splitToken(token string) (id, secret string, ok bool) {
+	parts := strings.Split(token, ".")
+	if len(token) > maxToken || len(parts) != 4 || parts[0] != tokenWord {
+		return "", "", false
+	}
+	return parts[1], parts[2], true
+}
+
+func randomHex(bytes int) string {
+	b := make([]byte, bytes)
+	rand.Read(b)
+	return hex.EncodeToString(b)
+}
