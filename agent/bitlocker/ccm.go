@@ -1,10 +1,6 @@
 package bitlocker
 
-import (
-	"crypto/aes"
-	"crypto/cipher"
-	"crypto/subtle"
-)
+import "crypto/subtle"
 
 // AES-256-CCM (RFC 3610) in the one shape that BitLocker uses: 12-byte nonce,
 // 16-byte MAC, 3-byte length, no associated data. On disk the MAC comes before
@@ -51,23 +47,19 @@ func seal(key, nonce, text []byte) sealed {
 }
 
 // ccm seals or opens one item. Its scratch lives on the heap, where it is
-// cleared; the cipher modes of the standard library would copy the key schedule.
+// cleared.
 type ccm struct {
-	block   cipher.Block
+	key     *aesKey
 	nonce   []byte
 	scratch []byte // two blocks: one for the MAC, one for the key stream
 }
 
 func newCCM(key, nonce []byte) *ccm {
-	block, err := aes.NewCipher(key)
-	if err != nil {
-		panic("bitlocker: internal error: " + err.Error())
-	}
-	return &ccm{block, nonce, make([]byte, 2*aes.BlockSize)}
+	return &ccm{newAESKey(key), nonce, make([]byte, 2*blockSize)}
 }
 
 func (c *ccm) wipe() {
-	wipeBlock(c.block)
+	c.key.wipe()
 	clear(c.scratch)
 }
 
@@ -80,25 +72,27 @@ func (c *ccm) counterBlock(dst []byte, flags byte, n int) {
 
 // xorStream encrypts or decrypts text in place.
 func (c *ccm) xorStream(text []byte) {
-	stream := c.scratch[aes.BlockSize:]
+	stream := c.scratch[blockSize:]
 	for n := 1; len(text) > 0; n++ {
 		c.counterBlock(stream, flagsCounter, n)
-		c.block.Encrypt(stream, stream)
+		c.encrypt(stream)
 		text = text[subtle.XORBytes(text, text, stream):]
 	}
 }
 
 // mac returns the MAC of the plaintext, in scratch.
 func (c *ccm) mac(text []byte) []byte {
-	mac, stream := c.scratch[:aes.BlockSize], c.scratch[aes.BlockSize:]
+	mac, stream := c.scratch[:blockSize], c.scratch[blockSize:]
 	c.counterBlock(mac, flagsFirst, len(text))
-	c.block.Encrypt(mac, mac)
+	c.encrypt(mac)
 	for len(text) > 0 {
 		text = text[subtle.XORBytes(mac, mac, text):]
-		c.block.Encrypt(mac, mac)
+		c.encrypt(mac)
 	}
 	c.counterBlock(stream, flagsCounter, 0)
-	c.block.Encrypt(stream, stream)
+	c.encrypt(stream)
 	subtle.XORBytes(mac, mac, stream)
 	return mac
 }
+
+func (c *ccm) encrypt(block []byte) { c.key.encrypt(block, zeros[:], zeros[:]) }

@@ -1,11 +1,7 @@
 package bitlocker
 
 import (
-	"crypto/aes"
-	"crypto/cipher"
-	"crypto/subtle"
 	"fmt"
-	"math/bits"
 	"sync"
 )
 
@@ -76,141 +72,107 @@ func newSectorCipher(m Method, key []byte, sectorSize int) (sectorCipher, error)
 	return methods[m].cipher(key, sectorSize), nil
 }
 
-func newBlock(key []byte) cipher.Block {
-	b, err := aes.NewCipher(key)
-	if err != nil {
-		panic("bitlocker: internal error: " + err.Error())
-	}
-	return b
+// scratch is the working memory of a cipher call: first tweaks or an IV, and the
+// masks of a sector.
+type scratch struct {
+	first [tweakBatch * blockSize]byte
+	masks [4096]byte
 }
-
-// scratch holds one block of work for a cipher call. It is on the heap because
-// what is passed to a [cipher.Block] is.
-type scratch [aes.BlockSize]byte
 
 var scratchPool = sync.Pool{New: func() any { return new(scratch) }}
 
 // xts is AES-XTS (IEEE 1619) with the sector's number as tweak.
 type xts struct {
-	data, tweak cipher.Block
+	data, tweak *aesKey
 	sectorSize  int
 }
 
 func newXTS(key []byte, sectorSize int) sectorCipher {
 	half := len(key) / 2
-	return &xts{newBlock(key[:half]), newBlock(key[half:]), sectorSize}
+	return &xts{newAESKey(key[:half]), newAESKey(key[half:]), sectorSize}
 }
 
 func (c *xts) wipe() {
-	wipeBlock(c.data)
-	wipeBlock(c.tweak)
+	c.data.wipe()
+	c.tweak.wipe()
 }
 
-func (c *xts) encrypt(b []byte, pos int64) {
+func (c *xts) encrypt(b []byte, pos int64) { c.crypt((*aesKey).encrypt, b, pos) }
+func (c *xts) decrypt(b []byte, pos int64) { c.crypt((*aesKey).decrypt, b, pos) }
+
+// tweakBatch is the number of sectors whose tweaks are encrypted together.
+const tweakBatch = 8
+
+func (c *xts) crypt(f func(k *aesKey, b, pre, post []byte), b []byte, pos int64) {
 	s := scratchPool.Get().(*scratch)
 	defer scratchPool.Put(s)
-	for ; len(b) > 0; b, pos = b[c.sectorSize:], pos+int64(c.sectorSize) {
-		t := c.firstTweak(s, pos)
-		for i := 0; i < c.sectorSize; i += aes.BlockSize {
-			block := b[i : i+aes.BlockSize : i+aes.BlockSize]
-			t.xor(block)
-			c.data.Encrypt(block, block)
-			t.xor(block)
-			t.double()
+	number := uint64(pos) / uint64(c.sectorSize)
+	for len(b) > 0 {
+		n := min(len(b)/c.sectorSize, tweakBatch)
+		first := s.first[:n*blockSize]
+		clear(first)
+		for i := range n {
+			le.PutUint64(first[i*blockSize:], number+uint64(i))
 		}
+		c.tweak.encrypt(first, zeros[:], zeros[:])
+		for i := range n {
+			fillTweaks(s.masks[:c.sectorSize], first[i*blockSize:])
+			f(c.data, b[:c.sectorSize], s.masks[:], s.masks[:])
+			b = b[c.sectorSize:]
+		}
+		number += uint64(n)
 	}
 }
 
-// decrypt uses [subtle.XORBytes] after each block for its side effect: AES
-// decryption ends with the raw data key in a vector register, from which a
-// signal or a preemption would save it to memory; XORBytes reuses that register.
-func (c *xts) decrypt(b []byte, pos int64) {
-	s := scratchPool.Get().(*scratch)
-	defer scratchPool.Put(s)
-	for ; len(b) > 0; b, pos = b[c.sectorSize:], pos+int64(c.sectorSize) {
-		t := c.firstTweak(s, pos)
-		for i := 0; i < c.sectorSize; i += aes.BlockSize {
-			block := b[i : i+aes.BlockSize : i+aes.BlockSize]
-			t.xor(block)
-			t.put(s)
-			c.data.Decrypt(block, block)
-			subtle.XORBytes(block, block, s[:])
-			t.double()
-		}
+// fillTweaks fills masks with the tweaks of successive blocks: each is the one
+// before, times the generator of GF(2^128).
+func fillTweaks(masks, first []byte) {
+	lo, hi := le.Uint64(first), le.Uint64(first[8:])
+	for ; len(masks) >= blockSize; masks = masks[blockSize:] {
+		le.PutUint64(masks, lo)
+		le.PutUint64(masks[8:], hi)
+		carry := hi >> 63
+		hi = hi<<1 | lo>>63
+		lo = lo<<1 ^ -carry&0x87
 	}
-}
-
-func (c *xts) firstTweak(s *scratch, pos int64) tweak {
-	clear(s[:])
-	le.PutUint64(s[:], uint64(pos)/uint64(c.sectorSize))
-	c.tweak.Encrypt(s[:], s[:])
-	return tweak{le.Uint64(s[:]), le.Uint64(s[8:])}
-}
-
-// tweak is an element of GF(2^128), low half first.
-type tweak struct{ lo, hi uint64 }
-
-// double multiplies by the generator.
-func (t *tweak) double() {
-	lo, carry := bits.Add64(t.lo, t.lo, 0)
-	hi, carry := bits.Add64(t.hi, t.hi, carry)
-	t.lo, t.hi = lo^(-carry&0x87), hi
-}
-
-func (t *tweak) xor(block []byte) {
-	le.PutUint64(block, le.Uint64(block)^t.lo)
-	le.PutUint64(block[8:], le.Uint64(block[8:])^t.hi)
-}
-
-func (t *tweak) put(s *scratch) {
-	le.PutUint64(s[:], t.lo)
-	le.PutUint64(s[8:], t.hi)
 }
 
 // cbc is AES-CBC with the encrypted byte offset of the sector as IV.
 type cbc struct {
-	block      cipher.Block
+	key        *aesKey
 	sectorSize int
 }
 
-func newCBC(key []byte, sectorSize int) sectorCipher { return &cbc{newBlock(key), sectorSize} }
+func newCBC(key []byte, sectorSize int) sectorCipher { return &cbc{newAESKey(key), sectorSize} }
 
-func (c *cbc) wipe() { wipeBlock(c.block) }
+func (c *cbc) wipe() { c.key.wipe() }
 
-func (c *cbc) iv(s *scratch, pos int64) []byte {
-	clear(s[:])
-	le.PutUint64(s[:], uint64(pos))
-	c.block.Encrypt(s[:], s[:])
-	return s[:]
+func (c *cbc) putIV(iv []byte, pos int64) {
+	clear(iv)
+	le.PutUint64(iv, uint64(pos))
+	c.key.encrypt(iv, zeros[:], zeros[:])
 }
 
 func (c *cbc) encrypt(b []byte, pos int64) {
 	s := scratchPool.Get().(*scratch)
 	defer scratchPool.Put(s)
 	for ; len(b) > 0; b, pos = b[c.sectorSize:], pos+int64(c.sectorSize) {
-		previous := c.iv(s, pos)
-		for i := 0; i < c.sectorSize; i += aes.BlockSize {
-			block := b[i : i+aes.BlockSize]
-			subtle.XORBytes(block, block, previous)
-			c.block.Encrypt(block, block)
+		previous := s.first[:blockSize]
+		c.putIV(previous, pos)
+		for i := 0; i < c.sectorSize; i += blockSize {
+			block := b[i : i+blockSize]
+			c.key.encrypt(block, previous, zeros[:])
 			previous = block
 		}
 	}
 }
 
-// decrypt goes backwards through a sector, where the previous ciphertext block
-// is still in place.
 func (c *cbc) decrypt(b []byte, pos int64) {
 	s := scratchPool.Get().(*scratch)
 	defer scratchPool.Put(s)
 	for ; len(b) > 0; b, pos = b[c.sectorSize:], pos+int64(c.sectorSize) {
-		for i := c.sectorSize - aes.BlockSize; i >= 0; i -= aes.BlockSize {
-			block := b[i : i+aes.BlockSize]
-			c.block.Decrypt(block, block)
-			if i > 0 {
-				subtle.XORBytes(block, block, b[i-aes.BlockSize:i])
-			}
-		}
-		subtle.XORBytes(b, b[:aes.BlockSize], c.iv(s, pos))
+		c.putIV(s.masks[:blockSize], pos)
+		copy(s.masks[blockSize:c.sectorSize], b)
+		c.key.decrypt(b[:c.sectorSize], zeros[:], s.masks[:])
 	}
 }

@@ -240,7 +240,7 @@ func (f *formatter) encrypt(rw interface {
 			if err := readFull(rw, b, at); err != nil {
 				return err
 			}
-			withCleanStack(func() { f.cipher.encrypt(b, at+s.shift) })
+			f.cipher.encrypt(b, at+s.shift)
 			if err := writeFull(rw, b, at+s.shift); err != nil {
 				return err
 			}

@@ -34,7 +34,7 @@ type secretBytes struct{ b []byte }
 
 func newSecret(b []byte) secret {
 	s := secret{p: &secretBytes{make([]byte, len(b))}}
-	copy(s.p.b, b)
+	copyKey(s.p.b, b)
 	return s
 }
 
@@ -93,7 +93,7 @@ func (k ExternalKey) Bytes() []byte { return k.bytes() }
 func (k ExternalKey) Equal(other ExternalKey) bool { return k.equal(other.secret) }
 
 func (k ExternalKey) protects() ProtectorKind     { return ExternalKeyProtector }
-func (k ExternalKey) key(_ protector, dst []byte) { copy(dst, k.bytes()) }
+func (k ExternalKey) key(_ protector, dst []byte) { copyKey(dst, k.bytes()) }
 
 // RecoveryPassword is the 48-digit password of a volume. It does not print
 // except by [RecoveryPassword.Reveal], compares with [RecoveryPassword.Equal]
@@ -208,7 +208,7 @@ func (p Passphrase) key(to protector, dst []byte) { stretch(p.bytes(), to.salt, 
 type ClearKey struct{}
 
 func (ClearKey) protects() ProtectorKind     { return ClearKeyProtector }
-func (ClearKey) key(p protector, dst []byte) { copy(dst, p.clearKey) }
+func (ClearKey) key(p protector, dst []byte) { copyKey(dst, p.clearKey) }
 
 const (
 	saltSize      = 16
@@ -227,5 +227,5 @@ func stretch(initial, salt, dst []byte) {
 		last := sha256.Sum256(s)
 		copy(s, last[:])
 	}
-	copy(dst, s[:keySize])
+	copyKey(dst, s[:keySize])
 }

@@ -74,7 +74,7 @@ func (p *Plaintext) cryptChunk(f func(c sectorCipher, b []byte, pos int64), b []
 	if p.cipher == nil {
 		return ErrWiped
 	}
-	withCleanStack(func() { f(p.cipher, b, pos) })
+	f(p.cipher, b, pos)
 	return nil
 }
 

@@ -1,21 +1,7 @@
 package bitlocker
 
-import (
-	"crypto/cipher"
-	"reflect"
-)
-
-// wipeBlock overwrites the key schedule inside an AES block, which begins with
-// the key itself. The standard library has no way to do so; the pointed-to value
-// as a whole is settable by reflection, although its fields are not.
-func wipeBlock(b cipher.Block) {
-	if v := reflect.ValueOf(b); v.Kind() == reflect.Pointer && !v.IsNil() {
-		v.Elem().SetZero()
-	}
-}
-
-// withCleanStack runs f and leaves none of f's dead stack frames behind: they
-// can hold registers with keys, saved when the runtime preempted the goroutine.
+// withCleanStack runs f and leaves none of f's dead stack frames behind, in which
+// hashes return their results by value.
 // The stack is grown first, so that no half-used one is given back while f runs.
 func withCleanStack(f func()) {
 	clearStack()

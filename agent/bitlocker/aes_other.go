@@ -1,0 +1,10 @@
+//go:build !amd64 || purego
+
+package bitlocker
+
+const hasAES = false
+
+func encryptBlocks(keys *byte, rounds int, b, pre, post *byte, blocks int) { panic(errNoAES) }
+func decryptBlocks(keys *byte, rounds int, b, pre, post *byte, blocks int) { panic(errNoAES) }
+
+const errNoAES = "bitlocker: internal error: no AES instructions"

@@ -1,0 +1,245 @@
+package bitlocker
+
+import (
+	"bytes"
+	"crypto/aes"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"reflect"
+	"runtime"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+)
+
+const childVariable = "BITLOCKER_TEST_MEMORY_CHILD"
+
+func TestMain(m *testing.M) {
+	if image := os.Getenv(childVariable); image != "" {
+		if err := memoryChild(image); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		return
+	}
+	os.Exit(m.Run())
+}
+
+// memoryChild unlocks the image with the key from standard input and works on
+// it, locks it, and collects garbage, each when told by a byte on standard input,
+// and each acknowledged by one on standard output.
+func memoryChild(image string) error {
+	f, err := os.OpenFile(image, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	v, err := Open(f, testSize)
+	if err != nil {
+		return err
+	}
+	raw := make([]byte, keySize)
+	if _, err := io.ReadFull(os.Stdin, raw); err != nil {
+		return err
+	}
+	key, err := NewExternalKey(raw)
+	if err != nil {
+		return err
+	}
+	clear(raw)
+	p, err := v.Unlock(key)
+	if err != nil {
+		return err
+	}
+	key.Wipe()
+	work(p)
+	for _, step := range []func(){func() {}, p.Wipe, runtime.GC} {
+		step()
+		if _, err := os.Stdout.Write([]byte{'.'}); err != nil {
+			return err
+		}
+		if _, err := io.ReadFull(os.Stdin, make([]byte, 1)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// work reads and writes from many goroutines, some of which will be preempted in
+// the middle of it.
+func work(p *Plaintext) {
+	end := time.Now().Add(time.Second)
+	var wg sync.WaitGroup
+	for n := range 8 {
+		wg.Go(func() {
+			b := make([]byte, 400_000+n)
+			for time.Now().Before(end) {
+				p.ReadAt(b, 0x90000+int64(n))
+				p.WriteAt(b, 0x90000+int64(n))
+				runtime.GC()
+			}
+		})
+	}
+	wg.Wait()
+}
+
+// TestKeysLeaveMemory searches the memory of a process that unlocks and locks a
+// volume for the volume's keys.
+func TestKeysLeaveMemory(t *testing.T) {
+	if runtime.GOOS != "linux" {
+		t.Skip("needs /proc")
+	}
+	for _, method := range []Method{AES128XTS, AES256XTS, AES256CBC} {
+		t.Run(method.String(), func(t *testing.T) {
+			o := testOptions(t)
+			o.Method = method
+			m, _ := formatted(t, o)
+			image := filepath.Join(t.TempDir(), "image")
+			if err := os.WriteFile(image, m.b, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			keys := volumeKeys(t, m, o)
+			child := startMemoryChild(t, image, o.ExternalKey.Bytes())
+			found := searchMemory(t, child.pid, keys)
+			if len(found) == 0 {
+				t.Error("no key is in the memory of a process that has the volume unlocked: the search is broken")
+			}
+			t.Logf("unlocked: found %v", found)
+			for _, stage := range []string{"locked", "locked, after a garbage collection"} {
+				child.next(t)
+				if found := searchMemory(t, child.pid, keys); len(found) > 0 {
+					t.Errorf("%s: still in memory: %v", stage, found)
+				}
+			}
+		})
+	}
+}
+
+// volumeKeys returns all keys of a volume, by name.
+func volumeKeys(t *testing.T, m *memory, o FormatOptions) map[string][]byte {
+	t.Helper()
+	v, err := Open(m, testSize)
+	if err != nil {
+		t.Fatal(err)
+	}
+	vmk, err := v.copies[0].openVMK(o.ExternalKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	fvek, ok := openContainer(vmk, v.copies[0].fvek, uint32(o.Method))
+	if !ok {
+		t.Fatal("the volume key does not open")
+	}
+	return map[string][]byte{
+		"external key": o.ExternalKey.Bytes(), "VMK": vmk, "FVEK": fvek,
+		"first half of FVEK": fvek[:len(fvek)/2], "second half of FVEK": fvek[len(fvek)/2:],
+	}
+}
+
+type memoryProcess struct {
+	pid    int
+	stdin  io.Writer
+	stdout io.Reader
+}
+
+func startMemoryChild(t *testing.T, image string, key []byte) *memoryProcess {
+	t.Helper()
+	cmd := exec.Command(os.Args[0])
+	cmd.Env = append(os.Environ(), childVariable+"="+image)
+	cmd.Stderr = os.Stderr
+	stdin, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	stdout, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		stdin.Close()
+		cmd.Wait()
+	})
+	child := &memoryProcess{cmd.Process.Pid, stdin, stdout}
+	if _, err := stdin.Write(key); err != nil {
+		t.Fatal(err)
+	}
+	child.await(t)
+	return child
+}
+
+func (c *memoryProcess) next(t *testing.T) {
+	t.Helper()
+	if _, err := c.stdin.Write([]byte{'.'}); err != nil {
+		t.Fatal(err)
+	}
+	c.await(t)
+}
+
+func (c *memoryProcess) await(t *testing.T) {
+	t.Helper()
+	if _, err := io.ReadFull(c.stdout, make([]byte, 1)); err != nil {
+		t.Fatal("the child process failed: ", err)
+	}
+}
+
+// searchMemory returns which of the values are in the memory of a process, and
+// where.
+func searchMemory(t *testing.T, pid int, values map[string][]byte) (found []string) {
+	t.Helper()
+	maps, err := os.ReadFile(fmt.Sprintf("/proc/%d/maps", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	mem, err := os.Open(fmt.Sprintf("/proc/%d/mem", pid))
+	if err != nil {
+		t.Skip("cannot read a child's memory: ", err)
+	}
+	defer mem.Close()
+	for line := range strings.Lines(string(maps)) {
+		var from, to int64
+		var access string
+		if _, err := fmt.Sscanf(line, "%x-%x %s", &from, &to, &access); err != nil || access[0] != 'r' || from < 0 {
+			continue
+		}
+		if to-from > 1<<30 {
+			continue // the race detector's shadow, which holds no values
+		}
+		b := make([]byte, to-from)
+		n, _ := mem.ReadAt(b, from) // some ranges, such as [vvar], cannot be read
+		for name, value := range values {
+			if i := bytes.Index(b[:n], value); i >= 0 {
+				found = append(found, fmt.Sprintf("%s at %#x in %s", name, from+int64(i), strings.TrimSpace(line)))
+			}
+		}
+	}
+	return found
+}
+
+// TestWipeKey guards, among others, against a standard library whose block cipher
+// can no longer be overwritten.
+func TestWipeKey(t *testing.T) {
+	b, err := aes.NewCipher(randomBytes(9, 16))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, k := range map[string]*aesKey{"own": newAESKey(randomBytes(9, 16)), "standard library": {block: b}} {
+		isZero := func() bool {
+			return k.block == nil && isZero(k.enc) && isZero(k.dec) || k.block != nil && reflect.ValueOf(k.block).Elem().IsZero()
+		}
+		if isZero() {
+			t.Fatalf("%s: a fresh key is zero", name)
+		}
+		k.wipe()
+		if !isZero() {
+			t.Errorf("%s: a wiped key still has a schedule", name)
+		}
+	}
+}
+
+func isZero(b []byte) bool { return len(bytes.Trim(b, "\x00")) == 0 }
