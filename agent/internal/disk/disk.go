@@ -84,6 +84,7 @@ type places struct {
 	base   string // the folder of the disk
 	export string // mount point of the decrypted volume
 	files  string // mount point of the file system inside
+	types  string // what ntfs-3g reads as /proc/filesystems while it starts
 	tag    string // name of the loop device
 }
 
@@ -94,6 +95,7 @@ func placesOf(runDir string, id protocol.DiskID) *places {
 		base:   base,
 		export: filepath.Join(base, "volume"),
 		files:  filepath.Join(base, "files"),
+		types:  filepath.Join(base, "filesystems"),
 		tag:    loopTag(runDir, id),
 	}
 }
@@ -116,11 +118,11 @@ func makePlaces(spec Spec) (*places, error) {
 	return p, nil
 }
 
-// remove removes the disk's folders. It never removes what is in them: should
-// something still be mounted there, it fails.
+// remove removes the disk's folders. It never removes what is in the mount points:
+// should something still be mounted there, it fails.
 func (p *places) remove() error {
-	for _, dir := range []string{p.files, p.export, p.base} {
-		if err := os.Remove(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	for _, path := range []string{p.types, p.files, p.export, p.base} {
+		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
 	}

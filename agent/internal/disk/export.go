@@ -1,0 +1,146 @@
+package disk
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log"
+	"os"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"github.com/hanwen/go-fuse/v2/fs"
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+
+	"github.com/databox-lockbox/lockbox/agent/bitlocker"
+)
+
+// volumeName is the only file of an export.
+const volumeName = "volume"
+
+// maxRequest is the most one FUSE request carries, in bytes.
+const maxRequest = 1 << 20
+
+// export is a FUSE file system with one file, the decrypted volume. It dies with
+// this process: the kernel then fails every request.
+type export struct {
+	dir    string        // its mount point
+	file   string        // the decrypted volume
+	served chan struct{} // closed when the last request is answered
+}
+
+// newExport mounts the decrypted volume of image at dir. Only root can enter.
+func newExport(spec Spec, dir string, volume *bitlocker.Plaintext, image *os.File) (*export, error) {
+	fd, err := mountFUSE("databox-"+string(spec.ID), dir)
+	if err != nil {
+		return nil, err
+	}
+	root := &exportRoot{file: &volumeFile{volume: volume, image: image, readOnly: spec.ReadOnly}}
+	forever := time.Hour
+	opts := &fs.Options{AttrTimeout: &forever, EntryTimeout: &forever}
+	opts.MaxWrite = maxRequest
+	opts.DisableSplice = true
+	opts.DisableXAttrs = true
+	opts.Logger = log.New(io.Discard, "", 0)
+	server, err := fuse.NewServer(fs.NewNodeFS(root, opts), fmt.Sprintf("/dev/fd/%d", fd), &opts.MountOptions)
+	if err != nil {
+		unmount(dir)
+		unix.Close(fd)
+		return nil, fmt.Errorf("cannot serve the decrypted volume: %w", err)
+	}
+	e := &export{dir: dir, file: filepath.Join(dir, volumeName), served: make(chan struct{})}
+	go func() {
+		defer close(e.served)
+		server.Serve()
+	}()
+	return e, nil
+}
+
+// mountFUSE mounts without the help of go-fuse, which would let every child
+// inherit the descriptor: the export would then outlive this process.
+func mountFUSE(source, dir string) (fd int, err error) {
+	fd, err = unix.Open("/dev/fuse", unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return 0, fmt.Errorf("cannot open /dev/fuse: %w", err)
+	}
+	data := fmt.Sprintf("fd=%d,rootmode=40000,user_id=0,group_id=0,max_read=%d", fd, maxRequest)
+	const flags = unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC | unix.MS_NOATIME
+	if err := unix.Mount(source, dir, exportType, flags, data); err != nil {
+		unix.Close(fd)
+		return 0, fmt.Errorf("cannot mount at %s: %w", dir, err)
+	}
+	return fd, nil
+}
+
+// wait waits for the last request after the export was unmounted.
+func (e *export) wait(limit time.Duration) error {
+	return waitFor(e.served, limit, "the decrypted volume is still being served")
+}
+
+type exportRoot struct {
+	fs.Inode
+	file *volumeFile
+}
+
+// OnAdd implements [fs.NodeOnAdder].
+func (r *exportRoot) OnAdd(ctx context.Context) {
+	r.AddChild(volumeName, r.NewPersistentInode(ctx, r.file, fs.StableAttr{Mode: fuse.S_IFREG}), false)
+}
+
+// volumeFile is the decrypted volume. The kernel caches nothing of it.
+type volumeFile struct {
+	fs.Inode
+	volume   *bitlocker.Plaintext
+	image    *os.File
+	readOnly bool
+}
+
+var (
+	_ fs.NodeOnAdder   = (*exportRoot)(nil)
+	_ fs.NodeGetattrer = (*volumeFile)(nil)
+	_ fs.NodeOpener    = (*volumeFile)(nil)
+	_ fs.NodeReader    = (*volumeFile)(nil)
+	_ fs.NodeWriter    = (*volumeFile)(nil)
+	_ fs.NodeFsyncer   = (*volumeFile)(nil)
+)
+
+// Getattr implements [fs.NodeGetattrer].
+func (f *volumeFile) Getattr(_ context.Context, _ fs.FileHandle, out *fuse.AttrOut) syscall.Errno {
+	out.Mode = 0o600
+	out.Size = uint64(f.volume.Size())
+	return fs.OK
+}
+
+// Open implements [fs.NodeOpener].
+func (f *volumeFile) Open(context.Context, uint32) (fs.FileHandle, uint32, syscall.Errno) {
+	return nil, fuse.FOPEN_DIRECT_IO, fs.OK
+}
+
+// Read implements [fs.NodeReader].
+func (f *volumeFile) Read(_ context.Context, _ fs.FileHandle, dest []byte, off int64) (fuse.ReadResult, syscall.Errno) {
+	n, err := f.volume.ReadAt(dest, off)
+	if err != nil && err != io.EOF {
+		return nil, syscall.EIO
+	}
+	return fuse.ReadResultData(dest[:n]), fs.OK
+}
+
+// Write implements [fs.NodeWriter]. The blocks are in the image when it returns,
+// though not yet synced.
+func (f *volumeFile) Write(_ context.Context, _ fs.FileHandle, data []byte, off int64) (uint32, syscall.Errno) {
+	if _, err := f.volume.WriteAt(data, off); err != nil {
+		return 0, syscall.EIO
+	}
+	return uint32(len(data)), fs.OK
+}
+
+// Fsync implements [fs.NodeFsyncer]. Everything written before is durable when it
+// returns.
+func (f *volumeFile) Fsync(context.Context, fs.FileHandle, uint32) syscall.Errno {
+	if f.readOnly {
+		return fs.OK
+	}
+	return fs.ToErrno(f.image.Sync())
+}

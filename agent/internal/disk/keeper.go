@@ -1,0 +1,237 @@
+package disk
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"os/signal"
+	"runtime"
+	"sync"
+	"syscall"
+	"time"
+)
+
+// thing is something that must not outlive the agent: exactly one field is set,
+// or PID and Start.
+type thing struct {
+	PID   int    `json:",omitempty"` // a process,
+	Start uint64 `json:",omitempty"` // which started at this clock tick
+	Mount string `json:",omitempty"` // a mount point
+	Loop  string `json:",omitempty"` // the tag of a loop device
+	Dir   string `json:",omitempty"` // a directory with files
+}
+
+// note tells the keeper of a thing.
+type note struct {
+	Thing  thing
+	Forget bool `json:",omitempty"`
+}
+
+// noteTime bounds how long a note to the keeper may take. It takes microseconds,
+// unless somebody has stopped the keeper.
+const noteTime = time.Second
+
+// Keeper is a process that outlives the agent by a moment and undoes what is left
+// when the agent was killed. A nil Keeper keeps nothing. All methods may be called
+// concurrently.
+type Keeper struct {
+	done chan struct{}
+
+	mu    sync.Mutex
+	notes *os.File
+}
+
+// deathSignal tells the keeper that the agent is dying. The end of its standard
+// input says so too, but only when the last thread of the agent is gone, and that
+// one may wait for a file system that the keeper has to end first.
+const deathSignal = syscall.SIGUSR1
+
+// keeperReady is what the keeper writes when it is ready.
+const keeperReady = "ready\n"
+
+// StartKeeper starts argv, a program that calls [RunKeeper] on its standard input
+// and ends; the agent itself, in a mode of its own. It returns when the keeper is
+// ready. The caller ends it with [Keeper.Close], after everything else.
+func StartKeeper(argv []string) (*Keeper, error) {
+	stdin, notes, err := os.Pipe()
+	if err != nil {
+		return nil, err
+	}
+	defer stdin.Close()
+	stdout, ready, err := os.Pipe()
+	if err != nil {
+		notes.Close()
+		return nil, err
+	}
+	defer stdout.Close()
+	cmd := exec.Command(argv[0], argv[1:]...)
+	cmd.Stdin, cmd.Stdout = stdin, ready
+	cmd.Dir = "/"
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Pdeathsig: deathSignal}
+	k := &Keeper{done: make(chan struct{}), notes: notes}
+	started := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread() // as for a Child: this thread's end is the signal
+		err := cmd.Start()
+		ready.Close()
+		started <- err
+		if err == nil {
+			cmd.Wait()
+		}
+		close(k.done)
+	}()
+	if err := <-started; err != nil {
+		notes.Close()
+		return nil, fmt.Errorf("cannot start the keeper: %w", err)
+	}
+	stdout.SetReadDeadline(time.Now().Add(10 * time.Second))
+	if _, err := io.ReadFull(stdout, make([]byte, len(keeperReady))); err != nil {
+		k.Close()
+		return nil, fmt.Errorf("the keeper does not start: %w", err)
+	}
+	return k, nil
+}
+
+// Done is closed when the keeper's process has ended.
+func (k *Keeper) Done() <-chan struct{} { return k.done }
+
+// Close ends the keeper, which undoes what it was not told to forget.
+func (k *Keeper) Close() error {
+	k.mu.Lock()
+	k.notes.Close()
+	k.mu.Unlock()
+	return waitFor(k.done, 2*closeTime, "the keeper does not end")
+}
+
+// KeepDir makes the keeper remove dir, and what is in it, after the agent's
+// death. What is mounted below it stays.
+func (k *Keeper) KeepDir(dir string) error { return k.watch(thing{Dir: dir}) }
+
+// ForgetDir undoes [Keeper.KeepDir].
+func (k *Keeper) ForgetDir(dir string) error { return k.forget(thing{Dir: dir}) }
+
+// watch makes the keeper undo things if the agent dies, in the order given. An
+// error means that it will not, so that they must not come to be.
+func (k *Keeper) watch(things ...thing) error { return k.tell(false, things) }
+
+// forget takes back what watch said.
+func (k *Keeper) forget(things ...thing) error { return k.tell(true, things) }
+
+func (k *Keeper) tell(forget bool, things []thing) error {
+	if k == nil {
+		return nil
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.notes.SetWriteDeadline(time.Now().Add(noteTime))
+	for _, t := range things {
+		if err := json.NewEncoder(k.notes).Encode(note{t, forget}); err != nil {
+			return fmt.Errorf("cannot reach the keeper: %w", err)
+		}
+	}
+	return nil
+}
+
+// RunKeeper is all that the keeper's process does. It reads from r, its standard
+// input, what to undo, and says on standard output that it is ready. When the
+// agent has died or closed its end, it undoes what is left and returns, within two
+// seconds.
+func RunKeeper(r io.Reader) error {
+	signal.Ignore(syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT, syscall.SIGPIPE)
+	died := make(chan os.Signal, 1)
+	signal.Notify(died, deathSignal)
+	defer signal.Stop(died)
+	// Under its own name nobody kills it along with the agent, and it is the last
+	// to go when memory runs out.
+	os.WriteFile("/proc/self/comm", []byte("databox-keeper"), 0)
+	os.WriteFile("/proc/self/oom_score_adj", []byte("-900"), 0)
+	if _, err := io.WriteString(os.Stdout, keeperReady); err != nil {
+		return err
+	}
+	notes := make(chan note)
+	go readNotes(r, notes)
+	return undoAll(collect(notes, died))
+}
+
+func readNotes(r io.Reader, notes chan<- note) {
+	defer close(notes)
+	for in := json.NewDecoder(r); ; {
+		var n note
+		if in.Decode(&n) != nil {
+			return
+		}
+		notes <- n
+	}
+}
+
+// lastNotes is how long the keeper waits for notes after the agent's death. They
+// are in the pipe already.
+const lastNotes = 20 * time.Millisecond
+
+// collect returns the things left when the notes end, in the order of arrival.
+func collect(notes <-chan note, died <-chan os.Signal) []thing {
+	var left []thing
+	var last <-chan time.Time
+	for {
+		select {
+		case n, ok := <-notes:
+			if !ok {
+				return left
+			}
+			left = without(left, n.Thing)
+			if !n.Forget {
+				left = append(left, n.Thing)
+			}
+		case <-died:
+			last = time.After(lastNotes)
+		case <-last:
+			return left
+		}
+	}
+}
+
+func without(things []thing, t thing) []thing {
+	var rest []thing
+	for _, other := range things {
+		if other != t {
+			rest = append(rest, other)
+		}
+	}
+	return rest
+}
+
+// undoAll undoes things, each on its own, because any of them may hang until
+// another one is done.
+func undoAll(things []thing) error {
+	errs := make(chan error, len(things))
+	for _, t := range things {
+		go func() { errs <- t.undo() }()
+	}
+	var all []error
+	for timeout := time.After(closeTime); len(all) < len(things); {
+		select {
+		case err := <-errs:
+			all = append(all, err)
+		case <-timeout:
+			return errors.Join(append(all, errors.New("could not undo everything in time"))...)
+		}
+	}
+	return errors.Join(all...)
+}
+
+func (t thing) undo() error {
+	switch {
+	case t.PID != 0:
+		return killProcess(t.PID, t.Start)
+	case t.Mount != "":
+		return unmount(t.Mount)
+	case t.Loop != "":
+		return releaseLoops(func(tag string) bool { return tag == t.Loop })
+	case t.Dir != "":
+		return removeTree(t.Dir)
+	}
+	return nil
+}

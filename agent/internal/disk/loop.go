@@ -1,0 +1,208 @@
+package disk
+
+import (
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/databox-lockbox/lockbox/protocol"
+)
+
+// maxDirty bounds the decrypted data per disk that waits to be written, in
+// bytes: what a relock has to sync within a second, and a crash may lose.
+const maxDirty = 16 << 20
+
+// loop is a loop device over the decrypted volume. The kernel detaches it when
+// the last process that has it open is gone.
+type loop struct {
+	path   string // of the device, e.g. /dev/loop0
+	tag    string // its name
+	device *os.File
+}
+
+// loopTag names the loop device of a disk, within the 64 bytes the kernel keeps.
+// It tells the disks of one run directory from those of others.
+func loopTag(runDir string, id protocol.DiskID) string {
+	return runTag(runDir) + string(id)
+}
+
+// runTag is how the tags of all disks of a run directory begin.
+func runTag(runDir string) string {
+	return fmt.Sprintf("databox-%.6x-", sha256.Sum256([]byte(runDir)))
+}
+
+// attachLoop attaches a free loop device to file.
+func attachLoop(file, tag string, spec Spec) (*loop, error) {
+	mode, flags := unix.O_RDWR, uint32(unix.LO_FLAGS_DIRECT_IO|unix.LO_FLAGS_AUTOCLEAR)
+	if spec.ReadOnly {
+		mode, flags = unix.O_RDONLY, flags|unix.LO_FLAGS_READ_ONLY
+	}
+	// Not os.Open: it would poll the file, which this very process serves.
+	backing, err := unix.Open(file, mode|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("cannot open the decrypted volume: %w", err)
+	}
+	defer unix.Close(backing)
+	config := unix.LoopConfig{Fd: uint32(backing), Info: unix.LoopInfo64{Flags: flags}}
+	copy(config.Info.File_name[:len(config.Info.File_name)-1], tag)
+
+	device, err := configureFree(&config, mode)
+	if err != nil {
+		return nil, fmt.Errorf("cannot attach a loop device: %w", err)
+	}
+	l := &loop{path: device.Name(), tag: tag, device: device}
+	l.boundDirty()
+	return l, nil
+}
+
+// configureFree configures the first free loop device. Others may be faster:
+// then it tries the next.
+func configureFree(config *unix.LoopConfig, mode int) (*os.File, error) {
+	control, err := os.OpenFile("/dev/loop-control", os.O_RDWR, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer control.Close()
+	for range 256 {
+		n, err := unix.IoctlRetInt(int(control.Fd()), unix.LOOP_CTL_GET_FREE)
+		if err != nil {
+			return nil, err
+		}
+		device, err := os.OpenFile("/dev/loop"+strconv.Itoa(n), mode, 0)
+		if err != nil {
+			return nil, err
+		}
+		err = unix.IoctlLoopConfigure(int(device.Fd()), config)
+		if err == nil {
+			return device, nil
+		}
+		device.Close()
+		if !errors.Is(err, unix.EBUSY) {
+			return nil, err
+		}
+	}
+	return nil, errors.New("others take every free one: try again")
+}
+
+// boundDirty bounds dirty pages where the kernel lets us. Without, a relock
+// loses more of what was not synced, and is no slower.
+func (l *loop) boundDirty() {
+	l.setQueue("bdi/strict_limit", "1")
+	l.setQueue("bdi/max_bytes", strconv.Itoa(maxDirty))
+}
+
+// unboundDirty gives the next user of the device the kernel's defaults.
+func (l *loop) unboundDirty() {
+	l.setQueue("bdi/max_ratio", "100")
+	l.setQueue("bdi/strict_limit", "0")
+}
+
+func (l *loop) setQueue(name, value string) {
+	file, err := os.OpenFile(filepath.Join("/sys/block", filepath.Base(l.path), name), os.O_WRONLY, 0)
+	if err != nil {
+		return
+	}
+	defer file.Close()
+	file.WriteString(value)
+}
+
+// sync returns when all that was written to the device is in the image, durably.
+func (l *loop) sync() error {
+	if err := l.device.Sync(); err != nil {
+		return fmt.Errorf("the latest writes are lost: %w", err)
+	}
+	return nil
+}
+
+// detach drops what is cached of the device and waits until it is free, which it
+// is once ntfs-3g is gone.
+func (l *loop) detach(limit time.Duration) error {
+	flushDevice(l.device)
+	l.unboundDirty()
+	l.device.Close()
+	for end := time.Now().Add(limit); readTag(l.path) == l.tag; time.Sleep(pollTime) {
+		if time.Now().After(end) {
+			return fmt.Errorf("%s is still attached", l.path)
+		}
+	}
+	return nil
+}
+
+// flushDevice writes back what is dirty, which fails once the keys are wiped, and
+// drops what is cached.
+func flushDevice(device *os.File) { unix.IoctlSetInt(int(device.Fd()), unix.BLKFLSBUF, 0) }
+
+// attachedLoop is a loop device in use, on this machine, by anyone.
+type attachedLoop struct {
+	path    string // e.g. /dev/loop0
+	tag     string // the name given to it, at most 63 bytes
+	backing string // the file behind it; what the kernel tells may be cut or stale
+}
+
+// attachedLoops lists the loop devices in use.
+func attachedLoops() ([]attachedLoop, error) {
+	files, err := filepath.Glob("/sys/block/loop*/loop/backing_file")
+	if err != nil {
+		return nil, err
+	}
+	var loops []attachedLoop
+	for _, file := range files {
+		backing, err := os.ReadFile(file)
+		if err != nil {
+			continue // detached meanwhile
+		}
+		path := "/dev/" + filepath.Base(filepath.Dir(filepath.Dir(file)))
+		loops = append(loops, attachedLoop{path, readTag(path), strings.TrimSuffix(string(backing), "\n")})
+	}
+	return loops, nil
+}
+
+// readTag returns the tag of the loop device at path, "" if it is free.
+func readTag(path string) string {
+	device, err := os.Open(path)
+	if err != nil {
+		return ""
+	}
+	defer device.Close()
+	info, err := unix.IoctlLoopGetStatus64(int(device.Fd()))
+	if err != nil {
+		return ""
+	}
+	return unix.ByteSliceToString(info.File_name[:])
+}
+
+// releaseLoops detaches the loop devices whose tag matches, as far as that is
+// possible while others have them open.
+func releaseLoops(match func(tag string) bool) error {
+	loops, err := attachedLoops()
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, l := range loops {
+		if match(l.tag) {
+			errs = append(errs, releaseLoop(l.path))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func releaseLoop(path string) error {
+	device, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer device.Close()
+	flushDevice(device)
+	if err := unix.IoctlSetInt(int(device.Fd()), unix.LOOP_CLR_FD, 0); err != nil && !errors.Is(err, unix.ENXIO) {
+		return fmt.Errorf("cannot detach %s: %w", path, err)
+	}
+	return nil
+}

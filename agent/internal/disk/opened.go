@@ -1,0 +1,311 @@
+package disk
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/databox-lockbox/lockbox/agent/bitlocker"
+	"github.com/databox-lockbox/lockbox/protocol"
+)
+
+// The timetable of [Opened.Close], counted back from its end.
+const (
+	closeTime = 2 * time.Second
+	undoTime  = time.Second            // left for undoing when syncing has to stop
+	wipeTime  = 500 * time.Millisecond // left when the keys are gone, whatever happens
+)
+
+// mountTime bounds [Opened.Mount].
+const mountTime = 30 * time.Second
+
+// Opened is a disk whose volume is decrypted. All methods may be called
+// concurrently.
+type Opened struct {
+	spec   Spec
+	image  *os.File
+	volume *bitlocker.Plaintext
+
+	done     chan struct{}
+	markDone func()
+
+	closeOnce sync.Once
+	closeErr  error
+
+	mu         sync.Mutex
+	closing    bool
+	mounting   bool          // Mount was called
+	mountEnded chan struct{} // closed when Mount has returned
+	stopMount  context.CancelFunc
+	parts      parts
+}
+
+// parts is what a mount is made of, in the order in which they are made.
+type parts struct {
+	places *places
+	export *export
+	loop   *loop
+	files  *fileSystem
+}
+
+// Open unlocks the volume with key, which the caller wipes afterwards; Opened
+// keeps nothing of it but the volume's own keys. A key that does not open it is
+// refused with [protocol.CodeDiskKey], an image that is open already with
+// [protocol.CodeBusy]. Nothing is mounted yet. The caller ends with
+// [Opened.Close].
+func Open(ctx context.Context, spec Spec, key bitlocker.ExternalKey) (*Opened, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	if !spec.ID.Valid() {
+		return nil, protocol.Errorf(protocol.CodeInvalid, "%q cannot name a disk: want 1 to 32 of a-z, 0-9 and dash", spec.ID)
+	}
+	image, err := openImage(spec)
+	if err != nil {
+		return nil, err
+	}
+	volume, err := unlock(image, spec, key)
+	if err != nil {
+		image.Close()
+		return nil, err
+	}
+	o := &Opened{spec: spec, image: image, volume: volume, done: make(chan struct{}), mountEnded: make(chan struct{})}
+	o.markDone = sync.OnceFunc(func() { close(o.done) })
+	return o, nil
+}
+
+// openImage opens the image for this process alone: two mounts of one image
+// would destroy the file system in it.
+func openImage(spec Spec) (*os.File, error) {
+	mode := os.O_RDWR
+	if spec.ReadOnly {
+		mode = os.O_RDONLY
+	}
+	image, err := os.OpenFile(spec.Image, mode, 0)
+	if err != nil {
+		return nil, fmt.Errorf("cannot open disk %s: %w", spec.ID, err)
+	}
+	if err := unix.Flock(int(image.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		image.Close()
+		return nil, protocol.Errorf(protocol.CodeBusy, "disk %s is open already, here or in another process", spec.ID)
+	}
+	return image, nil
+}
+
+func unlock(image *os.File, spec Spec, key bitlocker.ExternalKey) (*bitlocker.Plaintext, error) {
+	volume, err := readVolume(image, spec.ReadOnly)
+	if err != nil {
+		return nil, fmt.Errorf("cannot open disk %s: %w", spec.ID, err)
+	}
+	plaintext, err := volume.Unlock(key)
+	switch {
+	case errors.Is(err, bitlocker.ErrWrongKey), errors.Is(err, bitlocker.ErrNoProtector):
+		return nil, protocol.Errorf(protocol.CodeDiskKey, "the key does not open disk %s", spec.ID)
+	case err != nil:
+		return nil, fmt.Errorf("cannot unlock disk %s: %w", spec.ID, err)
+	}
+	return plaintext, nil
+}
+
+// ID returns the disk's name.
+func (o *Opened) ID() protocol.DiskID { return o.spec.ID }
+
+// Done is closed when the disk is of no use any more: after Wipe or Close, or
+// because the process of its file system has ended by itself.
+func (o *Opened) Done() <-chan struct{} { return o.done }
+
+// Wipe ends all access at once: the keys are gone from memory, every read and
+// write of the volume fails. It waits for nothing. Data not yet synced is lost;
+// Close syncs first.
+func (o *Opened) Wipe() {
+	o.volume.Wipe()
+	o.markDone()
+}
+
+// Mount shows the files of the volume below the folder it returns. It may be
+// called once. When it fails, or comes too late because Close was called, nothing
+// of it stays once Close has returned.
+func (o *Opened) Mount(ctx context.Context) (dir string, err error) {
+	if o.spec.Bare {
+		return "", nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, mountTime)
+	defer cancel()
+	if err := o.beginMount(cancel); err != nil {
+		return "", err
+	}
+	defer o.endMount()
+	if err := o.mount(ctx); err != nil {
+		return "", fmt.Errorf("cannot mount disk %s: %w", o.spec.ID, err)
+	}
+	return o.parts.places.files, nil
+}
+
+func (o *Opened) beginMount(cancel context.CancelFunc) error {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	switch {
+	case o.closing:
+		return protocol.Errorf(protocol.CodeLocked, "disk %s is locked", o.spec.ID)
+	case o.mounting:
+		return protocol.Errorf(protocol.CodeConflict, "disk %s is mounted already", o.spec.ID)
+	}
+	o.mounting, o.stopMount = true, cancel
+	return nil
+}
+
+// endMount leaves undoing to Close, unless that has given up waiting.
+func (o *Opened) endMount() {
+	o.mu.Lock()
+	closing := o.closing
+	close(o.mountEnded)
+	o.mu.Unlock()
+	if closing {
+		o.undo()
+	}
+}
+
+func (o *Opened) mount(ctx context.Context) error {
+	places, err := makePlaces(o.spec)
+	if err := o.add(err, func(p *parts) { p.places = places }); err != nil {
+		return err
+	}
+	if err := o.spec.Keeper.watch(places.things()...); err != nil {
+		return err
+	}
+	export, err := newExport(o.spec, places.export, o.volume, o.image)
+	if err := o.add(err, func(p *parts) { p.export = export }); err != nil {
+		return err
+	}
+	loop, err := attachLoop(export.file, places.tag, o.spec)
+	if err := o.add(err, func(p *parts) { p.loop = loop }); err != nil {
+		return err
+	}
+	files, err := mountNTFS(ctx, loop.path, places, o.spec)
+	if err := o.add(err, func(p *parts) { p.files = files }); err != nil {
+		return err
+	}
+	go func() {
+		<-files.child.Done()
+		o.markDone()
+	}()
+	return nil
+}
+
+// add books a new part of the mount, and fails if err is set or Close was called
+// meanwhile. A part that came too late is booked all the same, to be undone.
+func (o *Opened) add(err error, book func(*parts)) error {
+	if err != nil {
+		return err
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	book(&o.parts)
+	if o.closing {
+		return errors.New("the disk was locked meanwhile")
+	}
+	return nil
+}
+
+// Close cuts off whoever uses the files, syncs for at most a second, wipes the
+// keys and undoes the mount. If ctx has a deadline within the next two seconds,
+// that ends the timetable; the keys are wiped half a second before the end at the
+// latest. It returns within two seconds, or half a second when the deadline is
+// past, and waits for no client. Afterwards the disk is locked even if there is
+// an error, which says what was lost or left.
+func (o *Opened) Close(ctx context.Context) error {
+	end := time.Now().Add(closeTime)
+	if d, ok := ctx.Deadline(); ok && d.Before(end) {
+		end = d
+	}
+	if soonest := time.Now().Add(wipeTime); end.Before(soonest) {
+		end = soonest
+	}
+	o.closeOnce.Do(func() { o.closeErr = o.closeBy(end) })
+	if o.closeErr != nil {
+		return fmt.Errorf("while locking disk %s: %w", o.spec.ID, o.closeErr)
+	}
+	return nil
+}
+
+func (o *Opened) closeBy(end time.Time) error {
+	alarm := time.AfterFunc(time.Until(end.Add(-wipeTime)), o.Wipe)
+	defer alarm.Stop()
+	syncErr := within(end.Add(-undoTime), "sync in time, so the latest writes are lost", func() error {
+		return o.quiesce()
+	})
+	o.Wipe()
+	return errors.Join(syncErr, within(end, "undo the mount in time", o.undo))
+}
+
+// quiesce ends a running Mount, cuts off the users of the files, lets the file
+// system finish, and syncs.
+func (o *Opened) quiesce() error {
+	o.mu.Lock()
+	o.closing = true
+	mounting := o.mounting
+	if mounting {
+		o.stopMount()
+	}
+	o.mu.Unlock()
+	if mounting {
+		<-o.mountEnded
+	}
+	o.mu.Lock()
+	p := o.parts
+	o.mu.Unlock()
+	if p.files != nil {
+		unmount(p.files.dir)
+		flushed := make(chan struct{})
+		go func() { // saves what it can should ntfs-3g hang
+			defer close(flushed)
+			p.loop.sync()
+		}()
+		<-p.files.child.Done()
+		<-flushed
+	}
+	if p.loop != nil {
+		return p.loop.sync()
+	}
+	if o.spec.ReadOnly {
+		return nil
+	}
+	return o.image.Sync()
+}
+
+// undo takes down whatever parts there are. It may be called more than once.
+func (o *Opened) undo() error {
+	o.mu.Lock()
+	p := o.parts
+	o.parts = parts{}
+	o.mu.Unlock()
+
+	var errs []error
+	if p.files != nil {
+		p.files.child.Kill()
+		unmount(p.files.dir)
+	}
+	if p.export != nil {
+		unmount(p.export.dir) // from here on, nothing below can block
+	}
+	if p.files != nil {
+		errs = append(errs, p.files.child.wait(undoTime))
+	}
+	if p.loop != nil {
+		errs = append(errs, p.loop.detach(undoTime))
+	}
+	if p.export != nil {
+		errs = append(errs, p.export.wait(undoTime))
+	}
+	if p.places != nil {
+		errs = append(errs, p.places.remove(), o.spec.Keeper.forget(p.places.things()...))
+	}
+	unix.Fadvise(int(o.image.Fd()), 0, 0, unix.FADV_DONTNEED)
+	o.image.Close()
+	return errors.Join(errs...)
+}
