@@ -66,6 +66,14 @@ var unlockCases = []unlockCase{
 		withBob(t, s)
 		bobAs(func(a *authenticator) { a.extra["other_keys_can_be_added_here"] = "do not compare clientDataJSON" })(t, s)
 	}},
+	{name: "accepted-passkey-ed25519", prepare: func(t testing.TB, s *scene) {
+		withBob(t, s)
+		change := func(a *authenticator) { a.key = machineKey("bob") }
+		bobAs(change)(t, s)
+		a := newAuthenticator(t, "bob")
+		change(&a)
+		s.policy.doc.Keys[2] = a.policyKey(t, "bob-passkey", "bob@contoso.example")
+	}},
 	{name: "accepted-passkey-without-crossorigin", prepare: func(t testing.TB, s *scene) {
 		withBob(t, s)
 		bobAs(func(a *authenticator) { a.extra = nil })(t, s)

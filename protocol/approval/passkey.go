@@ -70,7 +70,7 @@ type passkey struct {
 func (k passkey) verify(_ Kind, pae, sig []byte) error {
 	var a assertion
 	if err := unmarshal(sig, &a); err != nil {
-		return fmt.Errorf("not a passkey assertion: it %w", err)
+		return fmt.Errorf("not a passkey assertion: %w", err)
 	}
 	if a.Type != "public-key" || a.ID != k.credential || a.RawID != k.credential {
 		return errors.New("made by another passkey")
