@@ -173,6 +173,7 @@ type Proof struct {
 	Checkpoint  []byte   // signed note
 	Record      []byte   // the record's bytes
 	Index       int64    // its number
+	Size        int64    // of the log at the checkpoint
 	Inclusion   [][]byte // hashes from the record up to the checkpoint
 	Consistency [][]byte // hashes from the older size to the checkpoint; empty from 0 or the same size
 }
@@ -194,27 +195,27 @@ func (s *Service) Proof(ctx context.Context, index, oldSize int64) (Proof, error
 		if err != nil {
 			return err
 		}
-		p.Record = row.Record
-		return s.prove(ctx, tx, &p, size, oldSize)
+		p.Record, p.Size = row.Record, size
+		return s.prove(ctx, tx, &p, oldSize)
 	})
 	return p, err
 }
 
-func (s *Service) prove(ctx context.Context, tx *store.Tx, p *Proof, size, oldSize int64) (err error) {
+func (s *Service) prove(ctx context.Context, tx *store.Tx, p *Proof, oldSize int64) (err error) {
 	r := logHashes(ctx, tx)
-	inclusion, err := tlog.ProveRecord(size, p.Index, r)
+	inclusion, err := tlog.ProveRecord(p.Size, p.Index, r)
 	if err != nil {
 		return fmt.Errorf("cannot prove record %d: %w", p.Index, err)
 	}
 	p.Inclusion = bytesOf(inclusion)
 	if oldSize > 0 {
-		consistency, err := tlog.ProveTree(size, oldSize, r)
+		consistency, err := tlog.ProveTree(p.Size, oldSize, r)
 		if err != nil {
 			return fmt.Errorf("cannot prove that the log continues the one of %d records: %w", oldSize, err)
 		}
 		p.Consistency = bytesOf(consistency)
 	}
-	p.Checkpoint, err = s.checkpoint(ctx, tx, size)
+	p.Checkpoint, err = s.checkpoint(ctx, tx, p.Size)
 	return err
 }
 

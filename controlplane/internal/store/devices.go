@@ -11,7 +11,7 @@ import (
 type Node struct {
 	ID              protocol.NodeID
 	Order           protocol.OrderID
-	KeyFingerprint  string // "" until enrolled
+	KeyFingerprint  string // approval.KeyFingerprint, as statements name it; "" until enrolled
 	SPKI            []byte // DER of the node's public key
 	CertSerial      string // of its newest certificate
 	CertExpires     time.Time
@@ -63,13 +63,20 @@ func (tx *Tx) NodesOfOrder(ctx context.Context, order protocol.OrderID) ([]Node,
 }
 
 // NodeSeen notes what a node reported in a heartbeat. It leaves Rev alone: the
-// newest report wins, and none disturbs another change. log sizes never shrink.
+// newest report wins, and none disturbs another change. Log sizes never shrink.
 func (tx *Tx) NodeSeen(ctx context.Context, id protocol.NodeID, at time.Time, status []byte, logSize int64) error {
 	n, err := exec(ctx, tx, `UPDATE nodes SET last_seen = $3, status = $4, log_size = MAX(log_size, $5) WHERE serial = $1 AND node = $2`,
 		id.Serial, id.Node, millis(at), status, logSize)
 	if err == nil && n == 0 {
 		err = notFound("node", id)
 	}
+	return err
+}
+
+// NodeSawLog notes that a node was given a checkpoint of the activity log of
+// that size and accepted it.
+func (tx *Tx) NodeSawLog(ctx context.Context, id protocol.NodeID, logSize int64) error {
+	_, err := exec(ctx, tx, `UPDATE nodes SET log_size = MAX(log_size, $3) WHERE serial = $1 AND node = $2`, id.Serial, id.Node, logSize)
 	return err
 }
 

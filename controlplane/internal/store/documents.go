@@ -37,6 +37,11 @@ func (tx *Tx) TrustPolicy(ctx context.Context, order protocol.OrderID, digest st
 	return get[TrustPolicy](ctx, tx, trustPolicies, `WHERE order_id = $1 AND digest = $2`, order, digest)
 }
 
+// TrustPolicies reads every version of an order's policy, from the first on.
+func (tx *Tx) TrustPolicies(ctx context.Context, order protocol.OrderID) ([]TrustPolicy, error) {
+	return list[TrustPolicy](ctx, tx, trustPolicies, `WHERE order_id = $1 ORDER BY version`, order)
+}
+
 // Consent is a data-copy consent, or the draft of one.
 type Consent struct {
 	ID       protocol.ConsentID

@@ -1,0 +1,183 @@
+package custody
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"github.com/databox-lockbox/lockbox/controlplane/internal/auth"
+	"github.com/databox-lockbox/lockbox/controlplane/internal/store"
+	"github.com/databox-lockbox/lockbox/protocol"
+	"github.com/databox-lockbox/lockbox/protocol/approval"
+	"github.com/databox-lockbox/lockbox/protocol/auditlog"
+	devicev1 "github.com/databox-lockbox/lockbox/protocol/device/v1"
+	lockboxv1 "github.com/databox-lockbox/lockbox/protocol/lockbox/v1"
+)
+
+// LockIn says what to lock and why.
+type LockIn struct {
+	Caller      auth.Caller
+	Nodes       []protocol.NodeID
+	Reason      string          // engineer-done | revoked | session-disabled | operator | …
+	Subject     approval.Digest // only what this opened; "" for whatever is open
+	Spend       bool            // the approval can never be used again
+	Revocation  []byte          // envelope, when revoked with one
+	Tenant      protocol.TenantID
+	Correlation string // request or consent id, for the record
+}
+
+// Lock tells the nodes to lock, all at once, and records the outcome after. A
+// node that does not confirm locks by itself at the time its result says.
+// Results are in the order of the nodes.
+func (s *Service) Lock(ctx context.Context, in LockIn) []*lockboxv1.RelockResult {
+	results := make([]*lockboxv1.RelockResult, len(in.Nodes))
+	var all sync.WaitGroup
+	for i, id := range in.Nodes {
+		all.Go(func() { results[i] = s.lockNode(ctx, id, in) })
+	}
+	all.Wait()
+	s.recordLocks(ctx, in, results)
+	return results
+}
+
+func (s *Service) lockNode(ctx context.Context, id protocol.NodeID, in LockIn) *lockboxv1.RelockResult {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	status, took, err := s.askToLock(ctx, id, in)
+	if err != nil {
+		s.Logger.Warn().Err(err).Stringer("node", id).Str("reason", in.Reason).Msg("a node did not confirm that it is locked")
+		return &lockboxv1.RelockResult{Node: id.String(), LocksBy: s.Now().Add(s.DeadMan).Unix()}
+	}
+	state := protocol.LockState(status.GetState())
+	out := &lockboxv1.RelockResult{Node: id.String(), State: string(state), TookMs: took}
+	out.Confirmed = state == protocol.Locked || state == protocol.Faulted
+	if !out.Confirmed {
+		out.LocksBy = s.Now().Add(s.DeadMan).Unix()
+	}
+	return out
+}
+
+func (s *Service) askToLock(ctx context.Context, id protocol.NodeID, in LockIn) (*devicev1.NodeStatus, int64, error) {
+	node, err := s.Nodes.Node(id)
+	if err != nil {
+		return nil, 0, err
+	}
+	resp, err := node.Lock(ctx, &devicev1.LockRequest{
+		Reason: in.Reason, SubjectDigest: string(in.Subject), Spend: in.Spend, Revocation: in.Revocation,
+	})
+	if err != nil {
+		return nil, 0, err
+	}
+	return resp.GetStatus(), resp.GetTookMs(), nil
+}
+
+// recordLocks writes down what was done. The nodes are locked by now, so that a
+// record that cannot be written is logged and no error.
+func (s *Service) recordLocks(ctx context.Context, in LockIn, results []*lockboxv1.RelockResult) {
+	ctx = context.WithoutCancel(ctx)
+	err := s.Store.Tx(ctx, func(tx *store.Tx) error {
+		for i, r := range results {
+			result := auditlog.Success
+			if !r.Confirmed {
+				result = auditlog.Failure
+			}
+			rec := s.record(auditlog.OpLockVolume, result, in.Caller, in.Nodes[i], in.Tenant)
+			rec.CorrelationID = in.Correlation
+			rec.Properties["reason"] = in.Reason
+			if !r.Confirmed {
+				rec.Properties["locksBy"] = time.Unix(r.LocksBy, 0).UTC().Format(time.RFC3339)
+			}
+			if _, err := s.Audit.Record(ctx, tx, rec); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		s.Logger.Error().Err(err).Msg("cannot record that nodes were locked")
+	}
+}
+
+// Recover locks the nodes of attempts that are neither committed nor under way
+// in this process, and returns how many of them still wait for a node to
+// confirm. [Service.Run] calls it until there are none.
+func (s *Service) Recover(ctx context.Context) (left int, err error) {
+	var open []store.Attempt
+	err = s.Store.View(ctx, func(tx *store.Tx) (err error) {
+		open, err = tx.OpenAttempts(ctx)
+		return err
+	})
+	if err != nil {
+		return 0, err
+	}
+	for _, a := range open {
+		if !s.claim(a.Serial) {
+			continue
+		}
+		done, err := s.recoverAttempt(ctx, a)
+		s.release(a.Serial)
+		if err != nil {
+			return left, err
+		}
+		if !done {
+			left++
+		}
+	}
+	return left, nil
+}
+
+// recoverAttempt locks the nodes of an attempt and reports whether all have
+// confirmed; then the attempt has failed for good.
+func (s *Service) recoverAttempt(ctx context.Context, a store.Attempt) (bool, error) {
+	in, err := lockOf(a)
+	if err != nil {
+		return false, err
+	}
+	// Reread: it may have ended before it was claimed.
+	err = s.Store.View(ctx, func(tx *store.Tx) (err error) { a, err = tx.Attempt(ctx, a.ID); return err })
+	if err != nil || a.State == store.AttemptCommitted || a.State == store.AttemptFailed {
+		return err == nil, err
+	}
+	results := make([]*lockboxv1.RelockResult, len(in.Nodes))
+	confirmed := true
+	for i, id := range in.Nodes {
+		results[i] = s.lockNode(ctx, id, in)
+		confirmed = confirmed && results[i].Confirmed
+	}
+	if !confirmed {
+		return false, nil
+	}
+	s.recordLocks(ctx, in, results)
+	if a.ErrorCode == "" {
+		a.ErrorCode = protocol.CodeUnavailable // cut off
+	}
+	return true, s.move(ctx, &a, store.AttemptFailed)
+}
+
+// lockOf says how to lock what an attempt may have opened. Its approval is not
+// spent: an error is nobody's use of it.
+func lockOf(a store.Attempt) (LockIn, error) {
+	in := LockIn{
+		Caller: auth.SystemCaller(), Reason: "unlock-failed", Subject: approval.Digest(a.SubjectDigest),
+		Tenant: a.Tenant, Correlation: a.Subject,
+	}
+	for _, name := range a.Nodes {
+		id, err := protocol.ParseNodeID(name)
+		if err != nil {
+			return LockIn{}, err
+		}
+		in.Nodes = append(in.Nodes, id)
+	}
+	return in, nil
+}
+
+// move writes an attempt's next state.
+func (s *Service) move(ctx context.Context, a *store.Attempt, state string) error {
+	next := *a
+	next.State, next.Updated = state, s.Now()
+	err := s.Store.Tx(ctx, func(tx *store.Tx) error { return tx.UpdateAttempt(ctx, &next) })
+	if err == nil {
+		*a = next
+	}
+	return err
+}
