@@ -252,6 +252,9 @@ func TestCrashAtEveryByte(t *testing.T) {
 			t.Helper()
 			j := open(t, im.write(t))
 			check(t, j, want)
+			if _, end := j.head(); int64(len(snapshot(t, j.dir).records)) != end {
+				t.Errorf("something is left behind record %d", want)
+			}
 			fill(t, j, want+1)
 			closeJournal(t, j)
 			j = open(t, j.dir)
