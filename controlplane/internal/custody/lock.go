@@ -99,8 +99,7 @@ func (s *Service) recordLocks(ctx context.Context, in LockIn, results []*lockbox
 }
 
 // Recover locks the nodes of attempts that are neither committed nor under way
-// in this process, and returns how many of them still wait for a node to
-// confirm. [Service.Run] calls it until there are none.
+// in this process, and returns how many have not ended. [Service.Run] calls it until there are none.
 func (s *Service) Recover(ctx context.Context) (left int, err error) {
 	var open []store.Attempt
 	err = s.Store.View(ctx, func(tx *store.Tx) (err error) {
@@ -111,7 +110,8 @@ func (s *Service) Recover(ctx context.Context) (left int, err error) {
 		return 0, err
 	}
 	for _, a := range open {
-		if !s.claim(a.Serial) {
+		if !s.claim(a.Serial) { // under way, or just ending: look again
+			left++
 			continue
 		}
 		done, err := s.recoverAttempt(ctx, a)

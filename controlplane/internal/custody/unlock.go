@@ -228,7 +228,7 @@ func (g *saga) challengeNode(ctx context.Context, n *sagaNode) error {
 	if err != nil {
 		return err
 	}
-	g.tell(n, "", "challenge", "")
+	g.tell(n, "", "challenge")
 	return nil
 }
 
@@ -258,7 +258,7 @@ func (g *saga) seal(ctx context.Context) error {
 		if err := g.makeOrder(ctx, n); err != nil {
 			return err
 		}
-		g.tell(n, "", "sealing", "")
+		g.tell(n, "", "sealing")
 	}
 	return g.s.move(ctx, &g.attempt, store.AttemptOrdered)
 }
@@ -359,7 +359,7 @@ func (g *saga) openNode(ctx context.Context, n *sagaNode, keys [][]byte) error {
 			return err
 		}
 		if msg.Phase != "" {
-			g.tell(n, msg.Disk, msg.Phase, "")
+			g.tell(n, msg.Disk, msg.Phase)
 		}
 		if len(msg.Opened) > 0 {
 			n.opened = msg.Opened
@@ -502,17 +502,17 @@ func (g *saga) record(op auditlog.Operation, result auditlog.Result) auditlog.Re
 
 func (g *saga) tellAll(phase string) {
 	for _, n := range g.nodes {
-		g.tell(n, "", phase, "")
+		g.tell(n, "", phase)
 	}
 }
 
-func (g *saga) tell(n *sagaNode, disk, phase, message string) {
+func (g *saga) tell(n *sagaNode, disk, phase string) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.report == nil {
 		return
 	}
-	event := &lockboxv1.ProgressEvent{Time: g.s.Now().Unix(), Node: n.ref.ID().String(), Disk: disk, Phase: phase, Message: message}
+	event := &lockboxv1.ProgressEvent{Time: g.s.Now().Unix(), Node: n.ref.ID().String(), Disk: disk, Phase: phase}
 	if !g.out.LeaseEnd.IsZero() {
 		event.LeaseEnd = g.out.LeaseEnd.Unix()
 	}

@@ -1,0 +1,199 @@
+// Package config holds the control plane's settings: one struct that the file
+// configs/lockboxd.yaml documents, its defaults, and its checks.
+//
+//   - Every field has a default or is named by [Config.Validate] when missing.
+//   - No secret is ever a setting. Keys live in files of mode 0600.
+//   - Times of the workflow can be changed in a demonstration only, which
+//     demo_timers has to announce.
+package config
+
+import (
+	"cmp"
+	"fmt"
+	"net"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/databox-lockbox/lockbox/configs"
+)
+
+// EnvPrefix begins the environment variables that override settings, as in
+// LOCKBOXD_DATA_DIR.
+const EnvPrefix = "LOCKBOXD"
+
+// Config is everything that can be set for a control plane.
+type Config struct {
+	// DataDir holds the store, the authorities and the service's keys.
+	// Absolute, on a durable file system, used by one process. Required.
+	DataDir string `mapstructure:"data_dir"`
+	// MasterKeyFile is the key under which disk keys are stored: 32 bytes,
+	// mode 0600, made at the first start. Absolute; best on another file system
+	// than DataDir. Default <data_dir>/master.key.
+	MasterKeyFile string `mapstructure:"master_key_file"`
+	// OutboxDir is where notices are written, a file each. Absolute. Default
+	// <data_dir>/outbox.
+	OutboxDir string `mapstructure:"outbox_dir"`
+	// PoliciesDir holds JIT policies instead of the built-in ones. Absolute.
+	// Default none.
+	PoliciesDir string `mapstructure:"policies_dir"`
+	// API is where people and enrolling devices connect.
+	API Listener `mapstructure:"api"`
+	// Tunnel is where enrolled devices connect.
+	Tunnel Listener `mapstructure:"tunnel"`
+	// DeadMan is how long a node stays unlocked without hearing from the
+	// control plane. It must be what the agents are set to. Default 60s.
+	DeadMan time.Duration `mapstructure:"dead_man"`
+	// DemoTimers allows the times in Timers to be changed. The daemon warns of
+	// it at its start. Default false.
+	DemoTimers bool `mapstructure:"demo_timers"`
+	// Timers are the times of the workflow.
+	Timers Timers `mapstructure:"timers"`
+	Log    Log    `mapstructure:"log"`
+}
+
+// Listener is a TCP port with a server certificate.
+type Listener struct {
+	// Address is the host:port to listen on. Port 0 takes a free one.
+	Address string `mapstructure:"address"`
+	// Names are the DNS names and IP addresses of the server's certificate.
+	// The first is the one others are told. Default localhost and 127.0.0.1.
+	Names []string `mapstructure:"names"`
+}
+
+// Timers are times of the workflow. They differ from their defaults only in
+// demonstrations.
+type Timers struct {
+	// RequestExpiry is how long a request waits for the customer. Default 96h,
+	// four days.
+	RequestExpiry time.Duration `mapstructure:"request_expiry"`
+	// AccessDuration is how long access lasts when the engineer names no
+	// duration. Default 8h.
+	AccessDuration time.Duration `mapstructure:"access_duration"`
+}
+
+// Log configures the daemon's log, which goes to standard error.
+type Log struct {
+	// Level is debug, info, warn or error. Default info.
+	Level string `mapstructure:"level"`
+	// Format is console or json. Default json.
+	Format string `mapstructure:"format"`
+}
+
+// Default returns the defaults of all settings that have one.
+func Default() Config {
+	return Config{
+		API:     Listener{Address: "127.0.0.1:8443", Names: []string{"localhost", "127.0.0.1"}},
+		Tunnel:  Listener{Address: "127.0.0.1:8444", Names: []string{"localhost", "127.0.0.1"}},
+		DeadMan: 60 * time.Second,
+		Timers:  DefaultTimers(),
+		Log:     Log{Level: "info", Format: "json"},
+	}
+}
+
+// DefaultTimers returns the times that hold without demo_timers.
+func DefaultTimers() Timers {
+	return Timers{RequestExpiry: 4 * 24 * time.Hour, AccessDuration: 8 * time.Hour}
+}
+
+// Load reads the file at path over the defaults, applies the environment, and
+// checks the result. All problems are reported at once.
+func Load(path string) (Config, error) {
+	c, err := configs.LoadFile(path, EnvPrefix, Default())
+	if err != nil {
+		return c, err
+	}
+	if err := c.Validate(); err != nil {
+		return c, fmt.Errorf("%s: %w", path, err)
+	}
+	return c, nil
+}
+
+// StorePath is the file of the store.
+func (c Config) StorePath() string { return filepath.Join(c.DataDir, "store.db") }
+
+// AuthorityDir is the directory of the certificate authorities.
+func (c Config) AuthorityDir() string { return filepath.Join(c.DataDir, "authority") }
+
+// ServiceKeyPath is the file of the key that signs orders to devices.
+func (c Config) ServiceKeyPath() string { return filepath.Join(c.DataDir, "service.key") }
+
+// LogKeyPath is the file of the key that signs the activity log.
+func (c Config) LogKeyPath() string { return filepath.Join(c.DataDir, "log.key") }
+
+// MasterKeyPath is the file of the master key.
+func (c Config) MasterKeyPath() string {
+	return cmp.Or(c.MasterKeyFile, filepath.Join(c.DataDir, "master.key"))
+}
+
+// Outbox is the directory of notices.
+func (c Config) Outbox() string { return cmp.Or(c.OutboxDir, filepath.Join(c.DataDir, "outbox")) }
+
+// Validate returns a [*configs.Error] with everything that is wrong with c, or
+// nil.
+func (c Config) Validate() error {
+	var p problems
+	p.folder("data_dir", c.DataDir)
+	p.optional("master_key_file", c.MasterKeyFile)
+	p.optional("outbox_dir", c.OutboxDir)
+	p.optional("policies_dir", c.PoliciesDir)
+	p.listener("api", c.API)
+	p.listener("tunnel", c.Tunnel)
+	_, port, _ := net.SplitHostPort(c.API.Address)
+	p.check(c.API.Address != c.Tunnel.Address || port == "0", "tunnel.address", "%q is the API's address: give the tunnel a port of its own", c.Tunnel.Address)
+	p.between("dead_man", c.DeadMan, time.Second, 10*time.Minute)
+	p.timers(c.Timers, c.DemoTimers)
+	p.oneOf("log.level", c.Log.Level, "debug", "info", "warn", "error")
+	p.oneOf("log.format", c.Log.Format, "console", "json")
+	return p.err()
+}
+
+type problems []string
+
+func (p *problems) check(ok bool, key, format string, args ...any) {
+	if !ok {
+		*p = append(*p, key+": "+fmt.Sprintf(format, args...))
+	}
+}
+
+func (p *problems) folder(key, path string) {
+	p.check(filepath.IsAbs(path) && filepath.Clean(path) == path && path != "/", key, "%q is not a clean absolute path: write one, as in /var/lib/lockboxd", path)
+}
+
+func (p *problems) optional(key, path string) {
+	if path != "" {
+		p.folder(key, path)
+	}
+}
+
+func (p *problems) listener(key string, l Listener) {
+	_, _, err := net.SplitHostPort(l.Address)
+	p.check(err == nil, key+".address", "%q is not an address: write host:port", l.Address)
+	p.check(len(l.Names) > 0, key+".names", "no name is given: list the DNS names and IP addresses under which it is reached")
+	for i, name := range l.Names {
+		valid := net.ParseIP(name) != nil || name != "" && !strings.ContainsAny(name, ":/ ")
+		p.check(valid, fmt.Sprintf("%s.names[%d]", key, i), "%q is neither a DNS name nor an IP address: write one without port", name)
+	}
+}
+
+func (p *problems) timers(t Timers, demo bool) {
+	p.between("timers.request_expiry", t.RequestExpiry, time.Second, 4*24*time.Hour)
+	p.between("timers.access_duration", t.AccessDuration, time.Second, 8*time.Hour)
+	p.check(demo || t == DefaultTimers(), "timers", "differ from the defaults: remove them, or set demo_timers to true in a demonstration")
+}
+
+func (p *problems) oneOf(key, value string, known ...string) {
+	p.check(slices.Contains(known, value), key, "%q is unknown: write one of %s", value, strings.Join(known, ", "))
+}
+
+func (p *problems) between(key string, d, low, high time.Duration) {
+	p.check(d >= low && d <= high, key, "%s is out of range: write %s to %s", d, low, high)
+}
+
+func (p problems) err() error {
+	if len(p) == 0 {
+		return nil
+	}
+	return &configs.Error{Problems: p}
+}

@@ -1,0 +1,82 @@
+package config_test
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/databox-lockbox/lockbox/controlplane/internal/config"
+)
+
+func TestDefaultsNeedOnlyADirectory(t *testing.T) {
+	c := config.Default()
+	if err := c.Validate(); err == nil || !strings.Contains(err.Error(), "data_dir") {
+		t.Errorf("without data_dir: %v", err)
+	}
+	c.DataDir = "/var/lib/lockboxd"
+	if err := c.Validate(); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestValidateReportsAllProblems(t *testing.T) {
+	c := config.Config{
+		DataDir: "relative", MasterKeyFile: "also/relative", OutboxDir: "/a/../b", PoliciesDir: "x",
+		API:     config.Listener{Address: "nonsense"},
+		Tunnel:  config.Listener{Address: "nonsense", Names: []string{"https://x", ""}},
+		DeadMan: time.Hour,
+		Log:     config.Log{Level: "loud", Format: "xml"},
+	}
+	err := c.Validate()
+	if err == nil {
+		t.Fatal("accepted")
+	}
+	for _, key := range []string{
+		"data_dir", "master_key_file", "outbox_dir", "policies_dir", "api.address", "api.names", "tunnel.address", "tunnel.names[0]",
+		"tunnel.names[1]", "dead_man", "timers.request_expiry", "timers.access_duration", "log.level", "log.format",
+	} {
+		if !strings.Contains(err.Error(), "\n  "+key+": ") {
+			t.Errorf("%s is not reported in:\n%v", key, err)
+		}
+	}
+}
+
+func TestTimersNeedDemo(t *testing.T) {
+	c := config.Default()
+	c.DataDir = "/var/lib/lockboxd"
+	c.Timers.RequestExpiry = 3 * time.Second
+	if err := c.Validate(); err == nil || !strings.Contains(err.Error(), "demo_timers") {
+		t.Errorf("without demo_timers: %v", err)
+	}
+	c.DemoTimers = true
+	if err := c.Validate(); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestLoad(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "lockboxd.yaml")
+	text := "data_dir: /srv/lockboxd\napi:\n  address: 0.0.0.0:443\n  names: [lockbox.example]\n"
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("LOCKBOXD_DEAD_MAN", "30s")
+	c, err := config.Load(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c.API.Address != "0.0.0.0:443" || c.API.Names[0] != "lockbox.example" || c.DeadMan != 30*time.Second {
+		t.Errorf("got %+v", c)
+	}
+	if c.MasterKeyPath() != "/srv/lockboxd/master.key" || c.Outbox() != "/srv/lockboxd/outbox" {
+		t.Errorf("paths %s, %s", c.MasterKeyPath(), c.Outbox())
+	}
+	if err := os.WriteFile(path, []byte(text+"nonsense: 1\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := config.Load(path); err == nil {
+		t.Error("an unknown key was accepted")
+	}
+}
