@@ -9,6 +9,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // Child is a process that does not outlive the agent: the kernel kills it when
@@ -39,21 +41,38 @@ func startChild(cmd *exec.Cmd, keeper *Keeper, t thread) (*Child, error) {
 	cmd.SysProcAttr.Pdeathsig = syscall.SIGKILL
 	c := &Child{cmd: cmd, done: make(chan struct{})}
 	started := make(chan error, 1)
-	go func() {
-		// The signal comes when this thread ends. So the thread belongs to this
-		// goroutine, which lives as long as the child, and ends with it.
-		runtime.LockOSThread()
-		if err := c.start(keeper, t); err != nil {
-			started <- err
-			return
+	onOwnThread(func() {
+		err := c.start(keeper, t)
+		started <- err
+		if err == nil {
+			<-c.done
 		}
-		started <- nil
-		<-c.done
-	}()
+	})
 	if err := <-started; err != nil {
 		return nil, err
 	}
 	return c, nil
+}
+
+// onOwnThread runs f in a goroutine on an operating system's thread of its own,
+// which ends with it: the parent-death signal of a process that f starts comes when
+// that thread ends, and what f does to its mount table concerns nobody else. It is
+// never the main thread, which does not end and stands for the whole process.
+func onOwnThread(f func()) {
+	go func() {
+		runtime.LockOSThread()
+		if unix.Gettid() != unix.Getpid() {
+			f()
+			return
+		}
+		running := make(chan struct{})
+		onOwnThread(func() { // on another, for this goroutine holds the main thread
+			close(running)
+			f()
+		})
+		<-running
+		runtime.UnlockOSThread()
+	}()
 }
 
 func (c *Child) start(keeper *Keeper, t thread) error {

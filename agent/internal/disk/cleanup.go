@@ -105,7 +105,7 @@ func unmountBelow(dir string) error {
 	var errs []error
 	for _, m := range slices.Backward(mounts) {
 		if below(m.dir, dir) {
-			errs = append(errs, unmount(m.dir))
+			errs = append(errs, unmount(m.dir), evict(m.device))
 		}
 	}
 	return errors.Join(errs...)

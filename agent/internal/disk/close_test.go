@@ -1,6 +1,7 @@
 package disk
 
 import (
+	"bufio"
 	"context"
 	"fmt"
 	"os"
@@ -45,15 +46,28 @@ func TestCloseWithOpenFiles(t *testing.T) {
 func TestCloseWithMappedFile(t *testing.T) {
 	m := mounted(t)
 	writeSynced(t, m.path("file"), secret)
-	file, err := unix.Open(m.path("file"), unix.O_RDONLY, 0)
+	client := exec.Command("python3", "-c", `
+import mmap, sys, time
+file = open(sys.argv[1], "rb")
+data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+print(data[:8], flush=True)
+time.sleep(60)`, m.path("file"))
+	client.Stderr = os.Stderr
+	out, err := client.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer unix.Close(file)
-	if _, err := unix.Mmap(file, 0, 4096, unix.PROT_READ, unix.MAP_SHARED); err == nil {
-		t.Error("a file was mapped: what is mapped stays readable after a relock")
+	if err := client.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { client.Process.Kill() })
+	if line, err := bufio.NewReader(out).ReadString('\n'); err != nil {
+		t.Fatal(line, err)
 	}
 	m.mustClose(t)
+	if err := client.Wait(); err == nil || client.ProcessState.Sys().(syscall.WaitStatus).Signal() != syscall.SIGKILL {
+		t.Errorf("the client lives, and with it the page: %v", err)
+	}
 }
 
 func TestCloseWithBusyWriters(t *testing.T) {
@@ -199,7 +213,8 @@ func TestCloseDeadline(t *testing.T) {
 func TestWipeEndsAccessAtOnce(t *testing.T) {
 	m := mounted(t)
 	writeSynced(t, m.path("file"), random(40<<20))
-	flushDevice(m.opened.parts.loop.device) // so that it has to be read anew
+	m.mustClose(t)
+	m.mount(t) // so that nothing is cached
 	m.opened.Wipe()
 	if _, err := os.ReadFile(m.path("file")); err == nil {
 		t.Error("read a file after Wipe")

@@ -96,13 +96,15 @@ func writeForever(dir string, worker int) {
 		}
 		path := filepath.Join(dir, name)
 		must(writeFile(path, contentOf(name)))
-		if n%3 == 2 {
-			must(os.Rename(path, path+"-moved"))
-			continue
-		}
 		os.Stdout.WriteString(path + "\n")
+		if n%3 == 2 {
+			must(os.Rename(path, path+moved))
+		}
 	}
 }
+
+// moved is what a file's name may end with, because a rename is not synced.
+const moved = "-moved"
 
 func contentOf(name string) []byte {
 	var seed [32]byte
@@ -213,6 +215,9 @@ func TestSyncedFilesSurviveKill(t *testing.T) {
 		m.mount(t)
 		for _, name := range names {
 			got, err := os.ReadFile(m.path(name))
+			if errors.Is(err, os.ErrNotExist) {
+				got, err = os.ReadFile(m.path(name + moved))
+			}
 			if err != nil || !bytes.Equal(got, contentOf(filepath.Base(name))) {
 				t.Errorf("round %d: %s: %d bytes, %v", round, name, len(got), err)
 			}

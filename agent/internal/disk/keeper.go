@@ -8,7 +8,6 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
-	"runtime"
 	"sync"
 	"syscall"
 	"time"
@@ -21,6 +20,7 @@ type thing struct {
 	Start uint64 `json:",omitempty"` // which started at this clock tick
 	Mount string `json:",omitempty"` // a mount point
 	Loop  string `json:",omitempty"` // the tag of a loop device
+	Cache string `json:",omitempty"` // the number of a file system whose files are cached
 	Dir   string `json:",omitempty"` // a directory with files
 }
 
@@ -73,8 +73,7 @@ func StartKeeper(argv []string) (*Keeper, error) {
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Pdeathsig: deathSignal}
 	k := &Keeper{done: make(chan struct{}), notes: notes}
 	started := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread() // as for a Child: this thread's end is the signal
+	onOwnThread(func() {
 		err := cmd.Start()
 		ready.Close()
 		started <- err
@@ -82,7 +81,7 @@ func StartKeeper(argv []string) (*Keeper, error) {
 			cmd.Wait()
 		}
 		close(k.done)
-	}()
+	})
 	if err := <-started; err != nil {
 		notes.Close()
 		return nil, fmt.Errorf("cannot start the keeper: %w", err)
@@ -203,15 +202,29 @@ func without(things []thing, t thing) []thing {
 	return rest
 }
 
-// undoAll undoes things, each on its own, because any of them may hang until
-// another one is done.
+// undoAll undoes things. Caches come last, because they fill while there is
+// access.
 func undoAll(things []thing) error {
+	var access, caches []thing
+	for _, t := range things {
+		if t.Cache != "" {
+			caches = append(caches, t)
+		} else {
+			access = append(access, t)
+		}
+	}
+	return errors.Join(undoAtOnce(access), undoAtOnce(caches))
+}
+
+// undoAtOnce undoes things, each on its own, because any of them may hang until
+// another one is done.
+func undoAtOnce(things []thing) error {
 	errs := make(chan error, len(things))
 	for _, t := range things {
 		go func() { errs <- t.undo() }()
 	}
 	var all []error
-	for timeout := time.After(closeTime); len(all) < len(things); {
+	for timeout := time.After(undoTime); len(all) < len(things); {
 		select {
 		case err := <-errs:
 			all = append(all, err)
@@ -230,6 +243,8 @@ func (t thing) undo() error {
 		return unmount(t.Mount)
 	case t.Loop != "":
 		return releaseLoops(func(tag string) bool { return tag == t.Loop })
+	case t.Cache != "":
+		return evict(t.Cache)
 	case t.Dir != "":
 		return removeTree(t.Dir)
 	}

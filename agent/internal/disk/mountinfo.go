@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -18,6 +19,7 @@ const (
 
 // mountPoint is one line of a process's list of mounts.
 type mountPoint struct {
+	device string // number of the file system, "major:minor"
 	dir    string
 	fsType string
 	source string
@@ -34,10 +36,23 @@ func mountPoints() ([]mountPoint, error) {
 		place, kind, ok := strings.Cut(lines.Text(), " - ")
 		left, right := strings.Fields(place), strings.Fields(kind)
 		if ok && len(left) >= 5 && len(right) >= 2 {
-			mounts = append(mounts, mountPoint{unescape(left[4]), right[0], unescape(right[1])})
+			mounts = append(mounts, mountPoint{left[2], unescape(left[4]), right[0], unescape(right[1])})
 		}
 	}
 	return mounts, nil
+}
+
+// mountAt returns the mount that the calling thread sees at dir.
+func mountAt(dir string) (mountPoint, bool) {
+	mounts, err := mountPoints()
+	if err != nil {
+		return mountPoint{}, false
+	}
+	i := slices.IndexFunc(mounts, func(m mountPoint) bool { return m.dir == dir })
+	if i < 0 {
+		return mountPoint{}, false
+	}
+	return mounts[i], true
 }
 
 // unescape undoes the octal escapes of blanks and backslashes.

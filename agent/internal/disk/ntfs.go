@@ -12,17 +12,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ntfsOptions of ntfs-3g: in the foreground, for root only. Caching file contents
-// is left to the loop device, because pages cached for a file could be read
-// through an open descriptor after the file system has died (direct_io).
-// Extended attributes would become alternate data streams in the customer's files
+// ntfsOptions of ntfs-3g: in the foreground, for root only. Extended attributes would become alternate data streams in the customer's files
 // (streams_interface=none).
-const ntfsOptions = "no_detach,no_def_opts,silent,noatime,windows_names,big_writes,direct_io,streams_interface=none,uid=0,gid=0,fmask=0177,dmask=0077"
+const ntfsOptions = "no_detach,no_def_opts,silent,noatime,windows_names,big_writes,streams_interface=none,uid=0,gid=0,fmask=0177,dmask=0077"
 
 // fileSystem is a running ntfs-3g.
 type fileSystem struct {
-	dir   string // its mount point
-	child *Child
+	dir    string // its mount point
+	device string // its number, as in [mountPoint]
+	child  *Child
 }
 
 // mountNTFS mounts the file system on device at p.files.
@@ -60,10 +58,9 @@ func mountNTFS(ctx context.Context, device string, p *places, spec Spec) (*fileS
 	}
 	defer unix.Close(tree)
 	f := &fileSystem{dir: p.files, child: child}
-	if err := f.show(tree); err != nil {
-		unmount(f.dir)
+	if err := f.show(tree, spec.Keeper); err != nil {
 		child.Kill()
-		<-child.Done()
+		f.cutOff()
 		return nil, err
 	}
 	return f, nil
@@ -101,7 +98,10 @@ func ownMountTable(types string) error {
 // takeMount waits until c has mounted at dir, in the calling thread's mount table,
 // and takes the mount out of it. The caller closes tree.
 func takeMount(ctx context.Context, c *Child, dir string) (tree int, err error) {
-	for !mountedAt(dir) {
+	for {
+		if _, mounted := mountAt(dir); mounted {
+			break
+		}
 		select {
 		case <-c.Done():
 			return -1, fmt.Errorf("ntfs-3g ended: %v", c.Err())
@@ -118,26 +118,25 @@ func takeMount(ctx context.Context, c *Child, dir string) (tree int, err error) 
 	return tree, nil
 }
 
-func mountedAt(dir string) bool {
-	mounts, err := mountPoints()
-	if err != nil {
-		return false
-	}
-	for _, m := range mounts {
-		if m.dir == dir && m.fsType == filesType {
-			return true
-		}
-	}
-	return false
-}
-
 // show puts the mount where everybody sees it.
-func (f *fileSystem) show(tree int) error {
+func (f *fileSystem) show(tree int, keeper *Keeper) error {
 	if err := unix.MoveMount(tree, "", unix.AT_FDCWD, f.dir, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
 		return fmt.Errorf("cannot mount at %s: %w", f.dir, err)
 	}
+	mount, ok := mountAt(f.dir)
+	if !ok {
+		return fmt.Errorf("the mount at %s is gone", f.dir)
+	}
+	f.device = mount.device
+	if err := keeper.watch(thing{Cache: f.device}); err != nil {
+		return err
+	}
 	return f.refusePoll()
 }
+
+// cutOff fails what the users of the files have under way and try later.
+// It waits for nobody.
+func (f *fileSystem) cutOff() error { return unmount(f.dir) }
 
 // refusePoll lets ntfs-3g tell the kernel that it knows no poll. Otherwise the
 // first file that this process opens makes the Go runtime wait for ntfs-3g in a

@@ -260,7 +260,7 @@ func (o *Opened) quiesce() error {
 	p := o.parts
 	o.mu.Unlock()
 	if p.files != nil {
-		unmount(p.files.dir)
+		p.files.cutOff()
 		flushed := make(chan struct{})
 		go func() { // saves what it can should ntfs-3g hang
 			defer close(flushed)
@@ -288,13 +288,13 @@ func (o *Opened) undo() error {
 	var errs []error
 	if p.files != nil {
 		p.files.child.Kill()
-		unmount(p.files.dir)
+		errs = append(errs, p.files.cutOff())
 	}
 	if p.export != nil {
-		unmount(p.export.dir) // from here on, nothing below can block
+		errs = append(errs, unmount(p.export.dir)) // from here on, nothing below can block
 	}
 	if p.files != nil {
-		errs = append(errs, p.files.child.wait(undoTime))
+		errs = append(errs, p.files.child.wait(undoTime), evict(p.files.device), o.spec.Keeper.forget(thing{Cache: p.files.device}))
 	}
 	if p.loop != nil {
 		errs = append(errs, p.loop.detach(undoTime))
