@@ -1,11 +1,33 @@
 // Package lock decides who may unlock a node, for how long, and what is dropped,
 // in order, when it locks again.
+//
+// The rules:
+//
+//   - The device decides last. An order opens nothing unless the device itself
+//     finds every signature its trust policy asks for, over this node and these
+//     disks, in time, not revoked, not spent, answering its own fresh challenge
+//     ([Machine.Unlock]). Each thing that can be wrong has a code of its own.
+//   - Recorded before opened: no record, no unlock.
+//   - All or none: the disks of a statement open together, and nothing is shared
+//     before every node of the device has proved that it opened ([Machine.Commit]).
+//   - A lease ends at the earlier of what the wall clock and CLOCK_BOOTTIME give,
+//     when the control plane or a peer node was not heard of for the dead-man
+//     time, on every word to lock, on every internal error and with the process.
+//   - Locking acts first and records after. It waits for no client, no network
+//     and no hook: after 1.5 s the keys are gone, after 2 s it is over.
+//   - What is spent or revoked stays so, across restarts.
+//
+// The states and what leads from one to the next are one table, [transitions].
+// DESIGN.md, sections 3 and 4, is the specification.
 package lock
 
 import (
 	"context"
 	"crypto"
+	"crypto/ed25519"
 	"errors"
+	"fmt"
+	"sync"
 	"time"
 
 	"github.com/databox-lockbox/lockbox/agent/bitlocker"
@@ -16,54 +38,38 @@ import (
 	devicev1 "github.com/databox-lockbox/lockbox/protocol/device/v1"
 )
 
-var errDraft = errors.New("lock: not written yet")
-
-// Reason says why a node relocked.
-type Reason string
-
-// The reasons. Others may come in over the tunnel; they are recorded as they
-// stand, and do not spend.
+// Bounds that are not settings.
 const (
-	SessionDisabled Reason = "session-disabled" // spends
-	EngineerDone    Reason = "engineer-done"    // spends
-	Revoked         Reason = "revoked"          // spends
-	WindowOver      Reason = "window-over"      // spends
-	Tamper          Reason = "tamper"           // spends
-	DeadMan         Reason = "dead-man"
-	PeerLost        Reason = "peer-lost"
-	Operator        Reason = "operator" // the local lock command
-	NotCommitted    Reason = "not-committed"
-	JobHalted       Reason = "job-halted"
-	JobCompleted    Reason = "job-completed"
-	InternalError   Reason = "internal-error"
-	ShareEnded      Reason = "share-ended" // the share server died
-	DiskEnded       Reason = "disk-ended"  // a disk became unusable
-	AgentStopped    Reason = "agent-stopped"
+	recordWithin  = 5 * time.Second        // a durable write, before an unlock is refused
+	openWithin    = time.Minute            // all of Unlock
+	cleanWithin   = 30 * time.Second       // undoing what an earlier process left
+	watchInterval = 250 * time.Millisecond // how often the clocks are read while anything is open
+	stopWithin    = 5 * time.Second        // waiting for what hangs when the process ends
 )
 
-// Clock tells the two times a lease is held against.
-type Clock interface {
-	Now() time.Time      // wall clock; may be set
-	Boot() time.Duration // CLOCK_BOOTTIME; cannot
-}
-
-// Disks opens the node's disks. It is called concurrently.
+// Disks opens the node's disks.
 type Disks interface {
-	// Open decrypts a disk; nothing is mounted. The caller wipes the key. A key
-	// that does not fit is refused with [protocol.CodeDiskKey].
-	Open(ctx context.Context, id protocol.DiskID, key bitlocker.ExternalKey) (Disk, error)
-	// Status says of every configured disk what the machine shows of it.
+	// Open decrypts one disk; nothing is mounted. The caller wipes the key. A
+	// key that does not fit is refused with [protocol.CodeDiskKey].
+	Open(ctx context.Context, id protocol.DiskID, key bitlocker.ExternalKey, readOnly bool) (Disk, error)
+	// Status says of every disk what the machine shows of it, not what the
+	// books say. It may be called concurrently with everything else.
 	Status() []*devicev1.DiskStatus
-	// Cleanup undoes what is left of any disk, by this process or another.
+	// Cleanup undoes what is left of any disk, by this process or an earlier one.
 	Cleanup(ctx context.Context) error
 }
 
-// Disk is an opened disk, as [disk.Opened] is.
+// Disk is an opened disk, as *disk.Opened is.
 type Disk interface {
 	ID() protocol.DiskID
+	// Mount shows the files below the folder it returns. What comes too late,
+	// after Close, is undone by the disk itself.
 	Mount(ctx context.Context) (dir string, err error)
+	// Done is closed when the disk is of no use any more.
 	Done() <-chan struct{}
+	// Wipe ends all access at once and waits for nothing.
 	Wipe()
+	// Close syncs, wipes and undoes the mount, by the deadline of ctx.
 	Close(ctx context.Context) error
 }
 
@@ -75,33 +81,37 @@ type Folder struct {
 
 // Shares starts the share server of a lease.
 type Shares interface {
+	// Start returns when the server answers. ctx ends the start only.
 	Start(ctx context.Context, folders []Folder, access approval.Access) (ShareServer, error)
+	// Cleanup undoes what an earlier process left.
 	Cleanup(ctx context.Context) error
 }
 
-// ShareServer is a running share server, as [share.Server] is.
+// ShareServer is a running share server, as *share.Server is.
 type ShareServer interface {
 	Credentials() (user, password string)
 	Address() string
+	// Done is closed when the server has ended, by Stop or by itself.
 	Done() <-chan struct{}
+	// Stop ends the server and all its connections.
 	Stop(ctx context.Context) error
 }
 
-// Jobs runs the copy job, as [copyjob.Job] does.
+// Jobs runs the copy job, as *copyjob.Job does.
 type Jobs interface {
 	Check(destinations []approval.Destination) error
 	Run(ctx context.Context, shares []copyjob.Share, destinations []approval.Destination, progress func(copyjob.Progress)) (copyjob.Result, error)
 }
 
 // Journal is the node's own audit chain. A record is durable when Append
-// returns nil.
+// returns nil; otherwise what it was to precede must not happen.
 type Journal interface {
-	Append(rec auditlog.Record) (index int64, err error)
+	Append(ctx context.Context, rec auditlog.Record) (index int64, err error)
 }
 
-// State is what the node must not forget, as [state.Dir] keeps it.
+// State is what the node must not forget, as *state.Dir keeps it. What a method
+// sets is durable when it returns nil.
 type State interface {
-	TrustPolicy() []byte
 	Spent(digest string) (reason string, ok bool)
 	Spend(digest, reason string, until time.Time) error
 	HighWater() time.Time
@@ -110,29 +120,36 @@ type State interface {
 	SetCheckpoint(signed []byte) error
 }
 
-// Config is what a Machine is made of.
+// Config is what a Machine is made of. What has no default is required.
 type Config struct {
 	Node    protocol.NodeID
-	Key     crypto.Signer // the node's enrolled Ed25519 key
-	Clock   Clock         // nil: the system's
+	Key     crypto.Signer     // the node's enrolled Ed25519 key
+	DiskIDs []protocol.DiskID // the node's disks
+	Version string            // of the agent, for Status
+
+	Clock   Clock // nil: [SystemClock]
+	Policy  func() (*approval.Policy, error)
 	State   State
 	Journal Journal
 	Disks   Disks
-	Shares  Shares
-	Jobs    Jobs
+	Shares  Shares // unused when Bare
+	Jobs    Jobs   // unused when Bare
 
-	DeadMan      time.Duration
+	// Bare opens and verifies disks and mounts nothing, so that nothing can be
+	// shared or copied.
+	Bare bool
+
+	DeadMan      time.Duration // without word of the control plane, or of a peer node
 	ChallengeTTL time.Duration
-	CommitWithin time.Duration
+	CommitWithin time.Duration // disks open and nothing shared
 	MaxLease     time.Duration
-	Bare         bool // disks are opened but never mounted: nothing is shared or copied
-	Version      string
 
-	// EndSessions ends the support sessions. It may hang; nobody waits long.
+	// EndSessions ends the support sessions. It may hang: nobody waits long.
+	// nil: there are none.
 	EndSessions func(reason Reason)
-	// Sessions lists the support sessions for Status; may be nil.
+	// Sessions lists the support sessions for Status. nil: there are none.
 	Sessions func() []*devicev1.SessionStatus
-	// JobEvent is told how the copy job goes; it must not block.
+	// JobEvent is told how the copy job goes. It must not block. nil: nobody.
 	JobEvent func(JobEvent)
 }
 
@@ -142,73 +159,158 @@ type JobEvent struct {
 	Event   string // started | progress | halted | paused | resumed | completed | completed-with-errors
 	Order   protocol.OrderID
 	Status  *devicev1.JobStatus
-	CopyLog []byte
-	Codes   []string
+	CopyLog []byte   // XML, when halted or completed
+	Codes   []string // distinct error codes
 }
 
-// Machine is the lock of one node.
-type Machine struct{}
+// Machine is the lock of one node. All methods may be called concurrently.
+type Machine struct {
+	cfg      Config
+	self     approval.NodeRef
+	pub      ed25519.PublicKey
+	changed  chan struct{} // news for Changed; holds one
+	wake     chan struct{} // news for Run; holds one
+	writer   writer
+	refusals limiter
+	tasks    sync.WaitGroup // everything that Run waits for
+
+	mu         sync.Mutex // guards what follows; never held while anything is waited for
+	running    bool
+	state      protocol.LockState
+	challenge  *challenge // set exactly in Challenged
+	lease      *lease     // set exactly in Opening, Opened, Unlocked and Locking
+	ending     *ending    // set exactly in Locking
+	lastEnding *ending    // the one that led to the present Locked or Faulted
+	lastReason Reason
+	fault      string // why the state is Faulted
+	job        *devicev1.JobStatus
+	jobsSeen   map[approval.Digest]bool // consents under which a job has run
+}
 
 // New returns the machine of a node, Locked. It starts nothing.
-func New(cfg Config) (*Machine, error) { return nil, errDraft }
-
-// Run cleans up what an earlier process left, keeps the leases' ends, and
-// relocks before it returns. Before Run nothing can be unlocked.
-func (m *Machine) Run(ctx context.Context) error { return errDraft }
-
-// Challenge returns the signed envelope of a fresh [approval.Challenge].
-func (m *Machine) Challenge(ctx context.Context, subject approval.Digest, purpose protocol.Purpose) ([]byte, error) {
-	return nil, errDraft
+func New(cfg Config) (*Machine, error) {
+	if cfg.Key == nil || cfg.Policy == nil || cfg.State == nil || cfg.Journal == nil || cfg.Disks == nil {
+		return nil, errors.New("lock: key, policy, state, journal and disks are needed")
+	}
+	if !cfg.Bare && (cfg.Shares == nil || cfg.Jobs == nil) {
+		return nil, errors.New("lock: shares and jobs are needed, unless bare")
+	}
+	if min(cfg.DeadMan, cfg.ChallengeTTL, cfg.CommitWithin, cfg.MaxLease) <= 0 {
+		return nil, errors.New("lock: every time bound must be positive")
+	}
+	pub, ok := cfg.Key.Public().(ed25519.PublicKey)
+	if !ok {
+		return nil, fmt.Errorf("lock: the node's key is a %T: want Ed25519", cfg.Key.Public())
+	}
+	if cfg.Clock == nil {
+		cfg.Clock = SystemClock{}
+	}
+	return &Machine{
+		cfg:      cfg,
+		self:     approval.NodeRef{Serial: cfg.Node.Serial, Node: cfg.Node.Node, KeyFingerprint: approval.KeyFingerprint(pub)},
+		pub:      pub,
+		changed:  make(chan struct{}, 1),
+		wake:     make(chan struct{}, 1),
+		writer:   newWriter(),
+		state:    protocol.Locked,
+		jobsSeen: make(map[approval.Digest]bool),
+	}, nil
 }
 
-// Unlock verifies an order and opens its disks. peer is nil if the other end of
-// the tunnel proved to be the control plane, else why not. It returns the signed
-// envelope of an [approval.Opened].
-func (m *Machine) Unlock(ctx context.Context, peer error, req *devicev1.UnlockRequest, progress func(disk protocol.DiskID, phase string)) ([]byte, error) {
-	return nil, errDraft
+// Run undoes what an earlier process left, then ends whatever has to end, and
+// relocks before it returns. Before Run is ready, and after it, nothing can be
+// unlocked. It returns an error only if something of it hangs.
+func (m *Machine) Run(ctx context.Context) error {
+	stopWriter := m.writer.start()
+	m.cleanAtStart(ctx)
+	m.watch(ctx)
+	m.mu.Lock()
+	m.running = false
+	m.mu.Unlock()
+	m.relock(AgentStopped, "", false, nil)
+	return errors.Join(m.awaitTasks(), stopWriter())
 }
 
-// Commit publishes the shares, or starts the copy job.
-func (m *Machine) Commit(ctx context.Context, envelope []byte) (leaseEnd time.Time, shares []*devicev1.ShareStatus, err error) {
-	return time.Time{}, nil, errDraft
+// cleanAtStart leads to Locked or, if something of an earlier process cannot be
+// undone, to Faulted.
+func (m *Machine) cleanAtStart(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanWithin)
+	defer cancel()
+	err := m.clean(ctx)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.running = true
+	if err != nil {
+		m.faultLocked("cannot undo what an earlier process left: " + err.Error())
+	}
+	m.noticeLocked()
 }
 
-// Lock relocks, if subject is "" or that of what is open. With spend, or a
-// reason that spends, the subject can never be used again.
-func (m *Machine) Lock(ctx context.Context, reason Reason, subject approval.Digest, spend bool) (took time.Duration, err error) {
-	return 0, errDraft
+// clean undoes what is left of shares and disks, and looks whether it is gone.
+func (m *Machine) clean(ctx context.Context) error {
+	var err error
+	if !m.cfg.Bare {
+		err = m.cfg.Shares.Cleanup(ctx)
+	}
+	return errors.Join(err, m.cfg.Disks.Cleanup(ctx), m.leftovers())
 }
 
-// Heard says that the control plane answered just now.
-func (m *Machine) Heard() {}
-
-// PeersOpened takes the other nodes' newest proofs.
-func (m *Machine) PeersOpened(envelopes [][]byte) {}
-
-// Opened returns a fresh proof for the heartbeat, nil if nothing is open.
-func (m *Machine) Opened() []byte { return nil }
-
-// Changed yields a value some time after the status changed.
-func (m *Machine) Changed() <-chan struct{} { return nil }
-
-// Status is the node's state, for heartbeats and for staff.
-func (m *Machine) Status() *devicev1.NodeStatus { return nil }
-
-// Lease is what is unlocked, for whom and until when.
-type Lease struct {
-	Purpose   protocol.Purpose
-	Subject   approval.Digest
-	RequestID protocol.RequestID
-	Order     protocol.OrderID
-	Ticket    protocol.TicketID
-	Engineer  approval.Engineer
-	Access    approval.Access
-	End       time.Time
-	Shares    []copyjob.Share // folders of the mounted disks
-	Address   string          // of the share server
-	User      string
-	Password  string // of the shares; shown inside the engineer's session only
+// leftovers returns an error that names what is still open of a disk.
+func (m *Machine) leftovers() error {
+	var errs []error
+	for _, d := range m.cfg.Disks.Status() {
+		if n := len(d.Exports) + len(d.LoopDevices) + len(d.Mounts); n > 0 {
+			errs = append(errs, fmt.Errorf("disk %s is still open: %v %v %v", d.Disk, d.Exports, d.LoopDevices, d.Mounts))
+		}
+	}
+	return errors.Join(errs...)
 }
 
-// Lease returns the lease, and whether there is one.
-func (m *Machine) Lease() (Lease, bool) { return Lease{}, false }
+// awaitTasks waits for what this machine started. Only what hangs in a system
+// call can outlast it.
+func (m *Machine) awaitTasks() error {
+	done := make(chan struct{})
+	go func() {
+		m.tasks.Wait()
+		close(done)
+	}()
+	select {
+	case <-done:
+		return nil
+	case <-time.After(stopWithin):
+		return errors.New("lock: something that was told to end hangs")
+	}
+}
+
+// Changed yields a value some time after the status has changed. Changes in
+// quick succession are one.
+func (m *Machine) Changed() <-chan struct{} { return m.changed }
+
+// noticeLocked tells Run and the readers of Changed that something changed.
+func (m *Machine) noticeLocked() {
+	for _, c := range []chan struct{}{m.changed, m.wake} {
+		select {
+		case c <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// faultLocked leads to Faulted.
+func (m *Machine) faultLocked(why string) {
+	m.moveLocked(failed)
+	m.fault = why
+}
+
+// refusalLocked says why the present state does not allow an event.
+func (m *Machine) refusalLocked() error {
+	switch {
+	case !m.running:
+		return protocol.Errorf(protocol.CodeUnavailable, "the agent of node %s is starting or stopping: try again", m.cfg.Node)
+	case m.state == protocol.Faulted:
+		return protocol.Errorf(protocol.CodeFaulted, "node %s is faulted and stays locked until staff run databox-agent lock: %s", m.cfg.Node, m.fault)
+	case m.lease != nil:
+		return protocol.Errorf(protocol.CodeBusy, "node %s is %s for %s: lock it first", m.cfg.Node, m.state, m.lease.describe())
+	}
+	return protocol.Errorf(protocol.CodeBusy, "node %s is %s", m.cfg.Node, m.state)
+}

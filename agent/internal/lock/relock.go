@@ -1,0 +1,335 @@
+package lock
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"regexp"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/databox-lockbox/lockbox/protocol"
+	"github.com/databox-lockbox/lockbox/protocol/approval"
+	"github.com/databox-lockbox/lockbox/protocol/auditlog"
+)
+
+// Reason says why a node locked.
+type Reason string
+
+// The reasons. The control plane may give others, which are recorded as they
+// stand.
+const (
+	SessionDisabled Reason = "session-disabled" // of the approved engineer
+	EngineerDone    Reason = "engineer-done"
+	Revoked         Reason = "revoked"
+	WindowOver      Reason = "window-over"
+	Tamper          Reason = "tamper"
+	DeadMan         Reason = "dead-man"      // no word of the control plane
+	PeerLost        Reason = "peer-lost"     // no word of another node of the device
+	ClockSet        Reason = "clock-set"     // the wall clock was set beyond the end
+	Operator        Reason = "operator"      // the local lock command
+	NotCommitted    Reason = "not-committed" // opened, and then nothing came
+	UnlockFailed    Reason = "unlock-failed" // not all could be opened or shared
+	JobHalted       Reason = "job-halted"
+	JobCompleted    Reason = "job-completed"
+	JobPaused       Reason = "job-paused"
+	ShareEnded      Reason = "share-ended" // the share server ended by itself
+	DiskEnded       Reason = "disk-ended"  // a disk became useless
+	AgentStopped    Reason = "agent-stopped"
+	Unspecified     Reason = "unspecified" // what was given is no reason
+)
+
+// spends are the reasons after which an approval for support can never be used
+// again. After any other it can be executed again, with a new challenge and the
+// same end.
+var spends = map[Reason]bool{SessionDisabled: true, EngineerDone: true, Revoked: true, WindowOver: true, Tamper: true}
+
+var reasonForm = regexp.MustCompile(`^[a-z][a-z0-9-]{0,63}$`)
+
+// The timetable of locking, from its start.
+const (
+	hooksWithin = 300 * time.Millisecond // sessions and shares end
+	wipeWithin  = 1500 * time.Millisecond
+	closeWithin = 1900 * time.Millisecond // disks are closed
+	lockWithin  = 2 * time.Second
+	afterWithin = time.Second // for the record of it, which comes after
+	forever     = 10 * 365 * 24 * time.Hour
+)
+
+// ending is one way to Locked. Whoever comes later waits for the same.
+type ending struct {
+	done    chan struct{}
+	trouble error // what went wrong on the way; set before done is closed
+}
+
+// outcome is what became of an ending.
+type outcome struct {
+	left    error // what could not be undone
+	trouble error // what went wrong, as writes that were lost
+}
+
+// Lock locks the node, if subject is "" or that of what is open. With spend, or
+// for a reason that spends it, the approval can never be used again; [Revoked]
+// makes any subject unusable, whether it is open or not. This is durable when
+// Lock returns nil.
+//
+// It needs no permission and waits for nobody. took is how long it was until
+// nothing was open: at most 2 s. If something could not be undone by then, the
+// keys are gone all the same, the node is Faulted, and Lock returns an error.
+func (m *Machine) Lock(_ context.Context, reason Reason, subject approval.Digest, spend bool) (took time.Duration, err error) {
+	if subject != "" && !subject.Valid() {
+		return 0, protocol.Errorf(protocol.CodeInvalid, "%.100q is not a digest: want sha256: and 64 hexadecimal digits", subject)
+	}
+	if !reasonForm.MatchString(string(reason)) {
+		reason = Unspecified
+	}
+	m.mu.Lock()
+	if !m.running {
+		defer m.mu.Unlock()
+		return 0, m.refusalLocked()
+	}
+	m.tasks.Add(1)
+	m.mu.Unlock()
+	defer m.tasks.Done()
+	return m.relock(reason, subject, spend, nil)
+}
+
+// relock is [Machine.Lock]. If only is set, nothing but that lease ends.
+func (m *Machine) relock(reason Reason, subject approval.Digest, spend bool, only *lease) (time.Duration, error) {
+	start := time.Now()
+	l, wait, drop := m.beginDrop(reason, subject, only)
+	if drop != nil {
+		drop(start)
+	}
+	if wait != nil {
+		<-wait.done
+	}
+	took := time.Since(start)
+	if only != nil && drop == nil {
+		return took, nil // somebody else ended it, for another reason
+	}
+	err := m.remember(l, reason, subject, spend)
+	if drop != nil {
+		m.recordLocked(l, reason, took, wait.trouble)
+	}
+	return took, errors.Join(m.faulted(), err)
+}
+
+// beginDrop leads towards Locked. It returns the lease that is concerned, nil if
+// there is none; the ending to wait for; and what has to be done to get there,
+// nil if another is at it already.
+func (m *Machine) beginDrop(reason Reason, subject approval.Digest, only *lease) (*lease, *ending, func(start time.Time)) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	l := m.lease
+	switch {
+	case only != nil && l != only, subject != "" && !m.holdsLocked(subject):
+		return nil, nil, nil
+	case m.state == protocol.Locking:
+		return l, m.ending, nil
+	case m.state == protocol.Locked || m.state == protocol.Challenged:
+		m.discardChallengeLocked()
+		m.moveLocked(dropping)
+		return nil, nil, nil
+	case l != nil:
+		l.end()
+	}
+	m.moveLocked(dropping)
+	m.ending = &ending{done: make(chan struct{})}
+	e := m.ending
+	return l, e, func(start time.Time) { m.drop(l, e, reason, start) }
+}
+
+// holdsLocked reports whether the lease or the challenge is for subject.
+func (m *Machine) holdsLocked(subject approval.Digest) bool {
+	return m.lease != nil && m.lease.subject == subject || m.challenge != nil && m.challenge.subject == subject
+}
+
+// drop undoes a lease, or tries once more to undo what is left if l is nil, and
+// leads to Locked or Faulted. It returns at most [lockWithin] after start.
+func (m *Machine) drop(l *lease, e *ending, reason Reason, start time.Time) {
+	result := make(chan outcome, 1)
+	m.tasks.Go(func() { result <- m.undo(l, reason, start) })
+	select {
+	case out := <-result:
+		m.endDrop(e, reason, out)
+	case <-time.After(time.Until(start.Add(lockWithin))):
+		m.endDrop(e, reason, outcome{left: errors.New("undoing it takes too long")})
+		m.tasks.Go(func() { m.endLate(e, (<-result).left) })
+	}
+}
+
+func (m *Machine) endDrop(e *ending, reason Reason, out outcome) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.lease, m.ending, m.lastReason = nil, nil, reason
+	m.lastEnding = e
+	e.trouble = out.trouble
+	if out.left != nil {
+		m.faultLocked("locked, but not all could be undone: " + out.left.Error())
+	} else {
+		m.moveLocked(dropped)
+	}
+	close(e.done)
+}
+
+// endLate takes the outcome of an ending that took too long.
+func (m *Machine) endLate(e *ending, err error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	switch {
+	case m.state != protocol.Faulted || m.lastEnding != e:
+	case err != nil:
+		m.fault = "locked, but not all could be undone: " + err.Error()
+		m.noticeLocked()
+	default:
+		m.moveLocked(dropped)
+	}
+}
+
+// undo ends sessions and shares, closes the disks, and returns what is left. The
+// lease has ended: nothing is added to it any more.
+func (m *Machine) undo(l *lease, reason Reason, start time.Time) outcome {
+	if l == nil {
+		return outcome{left: m.cleanAgain()}
+	}
+	ctx, cancel := context.WithDeadline(context.Background(), start.Add(closeWithin))
+	defer cancel()
+	stopped := m.endUsers(ctx, l, reason)
+	closed := make(chan error, 1)
+	m.tasks.Go(func() { closed <- m.closeDisks(ctx, l) })
+	var closeErr error
+	select {
+	case closeErr = <-closed:
+	case <-time.After(time.Until(start.Add(wipeWithin))):
+		m.wipe(l)
+		closeErr = <-closed
+	}
+	l.work.Wait()
+	stopErr := <-stopped
+	out := outcome{trouble: errors.Join(closeErr, stopErr)}
+	if stopErr != nil || m.leftovers() != nil {
+		out.left = m.cleanAgain()
+	}
+	return out
+}
+
+// cleanAgain tries to undo what an ordinary end has left.
+func (m *Machine) cleanAgain() error {
+	ctx, cancel := context.WithTimeout(context.Background(), cleanWithin)
+	defer cancel()
+	return m.clean(ctx)
+}
+
+// endUsers ends the sessions and the share server, side by side, and waits for
+// them a little. The channel yields the share server's end.
+func (m *Machine) endUsers(ctx context.Context, l *lease, reason Reason) (stopped <-chan error) {
+	limit := time.After(hooksWithin)
+	sessions := make(chan struct{})
+	m.tasks.Go(func() {
+		defer close(sessions)
+		if m.cfg.EndSessions != nil {
+			m.cfg.EndSessions(reason)
+		}
+	})
+	server := make(chan struct{})
+	result := make(chan error, 1)
+	m.tasks.Go(func() {
+		defer close(server)
+		if l.server == nil {
+			result <- nil
+			return
+		}
+		result <- l.server.Stop(ctx)
+	})
+	for _, done := range []chan struct{}{sessions, server} {
+		select {
+		case <-done:
+		case <-limit:
+			return result
+		}
+	}
+	return result
+}
+
+// closeDisks closes all disks side by side.
+func (m *Machine) closeDisks(ctx context.Context, l *lease) error {
+	errs := make([]error, len(l.disks))
+	var all sync.WaitGroup
+	for i, d := range l.disks {
+		all.Go(func() { errs[i] = d.Close(ctx) })
+	}
+	all.Wait()
+	return errors.Join(errs...)
+}
+
+// wipe ends all access to the disks, whatever else hangs.
+func (m *Machine) wipe(l *lease) {
+	for _, d := range l.disks {
+		m.tasks.Go(d.Wipe)
+	}
+}
+
+// faulted returns an error if the node is.
+func (m *Machine) faulted() error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.state != protocol.Faulted {
+		return nil
+	}
+	return protocol.Errorf(protocol.CodeFaulted, "node %s is faulted: %s", m.cfg.Node, m.fault)
+}
+
+// remember makes durable what locking says about the approval, and how late it
+// is.
+func (m *Machine) remember(l *lease, reason Reason, subject approval.Digest, spend bool) error {
+	until := m.cfg.Clock.Now().Add(forever)
+	if l != nil {
+		subject = l.subject
+		spend = spend || l.spentBy(reason)
+		if !l.expires.IsZero() {
+			until = l.expires
+		}
+	}
+	spend = (spend || reason == Revoked) && subject != ""
+	if l == nil && !spend {
+		return nil
+	}
+	err := m.writer.do(recordWithin, func() error {
+		var err error
+		if spend {
+			err = m.cfg.State.Spend(string(subject), string(reason), until)
+		}
+		if l != nil && !l.wall.IsZero() {
+			err = errors.Join(err, m.cfg.State.RaiseHighWater(l.wallAt(m.cfg.Clock.Boot())))
+		}
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("locked, but that could not be made durable: %w", err)
+	}
+	if spend {
+		r := m.record(scope{subject: subject}, auditlog.OpSpendApproval, auditlog.Success, "reason", string(reason))
+		m.recordAfter(r)
+	}
+	return nil
+}
+
+// recordLocked records that something was locked.
+func (m *Machine) recordLocked(l *lease, reason Reason, took time.Duration, trouble error) {
+	var s scope
+	if l != nil {
+		s = l.scope
+	}
+	result, fault := auditlog.Success, m.faulted()
+	if fault != nil {
+		result = auditlog.Failure
+	}
+	m.recordAfter(m.record(s, auditlog.OpLockVolume, result,
+		"reason", string(reason), "tookMs", strconv.FormatInt(took.Milliseconds(), 10),
+		"disks", diskList(s.diskIDs), "trouble", text(trouble)))
+	if fault != nil {
+		m.recordAfter(m.record(s, auditlog.OpFaultNode, auditlog.Failure, "fault", text(fault)))
+	}
+}
