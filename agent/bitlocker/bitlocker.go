@@ -19,10 +19,11 @@
 package bitlocker
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"io"
+	"slices"
+	"strings"
 	"time"
 )
 
@@ -90,20 +91,21 @@ func Open(r io.ReaderAt, size int64) (*Volume, error) {
 // be read has the last word.
 func readCopies(r io.ReaderAt, size int64, boot bootSector) ([]*metadata, error) {
 	var copies []*metadata
-	var damage []error
+	var damage []string
 	for i, off := range boot.metadata {
 		m, err := readCopy(r, size, off, boot.sectorSize)
 		switch {
 		case errors.Is(err, ErrDamaged):
-			damage = append(damage, fmt.Errorf("metadata copy %d: %w", i+1, err))
+			what := strings.TrimPrefix(err.Error(), ErrDamaged.Error()+": ")
+			damage = append(damage, fmt.Sprintf("copy %d: %s", i+1, what))
 		case err != nil:
 			return nil, err
-		case len(copies) == 0 || !bytes.Equal(copies[len(copies)-1].raw, m.raw):
+		case !slices.ContainsFunc(copies, m.same):
 			copies = append(copies, m)
 		}
 	}
 	if len(copies) == 0 {
-		return nil, errors.Join(damage...)
+		return nil, damaged("no metadata copy is whole: %s", strings.Join(damage, "; "))
 	}
 	return copies, nil
 }

@@ -23,31 +23,26 @@ type Credential interface {
 const keySize = 32
 
 // secret holds key bytes in one heap buffer that all copies of it share, so that
-// wiping one wipes all. It is reached through two pointers, because package fmt
-// follows one; and it does not compare with ==.
-type secret struct {
-	_ [0]func()
-	p *secretBytes
-}
-
-type secretBytes struct{ b []byte }
+// wiping one wipes all. A function holds the buffer, because that is the one thing
+// package fmt never looks into; it also keeps secrets from comparing with ==.
+type secret struct{ get func() []byte }
 
 func newSecret(b []byte) secret {
-	s := secret{p: &secretBytes{make([]byte, len(b))}}
-	copyKey(s.p.b, b)
-	return s
+	own := make([]byte, len(b))
+	copyKey(own, b)
+	return secret{func() []byte { return own }}
 }
 
 // bytes returns the secret itself, not a copy; nil if there is none.
 func (s secret) bytes() []byte {
-	if s.p == nil {
+	if s.get == nil {
 		return nil
 	}
-	return s.p.b
+	return s.get()
 }
 
 // IsZero reports whether there is no key at all.
-func (s secret) IsZero() bool { return s.p == nil }
+func (s secret) IsZero() bool { return s.get == nil }
 
 // Wipe overwrites the key, in every copy of this value.
 func (s secret) Wipe() { clear(s.bytes()) }

@@ -3,6 +3,7 @@ package bitlocker
 import (
 	"bytes"
 	"crypto/aes"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -62,14 +63,14 @@ func memoryChild(image string) error {
 			return err
 		}
 		if _, err := io.ReadFull(os.Stdin, make([]byte, 1)); err != nil {
-			return err
+			return nil // nobody wants to know more
 		}
 	}
 	return nil
 }
 
-// work reads and writes from many goroutines, some of which will be preempted in
-// the middle of it.
+// work reads and writes from many goroutines, all of which are preempted in the
+// middle of it, again and again.
 func work(p *Plaintext) {
 	end := time.Now().Add(time.Second)
 	var wg sync.WaitGroup
@@ -77,11 +78,16 @@ func work(p *Plaintext) {
 		wg.Go(func() {
 			b := make([]byte, 400_000+n)
 			for time.Now().Before(end) {
-				p.ReadAt(b, 0x90000+int64(n))
-				p.WriteAt(b, 0x90000+int64(n))
-				runtime.GC()
+				_, errRead := p.ReadAt(b, 0x90000+int64(n))
+				_, errWrite := p.WriteAt(b, 0x90000+int64(n))
+				if err := errors.Join(errRead, errWrite); err != nil {
+					panic(err)
+				}
 			}
 		})
+	}
+	for time.Now().Before(end) {
+		runtime.GC()
 	}
 	wg.Wait()
 }

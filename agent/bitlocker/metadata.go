@@ -1,6 +1,7 @@
 package bitlocker
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"crypto/subtle"
 	"fmt"
@@ -87,6 +88,11 @@ type metadata struct {
 	validation  sealed // hash of raw, under the VMK
 }
 
+// same reports whether two copies say the same, seal included.
+func (m *metadata) same(other *metadata) bool {
+	return bytes.Equal(m.raw, other.raw) && bytes.Equal(m.validation, other.validation)
+}
+
 // protector is one VMK entry.
 type protector struct {
 	id       GUID
@@ -108,7 +114,7 @@ func parseMetadata(area []byte) (*metadata, error) {
 	}
 	m := &metadata{raw: raw, validation: validation}
 	m.encryptedSize = int64(le.Uint64(raw[16:]))
-	headerSectors := int64(le.Uint32(raw[28:]))
+	m.headerSectors = int64(le.Uint32(raw[28:]))
 	for i := range m.metadata {
 		m.metadata[i] = int64(le.Uint64(raw[32+8*i:]))
 	}
@@ -122,7 +128,7 @@ func parseMetadata(area []byte) (*metadata, error) {
 			return nil, damaged("%v", err)
 		}
 	}
-	return m, m.checkComplete(headerSectors)
+	return m, m.checkComplete()
 }
 
 // checkedBlock returns the part of the area that its CRC covers and the sealed
@@ -209,16 +215,14 @@ func (m *metadata) addEntry(e entry) error {
 	return nil
 }
 
-// checkComplete demands what no volume can do without. sectors is the length of
-// the header as the block header has it, from which the sector size follows.
-func (m *metadata) checkComplete(sectors int64) error {
-	if m.fvek == nil {
+// checkComplete demands what no volume can do without.
+func (m *metadata) checkComplete() error {
+	switch {
+	case m.fvek == nil:
 		return damaged("no volume key")
-	}
-	if m.headerSize == 0 {
+	case m.headerSize == 0:
 		return damaged("no header area")
 	}
-	m.headerSectors = sectors
 	return nil
 }
 

@@ -1,0 +1,125 @@
+package bitlocker
+
+import (
+	"bytes"
+	"hash/crc32"
+	"os"
+	"path/filepath"
+	"testing"
+)
+
+// FuzzMetadata gives any bytes as a metadata area, with a checksum that fits: no
+// panic, and a layout that covers the volume without gaps.
+func FuzzMetadata(f *testing.F) {
+	o := testOptions(f)
+	m, _ := formatted(f, o)
+	f.Add(m.b[o.Metadata[0]:][:2048], int64(testSize), false)
+	if _, err := os.Stat(windowsFolder); err == nil {
+		done := map[string]bool{}
+		for _, row := range windowsRows(f) {
+			if done[row.file] {
+				continue
+			}
+			done[row.file] = true
+			image := windowsImage(f, row.file)
+			at := bytes.Index(image[4096:], []byte(signature)) + 4096
+			f.Add(image[at:][:2048], int64(len(image)), row.file == "bitlk-aes-xts-128-4k.img")
+		}
+	}
+	f.Fuzz(func(t *testing.T, b []byte, size int64, large bool) {
+		area := make([]byte, areaSize)
+		copy(area, b)
+		if length := blockUnit * int(le.Uint16(area[8:])); length <= areaSize-validationSize {
+			le.PutUint32(area[length+4:], crc32.ChecksumIEEE(area[:length]))
+		}
+		meta, err := parseMetadata(area)
+		if err != nil {
+			return
+		}
+		if _, err := meta.openVMK(o.ExternalKey); err == nil && !bytes.Contains(area, []byte(meta.protectors[0].vmk)) {
+			t.Error("a key opens what is not there")
+		}
+		sectorSize := 512
+		if large {
+			sectorSize = 4096
+		}
+		l, err := newLayout(meta.geometry, size, sectorSize)
+		if err != nil {
+			return
+		}
+		checkLayout(t, l, size, int64(sectorSize))
+	})
+}
+
+func checkLayout(t *testing.T, l layout, size, sectorSize int64) {
+	t.Helper()
+	var at int64
+	for _, s := range l {
+		if s.start != at || s.end <= s.start || s.start%sectorSize != 0 {
+			t.Fatalf("span %+v after %#x", s, at)
+		}
+		if s.kind == encrypted && (s.end%sectorSize != 0 || s.start+s.shift < 0 || s.end+s.shift > size) {
+			t.Fatalf("span %+v in a volume of %#x", s, size)
+		}
+		if l.at(s.start) != s || l.at(s.end-1) != s {
+			t.Fatalf("span %+v is not found", s)
+		}
+		at = s.end
+	}
+	if at != size {
+		t.Fatalf("the view ends at %#x, want %#x", at, size)
+	}
+}
+
+func FuzzBoot(f *testing.F) {
+	f.Add(bootSector{512, [3]int64{0x10000, 0x30000, 0x60000}}.encode())
+	f.Fuzz(func(t *testing.T, b []byte) {
+		s, err := parseBoot(b)
+		if err != nil {
+			return
+		}
+		if again, err := parseBoot(s.encode()); err != nil || again != s {
+			t.Errorf("%+v becomes %+v, %v", s, again, err)
+		}
+	})
+}
+
+func FuzzBEK(f *testing.F) {
+	k := testBEK(f)
+	f.Add(k.Encode())
+	k.Volume = k.ID
+	f.Add(k.Encode())
+	if b, err := os.ReadFile(filepath.Join(windowsFolder, k.FileName())); err == nil {
+		f.Add(b)
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		k, err := ParseBEK(b)
+		if err == nil && !bytes.Equal(k.Encode(), b) {
+			t.Errorf("%x becomes %x", b, k.Encode())
+		}
+	})
+}
+
+func FuzzRecoveryPassword(f *testing.F) {
+	f.Add(goodPassword)
+	f.Add("000000-000011-000000-000000-000000-000000-000000-720885")
+	f.Fuzz(func(t *testing.T, s string) {
+		p, err := ParseRecoveryPassword(s)
+		if err == nil && p.Reveal() != s {
+			t.Errorf("%q becomes %q", s, p.Reveal())
+		}
+	})
+}
+
+func FuzzGUID(f *testing.F) {
+	f.Add(identifierNormal.String())
+	f.Fuzz(func(t *testing.T, s string) {
+		g, err := ParseGUID(s)
+		if err != nil {
+			return
+		}
+		if again, err := ParseGUID(g.String()); err != nil || again != g {
+			t.Errorf("%q becomes %v, %v", s, again, err)
+		}
+	})
+}

@@ -1,0 +1,469 @@
+package bitlocker
+
+import (
+	"bytes"
+	"errors"
+	"hash/crc32"
+	"io"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+// change rewrites metadata copies of a volume, with a checksum that fits.
+func change(m *memory, o FormatOptions, f func(area []byte), copies ...int) {
+	for _, i := range copies {
+		area := m.b[o.Metadata[i]:][:areaSize]
+		f(area)
+		length := blockUnit * int(le.Uint16(area[8:]))
+		if entriesAt <= length && length <= areaSize-validationSize {
+			le.PutUint32(area[length+4:], crc32.ChecksumIEEE(area[:length]))
+		}
+	}
+}
+
+var allCopies = []int{0, 1, 2}
+
+func TestInfo(t *testing.T) {
+	o := testOptions(t)
+	var err error
+	if o.RecoveryPassword, err = ParseRecoveryPassword(goodPassword); err != nil {
+		t.Fatal(err)
+	}
+	o.RecoveryPasswordID = MustGUID("EA1D3164-8745-2940-924A-BA2996479981")
+	o.Method, o.SectorSize = AES256XTS, 4096
+	m, view := formatted(t, o)
+	v, err := Open(m, testSize)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := Info{
+		ID: o.ID, Description: o.Description, Created: testNow.Truncate(100 * time.Nanosecond),
+		Method: AES256XTS, SectorSize: 4096, Size: testSize, EncryptedSize: testSize,
+		Protectors: []Protector{{o.ExternalKeyID, ExternalKeyProtector}, {o.RecoveryPasswordID, RecoveryPasswordProtector}},
+	}
+	if diff := cmp.Diff(want, v.Info()); diff != "" {
+		t.Error(diff)
+	}
+	compare(t, unlocked(t, m, testSize, o.ExternalKey), view)
+	compare(t, unlocked(t, m, testSize, o.RecoveryPassword), view)
+}
+
+// TestWrongKey wants exactly the sentinel, which says nothing more.
+func TestWrongKey(t *testing.T) {
+	o := testOptions(t)
+	m, _ := formatted(t, o)
+	v, err := Open(m, testSize)
+	if err != nil {
+		t.Fatal(err)
+	}
+	wrong, _ := NewExternalKey(randomBytes(77, keySize))
+	if _, err := v.Unlock(wrong); err != ErrWrongKey {
+		t.Errorf("a wrong external key: %v, want exactly %v", err, ErrWrongKey)
+	}
+	wiped, _ := NewExternalKey(o.ExternalKey.Bytes())
+	wiped.Wipe()
+	for name, c := range map[string]Credential{"wiped": wiped, "zero": ExternalKey{}} {
+		if _, err := v.Unlock(c); err != ErrWrongKey {
+			t.Errorf("a %s external key: %v, want exactly %v", name, err, ErrWrongKey)
+		}
+	}
+	password, _ := ParseRecoveryPassword(goodPassword)
+	for _, c := range []Credential{password, ClearKey{}} {
+		if _, err := v.Unlock(c); !errors.Is(err, ErrNoProtector) {
+			t.Errorf("a %v on a volume without: %v, want %v", c.protects(), err, ErrNoProtector)
+		}
+	}
+	if p, err := v.Unlock(o.ExternalKey); err != nil {
+		t.Errorf("the right key after wrong ones: %v", err)
+	} else {
+		p.Wipe()
+	}
+}
+
+// TestCopies damages every set of metadata copies, in ways that the checksum
+// finds, and in one that only the sealed hash does.
+func TestCopies(t *testing.T) {
+	damages := map[string]func(m *memory, o FormatOptions, i int){
+		"bit flipped":       func(m *memory, o FormatOptions, i int) { m.b[o.Metadata[i]+200] ^= 1 },
+		"zeroed":            func(m *memory, o FormatOptions, i int) { clear(m.b[o.Metadata[i]:][:areaSize]) },
+		"unreadable":        func(m *memory, o FormatOptions, i int) { copy(m.b[o.Metadata[i]:], randomBytes(4, areaSize)) },
+		"checksum wrong":    func(m *memory, o FormatOptions, i int) { m.b[o.Metadata[i]+int64(blockLength(m, o, i))+4] ^= 1 },
+		"offset in the sky": func(m *memory, o FormatOptions, i int) { le.PutUint64(m.b[176+8*i:], 1<<63-512) },
+		"offset behind":     func(m *memory, o FormatOptions, i int) { le.PutUint64(m.b[176+8*i:], testSize-areaSize+512) },
+		"altered with a fitting checksum": func(m *memory, o FormatOptions, i int) {
+			change(m, o, func(area []byte) { area[entriesAt+entryHeader] ^= 1 }, i) // in the description
+		},
+		"another volume key": func(m *memory, o FormatOptions, i int) {
+			change(m, o, func(area []byte) { area[bytes.Index(area, []byte{80, 0, typeFVEK, 0})+50] ^= 1 }, i)
+		},
+		"another sealed hash": func(m *memory, o FormatOptions, i int) {
+			m.b[o.Metadata[i]+int64(blockLength(m, o, i))+validationSize-1] ^= 1
+		},
+	}
+	for name, damage := range damages {
+		for set := range 8 {
+			o := testOptions(t)
+			m, view := formatted(t, o)
+			for i := range 3 {
+				if set&(1<<i) != 0 {
+					damage(m, o, i)
+				}
+			}
+			v, err := Open(m, testSize)
+			var p *Plaintext
+			if err == nil {
+				p, err = v.Unlock(o.ExternalKey)
+			}
+			if set == 7 {
+				if !errors.Is(err, ErrDamaged) {
+					t.Errorf("%s: all copies: %v, want %v", name, err, ErrDamaged)
+				}
+				continue
+			}
+			if err != nil {
+				t.Errorf("%s: copies %03b: %v", name, set, err)
+				continue
+			}
+			compare(t, p, view)
+			p.Wipe()
+		}
+	}
+}
+
+func blockLength(m *memory, o FormatOptions, i int) int {
+	return blockUnit * int(le.Uint16(m.b[o.Metadata[i]+8:]))
+}
+
+// TestBadMetadata changes one thing in all copies, with checksums that fit.
+func TestBadMetadata(t *testing.T) {
+	const maxInt = 1<<63 - 1
+	put16 := func(at int, v uint16) func([]byte) { return func(b []byte) { le.PutUint16(b[at:], v) } }
+	put32 := func(at int, v uint32) func([]byte) { return func(b []byte) { le.PutUint32(b[at:], v) } }
+	put64 := func(at int, v uint64) func([]byte) { return func(b []byte) { le.PutUint64(b[at:], v) } }
+	// entry changes the first entry of a type and value.
+	entry := func(typ, value uint16, f func([]byte)) func([]byte) {
+		return func(b []byte) {
+			i := bytes.Index(b, slices.Concat(le.AppendUint16(nil, typ), le.AppendUint16(nil, value), []byte{1, 0}))
+			f(b[i-2:])
+		}
+	}
+	header := func(f func([]byte)) func([]byte) { return func(b []byte) { f(b[blockHeaderSize:]) } }
+	for name, v := range map[string]struct {
+		change func(area []byte)
+		want   error
+		says   string
+	}{
+		"signature":                  {func(b []byte) { b[0] = 0 }, ErrDamaged, "signature"},
+		"Vista":                      {put16(10, 1), ErrUnsupported, "Windows Vista"},
+		"version 3":                  {put16(10, 3), ErrDamaged, "version 3"},
+		"block of 0 bytes":           {put16(8, 0), ErrDamaged, "block of 0 bytes"},
+		"block without entries":      {put16(8, 6), ErrDamaged, "block of 96 bytes"},
+		"block to the area's end":    {put16(8, areaSize/16-1), ErrDamaged, "block of"},
+		"block beyond the area":      {put16(8, 0xFFFF), ErrDamaged, "block of"},
+		"state decrypted":            {put16(12, stateDecrypted), ErrUnsupported, "decrypted"},
+		"state switching":            {put16(12, stateSwitching), ErrUnsupported, "conversion is running"},
+		"next state switching":       {put16(14, stateSwitching), ErrUnsupported, "conversion is running"},
+		"state EOW":                  {put16(12, stateEOW), ErrUnsupported, "encrypt-on-write"},
+		"state paused":               {put16(12, statePaused), ErrUnsupported, "conversion is paused"},
+		"state 99":                   {put16(12, 99), ErrUnsupported, "state 99"},
+		"encrypted size 0":           {put64(16, 0), ErrDamaged, "encrypted size"},
+		"encrypted size negative":    {put64(16, 1<<63), ErrDamaged, "encrypted size"},
+		"encrypted size unaligned":   {put64(16, testSize-1), ErrDamaged, "encrypted size"},
+		"encrypted size too small":   {put64(16, 0x20000), ErrDamaged, "does not fit"},
+		"encrypted size too large":   {put64(16, testSize+512), ErrTruncated, ""},
+		"encrypted size huge":        {put64(16, maxInt), ErrTruncated, ""},
+		"header sectors":             {put32(28, 17), ErrDamaged, "17 sectors"},
+		"area unaligned":             {put64(32, 0x10001), ErrDamaged, "does not fit"},
+		"area in the header":         {put64(32, 4096), ErrDamaged, "overlap"},
+		"area over another":          {put64(40, 0x10200), ErrDamaged, "overlap"},
+		"area twice":                 {put64(40, 0x10000), ErrDamaged, "overlap"},
+		"area behind the end":        {put64(48, testSize), ErrDamaged, "does not fit"},
+		"area near the end of int64": {put64(48, maxInt&^511), ErrDamaged, "does not fit"},
+		"area negative":              {put64(48, 1<<63), ErrDamaged, "does not fit"},
+		"header copy moved":          {put64(56, 0x90000), ErrDamaged, "header copy at two places"},
+		"header copy over an area": {func(b []byte) {
+			put64(56, 0x10000)(b)
+			entry(typeHeaderArea, valueHeaderArea, put64(8, 0x10000))(b)
+		}, ErrDamaged, "overlap"},
+		"header copy negative": {func(b []byte) {
+			put64(56, 1<<63)(b)
+			entry(typeHeaderArea, valueHeaderArea, put64(8, 1<<63))(b)
+		}, ErrDamaged, "does not fit"},
+		"header size 0":            {entry(typeHeaderArea, valueHeaderArea, put64(16, 0)), ErrDamaged, "no header area"},
+		"header size huge":         {entry(typeHeaderArea, valueHeaderArea, put64(16, maxInt)), ErrDamaged, "header of"},
+		"header area cut":          {entry(typeHeaderArea, valueHeaderArea, put16(0, 16)), ErrDamaged, ""},
+		"header area missing":      {entry(typeHeaderArea, valueHeaderArea, put16(4, 0x99)), ErrDamaged, "no header area"},
+		"metadata size 0":          {header(put32(0, 0)), ErrDamaged, "metadata of 0 bytes"},
+		"metadata size too large":  {header(put32(0, 1<<15)), ErrDamaged, "metadata of"},
+		"metadata size huge":       {header(put32(0, 1<<32-1)), ErrDamaged, "metadata of"},
+		"metadata size twice":      {header(put32(12, 48)), ErrDamaged, "two sizes"},
+		"header length":            {header(put32(8, 64)), ErrDamaged, "metadata of"},
+		"entry too short":          {put16(entriesAt, 7), ErrDamaged, "entry of 7 bytes"},
+		"entry too long":           {put16(entriesAt, 0xFFFF), ErrDamaged, "entry of 65535 bytes"},
+		"entries end at once":      {put16(entriesAt, 0), ErrDamaged, "no volume key"},
+		"volume key missing":       {entry(typeFVEK, valueSealed, put16(4, 0x99)), ErrDamaged, "no volume key"},
+		"protector cut":            {entry(typeVMK, valueVMK, put16(0, entryHeader+vmkFixed-1)), ErrDamaged, ""},
+		"nested entry too long":    {entry(typeVMK, valueVMK, put16(entryHeader+vmkFixed, 0x7FFF)), ErrDamaged, "entry of 32767 bytes"},
+		"nested entry too short":   {entry(typeVMK, valueVMK, put16(entryHeader+vmkFixed, 1)), ErrDamaged, "entry of 1 bytes"},
+		"sealed checksum too long": {func(b []byte) { put16(blockUnit*int(le.Uint16(b[8:]))+8, 0xFFFF)(b) }, ErrDamaged, "no sealed checksum"},
+		"too many protectors":      {manyProtectors, ErrDamaged, "more than 64 protectors"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			o := testOptions(t)
+			m, _ := formatted(t, o)
+			change(m, o, v.change, allCopies...)
+			_, err := Open(m, testSize)
+			if !errors.Is(err, v.want) || err != nil && !strings.Contains(err.Error(), v.says) {
+				t.Errorf("%v, want %v with %q", err, v.want, v.says)
+			}
+		})
+	}
+}
+
+// manyProtectors puts one more protector than is allowed before all others.
+func manyProtectors(b []byte) {
+	length := blockUnit * int(le.Uint16(b[8:]))
+	validation := bytes.Clone(b[length : length+validationSize])
+	var entries []byte
+	for range maxProtectors + 1 {
+		entries = appendEntry(entries, typeVMK, valueVMK, make([]byte, vmkFixed))
+	}
+	size := headerLength + len(entries)
+	copy(b[entriesAt:], entries)
+	le.PutUint32(b[blockHeaderSize:], uint32(size))
+	le.PutUint32(b[blockHeaderSize+12:], uint32(size))
+	length = (blockHeaderSize + size + blockUnit - 1) / blockUnit * blockUnit
+	le.PutUint16(b[8:], uint16(length/blockUnit))
+	copy(b[length:], validation)
+}
+
+// TestBadKeysInMetadata changes what opening does not look at, and unlocking must
+// not trip over.
+func TestBadKeysInMetadata(t *testing.T) {
+	o := testOptions(t)
+	for name, v := range map[string]struct {
+		f    func(area []byte)
+		want error
+	}{
+		"protector without a sealed key": {func(b []byte) {
+			i := bytes.Index(b, []byte{typeVMK, 0, valueVMK, 0})
+			clear(b[i+6+vmkFixed:][:2]) // no nested entries
+		}, ErrNoProtector},
+		"sealed key cut": {func(b []byte) {
+			i := bytes.LastIndex(b[:bytes.Index(b, []byte{80, 0, typeFVEK, 0})], []byte{80, 0, 0, 0, valueSealed})
+			le.PutUint16(b[i:], entryHeader+nonceSize)
+			le.PutUint16(b[i+entryHeader+nonceSize:], 80-entryHeader-nonceSize)
+		}, ErrWrongKey},
+		"method unknown": {func(b []byte) { le.PutUint16(b[blockHeaderSize+36:], 0x8006) }, ErrDamaged},
+	} {
+		m, _ := formatted(t, o)
+		change(m, o, v.f, allCopies...)
+		volume, err := Open(m, testSize)
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+			continue
+		}
+		if _, err := volume.Unlock(o.ExternalKey); !errors.Is(err, v.want) {
+			t.Errorf("%s: %v, want %v", name, err, v.want)
+		}
+	}
+}
+
+// TestUnsupportedMethods has volumes that are whole but for a method that cannot
+// be read: refused by name, once the key has proved that they are whole.
+func TestUnsupportedMethods(t *testing.T) {
+	for method, name := range map[Method]string{
+		AES128Elephant: "AES-CBC-128 with Elephant diffuser", AES256Elephant: "AES-CBC-256 with Elephant diffuser", 0x8006: "encryption method 0x8006",
+	} {
+		o := testOptions(t)
+		m, _ := formatted(t, o)
+		remake(t, m, o, func(f *formatter) { f.Method = method })
+		v, err := Open(m, testSize)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if v.Info().Method != method {
+			t.Errorf("method %v, want %v", v.Info().Method, method)
+		}
+		if _, err := v.Unlock(o.ExternalKey); !errors.Is(err, ErrUnsupported) || !strings.Contains(err.Error(), name) {
+			t.Errorf("%v, want a refusal that names %s", err, name)
+		}
+		o.Method = method
+		if err := Format(m, testSize, o); !errors.Is(err, ErrUnsupported) {
+			t.Errorf("Format makes a volume with %s: %v", name, err)
+		}
+	}
+}
+
+// remake writes the metadata again, changed, and sealed as they should be.
+func remake(t *testing.T, m *memory, o FormatOptions, change func(f *formatter)) {
+	t.Helper()
+	f, err := newFormatter(o, testSize)
+	if err != nil {
+		t.Fatal(err)
+	}
+	change(f)
+	vmk, fvek := randomBytes(1, keySize), randomBytes(2, 64)
+	entries, err := f.entries(vmk, fvek)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := f.writeMetadata(m, f.block(vmk, entries)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestClearKey opens a volume whose protection is suspended.
+func TestClearKey(t *testing.T) {
+	o := testOptions(t)
+	m, view := formatted(t, o)
+	v, err := Open(m, testSize)
+	if err != nil {
+		t.Fatal(err)
+	}
+	copy0 := v.copies[0]
+	vmk, err := copy0.openVMK(o.ExternalKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	clearKey := randomBytes(6, keySize)
+	f, err := newFormatter(o, testSize)
+	if err != nil {
+		t.Fatal(err)
+	}
+	fvek, _ := openContainer(vmk, copy0.fvek, uint32(AES128XTS))
+	key := appendEntry(nil, typeProperty, valueKey, u32(0x2000), clearKey)
+	entries := f.appendProtector(nil, ClearKeyProtector, GUID{1}, clearKey, vmk, key)
+	entries[6] = 3 // the version that Windows 11 writes
+	entries = appendEntry(entries, 0x77, 0x78, []byte("unknown"))
+	rest, err := f.entries(vmk, fvek)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := f.writeMetadata(m, f.block(vmk, append(entries, rest...))); err != nil {
+		t.Fatal(err)
+	}
+	compare(t, unlocked(t, m, testSize, ClearKey{}), view)
+}
+
+func TestNotBitLocker(t *testing.T) {
+	o := testOptions(t)
+	for name, v := range map[string]struct {
+		f    func(b []byte) []byte
+		want error
+		says string
+	}{
+		"empty":               {func(b []byte) []byte { return nil }, ErrNotBitLocker, ""},
+		"half a sector":       {func(b []byte) []byte { return b[:256] }, ErrNotBitLocker, ""},
+		"zeros":               {func(b []byte) []byte { return make([]byte, testSize) }, ErrNotBitLocker, ""},
+		"NTFS":                {func(b []byte) []byte { copy(b[3:], "NTFS    "); return b }, ErrNotBitLocker, ""},
+		"FAT32":               {func(b []byte) []byte { copy(b[3:], signatureToGo); return b }, ErrNotBitLocker, ""},
+		"unknown identifier":  {func(b []byte) []byte { b[offIdentifier]++; return b }, ErrNotBitLocker, ""},
+		"Vista":               {func(b []byte) []byte { b[1] = jumpVista; return b }, ErrUnsupported, "Vista"},
+		"encrypt-on-write":    {func(b []byte) []byte { copy(b[offIdentifier:], identifierEOW[:]); return b }, ErrUnsupported, "encrypt-on-write"},
+		"sectors of 1024":     {func(b []byte) []byte { le.PutUint16(b[11:], 1024); return b }, ErrUnsupported, "1024"},
+		"wrong sector size":   {func(b []byte) []byte { le.PutUint16(b[11:], 4096); return b }, ErrDamaged, "16 sectors of 4096"},
+		"cut by a sector":     {func(b []byte) []byte { return b[:testSize-512] }, ErrTruncated, ""},
+		"cut after one area":  {func(b []byte) []byte { return b[:0x20000] }, ErrTruncated, ""},
+		"cut before any area": {func(b []byte) []byte { return b[:0x10000] }, ErrDamaged, "outside the image"},
+		"cut to one sector":   {func(b []byte) []byte { return b[:512] }, ErrDamaged, "outside the image"},
+	} {
+		m, _ := formatted(t, o)
+		b := v.f(m.b)
+		if _, err := Open(bytes.NewReader(b), int64(len(b))); !errors.Is(err, v.want) || err != nil && !strings.Contains(err.Error(), v.says) {
+			t.Errorf("%s: %v, want %v with %q", name, err, v.want, v.says)
+		}
+	}
+	m, _ := formatted(t, o)
+	for _, size := range []int64{-1, -1 << 63} {
+		if _, err := Open(m, size); !errors.Is(err, ErrNotBitLocker) {
+			t.Errorf("size %d: %v", size, err)
+		}
+	}
+	if _, err := Open(bytes.NewReader(m.b[:100]), testSize); !errors.Is(err, io.ErrUnexpectedEOF) {
+		t.Errorf("an image shorter than said: %v", err)
+	}
+}
+
+func TestToGo(t *testing.T) {
+	o := testOptions(t)
+	m, view := formatted(t, o)
+	boot := m.b[:512]
+	copy(boot[3:], signatureToGo)
+	copy(boot[offIdentToGo:], boot[offIdentifier:200])
+	clear(boot[offIdentifier:200])
+	compare(t, unlocked(t, m, testSize, o.ExternalKey), view)
+}
+
+func TestBadFormatOptions(t *testing.T) {
+	for name, v := range map[string]struct {
+		f    func(o *FormatOptions)
+		says string
+	}{
+		"method":               {func(o *FormatOptions) { o.Method = 1 }, "0x0001"},
+		"sector size":          {func(o *FormatOptions) { o.SectorSize = 1024 }, "1024"},
+		"no protector":         {func(o *FormatOptions) { o.ExternalKey = ExternalKey{} }, "no protector"},
+		"no randomness":        {func(o *FormatOptions) { o.Rand = nil }, "randomness"},
+		"too little of it":     {func(o *FormatOptions) { o.Rand = bytes.NewReader(make([]byte, 40)) }, "cannot draw"},
+		"areas overlap":        {func(o *FormatOptions) { o.HeaderCopy = o.Metadata[1] + 512 }, "overlap"},
+		"area unaligned":       {func(o *FormatOptions) { o.Metadata[1]++ }, "does not fit"},
+		"area missing":         {func(o *FormatOptions) { o.Metadata[1] = 0 }, "overlap"},
+		"description too long": {func(o *FormatOptions) { o.Description = strings.Repeat("x", 33000) }, "too long"},
+	} {
+		o := testOptions(t)
+		v.f(&o)
+		m := &memory{b: randomBytes(3, testSize)}
+		before := bytes.Clone(m.b)
+		if err := Format(m, testSize, o); err == nil || !strings.Contains(err.Error(), v.says) {
+			t.Errorf("%s: %v, want an error with %q", name, err, v.says)
+		}
+		if !bytes.Equal(m.b, before) {
+			t.Errorf("%s: the image was changed", name)
+		}
+	}
+}
+
+// TestInterruptedFormat has the disk fail at every write: what is left is never
+// taken for a volume.
+func TestInterruptedFormat(t *testing.T) {
+	o := testOptions(t)
+	for _, at := range append(o.Metadata[:], o.HeaderCopy, 0x90000, 0) {
+		f := failing{&memory{b: randomBytes(3, testSize)}, at}
+		if err := Format(f.writesOnly(), testSize, o); !errors.Is(err, errDisk) {
+			t.Errorf("failing at %#x: %v", at, err)
+		}
+		if _, err := Open(f.memory, testSize); !errors.Is(err, ErrNotBitLocker) {
+			t.Errorf("failing at %#x leaves a volume: %v", at, err)
+		}
+	}
+}
+
+// writesOnly lets reads succeed.
+func (f failing) writesOnly() interface {
+	io.ReaderAt
+	io.WriterAt
+} {
+	return struct {
+		io.ReaderAt
+		io.WriterAt
+	}{f.memory, f}
+}
+
+// TestHeaderOnly formats without touching the data.
+func TestHeaderOnly(t *testing.T) {
+	o := testOptions(t)
+	o.HeaderOnly = true
+	before := randomBytes(3, testSize)
+	m, view := formatted(t, o)
+	if !bytes.Equal(m.b[0x90000:], before[0x90000:]) {
+		t.Error("data were touched")
+	}
+	p := unlocked(t, m, testSize, o.ExternalKey)
+	readSame(t, p, view, 0, headerSize)
+	writeSame(t, p, o, view, 0x90001, 1000)
+	readSame(t, p, view, 0x90001, 1000)
+}
