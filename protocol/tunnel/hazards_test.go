@@ -34,6 +34,7 @@ const (
 	typeWindow = 1
 	flagSYN    = 1
 	flagACK    = 2
+	flagFIN    = 4
 )
 
 // pair returns two sessions that talk to each other over loopback TCP, the
@@ -106,7 +107,7 @@ func streams(t testing.TB, limits Limits) (near, far *stream) {
 	if _, err := near.Write([]byte("x")); err != nil {
 		t.Fatal(err)
 	}
-	far = within(t, 5*time.Second, accepted)
+	far = within(t, patience, accepted)
 	if _, err := io.ReadFull(far, make([]byte, 1)); err != nil {
 		t.Fatal(err)
 	}
@@ -128,7 +129,7 @@ func TestWriteThatThePeerDoesNotTakeEndsTheSession(t *testing.T) {
 	if err == nil || device.reason() == nil {
 		t.Fatalf("the write ended with %v, the session with %v", err, device.reason())
 	}
-	if took := time.Since(began); took > 5*time.Second {
+	if took := time.Since(began); took > soon {
 		t.Errorf("it took %v", took)
 	}
 	if _, err := device.open(t.Context()); err == nil {
@@ -150,7 +151,7 @@ func TestWriteToAClosedOrUnreadStreamEnds(t *testing.T) {
 			if !errors.Is(err, os.ErrDeadlineExceeded) {
 				t.Errorf("got %v", err)
 			}
-			if took := time.Since(began); took > 5*time.Second {
+			if took := time.Since(began); took > soon {
 				t.Errorf("it took %v", took)
 			}
 			if err := near.session.reason(); err != nil {
@@ -162,7 +163,9 @@ func TestWriteToAClosedOrUnreadStreamEnds(t *testing.T) {
 
 // A person holds the output of a terminal: upgraded streams wait longer.
 func TestUpgradedStreamWaitsForItsReader(t *testing.T) {
-	near, far := streams(t, quick())
+	limits := relaxed()
+	limits.StallTimeout = 200 * time.Millisecond
+	near, far := streams(t, limits)
 	near.upgrade()
 	const size = 1 << 20
 	written := make(chan error, 1)
@@ -170,7 +173,7 @@ func TestUpgradedStreamWaitsForItsReader(t *testing.T) {
 		_, err := io.CopyN(near, zeros{}, size)
 		written <- err
 	}()
-	time.Sleep(quick().StallTimeout * 3 / 2)
+	time.Sleep(3 * limits.StallTimeout)
 	if _, err := io.CopyN(io.Discard, far, size); err != nil {
 		t.Fatal(err)
 	}
@@ -266,7 +269,7 @@ func TestPeerThatResetsEveryStreamIsDropped(t *testing.T) {
 
 // Hazard: a stream accepted late kills the session.
 func TestStreamAcceptedLateWorks(t *testing.T) {
-	limits := quick()
+	limits := relaxed()
 	limits.Streams = 1
 	s := startServer(t)
 	release := make(chan struct{})
@@ -283,7 +286,7 @@ func TestStreamAcceptedLateWorks(t *testing.T) {
 	go func() { _, err := get(context.Background(), p.Client(), "/"); waiting <- err }()
 	time.Sleep(200 * time.Millisecond)
 	close(release)
-	if err := errors.Join(within(t, 5*time.Second, slow), within(t, 5*time.Second, waiting)); err != nil {
+	if err := errors.Join(within(t, patience, slow), within(t, patience, waiting)); err != nil {
 		t.Error(err)
 	}
 	if p.session.reason() != nil {
@@ -305,7 +308,7 @@ func TestPingFloodIsDropped(t *testing.T) {
 	ended := make(chan error, 1)
 	go func() { ended <- server.serve(func(st *stream) { st.Close() }) }()
 	b.Write(bytes.Repeat(frame(typePing, flagSYN, 0, 7), 100_000))
-	if err := within(t, 5*time.Second, ended); !errors.Is(err, ErrFlood) {
+	if err := within(t, patience, ended); !errors.Is(err, ErrFlood) {
 		t.Errorf("got %v", err)
 	}
 	if n := runtime.NumGoroutine(); n > before+maxPings+8 {
@@ -403,7 +406,7 @@ func TestStreamIsANetConn(t *testing.T) {
 			near, far := streams(t, limits)
 			result := make(chan error, 1)
 			go func() { result <- tt.do(near, far) }()
-			err := within(t, 5*time.Second, result)
+			err := within(t, patience, result)
 			if tt.want == nil && err != nil || !errors.Is(err, tt.want) {
 				t.Errorf("got %v, want %v", err, tt.want)
 			}
@@ -415,13 +418,13 @@ func TestStreamIsANetConn(t *testing.T) {
 }
 
 func TestSilentStreamEndsButNotWhileBytesGoEitherWay(t *testing.T) {
-	limits := quick()
-	limits.StreamIdle = 300 * time.Millisecond
+	limits := relaxed()
+	limits.StreamIdle = time.Second
 	near, far := streams(t, limits)
 	began := time.Now()
 	go func() {
 		for range 6 {
-			time.Sleep(100 * time.Millisecond)
+			time.Sleep(250 * time.Millisecond)
 			near.Write([]byte("x"))
 		}
 	}()
@@ -429,8 +432,8 @@ func TestSilentStreamEndsButNotWhileBytesGoEitherWay(t *testing.T) {
 	if _, err := near.Read(make([]byte, 1)); !errors.Is(err, os.ErrDeadlineExceeded) {
 		t.Errorf("got %v", err)
 	}
-	if took := time.Since(began); took < 800*time.Millisecond || took > 3*time.Second {
-		t.Errorf("the read ended after %v, want 300 ms after the last of 6 writes", took)
+	if took := time.Since(began); took < 2*time.Second || took > soon {
+		t.Errorf("the read ended after %v, want a second after the last of 6 writes", took)
 	}
 }
 
@@ -467,8 +470,8 @@ func TestLargeWritesLeaveInSmallFrames(t *testing.T) {
 
 // Limits: concurrent streams of a peer.
 func TestStreamsOfAPeerAreBounded(t *testing.T) {
-	limits := quick()
-	limits.Streams, limits.HeaderTimeout = 4, 5*time.Second
+	limits := relaxed()
+	limits.Streams = 4
 	var now, most atomic.Int32
 	s := startServer(t, withLimits(limits), withHandler(func(w http.ResponseWriter, r *http.Request) {
 		most.Store(max(most.Load(), now.Add(1)))
@@ -481,22 +484,24 @@ func TestStreamsOfAPeerAreBounded(t *testing.T) {
 		conn.Write(frame(typeData, flagSYN, 2*i+1, uint32(len(req))))
 		io.WriteString(conn, req)
 	}
-	resets := 0
+	resets, answers := 0, 0
 	h := make([]byte, headerSize)
-	conn.SetReadDeadline(time.Now().Add(time.Second))
-	for {
+	conn.SetReadDeadline(time.Now().Add(patience))
+	for resets+answers < 20 {
 		if _, err := io.ReadFull(conn, h); err != nil {
-			break
+			t.Fatal(err)
 		}
-		if binary.BigEndian.Uint16(h[2:])&flagRST != 0 {
+		if flags := binary.BigEndian.Uint16(h[2:]); flags&flagRST != 0 {
 			resets++
+		} else if flags&flagFIN != 0 {
+			answers++
 		}
 		if h[1] == typeData {
 			io.CopyN(io.Discard, conn, int64(binary.BigEndian.Uint32(h[8:])))
 		}
 	}
-	if most.Load() > 4 || resets < 20-2*4-4 {
-		t.Errorf("%d were answered at once, %d reset", most.Load(), resets)
+	if most.Load() > 4 || answers < 4 || resets < 1 {
+		t.Errorf("%d were answered, %d at once, and %d reset", answers, most.Load(), resets)
 	}
 	startClient(t, s.address, node2)
 	s.peer(t, node2)
@@ -535,39 +540,40 @@ func TestSlowHandshakes(t *testing.T) {
 	startClient(t, s.address, node1)
 	s.event(t, "connected") // though the only handshake slot could be taken
 	began := time.Now()
-	silent.SetReadDeadline(time.Now().Add(5 * time.Second))
+	silent.SetReadDeadline(time.Now().Add(patience))
 	if _, err := silent.Read(make([]byte, 1)); errors.Is(err, os.ErrDeadlineExceeded) {
 		t.Error("a silent connection is kept")
 	}
-	if took := time.Since(began); took > 2*limits.HandshakeTimeout {
+	if took := time.Since(began); took > soon {
 		t.Errorf("it was kept for %v", took)
 	}
-	within(t, time.Second, s.refused)
+	within(t, patience, s.refused)
 }
 
 // A peer that begins a handshake and stalls in it holds no slot either.
 func TestStalledHandshakesHoldNoSlot(t *testing.T) {
 	limits := quick()
-	limits.Handshakes, limits.HandshakeTimeout = 1, 3*time.Second
+	limits.Handshakes, limits.HandshakeTimeout = 1, time.Minute
 	s := startServer(t, withLimits(limits))
 	config := testAuthority().deviceTLS(node2)
 	config.NextProtos = []string{ALPNControl}
-	config.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
-		time.Sleep(2 * time.Second)
-		return nil, errors.New("never")
-	}
 	var stalled sync.WaitGroup
 	defer stalled.Wait()
+	began, end := make(chan struct{}), make(chan struct{})
+	defer close(end)
+	config.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
+		began <- struct{}{}
+		<-end
+		return nil, errors.New("never")
+	}
 	for range 5 {
 		stalled.Go(func() { tls.Dial("tcp", s.address, config) })
 	}
-	time.Sleep(100 * time.Millisecond)
-	began := time.Now()
-	startClient(t, s.address, node1)
-	s.event(t, "connected")
-	if took := time.Since(began); took > time.Second {
-		t.Errorf("a healthy peer waited %v", took)
+	for range 5 { // more than there are slots
+		within(t, patience, began)
 	}
+	startClient(t, s.address, node1, func(c *ClientConfig) { c.Limits.HandshakeTimeout = time.Minute })
+	s.event(t, "connected")
 }
 
 // Limits: unnamed connections. The oldest goes first, so newcomers get in.
@@ -586,7 +592,7 @@ func TestSilentConnectionsDoNotFillTheServer(t *testing.T) {
 	}
 	startClient(t, s.address, node1)
 	s.event(t, "connected")
-	conns[0].SetReadDeadline(time.Now().Add(5 * time.Second))
+	conns[0].SetReadDeadline(time.Now().Add(patience))
 	if _, err := conns[0].Read(make([]byte, 1)); errors.Is(err, os.ErrDeadlineExceeded) {
 		t.Error("the oldest connection is kept")
 	}
@@ -594,7 +600,7 @@ func TestSilentConnectionsDoNotFillTheServer(t *testing.T) {
 
 // Limits: size and time of headers and bodies, of requests and of responses.
 func TestRequestLimits(t *testing.T) {
-	limits := quick()
+	limits := relaxed()
 	limits.HeaderBytes, limits.BodyBytes = 8<<10, 100_000
 	s := startServer(t, withLimits(limits), withHandler(func(w http.ResponseWriter, r *http.Request) {
 		if n, err := io.Copy(io.Discard, r.Body); err != nil {
@@ -631,7 +637,7 @@ func TestRequestLimits(t *testing.T) {
 }
 
 func TestResponseLimits(t *testing.T) {
-	limits := quick()
+	limits := relaxed()
 	limits.HeaderBytes, limits.BodyBytes = 8<<10, 100_000
 	s := startServer(t, withLimits(limits))
 	startClient(t, s.address, node1, withDeviceHandler(func(w http.ResponseWriter, r *http.Request) {
@@ -675,20 +681,20 @@ func slowly(t *testing.T, c *session, text string) time.Duration {
 }
 
 func TestSlowRequestsEnd(t *testing.T) {
-	s := startServer(t, withHandler(func(w http.ResponseWriter, r *http.Request) { io.Copy(io.Discard, r.Body) }))
+	s := startServer(t, withLimits(quick()), withHandler(func(w http.ResponseWriter, r *http.Request) { io.Copy(io.Discard, r.Body) }))
 	conn := dialRaw(t, s, node1, ALPNControl)
 	limits := quick().withDefaults()
 	device := mustSession(t, conn, control, true, &limits)
 	run(t, device, func(st *stream) { st.Close() })
-	if took := slowly(t, device, "GET / HTTP/1.1\r\nX: xxx"); took > 2*limits.HeaderTimeout {
+	if took := slowly(t, device, "GET / HTTP/1.1\r\nX: xxx"); took > soon {
 		t.Errorf("a slow header was awaited for %v", took)
 	}
 	st := mustOpen(t, device)
 	defer st.Close()
 	began := time.Now()
-	io.WriteString(st, "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n")
+	io.WriteString(st, "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1001\r\n\r\n")
 	go func() {
-		for range 200 {
+		for range 1000 {
 			if _, err := st.Write([]byte("x")); err != nil {
 				return
 			}
@@ -696,7 +702,7 @@ func TestSlowRequestsEnd(t *testing.T) {
 		}
 	}()
 	io.Copy(io.Discard, st)
-	if took := time.Since(began); took > 3*limits.BodyTimeout {
+	if took := time.Since(began); took > soon {
 		t.Errorf("a slow body was awaited for %v", took)
 	}
 }
@@ -731,7 +737,7 @@ func TestPeersThatBreakTheRulesAreDropped(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			s := startServer(t)
+			s := startServer(t, withLimits(quick()))
 			conn := dialRaw(t, s, node1, ALPNControl)
 			s.event(t, "connected")
 			tt.send(conn)
@@ -796,7 +802,7 @@ func TestBadPeersCostOthersNothing(t *testing.T) {
 		slowest = max(slowest, time.Since(start))
 	}
 	t.Logf("slowest pair of requests: %v", slowest)
-	if slowest > 2*time.Second {
+	if slowest > soon {
 		t.Errorf("a pair of requests took %v", slowest)
 	}
 	if again, ok := s.Peer(node1); !ok || again != p {
@@ -822,7 +828,7 @@ func FuzzSession(f *testing.F) {
 			server.serve(func(st *stream) { st.Close() })
 		}()
 		go io.Copy(io.Discard, far)
-		far.SetWriteDeadline(time.Now().Add(5 * time.Second))
+		far.SetWriteDeadline(time.Now().Add(patience))
 		far.Write(data)
 		far.Close()
 		select {

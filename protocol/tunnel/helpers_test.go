@@ -98,7 +98,16 @@ var (
 	node2 = protocol.NodeID{Serial: "DBX0002", Node: 1}
 )
 
-// quick are limits under which the tests need little time.
+// patience is how long tests wait for what must come, on a machine that is busy.
+const patience = 30 * time.Second
+
+// soon is how long what has a limit of a second or less may take.
+const soon = patience / 3
+
+// relaxed are limits that no honest peer meets.
+func relaxed() Limits { return Limits{BulkIdle: time.Second} }
+
+// quick are limits that a peer meets within a test's time.
 func quick() Limits {
 	return Limits{
 		HandshakeTimeout: time.Second,
@@ -151,7 +160,7 @@ func startServerOn(t testing.TB, ln net.Listener, options ...serverOption) *test
 		Connected:    func(p *Peer) { s.events <- "connected " + p.ID().String() },
 		Disconnected: func(p *Peer, err error) { s.events <- "disconnected " + p.ID().String() + ": " + err.Error() },
 		Refused:      func(_ net.Addr, err error) { s.refused <- err },
-		Limits:       quick(),
+		Limits:       relaxed(),
 	}
 	for _, o := range options {
 		o(&cfg)
@@ -162,7 +171,7 @@ func startServerOn(t testing.TB, ln net.Listener, options ...serverOption) *test
 	go func() { done <- s.Serve(ctx, ln) }()
 	s.stop = sync.OnceFunc(func() {
 		cancel()
-		if err := within(t, 5*time.Second, done); err != nil {
+		if err := within(t, patience, done); err != nil {
 			t.Errorf("Serve: %v", err)
 		}
 	})
@@ -173,7 +182,7 @@ func startServerOn(t testing.TB, ln net.Listener, options ...serverOption) *test
 // event waits for the next event and checks how it begins.
 func (s *testServer) event(t testing.TB, prefix string) {
 	t.Helper()
-	if got := within(t, 5*time.Second, s.events); !strings.HasPrefix(got, prefix) {
+	if got := within(t, patience, s.events); !strings.HasPrefix(got, prefix) {
 		t.Fatalf("got event %q, want %q", got, prefix)
 	}
 }
@@ -181,7 +190,7 @@ func (s *testServer) event(t testing.TB, prefix string) {
 // peer waits until node is connected.
 func (s *testServer) peer(t testing.TB, node protocol.NodeID) *Peer {
 	t.Helper()
-	deadline := time.Now().Add(5 * time.Second)
+	deadline := time.Now().Add(patience)
 	for time.Now().Before(deadline) {
 		if p, ok := s.Peer(node); ok {
 			return p
@@ -211,7 +220,7 @@ func startClient(t testing.TB, address string, node protocol.NodeID, options ...
 		Disconnected: func(err error, _ time.Duration) { c.ended <- err },
 		BackoffMin:   10 * time.Millisecond,
 		BackoffMax:   50 * time.Millisecond,
-		Limits:       quick(),
+		Limits:       relaxed(),
 	}
 	for _, o := range options {
 		o(&cfg)
@@ -222,7 +231,7 @@ func startClient(t testing.TB, address string, node protocol.NodeID, options ...
 	go func() { done <- c.Run(ctx) }()
 	c.stop = sync.OnceFunc(func() {
 		cancel()
-		if err := within(t, 5*time.Second, done); err != nil {
+		if err := within(t, patience, done); err != nil {
 			t.Errorf("Run: %v", err)
 		}
 	})
@@ -263,7 +272,7 @@ func get(ctx context.Context, c *http.Client, path string) (string, error) {
 
 func mustGet(t testing.TB, c *http.Client, path, want string) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	if got, err := get(ctx, c, path); err != nil || got != want {
 		t.Fatalf("got %q, %v; want %q", got, err, want)
