@@ -1,11 +1,15 @@
-// Package storetest gives tests a real store in a directory of their own.
+// Package storetest gives tests a real store in a directory of their own, and
+// rows to put into it.
 package storetest
 
 import (
+	"context"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"github.com/databox-lockbox/lockbox/controlplane/internal/store"
+	"github.com/databox-lockbox/lockbox/protocol"
 )
 
 // New opens an empty store that is closed when the test ends.
@@ -27,4 +31,61 @@ func Open(t testing.TB, path string) *store.Store {
 		}
 	})
 	return s
+}
+
+// Tx runs f in a transaction that must succeed. f must not end the test.
+func Tx(t testing.TB, s *store.Store, f func(context.Context, *store.Tx) error) {
+	t.Helper()
+	if err := s.Tx(t.Context(), func(tx *store.Tx) error { return f(t.Context(), tx) }); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// Names of what [Fill] makes.
+const (
+	Tenant       = protocol.TenantID("contoso")
+	Subscription = protocol.SubscriptionID("6a0e3c1e-9b0b-4c8e-8d3a-0c6a4a7d9f01")
+	Order        = protocol.OrderID("ORD-1001")
+	Serial       = protocol.DeviceSerial("DBX0001")
+	Ticket       = protocol.TicketID("SR-2001")
+	Engineer     = protocol.Person("erin@provider.example")
+)
+
+// Fill puts a tenant, a subscription, an engineer, an order with a device of so
+// many nodes, and a ticket into s. The nodes are not enrolled.
+func Fill(t testing.TB, s *store.Store, now time.Time, nodes int) {
+	t.Helper()
+	Tx(t, s, func(ctx context.Context, tx *store.Tx) error {
+		steps := []func() error{
+			func() error {
+				return tx.InsertTenant(ctx, &store.Tenant{ID: Tenant, Name: "Contoso", LockboxEnabled: true, WithoutLockbox: "deny", Created: now})
+			},
+			func() error {
+				return tx.InsertSubscription(ctx, &store.Subscription{ID: Subscription, Tenant: Tenant, SupportPlan: "Developer", Created: now})
+			},
+			func() error {
+				return tx.InsertPerson(ctx, &store.Person{Name: Engineer, Role: "engineer", Created: now})
+			},
+			func() error {
+				return tx.InsertOrder(ctx, &store.Order{
+					ID: Order, Subscription: Subscription, Tenant: Tenant, SKU: "databox", Stage: "DataCopy",
+					Serial: Serial, Created: now, Updated: now,
+				})
+			},
+			func() error {
+				return tx.InsertTicket(ctx, &store.Ticket{ID: Ticket, Order: Order, Tenant: Tenant, Title: "upload halted", Origin: "customer", Owner: Engineer, Created: now})
+			},
+		}
+		for n := 1; n <= nodes; n++ {
+			steps = append(steps, func() error {
+				return tx.InsertNode(ctx, &store.Node{ID: protocol.NodeID{Serial: Serial, Node: n}, Order: Order})
+			})
+		}
+		for _, step := range steps {
+			if err := step(); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
 }
