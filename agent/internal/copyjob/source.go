@@ -193,6 +193,9 @@ func planShare(ctx context.Context, s Share) ([]*file, error) {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
+		if found.err != nil && found.path == "." {
+			return found.err // nothing is known of the share
+		}
 		files = append(files, planFile(s, found, shipped))
 		delete(shipped, found.path)
 		return nil
