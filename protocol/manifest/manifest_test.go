@@ -5,6 +5,7 @@ import (
 	"encoding/xml"
 	"errors"
 	"io"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -408,4 +409,43 @@ func FuzzClassify(f *testing.F) {
 			}
 		}
 	})
+}
+
+// TestVectors reads testdata, which another program wrote from SPEC.md.
+func TestVectors(t *testing.T) {
+	read := func(name string) []byte {
+		data, err := os.ReadFile("testdata/" + name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return data
+	}
+	first, err := ParseBOM(read("first.bom.xml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	second, err := ParseBOM(read("second.bom.xml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if second.Previous != Digest(read("first.bom.xml")) || len(first.Files) != 5 {
+		t.Errorf("the second bill follows %q", second.Previous)
+	}
+	const want = "moved \"Wrong_Folder/report 1.txt\" to \"right-folder/report 1.txt\"\n"
+	if got := Diff(first, second).String(); got != want {
+		t.Errorf("difference:\n%s", got)
+	}
+	for _, f := range first.Files {
+		object := first.Share.Classify(f.Path, f.Size)
+		if ok := f.Path == "backup/a & b.txt" || f.Path == "backup/日本"; ok != (len(object.Codes) == 0) {
+			t.Errorf("%q: %v", f.Path, object.Codes)
+		}
+		if f.Path == "Wrong_Folder/report 1.txt" && f.CRC64 != ChecksumCRC64([]byte("123456789")) {
+			t.Errorf("CRC64 = %#x", f.CRC64)
+		}
+	}
+	log, err := ParseCopyLog(read("halted.copylog.xml"))
+	if err != nil || !slices.Equal(log.Codes(), []ErrorCode{NameAlphaNumeric, CharacterIllegal}) {
+		t.Errorf("copy log: %+v, %v", log, err)
+	}
 }

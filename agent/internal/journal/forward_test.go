@@ -3,6 +3,7 @@ package journal
 import (
 	"context"
 	"errors"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -81,7 +82,9 @@ func TestAppendEndsWithItsContext(t *testing.T) {
 
 // controlPlane keeps what it is sent, as long as it is in order.
 type controlPlane struct {
-	t        *testing.T
+	t  *testing.T
+	mu sync.Mutex // guards what follows
+
 	records  []Entry
 	sends    int
 	sentAt   []time.Time
@@ -90,6 +93,8 @@ type controlPlane struct {
 }
 
 func (c *controlPlane) send(_ context.Context, entries []Entry) (int64, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	c.sends++
 	c.sentAt = append(c.sentAt, time.Now())
 	if c.fail {
@@ -109,6 +114,13 @@ func (c *controlPlane) send(_ context.Context, entries []Entry) (int64, error) {
 		return 0, errors.New("cut")
 	}
 	return int64(len(c.records)), nil
+}
+
+// become changes how the control plane behaves from now on.
+func (c *controlPlane) become(change func()) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	change()
 }
 
 // forward runs the forwarder within the bubble of a test, and returns a
@@ -170,10 +182,10 @@ func TestForwardOutlastsAnOutage(t *testing.T) {
 		if c.sends < 24*60 || c.sends > 24*60*4 {
 			t.Errorf("%d sends in a day", c.sends)
 		}
-		c.fail, c.loseAcks = false, true
+		c.become(func() { c.fail, c.loseAcks = false, true })
 		time.Sleep(longestPause)
 		synctest.Wait()
-		c.loseAcks = false
+		c.become(func() { c.loseAcks = false })
 		time.Sleep(longestPause)
 		synctest.Wait()
 		if len(c.records) != 3 || j.Acked() != 3 {
@@ -193,7 +205,7 @@ func TestForwardAgainAfterARestore(t *testing.T) {
 		c := &controlPlane{t: t}
 		stop := forward(t, j, c)
 		synctest.Wait()
-		c.records = c.records[:4]
+		c.become(func() { c.records = c.records[:4] })
 		fill(t, j, 11)
 		time.Sleep(longestPause)
 		synctest.Wait()

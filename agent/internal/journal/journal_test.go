@@ -244,9 +244,10 @@ func images(t testing.TB, n int) (before, after image) {
 }
 
 // TestCrashAtEveryByte stops the writing of a record at every byte of both
-// files. No record from before is lost, the journal opens, and goes on.
+// files (of the first record, at every seventh). No record from before is lost,
+// the journal opens, and goes on.
 func TestCrashAtEveryByte(t *testing.T) {
-	for _, n := range []int{0, 3} {
+	for n, step := range map[int]int{0: 7, 3: 1} {
 		before, after := images(t, n)
 		try := func(im image, want int) {
 			t.Helper()
@@ -261,12 +262,15 @@ func TestCrashAtEveryByte(t *testing.T) {
 			check(t, j, want+1)
 			closeJournal(t, j)
 		}
-		for cut := len(before.records); cut < len(after.records); cut++ {
+		for cut := len(before.records); cut < len(after.records); cut += step {
 			try(image{after.records[:cut], before.hashes}, n)
+			if cut%7 > 0 {
+				continue
+			}
 			zeros := make([]byte, len(after.records)-cut)
 			try(image{append(bytes.Clone(after.records[:cut]), zeros...), before.hashes}, n)
 		}
-		for cut := len(before.hashes); cut <= len(after.hashes); cut++ {
+		for cut := len(before.hashes); cut <= len(after.hashes); cut += step {
 			try(image{after.records, after.hashes[:cut]}, n+1)
 			zeros := make([]byte, len(after.hashes)-cut)
 			try(image{after.records, append(bytes.Clone(after.hashes[:cut]), zeros...)}, n+1)
@@ -288,10 +292,10 @@ func TestDamageIsRefused(t *testing.T) {
 			t.Errorf("%s: the evidence was changed", what)
 		}
 	}
-	for cut := range good.records {
+	for cut := 0; cut < len(good.records); cut += 3 {
 		refused(fmt.Sprintf("records cut at %d", cut), image{good.records[:cut], good.hashes})
 	}
-	for i := range good.records {
+	for i := 0; i < len(good.records); i += 3 {
 		bad := bytes.Clone(good.records)
 		bad[i] ^= 1
 		refused(fmt.Sprintf("record byte %d changed", i), image{bad, good.hashes})
