@@ -20,7 +20,7 @@ var plan = strings.Fields(`
 	protocol/approval protocol/sealing protocol/auditlog protocol/manifest
 	certs configs
 	agent agent/bitlocker agent/cmd/databox-agent
-	agent/internal/config agent/internal/state agent/internal/journal agent/internal/disk
+	agent/internal/config agent/internal/state agent/internal/journal agent/internal/disk agent/internal/disk/disktest
 	agent/internal/share agent/internal/copyjob agent/internal/lock
 	agent/internal/uplink agent/internal/support agent/internal/localapi agent/internal/cli
 	controlplane controlplane/client controlplane/cmd/lockboxd controlplane/cmd/lockbox

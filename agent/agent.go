@@ -1,0 +1,275 @@
+// Package agent assembles the databox-agent: the daemon on each node of a
+// device, which keeps its disks locked and its shares closed, and opens them
+// only under approvals that it has verified itself.
+//
+// Everything meets here and nowhere else: the parts below know what lies under
+// them, not each other.
+package agent
+
+import (
+	"context"
+	"crypto/ed25519"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/rs/zerolog"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/databox-lockbox/lockbox/agent/internal/config"
+	"github.com/databox-lockbox/lockbox/agent/internal/copyjob"
+	"github.com/databox-lockbox/lockbox/agent/internal/disk"
+	"github.com/databox-lockbox/lockbox/agent/internal/journal"
+	"github.com/databox-lockbox/lockbox/agent/internal/localapi"
+	"github.com/databox-lockbox/lockbox/agent/internal/lock"
+	"github.com/databox-lockbox/lockbox/agent/internal/state"
+	"github.com/databox-lockbox/lockbox/agent/internal/support"
+	"github.com/databox-lockbox/lockbox/agent/internal/uplink"
+	"github.com/databox-lockbox/lockbox/protocol"
+	"github.com/databox-lockbox/lockbox/protocol/auditlog"
+	devicev1 "github.com/databox-lockbox/lockbox/protocol/device/v1"
+)
+
+// Version is what the agent calls itself towards the control plane.
+const Version = "0.1.0"
+
+// Config is everything that can be set, see configs/agent.yaml.
+type Config = config.Config
+
+// Parts of a [Config].
+type (
+	DiskConfig      = config.Disk
+	LockConfig      = config.Lock
+	ShareConfig     = config.Share
+	ReconnectConfig = config.Reconnect
+)
+
+// DefaultConfig returns the defaults of all settings that have one.
+func DefaultConfig() Config { return config.Default() }
+
+// LoadConfig reads a configuration file strictly.
+func LoadConfig(path string) (Config, error) { return config.Load(path) }
+
+// Clock tells the two times a lease is held against.
+type Clock = lock.Clock
+
+// Options are what a program gives the agent beside its settings.
+type Options struct {
+	Log   zerolog.Logger
+	Clock Clock    // nil: the system's
+	Self  []string // how to start this program as its own keeper; nil: none is started
+}
+
+// Agent is the daemon of one node.
+type Agent struct {
+	cfg     Config
+	opts    Options
+	state   *state.Dir
+	journal *journal.Journal
+	lock    *lock.Machine
+	support *support.Server
+	uplink  *uplink.Uplink
+	local   *localapi.Server
+	keeper  *disk.Keeper
+}
+
+// ErrNotEnrolled is returned by [New] on a node that never enrolled.
+var ErrNotEnrolled = errors.New("this node is not enrolled: run 'databox-agent enroll' first")
+
+// New assembles the agent of an enrolled node. It opens its state and, with
+// Options.Self, starts the keeper; nothing else runs until [Agent.Run], which
+// must be called, for it also closes what New opened.
+func New(cfg Config, opts Options) (_ *Agent, err error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, err
+	}
+	a := &Agent{cfg: cfg, opts: opts}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, a.close())
+		}
+	}()
+	if a.state, err = state.Open(cfg.StateDir); err != nil {
+		return nil, err
+	}
+	id, ok := a.state.Identity()
+	if !ok {
+		return nil, ErrNotEnrolled
+	}
+	if id.NodeID() != cfg.NodeID() {
+		return nil, fmt.Errorf("the state directory belongs to node %s, the configuration names %s: correct serial and node, or state_dir", id.NodeID(), cfg.NodeID())
+	}
+	if err := state.PrivateDir(cfg.RunDir); err != nil {
+		return nil, err
+	}
+	if len(opts.Self) > 0 {
+		if a.keeper, err = disk.StartKeeper(opts.Self); err != nil {
+			return nil, fmt.Errorf("cannot start the keeper: %w", err)
+		}
+	}
+	return a, a.assemble(id)
+}
+
+func (a *Agent) assemble(id state.Identity) error {
+	signer, err := a.state.NodeKey()
+	if err != nil {
+		return err
+	}
+	key, ok := signer.(ed25519.PrivateKey)
+	if !ok {
+		return fmt.Errorf("the node's key is a %T: want Ed25519", signer)
+	}
+	if _, err := a.policy(); err != nil {
+		return fmt.Errorf("cannot use the installed trust policy: %w", err)
+	}
+	if a.journal, err = journal.New(a.cfg.StateDir+"/journal", a.cfg.NodeID(), key); err != nil {
+		return err
+	}
+	if a.lock, err = a.newLock(key); err != nil {
+		return err
+	}
+	if a.support, err = a.newSupport(id); err != nil {
+		return err
+	}
+	if a.uplink, err = a.newUplink(id, key); err != nil {
+		return err
+	}
+	a.local = localapi.New(a.cfg.Socket(), a.lock)
+	return nil
+}
+
+func (a *Agent) newLock(key ed25519.PrivateKey) (*lock.Machine, error) {
+	ids := make([]protocol.DiskID, 0, len(a.cfg.Disks))
+	for _, d := range a.cfg.Disks {
+		ids = append(ids, protocol.DiskID(d.ID))
+	}
+	return lock.New(lock.Config{
+		Node:         a.cfg.NodeID(),
+		Key:          key,
+		DiskIDs:      ids,
+		Version:      Version,
+		Clock:        a.opts.Clock,
+		Policy:       a.policy,
+		State:        a.state,
+		Journal:      a.journal,
+		Disks:        newDisks(a.cfg, a.keeper),
+		Shares:       shares{a.cfg, a.keeper},
+		Jobs:         copyjob.New(copyjob.Config{BlobRoots: a.cfg.BlobRoots, Parallel: a.cfg.Copy.Parallel}),
+		Bare:         a.cfg.Bare,
+		DeadMan:      a.cfg.Lock.DeadMan,
+		ChallengeTTL: a.cfg.Lock.ChallengeTTL,
+		CommitWithin: a.cfg.Lock.CommitWithin,
+		MaxLease:     a.cfg.Lock.MaxLease,
+		EndSessions:  func(lock.Reason) { a.support.Kick() },
+		Sessions:     func() []*devicev1.SessionStatus { return a.support.Status() },
+		JobEvent:     func(e lock.JobEvent) { a.uplink.ReportJob(e) },
+	})
+}
+
+func (a *Agent) newSupport(id state.Identity) (*support.Server, error) {
+	host, err := a.state.HostKey()
+	if err != nil {
+		return nil, err
+	}
+	return support.New(support.Config{
+		Node:            a.cfg.NodeID(),
+		HostKey:         host,
+		HostCertificate: id.SSHHostCertificate,
+		Lock:            a.lock,
+		Journal:         a.journal,
+		Manifests:       func(m *devicev1.ReportManifestRequest) { a.uplink.ReportManifest(m) },
+		Log:             a.opts.Log,
+	})
+}
+
+func (a *Agent) newUplink(id state.Identity, key ed25519.PrivateKey) (*uplink.Uplink, error) {
+	return uplink.New(uplink.Config{
+		Node:          a.cfg.NodeID(),
+		Key:           key,
+		Identity:      id,
+		State:         a.state,
+		Journal:       a.journal,
+		Lock:          a.lock,
+		Sessions:      sessions{a.support},
+		ReplacePolicy: a.replacePolicy,
+		LogSize:       a.logSize,
+		Address:       a.cfg.ControlPlane.TunnelAddress,
+		Heartbeat:     a.cfg.Lock.DeadMan / 4,
+		BackoffMin:    a.cfg.Reconnect.Min,
+		BackoffMax:    a.cfg.Reconnect.Max,
+		Log:           a.opts.Log,
+	})
+}
+
+// Run runs the agent until ctx ends. It locks the node before it returns.
+func (a *Agent) Run(ctx context.Context) error {
+	a.recordLife(auditlog.OpStartAgent)
+	a.opts.Log.Info().Str("node", a.cfg.NodeID().String()).Int("disks", len(a.cfg.Disks)).Msg("agent started, disks locked")
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return a.lock.Run(ctx) })
+	g.Go(func() error { return a.support.Run(ctx) })
+	g.Go(func() error { return a.uplink.Run(ctx) })
+	g.Go(func() error { return a.local.Run(ctx) })
+	if a.keeper != nil {
+		g.Go(func() error { return a.watchKeeper(ctx) })
+	}
+	err := g.Wait()
+	a.recordLife(auditlog.OpStopAgent)
+	return errors.Join(err, a.close())
+}
+
+// watchKeeper ends the agent when its keeper has died: without it, a killed
+// agent would leave its mounts.
+func (a *Agent) watchKeeper(ctx context.Context) error {
+	select {
+	case <-ctx.Done():
+		return nil
+	case <-a.keeper.Done():
+		return errors.New("the keeper died: the agent locks and stops")
+	}
+}
+
+// recordLife records that the agent starts or stops. An agent that cannot
+// record still keeps its disks locked, so it goes on.
+func (a *Agent) recordLife(op auditlog.Operation) {
+	r := auditlog.NewRecord(time.Now(), op, auditlog.Success)
+	r.Origin = a.cfg.NodeID().String()
+	r.Caller = a.cfg.NodeID().URI().String()
+	r.ResourceID = fmt.Sprintf("/devices/%s/nodes/%d", a.cfg.Serial, a.cfg.Node)
+	r.Properties = map[string]string{"version": Version}
+	if _, err := a.journal.Append(context.Background(), r); err != nil {
+		a.opts.Log.Error().Err(err).Str("operation", string(op)).Msg("cannot record")
+	}
+}
+
+// close gives back what New opened, the keeper last.
+func (a *Agent) close() error {
+	var errs []error
+	if a.journal != nil {
+		errs = append(errs, a.journal.Close())
+	}
+	if a.state != nil {
+		errs = append(errs, a.state.Close())
+	}
+	if a.keeper != nil {
+		errs = append(errs, a.keeper.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// Status is how the node is.
+func (a *Agent) Status() *devicev1.NodeStatus { return a.lock.Status() }
+
+// newLogger makes the logger that a configuration asks for.
+func newLogger(cfg config.Log) zerolog.Logger {
+	level, err := zerolog.ParseLevel(cfg.Level)
+	if err != nil {
+		level = zerolog.InfoLevel // checked when the configuration was loaded
+	}
+	log := zerolog.New(os.Stderr)
+	if cfg.Format == "console" {
+		log = log.Output(zerolog.ConsoleWriter{Out: os.Stderr, TimeFormat: time.RFC3339})
+	}
+	return log.Level(level).With().Timestamp().Logger()
+}

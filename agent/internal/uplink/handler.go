@@ -1,0 +1,143 @@
+package uplink
+
+import (
+	"context"
+	"net/http"
+	"sync"
+	"time"
+
+	"github.com/databox-lockbox/lockbox/agent/internal/lock"
+	"github.com/databox-lockbox/lockbox/protocol"
+	"github.com/databox-lockbox/lockbox/protocol/approval"
+	devicev1 "github.com/databox-lockbox/lockbox/protocol/device/v1"
+	"github.com/databox-lockbox/lockbox/protocol/rpc"
+	"github.com/databox-lockbox/lockbox/protocol/tunnel"
+)
+
+// sshPath is where the control plane upgrades to the SSH bytes of a session,
+// named by the query parameter "session".
+const sshPath = "/ssh"
+
+// handler answers what the control plane asks.
+func (u *Uplink) handler() http.Handler {
+	server := rpc.NewServer(func(_ context.Context, procedure string, err error) {
+		u.cfg.Log.Error().Err(err).Str("procedure", procedure).Msg("internal error")
+	})
+	devicev1.RegisterNodeServiceHandler(server, node{u})
+	mux := http.NewServeMux()
+	rpc.Mount(mux, server)
+	mux.HandleFunc("GET "+sshPath, u.serveSSH)
+	return mux
+}
+
+func (u *Uplink) serveSSH(w http.ResponseWriter, r *http.Request) {
+	conn, err := tunnel.AcceptUpgrade(w, r)
+	if err != nil {
+		return // it was answered
+	}
+	id := protocol.SessionID(r.URL.Query().Get("session"))
+	if err := u.cfg.Sessions.ServeConn(r.Context(), conn, id); err != nil {
+		u.cfg.Log.Info().Err(err).Str("session", string(id)).Msg("a support connection ended")
+	}
+}
+
+// node is the NodeService. The peer is the control plane: the tunnel verified
+// its certificate against the enrolled server root.
+type node struct{ *Uplink }
+
+func (n node) Status(context.Context, *devicev1.StatusRequest) (*devicev1.StatusResponse, error) {
+	return &devicev1.StatusResponse{Status: n.cfg.Lock.Status()}, nil
+}
+
+func (n node) Challenge(ctx context.Context, r *devicev1.ChallengeRequest) (*devicev1.ChallengeResponse, error) {
+	envelope, err := n.cfg.Lock.Challenge(ctx, approval.Digest(r.SubjectDigest), protocol.Purpose(r.Purpose))
+	if err != nil {
+		return nil, err
+	}
+	return &devicev1.ChallengeResponse{Challenge: envelope}, nil
+}
+
+func (n node) Unlock(ctx context.Context, r *devicev1.UnlockRequest, s devicev1.NodeServiceUnlockServerStream) error {
+	var mu sync.Mutex // disks open side by side, a stream sends one at a time
+	opened, err := n.cfg.Lock.Unlock(ctx, nil, r, func(disk protocol.DiskID, phase string) {
+		mu.Lock()
+		defer mu.Unlock()
+		_ = s.Send(&devicev1.UnlockResponse{Disk: string(disk), Phase: phase}) // a lost reader shows at the end
+	})
+	if err != nil {
+		return err
+	}
+	mu.Lock()
+	defer mu.Unlock()
+	return s.Send(&devicev1.UnlockResponse{Opened: opened})
+}
+
+func (n node) Commit(ctx context.Context, r *devicev1.CommitRequest) (*devicev1.CommitResponse, error) {
+	end, shares, err := n.cfg.Lock.Commit(ctx, r.Commit)
+	if err != nil {
+		return nil, err
+	}
+	return &devicev1.CommitResponse{LeaseEnd: end.Unix(), Shares: shares}, nil
+}
+
+func (n node) Lock(ctx context.Context, r *devicev1.LockRequest) (*devicev1.LockResponse, error) {
+	took, err := n.cfg.Lock.Lock(ctx, lock.Reason(r.Reason), approval.Digest(r.SubjectDigest), r.Spend)
+	if err != nil {
+		return nil, err
+	}
+	return &devicev1.LockResponse{Status: n.cfg.Lock.Status(), TookMs: took.Milliseconds()}, nil
+}
+
+func (n node) EnableSession(ctx context.Context, r *devicev1.EnableSessionRequest) (*devicev1.EnableSessionResponse, error) {
+	key, err := n.cfg.Sessions.Enable(ctx, SessionOrder{
+		ID:       protocol.SessionID(r.Session),
+		Engineer: protocol.Person(r.Engineer),
+		Key:      r.SshKey,
+		Ticket:   protocol.TicketID(r.Ticket),
+		Expires:  time.Unix(r.Expires, 0),
+		CAs:      r.CaKeys,
+	})
+	if err != nil {
+		return nil, err
+	}
+	n.hurry()
+	return &devicev1.EnableSessionResponse{HostKey: key}, nil
+}
+
+// DisableSession ends a session for good. If the node is unlocked for the
+// session's engineer, it relocks and the approval is spent.
+func (n node) DisableSession(ctx context.Context, r *devicev1.DisableSessionRequest) (*devicev1.DisableSessionResponse, error) {
+	lease, unlocked := n.cfg.Lock.Lease()
+	ours := unlocked && lease.Purpose == protocol.SupportAccess && n.isOf(lease, r.Session)
+	n.cfg.Sessions.Disable(protocol.SessionID(r.Session), r.Reason)
+	if ours {
+		if _, err := n.cfg.Lock.Lock(ctx, lock.SessionDisabled, lease.Subject, true); err != nil {
+			return nil, err
+		}
+	}
+	n.hurry()
+	return &devicev1.DisableSessionResponse{Status: n.cfg.Lock.Status()}, nil
+}
+
+// isOf reports whether a lease is used by a session: the same engineer. A
+// session that is unknown here counts too: locking is always allowed.
+func (n node) isOf(lease lock.Lease, session string) bool {
+	for _, s := range n.cfg.Lock.Status().GetSessions() {
+		if s.Session == session {
+			return s.Engineer == string(lease.Engineer.Person)
+		}
+	}
+	return true
+}
+
+func (n node) OpenBulk(ctx context.Context, _ *devicev1.OpenBulkRequest) (*devicev1.OpenBulkResponse, error) {
+	return &devicev1.OpenBulkResponse{}, n.client.DialBulk(ctx)
+}
+
+func (n node) UpdateTrustPolicy(ctx context.Context, r *devicev1.UpdateTrustPolicyRequest) (*devicev1.UpdateTrustPolicyResponse, error) {
+	version, digest, err := n.cfg.ReplacePolicy(ctx, r.Policy)
+	if err != nil {
+		return nil, err
+	}
+	return &devicev1.UpdateTrustPolicyResponse{Version: int32(version), Digest: string(digest)}, nil
+}

@@ -1,0 +1,188 @@
+package uplink
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+
+	"github.com/databox-lockbox/lockbox/agent/internal/state"
+	"github.com/databox-lockbox/lockbox/protocol"
+	devicev1 "github.com/databox-lockbox/lockbox/protocol/device/v1"
+)
+
+// report is a message that must reach the control plane.
+type report interface{ proto.Message }
+
+// outbox keeps reports, one file each, until the control plane has taken them.
+// Progress of the job is not worth a file: the newest waits in memory.
+type outbox struct {
+	dir string
+
+	mu       sync.Mutex // guards what follows
+	next     int64
+	progress *devicev1.ReportJobRequest
+	news     chan struct{} // holds one
+}
+
+// The kinds of report, which are the endings of the files.
+const (
+	jobReport      = ".job"
+	manifestReport = ".manifest"
+)
+
+func openOutbox(stateDir string) (*outbox, error) {
+	o := &outbox{dir: filepath.Join(stateDir, "outbox"), news: make(chan struct{}, 1)}
+	if err := state.PrivateDir(o.dir); err != nil {
+		return nil, err
+	}
+	names, err := o.list()
+	if err != nil {
+		return nil, err
+	}
+	if len(names) > 0 {
+		o.next = number(names[len(names)-1]) + 1
+		o.news <- struct{}{}
+	}
+	return o, nil
+}
+
+// list returns the files, oldest first.
+func (o *outbox) list() ([]string, error) {
+	entries, err := os.ReadDir(o.dir)
+	if err != nil {
+		return nil, fmt.Errorf("cannot read the outbox: %w", err)
+	}
+	var names []string
+	for _, e := range entries {
+		if ext := filepath.Ext(e.Name()); ext == jobReport || ext == manifestReport {
+			names = append(names, e.Name())
+		}
+	}
+	slices.Sort(names) // numbers have leading zeros
+	return names, nil
+}
+
+func number(name string) int64 {
+	n, _ := strconv.ParseInt(strings.TrimSuffix(name, filepath.Ext(name)), 10, 64)
+	return n
+}
+
+// put keeps a report. It is durable on return, unless it is progress.
+func (o *outbox) put(m report) error {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	ext := manifestReport
+	if job, ok := m.(*devicev1.ReportJobRequest); ok {
+		ext = jobReport
+		if job.Event == "progress" {
+			o.progress = job
+			o.wakeLocked()
+			return nil
+		}
+		o.progress = nil // overtaken
+	}
+	data, err := proto.Marshal(m)
+	if err != nil {
+		return err
+	}
+	if err := state.WriteFile(filepath.Join(o.dir, fmt.Sprintf("%019d%s", o.next, ext)), data); err != nil {
+		return err
+	}
+	o.next++
+	o.wakeLocked()
+	return nil
+}
+
+func (o *outbox) wakeLocked() {
+	select {
+	case o.news <- struct{}{}:
+	default:
+	}
+}
+
+// The pauses between tries, doubling.
+const (
+	pauseMin = 500 * time.Millisecond
+	pauseMax = 30 * time.Second
+)
+
+// run delivers reports in order until ctx ends. A report that the control
+// plane refuses for what it is goes nowhere and is dropped, so that it holds up
+// no other.
+func (o *outbox) run(ctx context.Context, deliver func(context.Context, report) error) error {
+	pause := pauseMin
+	for {
+		err := o.flush(ctx, deliver)
+		if err == nil {
+			pause = pauseMin
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-o.news:
+			}
+			continue
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(pause):
+		}
+		pause = min(2*pause, pauseMax)
+	}
+}
+
+func (o *outbox) flush(ctx context.Context, deliver func(context.Context, report) error) error {
+	names, err := o.list()
+	if err != nil {
+		return err
+	}
+	for _, name := range names {
+		if err := o.deliverFile(ctx, name, deliver); err != nil {
+			return err
+		}
+	}
+	o.mu.Lock()
+	progress := o.progress
+	o.progress = nil
+	o.mu.Unlock()
+	if progress == nil {
+		return nil
+	}
+	return ignoreRefusal(deliver(ctx, progress))
+}
+
+func (o *outbox) deliverFile(ctx context.Context, name string, deliver func(context.Context, report) error) error {
+	file := filepath.Join(o.dir, name)
+	data, err := os.ReadFile(file)
+	if err != nil {
+		return err
+	}
+	m := report(&devicev1.ReportManifestRequest{})
+	if filepath.Ext(name) == jobReport {
+		m = &devicev1.ReportJobRequest{}
+	}
+	if err := proto.Unmarshal(data, m); err == nil {
+		if err := ignoreRefusal(deliver(ctx, m)); err != nil {
+			return err
+		}
+	}
+	return errors.Join(os.Remove(file), state.SyncDir(o.dir))
+}
+
+// ignoreRefusal turns an answer that will never change into success.
+func ignoreRefusal(err error) error {
+	switch protocol.CodeOf(err) {
+	case protocol.CodeInvalid, protocol.CodeNotFound, protocol.CodeConflict, protocol.CodeForbidden:
+		return nil
+	}
+	return err
+}

@@ -1,0 +1,138 @@
+package agent
+
+import (
+	"context"
+	"sync"
+
+	"github.com/databox-lockbox/lockbox/agent/bitlocker"
+	"github.com/databox-lockbox/lockbox/agent/internal/disk"
+	"github.com/databox-lockbox/lockbox/agent/internal/lock"
+	"github.com/databox-lockbox/lockbox/agent/internal/share"
+	"github.com/databox-lockbox/lockbox/agent/internal/support"
+	"github.com/databox-lockbox/lockbox/agent/internal/uplink"
+	"github.com/databox-lockbox/lockbox/protocol"
+	"github.com/databox-lockbox/lockbox/protocol/approval"
+	devicev1 "github.com/databox-lockbox/lockbox/protocol/device/v1"
+)
+
+// disks gives the lock its disks.
+type disks struct {
+	cfg    Config
+	keeper *disk.Keeper
+
+	mu   sync.Mutex // guards what follows
+	seen map[string]bitlocker.Info
+}
+
+func newDisks(cfg Config, keeper *disk.Keeper) *disks {
+	return &disks{cfg: cfg, keeper: keeper, seen: make(map[string]bitlocker.Info)}
+}
+
+func (d *disks) spec(id protocol.DiskID) (disk.Spec, error) {
+	for _, one := range d.cfg.Disks {
+		if one.ID == string(id) {
+			return disk.Spec{Disk: disk.Disk{ID: id, Image: one.Image}, RunDir: d.cfg.RunDir, Bare: d.cfg.Bare, Keeper: d.keeper}, nil
+		}
+	}
+	return disk.Spec{}, protocol.Errorf(protocol.CodeDisks, "node %s has no disk %s", d.cfg.NodeID(), id)
+}
+
+// Open implements [lock.Disks].
+func (d *disks) Open(ctx context.Context, id protocol.DiskID, key bitlocker.ExternalKey, readOnly bool) (lock.Disk, error) {
+	spec, err := d.spec(id)
+	if err != nil {
+		return nil, err
+	}
+	spec.ReadOnly = readOnly
+	opened, err := disk.Open(ctx, spec, key)
+	if err != nil {
+		return nil, err
+	}
+	return opened, nil
+}
+
+// Cleanup implements [lock.Disks].
+func (d *disks) Cleanup(ctx context.Context) error { return disk.Cleanup(ctx, d.cfg.RunDir) }
+
+// Status implements [lock.Disks]: what the machine shows of each disk, not what
+// the agent believes.
+func (d *disks) Status() []*devicev1.DiskStatus {
+	list := make([]*devicev1.DiskStatus, 0, len(d.cfg.Disks))
+	for _, one := range d.cfg.Disks {
+		list = append(list, d.statusOf(disk.Disk{ID: protocol.DiskID(one.ID), Image: one.Image}))
+	}
+	return list
+}
+
+func (d *disks) statusOf(one disk.Disk) *devicev1.DiskStatus {
+	s := &devicev1.DiskStatus{Disk: string(one.ID), State: "locked"}
+	info, err := d.inspect(one)
+	if err != nil {
+		s.State = "damaged"
+		return s
+	}
+	s.VolumeGuid, s.Method, s.Size = info.ID.String(), info.Method.String(), info.Size
+	if d.cfg.Bare {
+		return s // nothing is ever mounted
+	}
+	evidence, err := one.Evidence(d.cfg.RunDir)
+	if err != nil {
+		s.State = "unknown"
+		return s
+	}
+	s.Exports, s.LoopDevices, s.Mounts = evidence.Exports, evidence.Loops, evidence.Mounts
+	switch {
+	case len(s.Mounts) > 0:
+		s.State = "mounted"
+	case !evidence.None():
+		s.State = "open"
+	}
+	return s
+}
+
+// inspect reads what a volume says in clear, once: it does not change.
+func (d *disks) inspect(one disk.Disk) (bitlocker.Info, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if info, ok := d.seen[one.Image]; ok {
+		return info, nil
+	}
+	info, err := one.Inspect()
+	if err == nil {
+		d.seen[one.Image] = info
+	}
+	return info, err
+}
+
+// shares gives the lock its share server.
+type shares struct {
+	cfg    Config
+	keeper *disk.Keeper
+}
+
+// Start implements [lock.Shares].
+func (s shares) Start(ctx context.Context, folders []lock.Folder, access approval.Access) (lock.ShareServer, error) {
+	list := make([]share.Share, 0, len(folders))
+	for _, f := range folders {
+		list = append(list, share.Share{Name: f.Name, Dir: f.Dir})
+	}
+	server, err := share.Start(ctx, share.Config{
+		RunDir: s.cfg.RunDir, SMBD: s.cfg.Share.SMBD, Address: s.cfg.Share.Address, Port: s.cfg.Share.Port, Keeper: s.keeper,
+	}, list, access)
+	if err != nil {
+		return nil, err
+	}
+	return server, nil
+}
+
+// Cleanup implements [lock.Shares].
+func (s shares) Cleanup(ctx context.Context) error { return share.Cleanup(ctx, s.cfg.RunDir) }
+
+// sessions gives the uplink the support sessions.
+type sessions struct{ *support.Server }
+
+// Enable implements [uplink.Sessions].
+func (s sessions) Enable(ctx context.Context, o uplink.SessionOrder) ([]byte, error) {
+	err := s.Server.Enable(ctx, support.Session{ID: o.ID, Engineer: o.Engineer, Key: o.Key, Ticket: o.Ticket, Expires: o.Expires}, o.CAs)
+	return s.HostKey(), err
+}

@@ -1,0 +1,132 @@
+package api
+
+import (
+	"context"
+
+	"github.com/databox-lockbox/lockbox/controlplane/internal/audit"
+	"github.com/databox-lockbox/lockbox/controlplane/internal/auth"
+	"github.com/databox-lockbox/lockbox/controlplane/internal/custody"
+	"github.com/databox-lockbox/lockbox/controlplane/internal/lockbox"
+	"github.com/databox-lockbox/lockbox/controlplane/internal/orders"
+	lockboxv1 "github.com/databox-lockbox/lockbox/protocol/lockbox/v1"
+)
+
+// Services answer the procedures.
+type Services struct {
+	Accounts *auth.Service
+	Orders   *orders.Service
+	Lockbox  *lockbox.Service
+	Custody  *custody.Service
+	Audit    *audit.Service
+}
+
+// Who may call. Everything a customer sees is limited to their tenant by the
+// services.
+var (
+	anyone    = auth.Roles()
+	provider  = []auth.Role{auth.Admin, auth.Staff, auth.Engineer, auth.InternalApprover, auth.Auditor}
+	admins    = []auth.Role{auth.Admin}
+	staff     = []auth.Role{auth.Admin, auth.Staff}
+	customers = []auth.Role{auth.Owner, auth.Approver}
+	owners    = []auth.Role{auth.Owner}
+	ownership = []auth.Role{auth.Admin, auth.Owner}
+	engineers = []auth.Role{auth.Engineer}
+	deciders  = []auth.Role{auth.Owner, auth.Approver, auth.InternalApprover}
+	ticketing = []auth.Role{auth.Admin, auth.Staff, auth.Engineer, auth.Owner, auth.Approver}
+	endAccess = []auth.Role{auth.Admin, auth.Engineer, auth.InternalApprover, auth.Owner, auth.Approver}
+	keyKeeper = []auth.Role{auth.Admin}
+	auditors  = []auth.Role{auth.Admin, auth.Auditor}
+)
+
+const (
+	accounts = "/lockbox.v1.AccountService/"
+	tenants  = "/lockbox.v1.TenantService/"
+	order    = "/lockbox.v1.OrderService/"
+	devices  = "/lockbox.v1.DeviceService/"
+	tickets  = "/lockbox.v1.TicketService/"
+	sessions = "/lockbox.v1.SessionService/"
+	requests = "/lockbox.v1.RequestService/"
+	keys     = "/lockbox.v1.KeyService/"
+	activity = "/lockbox.v1.AuditService/"
+	enrol    = "/device.v1.EnrolmentService/"
+)
+
+// publicRoutes is the table: every procedure of the API port, once.
+func publicRoutes(s Services) []route {
+	return []route{
+		open(accounts+"Login", s.Accounts.Login),
+		unary(accounts+"WhoAmI", anyone, s.Accounts.WhoAmI),
+		unary(accounts+"RenewCertificate", anyone, s.Accounts.RenewCertificate),
+		unary(accounts+"CreatePerson", ownership, s.Accounts.CreatePerson),
+		unary(accounts+"ListPeople", anyone, s.Accounts.ListPeople),
+		unary(accounts+"RemovePerson", ownership, s.Accounts.RemovePerson),
+		unary(accounts+"CreateLoginToken", ownership, s.Accounts.CreateLoginToken),
+
+		unary(tenants+"CreateTenant", admins, s.Orders.CreateTenant),
+		unary(tenants+"GetTenant", anyone, s.Orders.GetTenant),
+		unary(tenants+"ListTenants", anyone, s.Orders.ListTenants),
+		unary(tenants+"CreateSubscription", admins, s.Orders.CreateSubscription),
+		unary(tenants+"EnableLockbox", ownership, s.Orders.EnableLockbox),
+		unary(tenants+"DisableLockbox", ownership, s.Orders.DisableLockbox),
+
+		unary(order+"PlaceOrder", []auth.Role{auth.Admin, auth.Owner}, s.Orders.PlaceOrder),
+		unary(order+"GetOrder", anyone, s.Orders.GetOrder),
+		unary(order+"ListOrders", anyone, s.Orders.ListOrders),
+		unary(order+"PrepareDevice", staff, s.Orders.PrepareDevice),
+		unary(order+"AdvanceOrder", staff, s.Orders.AdvanceOrder),
+		unary(order+"DraftTrustPolicy", customers, s.Orders.DraftTrustPolicy),
+		unary(order+"SubmitTrustPolicy", customers, s.Orders.SubmitTrustPolicy),
+		unary(order+"GetTrustPolicy", anyone, s.Orders.GetTrustPolicy),
+		unary(order+"DraftConsent", customers, s.Orders.DraftConsent),
+		unary(order+"SubmitConsent", customers, s.Orders.SubmitConsent),
+		unary(order+"RevokeConsent", customers, s.Orders.RevokeConsent),
+		unary(order+"CreateJoinToken", staff, s.Orders.CreateJoinToken),
+		stream(order+"StartJob", []auth.Role{auth.Admin, auth.Staff, auth.Engineer}, s.Orders.StartJob),
+		unary(order+"GetCopyLog", anyone, s.Orders.GetCopyLog),
+		unary(order+"GetManifest", anyone, s.Orders.GetManifest),
+
+		unary(devices+"ListDevices", anyone, s.Orders.ListDevices),
+		unary(devices+"GetDevice", anyone, s.Orders.GetDevice),
+		unary(devices+"RevokeDevice", admins, s.Orders.RevokeDevice),
+
+		unary(tickets+"FileTicket", ticketing, s.Orders.FileTicket),
+		unary(tickets+"GetTicket", anyone, s.Orders.GetTicket),
+		unary(tickets+"ListTickets", anyone, s.Orders.ListTickets),
+		unary(tickets+"CommentTicket", ticketing, s.Orders.CommentTicket),
+		unary(tickets+"AssignTicket", staff, s.Orders.AssignTicket),
+
+		unary(sessions+"EnableSession", engineers, s.Lockbox.EnableSession),
+		unary(sessions+"GetSession", anyone, s.Lockbox.GetSession),
+		unary(sessions+"ListSessions", anyone, s.Lockbox.ListSessions),
+		unary(sessions+"DisableSession", endAccess, s.Lockbox.DisableSession),
+		unary(sessions+"IssueCertificate", engineers, s.Lockbox.IssueCertificate),
+
+		unary(requests+"CreateRequest", engineers, s.Lockbox.CreateRequest),
+		unary(requests+"GetRequest", anyone, s.Lockbox.GetRequest),
+		unary(requests+"ListRequests", anyone, s.Lockbox.ListRequests),
+		unary(requests+"DraftDecision", deciders, s.Lockbox.DraftDecision),
+		// Engineers are let through to be told, by name, that nobody decides
+		// about their own request.
+		unary(requests+"Decide", append([]auth.Role{auth.Engineer}, deciders...), s.Lockbox.Decide),
+		unary(requests+"CancelRequest", engineers, s.Lockbox.CancelRequest),
+		stream(requests+"ExecuteRequest", engineers, s.Lockbox.ExecuteRequest),
+		unary(requests+"RevokeRequest", endAccess, s.Lockbox.RevokeRequest),
+
+		unary(keys+"ListKeys", append([]auth.Role{auth.Auditor}, staff...), s.Custody.ListKeys),
+		unary(keys+"ExportRecoveryPassword", keyKeeper, s.Custody.ExportRecoveryPassword),
+
+		unary(activity+"ListRecords", append(auditors, customers...), s.Audit.ListRecords),
+		stream(activity+"ExportLog", auditors, s.exportLog),
+		unary(activity+"GetCheckpoint", anyone, s.Audit.GetCheckpoint),
+
+		open(enrol+"Enrol", s.Orders.Enrol),
+	}
+}
+
+// exportLog adapts the log's export, which stops when the reader has gone.
+func (s Services) exportLog(ctx context.Context, caller auth.Caller, req *lockboxv1.ExportLogRequest, send func(*lockboxv1.ExportLogResponse)) error {
+	return s.Audit.ExportLog(ctx, caller, req, func(data []byte) error {
+		send(&lockboxv1.ExportLogResponse{Data: data})
+		return ctx.Err()
+	})
+}
