@@ -23,6 +23,9 @@ type ErroredEntity struct {
 	Codes []ErrorCode // why, at least one
 }
 
+// maxCodesPerEntity bounds the codes of one file.
+const maxCodesPerEntity = 16
+
 // CopyLog is what became of the files of an upload.
 type CopyLog struct {
 	Status     Status

@@ -42,20 +42,21 @@ type ErrorCode string
 
 // Codes of the upload checks.
 const (
-	NameLength        ErrorCode = "ERROR_CONTAINER_OR_SHARE_NAME_LENGTH"             // 3 to 63 characters; none at all for a file at the share's root
-	NameAlphaNumeric  ErrorCode = "ERROR_CONTAINER_OR_SHARE_NAME_ALPHA_NUMERIC_DASH" // lower-case letters, digits, dashes
-	NameImproperDash  ErrorCode = "ERROR_CONTAINER_OR_SHARE_NAME_IMPROPER_DASH"      // leading, trailing or double dash
-	CharacterIllegal  ErrorCode = "ERROR_BLOB_OR_FILE_NAME_CHARACTER_ILLEGAL"        // one of "\:|<>*? or no Unicode
-	CharacterControl  ErrorCode = "ERROR_BLOB_OR_FILE_NAME_CHARACTER_CONTROL"        // a control character
-	SegmentCount      ErrorCode = "ERROR_BLOB_OR_FILE_NAME_SEGMENT_COUNT"            // too many folders above the file
-	AggregateLength   ErrorCode = "ERROR_BLOB_OR_FILE_NAME_AGGREGATE_LENGTH"         // the whole name is too long
-	ComponentLength   ErrorCode = "ERROR_BLOB_OR_FILE_NAME_COMPONENT_LENGTH"         // one part of the name is too long
-	SizeLimit         ErrorCode = "ERROR_BLOB_OR_FILE_SIZE_LIMIT"                    // larger than the kind of storage takes
-	SizeAlignment     ErrorCode = "ERROR_BLOB_OR_FILE_SIZE_ALIGNMENT"                // a page blob that is no multiple of 512 bytes
-	TypeUnsupported   ErrorCode = "ERROR_BLOB_OR_FILE_TYPE_UNSUPPORTED"              // not a regular file
-	pageSize          int64     = 512
-	maxCodesPerEntity           = 16
+	NameLength       ErrorCode = "ERROR_CONTAINER_OR_SHARE_NAME_LENGTH"             // 3 to 63 characters; none at all for a file at the share's root
+	NameAlphaNumeric ErrorCode = "ERROR_CONTAINER_OR_SHARE_NAME_ALPHA_NUMERIC_DASH" // lower-case letters, digits, dashes
+	NameImproperDash ErrorCode = "ERROR_CONTAINER_OR_SHARE_NAME_IMPROPER_DASH"      // leading, trailing or double dash
+	CharacterIllegal ErrorCode = "ERROR_BLOB_OR_FILE_NAME_CHARACTER_ILLEGAL"        // one of "\:|<>*? or no Unicode
+	CharacterControl ErrorCode = "ERROR_BLOB_OR_FILE_NAME_CHARACTER_CONTROL"        // a control character
+	SegmentCount     ErrorCode = "ERROR_BLOB_OR_FILE_NAME_SEGMENT_COUNT"            // too many folders above the file
+	AggregateLength  ErrorCode = "ERROR_BLOB_OR_FILE_NAME_AGGREGATE_LENGTH"         // the whole name is too long
+	ComponentLength  ErrorCode = "ERROR_BLOB_OR_FILE_NAME_COMPONENT_LENGTH"         // one part of the name is too long
+	SizeLimit        ErrorCode = "ERROR_BLOB_OR_FILE_SIZE_LIMIT"                    // larger than the kind of storage takes
+	SizeAlignment    ErrorCode = "ERROR_BLOB_OR_FILE_SIZE_ALIGNMENT"                // a page blob that is no multiple of 512 bytes
+	TypeUnsupported  ErrorCode = "ERROR_BLOB_OR_FILE_TYPE_UNSUPPORTED"              // not a regular file
 )
+
+// pageSize is what the size of a page blob is a multiple of, in bytes.
+const pageSize = 512
 
 // limits are what one kind of storage takes.
 type limits struct {
