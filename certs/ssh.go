@@ -118,6 +118,9 @@ func (c SSHUserCheck) Check(key ssh.PublicKey) (*ssh.Certificate, error) {
 	if cert.CertType != ssh.UserCert || !checker.IsUserAuthority(cert.SignatureKey) {
 		return nil, errors.New("the certificate was not issued to a user by the session authority")
 	}
+	if len(cert.ValidPrincipals) != 1 { // CheckCert takes none for any
+		return nil, fmt.Errorf("the certificate names %d principals: want session %s only", len(cert.ValidPrincipals), c.Session)
+	}
 	if err := checker.CheckCert(string(c.Session), cert); err != nil {
 		return nil, fmt.Errorf("the certificate does not open session %s: %w", c.Session, err)
 	}
