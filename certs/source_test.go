@@ -5,6 +5,7 @@ import (
 	"errors"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -99,8 +100,8 @@ func TestSourceTriesAgainForever(t *testing.T) {
 func TestSourceNoticesThatTheClockWasSet(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a := open(t)
-		offset := time.Duration(0)
-		now := func() time.Time { return time.Now().Add(offset) }
+		var offset atomic.Int64
+		now := func() time.Time { return time.Now().Add(time.Duration(offset.Load())) }
 		a.Now = now
 		key, csr := request(t)
 		chain, err := a.IssueDevice(csr, node, 9*time.Hour)
@@ -119,7 +120,7 @@ func TestSourceNoticesThatTheClockWasSet(t *testing.T) {
 		ended := make(chan error)
 		go func() { ended <- s.Run(ctx) }()
 		time.Sleep(90 * time.Second)
-		offset = 7 * time.Hour
+		offset.Store(int64(7 * time.Hour))
 		began := time.Now()
 		<-renewed
 		if took := time.Since(began); took > clockCheck {
