@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io"
 	"log"
-	"os"
 	"path/filepath"
 	"syscall"
 	"time"
@@ -13,8 +12,6 @@ import (
 	"github.com/hanwen/go-fuse/v2/fs"
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
-
-	"github.com/databox-lockbox/lockbox/agent/bitlocker"
 )
 
 // volumeName is the only file of an export.
@@ -31,13 +28,14 @@ type export struct {
 	served chan struct{} // closed when the last request is answered
 }
 
-// newExport mounts the decrypted volume of image at dir. Only root can enter.
-func newExport(spec Spec, dir string, volume *bitlocker.Plaintext, image *os.File) (*export, error) {
+// newExport mounts volume at dir. Only root can enter. What is written is durable
+// once sync has returned.
+func newExport(spec Spec, dir string, volume view, sync func() error) (*export, error) {
 	fd, err := mountFUSE("databox-"+string(spec.ID), dir)
 	if err != nil {
 		return nil, err
 	}
-	root := &exportRoot{file: &volumeFile{volume: volume, image: image, readOnly: spec.ReadOnly}}
+	root := &exportRoot{file: &volumeFile{volume: volume, sync: sync}}
 	forever := time.Hour
 	opts := &fs.Options{AttrTimeout: &forever, EntryTimeout: &forever}
 	opts.MaxWrite = maxRequest
@@ -92,9 +90,8 @@ func (r *exportRoot) OnAdd(ctx context.Context) {
 // volumeFile is the decrypted volume. The kernel caches nothing of it.
 type volumeFile struct {
 	fs.Inode
-	volume   *bitlocker.Plaintext
-	image    *os.File
-	readOnly bool
+	volume view
+	sync   func() error
 }
 
 var (
@@ -139,8 +136,5 @@ func (f *volumeFile) Write(_ context.Context, _ fs.FileHandle, data []byte, off 
 // Fsync implements [fs.NodeFsyncer]. Everything written before is durable when it
 // returns.
 func (f *volumeFile) Fsync(context.Context, fs.FileHandle, uint32) syscall.Errno {
-	if f.readOnly {
-		return fs.OK
-	}
-	return fs.ToErrno(f.image.Sync())
+	return fs.ToErrno(f.sync())
 }

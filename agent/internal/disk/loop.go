@@ -39,21 +39,18 @@ func runTag(runDir string) string {
 }
 
 // attachLoop attaches a free loop device to file.
-func attachLoop(file, tag string, spec Spec) (*loop, error) {
-	mode, flags := unix.O_RDWR, uint32(unix.LO_FLAGS_DIRECT_IO|unix.LO_FLAGS_AUTOCLEAR)
-	if spec.ReadOnly {
-		mode, flags = unix.O_RDONLY, flags|unix.LO_FLAGS_READ_ONLY
-	}
+func attachLoop(file, tag string) (*loop, error) {
 	// Not os.Open: it would poll the file, which this very process serves.
-	backing, err := unix.Open(file, mode|unix.O_CLOEXEC, 0)
+	backing, err := unix.Open(file, unix.O_RDWR|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, fmt.Errorf("cannot open the decrypted volume: %w", err)
 	}
 	defer unix.Close(backing)
-	config := unix.LoopConfig{Fd: uint32(backing), Info: unix.LoopInfo64{Flags: flags}}
+	config := unix.LoopConfig{Fd: uint32(backing)}
+	config.Info.Flags = unix.LO_FLAGS_DIRECT_IO | unix.LO_FLAGS_AUTOCLEAR
 	copy(config.Info.File_name[:len(config.Info.File_name)-1], tag)
 
-	device, err := configureFree(&config, mode)
+	device, err := configureFree(&config)
 	if err != nil {
 		return nil, fmt.Errorf("cannot attach a loop device: %w", err)
 	}
@@ -64,7 +61,7 @@ func attachLoop(file, tag string, spec Spec) (*loop, error) {
 
 // configureFree configures the first free loop device. Others may be faster:
 // then it tries the next.
-func configureFree(config *unix.LoopConfig, mode int) (*os.File, error) {
+func configureFree(config *unix.LoopConfig) (*os.File, error) {
 	control, err := os.OpenFile("/dev/loop-control", os.O_RDWR, 0)
 	if err != nil {
 		return nil, err
@@ -75,7 +72,7 @@ func configureFree(config *unix.LoopConfig, mode int) (*os.File, error) {
 		if err != nil {
 			return nil, err
 		}
-		device, err := os.OpenFile("/dev/loop"+strconv.Itoa(n), mode, 0)
+		device, err := os.OpenFile("/dev/loop"+strconv.Itoa(n), os.O_RDWR, 0)
 		if err != nil {
 			return nil, err
 		}

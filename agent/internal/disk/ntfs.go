@@ -1,8 +1,11 @@
 package disk
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -23,30 +26,80 @@ type fileSystem struct {
 	child  *Child
 }
 
-// mountNTFS mounts the file system on device at p.files.
-//
-// ntfs-3g takes the kernel's fuseblk for block devices, whose mount keeps the
-// device open as long as anyone has a file open in it, so that a client could hold
-// up a relock. It takes plain fuse where /proc/filesystems knows no other. So it
-// starts on a thread with a mount table of its own, where that is what the file
-// says; its mount is then moved to everybody's table.
+// exitCorrupt is how ntfs-3g ends where its writes were cut off in the middle.
+const exitCorrupt = 13
+
+// mountNTFS mounts the file system on device at p.files. One that is inconsistent
+// after a crash is repaired first, as far as that needs no decisions.
 func mountNTFS(ctx context.Context, device string, p *places, spec Spec) (*fileSystem, error) {
-	path, err := exec.LookPath("ntfs-3g")
-	if err != nil {
-		return nil, fmt.Errorf("%w: install the package ntfs-3g", err)
-	}
 	options := ntfsOptions
 	if spec.ReadOnly {
 		options += ",ro"
 	}
+	f, err := startNTFS(ctx, p, spec.Keeper, options, device)
+	if exit, ok := errors.AsType[*exec.ExitError](err); ok && exit.ExitCode() == exitCorrupt {
+		if err := repairNTFS(ctx, device, spec.Keeper); err != nil {
+			return nil, err
+		}
+		return startNTFS(ctx, p, spec.Keeper, options, device)
+	}
+	return f, err
+}
+
+// repairNTFS makes the two copies of the file system's vital records the same
+// again, and empties its journal, which ntfs-3g does not use.
+func repairNTFS(ctx context.Context, device string, keeper *Keeper) error {
 	var said tail
-	cmd := exec.Command(path, "-o", options, device, p.files)
-	cmd.Stderr = &said
+	cmd, err := program("ntfsfix", &said, device)
+	if err != nil {
+		return err
+	}
+	cmd.Stdout = &said
+	child, err := StartChild(cmd, keeper)
+	if err != nil {
+		return err
+	}
+	select {
+	case <-child.Done():
+	case <-ctx.Done():
+		child.Kill()
+		<-child.Done()
+	}
+	if err := child.Err(); err != nil {
+		return fmt.Errorf("the file system is damaged, and repairing it failed: %w: %s", err, said.String())
+	}
+	return nil
+}
+
+// program is a command of the package ntfs-3g.
+func program(name string, stderr io.Writer, args ...string) (*exec.Cmd, error) {
+	path, err := exec.LookPath(name)
+	if err != nil {
+		return nil, fmt.Errorf("%w: install the package ntfs-3g", err)
+	}
+	cmd := exec.Command(path, args...)
+	cmd.Stderr = stderr
 	cmd.Dir = "/"
 	cmd.Env = []string{"LC_ALL=C.UTF-8", "PATH=/usr/sbin:/usr/bin:/sbin:/bin"}
 	cmd.WaitDelay = time.Second
+	return cmd, nil
+}
+
+// startNTFS starts ntfs-3g.
+//
+// It takes the kernel's fuseblk for block devices, whose mount keeps the device
+// open as long as anyone has a file open in it, so that a client could hold up a
+// relock. It takes plain fuse where /proc/filesystems knows no other. So it starts
+// on a thread with a mount table of its own, where that is what the file says; its
+// mount is then moved to everybody's table.
+func startNTFS(ctx context.Context, p *places, keeper *Keeper, options, device string) (*fileSystem, error) {
+	var said tail
+	cmd, err := program("ntfs-3g", &said, "-o", options, device, p.files)
+	if err != nil {
+		return nil, err
+	}
 	tree := -1
-	child, err := startChild(cmd, spec.Keeper, thread{
+	child, err := startChild(cmd, keeper, thread{
 		before: func() error { return ownMountTable(p.types) },
 		after: func(c *Child) (err error) {
 			tree, err = takeMount(ctx, c, p.files)
@@ -58,7 +111,7 @@ func mountNTFS(ctx context.Context, device string, p *places, spec Spec) (*fileS
 	}
 	defer unix.Close(tree)
 	f := &fileSystem{dir: p.files, child: child}
-	if err := f.show(tree, spec.Keeper); err != nil {
+	if err := f.show(tree, keeper); err != nil {
 		child.Kill()
 		f.cutOff()
 		return nil, err
@@ -95,6 +148,8 @@ func ownMountTable(types string) error {
 	return nil
 }
 
+var errNoMount = errors.New("without a mount")
+
 // takeMount waits until c has mounted at dir, in the calling thread's mount table,
 // and takes the mount out of it. The caller closes tree.
 func takeMount(ctx context.Context, c *Child, dir string) (tree int, err error) {
@@ -104,7 +159,7 @@ func takeMount(ctx context.Context, c *Child, dir string) (tree int, err error) 
 		}
 		select {
 		case <-c.Done():
-			return -1, fmt.Errorf("ntfs-3g ended: %v", c.Err())
+			return -1, fmt.Errorf("ntfs-3g ended: %w", cmp.Or(c.Err(), errNoMount))
 		case <-ctx.Done():
 			return -1, ctx.Err()
 		case <-time.After(pollTime):

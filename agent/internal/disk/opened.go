@@ -27,9 +27,10 @@ const mountTime = 30 * time.Second
 // Opened is a disk whose volume is decrypted. All methods may be called
 // concurrently.
 type Opened struct {
-	spec   Spec
-	image  *os.File
-	volume *bitlocker.Plaintext
+	spec    Spec
+	image   *os.File
+	volume  *bitlocker.Plaintext
+	overlay *overlay // nil unless the disk is read-only
 
 	done     chan struct{}
 	markDone func()
@@ -75,6 +76,9 @@ func Open(ctx context.Context, spec Spec, key bitlocker.ExternalKey) (*Opened, e
 		return nil, err
 	}
 	o := &Opened{spec: spec, image: image, volume: volume, done: make(chan struct{}), mountEnded: make(chan struct{})}
+	if spec.ReadOnly {
+		o.overlay = newOverlay(volume)
+	}
 	o.markDone = sync.OnceFunc(func() { close(o.done) })
 	return o, nil
 }
@@ -124,6 +128,9 @@ func (o *Opened) Done() <-chan struct{} { return o.done }
 // Close syncs first.
 func (o *Opened) Wipe() {
 	o.volume.Wipe()
+	if o.overlay != nil {
+		o.overlay.wipe()
+	}
 	o.markDone()
 }
 
@@ -178,11 +185,11 @@ func (o *Opened) mount(ctx context.Context) error {
 	if err := o.spec.Keeper.watch(places.things()...); err != nil {
 		return err
 	}
-	export, err := newExport(o.spec, places.export, o.volume, o.image)
+	export, err := newExport(o.spec, places.export, o.view(), o.sync)
 	if err := o.add(err, func(p *parts) { p.export = export }); err != nil {
 		return err
 	}
-	loop, err := attachLoop(export.file, places.tag, o.spec)
+	loop, err := attachLoop(export.file, places.tag)
 	if err := o.add(err, func(p *parts) { p.loop = loop }); err != nil {
 		return err
 	}
@@ -195,6 +202,14 @@ func (o *Opened) mount(ctx context.Context) error {
 		o.markDone()
 	}()
 	return nil
+}
+
+// view returns what is exported of the volume.
+func (o *Opened) view() view {
+	if o.overlay != nil {
+		return o.overlay
+	}
+	return o.volume
 }
 
 // add books a new part of the mount, and fails if err is set or Close was called
@@ -272,6 +287,11 @@ func (o *Opened) quiesce() error {
 	if p.loop != nil {
 		return p.loop.sync()
 	}
+	return o.sync()
+}
+
+// sync makes what was written to the image durable.
+func (o *Opened) sync() error {
 	if o.spec.ReadOnly {
 		return nil
 	}
@@ -306,6 +326,9 @@ func (o *Opened) undo() error {
 		errs = append(errs, p.places.remove(), o.spec.Keeper.forget(p.places.things()...))
 	}
 	unix.Fadvise(int(o.image.Fd()), 0, 0, unix.FADV_DONTNEED)
+	// A child being started shares the descriptor for a moment, so closing is not
+	// enough.
+	unix.Flock(int(o.image.Fd()), unix.LOCK_UN)
 	o.image.Close()
 	return errors.Join(errs...)
 }
