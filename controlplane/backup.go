@@ -1,0 +1,200 @@
+package controlplane
+
+import (
+	"archive/tar"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/databox-lockbox/lockbox/certs"
+	"github.com/databox-lockbox/lockbox/controlplane/internal/store"
+)
+
+// What a backup holds, by name within the archive. The master key is in it: a
+// backup opens every disk in custody, and is to be kept like the disks.
+const (
+	backupStore     = "store.db"
+	backupAuthority = "authority/" + certs.FileName
+	backupService   = "service.key"
+	backupLog       = "log.key"
+	backupMaster    = "master.key"
+)
+
+// maxBackupFile bounds one file of an archive, in bytes.
+const maxBackupFile = 64 << 30
+
+// backupFiles says where each part of a backup lies.
+func backupFiles(cfg Config) map[string]string {
+	return map[string]string{
+		backupStore:     cfg.StorePath(),
+		backupAuthority: filepath.Join(cfg.AuthorityDir(), certs.FileName),
+		backupService:   cfg.ServiceKeyPath(),
+		backupLog:       cfg.LogKeyPath(),
+		backupMaster:    cfg.MasterKeyPath(),
+	}
+}
+
+// Backup writes the store and all keys to a new file, mode 0600. The daemon may
+// be running: the store is copied as of one moment.
+func Backup(ctx context.Context, cfg Config, file string) (err error) {
+	fresh, err := isFresh(cfg)
+	if err != nil {
+		return err
+	}
+	if fresh {
+		return fmt.Errorf("there is nothing to back up: %s does not exist", cfg.StorePath())
+	}
+	out, err := os.OpenFile(file, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return fmt.Errorf("cannot make the backup: %w", err)
+	}
+	defer func() {
+		err = errors.Join(err, out.Close())
+		if err != nil {
+			os.Remove(file)
+		}
+	}()
+	if err := writeBackup(ctx, cfg, out); err != nil {
+		return fmt.Errorf("cannot make the backup: %w", err)
+	}
+	return out.Sync()
+}
+
+func writeBackup(ctx context.Context, cfg Config, out io.Writer) error {
+	dir, err := os.MkdirTemp(cfg.DataDir, ".backup-*")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	snapshot := filepath.Join(dir, backupStore)
+	if err := copyStore(ctx, cfg, snapshot); err != nil {
+		return err
+	}
+	files := backupFiles(cfg)
+	files[backupStore] = snapshot
+	archive := tar.NewWriter(out)
+	for _, name := range sortedNames(files) {
+		if err := addFile(archive, name, files[name]); err != nil {
+			return err
+		}
+	}
+	return archive.Close()
+}
+
+func sortedNames(files map[string]string) []string {
+	names := make([]string, 0, len(files))
+	for name := range files {
+		names = append(names, name)
+	}
+	slices.Sort(names)
+	return names
+}
+
+func copyStore(ctx context.Context, cfg Config, path string) (err error) {
+	s, err := store.Open(ctx, cfg.StorePath())
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, s.Close()) }()
+	return s.BackupTo(ctx, path)
+}
+
+func addFile(archive *tar.Writer, name, path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	header := &tar.Header{Name: name, Mode: 0o600, Size: info.Size(), ModTime: time.Unix(info.ModTime().Unix(), 0), Format: tar.FormatPAX}
+	if err := archive.WriteHeader(header); err != nil {
+		return err
+	}
+	_, err = io.CopyN(archive, f, info.Size())
+	return err
+}
+
+// Restore unpacks a backup into an empty data directory. It never writes over
+// anything.
+func Restore(cfg Config, file string) error {
+	f, err := os.Open(file)
+	if err != nil {
+		return fmt.Errorf("cannot read the backup: %w", err)
+	}
+	defer f.Close()
+	files := backupFiles(cfg)
+	for _, path := range files {
+		if _, err := os.Lstat(path); !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("%s is there already: restore into an empty data directory", path)
+		}
+	}
+	for _, path := range files {
+		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+			return err
+		}
+	}
+	// Whole or not at all: the parts wait under other names until all are there.
+	if err := unpack(f, files); err != nil {
+		for _, path := range files {
+			os.Remove(path + restoring)
+		}
+		return fmt.Errorf("cannot restore from %s: %w", file, err)
+	}
+	for _, name := range sortedNames(files) { // the store last: with it the control plane is whole
+		if err := os.Rename(files[name]+restoring, files[name]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// restoring ends the names of parts that are not yet in place.
+const restoring = ".restoring"
+
+func unpack(r io.Reader, files map[string]string) error {
+	missing := sortedNames(files)
+	archive := tar.NewReader(r)
+	for {
+		h, err := archive.Next()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			return fmt.Errorf("it is not a backup of lockboxd: %w", err)
+		}
+		i := slices.Index(missing, h.Name)
+		if i < 0 || h.Typeflag != tar.TypeReg || h.Size > maxBackupFile {
+			return fmt.Errorf("it is not a backup of lockboxd: unexpected %q", h.Name)
+		}
+		missing = slices.Delete(missing, i, i+1)
+		if err := writePart(files[h.Name]+restoring, archive, h.Size); err != nil {
+			return err
+		}
+	}
+	if len(missing) > 0 {
+		return fmt.Errorf("it is not whole: %s missing", strings.Join(missing, ", "))
+	}
+	return nil
+}
+
+func writePart(path string, r io.Reader, size int64) (err error) {
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	if _, err := io.CopyN(f, r, size); err != nil {
+		return err
+	}
+	return f.Sync()
+}

@@ -1,0 +1,379 @@
+// Package controlplane assembles lockboxd: the daemon that keeps orders,
+// requests and keys, and reaches devices through the tunnels they dial.
+//
+// Everything meets here and nowhere else: the services know what lies below
+// them, not each other.
+package controlplane
+
+import (
+	"context"
+	"crypto/ed25519"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"net/http"
+	"os"
+	"time"
+
+	"github.com/rs/zerolog"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/databox-lockbox/lockbox/certs"
+	"github.com/databox-lockbox/lockbox/configs"
+	"github.com/databox-lockbox/lockbox/controlplane/internal/api"
+	"github.com/databox-lockbox/lockbox/controlplane/internal/audit"
+	"github.com/databox-lockbox/lockbox/controlplane/internal/auth"
+	"github.com/databox-lockbox/lockbox/controlplane/internal/broker"
+	"github.com/databox-lockbox/lockbox/controlplane/internal/config"
+	"github.com/databox-lockbox/lockbox/controlplane/internal/custody"
+	"github.com/databox-lockbox/lockbox/controlplane/internal/lockbox"
+	"github.com/databox-lockbox/lockbox/controlplane/internal/notify"
+	"github.com/databox-lockbox/lockbox/controlplane/internal/orders"
+	"github.com/databox-lockbox/lockbox/controlplane/internal/policy"
+	"github.com/databox-lockbox/lockbox/controlplane/internal/store"
+	"github.com/databox-lockbox/lockbox/protocol"
+	devicev1 "github.com/databox-lockbox/lockbox/protocol/device/v1"
+	"github.com/databox-lockbox/lockbox/protocol/tunnel"
+)
+
+// Version is what the daemon calls itself.
+const Version = "0.1.0"
+
+// Config is everything that can be set, see configs/lockboxd.yaml.
+type Config = config.Config
+
+// Parts of a [Config].
+type (
+	ListenerConfig = config.Listener
+	TimersConfig   = config.Timers
+)
+
+// DefaultConfig returns the defaults of all settings that have one.
+func DefaultConfig() Config { return config.Default() }
+
+// LoadConfig reads a configuration file strictly.
+func LoadConfig(path string) (Config, error) { return config.Load(path) }
+
+// Options are what a program gives the control plane beside its settings.
+type Options struct {
+	Log zerolog.Logger
+	Now func() time.Time // nil: time.Now
+}
+
+// serverCertTTL is how long a server certificate lives. It is renewed after two
+// thirds of it, without a restart.
+const serverCertTTL = 7 * 24 * time.Hour
+
+// ControlPlane is the daemon.
+type ControlPlane struct {
+	cfg  Config
+	opts Options
+
+	store       *store.Store
+	authorities *certs.Authorities
+	server      *certs.Source
+	broker      *broker.Broker
+	services    api.Services
+	notify      *notify.Service
+	http        *http.Server
+
+	apiListener, tunnelListener net.Listener
+}
+
+// New opens the store, the authorities and the keys, making what is missing on
+// an empty directory, and takes both ports. Nothing runs until
+// [ControlPlane.Run], which must be called, for it also closes what New opened.
+func New(cfg Config, opts Options) (_ *ControlPlane, err error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, err
+	}
+	if opts.Now == nil {
+		opts.Now = time.Now
+	}
+	c := &ControlPlane{cfg: cfg, opts: opts}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, c.close())
+		}
+	}()
+	if err := privateDir(cfg.DataDir); err != nil {
+		return nil, err
+	}
+	keys, err := c.open()
+	if err != nil {
+		return nil, err
+	}
+	if err := c.listen(); err != nil {
+		return nil, err
+	}
+	return c, c.assemble(keys)
+}
+
+// keys are the service's own.
+type keys struct {
+	service, log ed25519.PrivateKey
+	master       *custody.Local
+}
+
+// open opens what lies on disk.
+func (c *ControlPlane) open() (k keys, err error) {
+	fresh, err := isFresh(c.cfg)
+	if err != nil {
+		return k, err
+	}
+	if c.authorities, _, err = certs.Open(c.cfg.AuthorityDir()); err != nil {
+		return k, err
+	}
+	if k.service, err = openKey(c.cfg.ServiceKeyPath(), fresh); err != nil {
+		return k, fmt.Errorf("cannot open the service key: %w", err)
+	}
+	if k.log, err = openKey(c.cfg.LogKeyPath(), fresh); err != nil {
+		return k, fmt.Errorf("cannot open the log's key: %w", err)
+	}
+	if k.master, err = custody.OpenMasterKey(c.cfg.MasterKeyPath(), fresh); err != nil {
+		return k, err
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	c.store, err = store.Open(ctx, c.cfg.StorePath())
+	return k, err
+}
+
+// isFresh reports whether there is no store yet, so that keys may be made. A
+// key that is missing beside a store was lost, and is not to be replaced in
+// silence.
+func isFresh(cfg Config) (bool, error) {
+	_, err := os.Stat(cfg.StorePath())
+	if errors.Is(err, fs.ErrNotExist) {
+		return true, nil
+	}
+	return false, err
+}
+
+// listen takes both ports.
+func (c *ControlPlane) listen() (err error) {
+	if c.apiListener, err = net.Listen("tcp", c.cfg.API.Address); err != nil {
+		return fmt.Errorf("cannot listen for the API, change api.address or stop what uses it: %w", err)
+	}
+	if c.tunnelListener, err = net.Listen("tcp", c.cfg.Tunnel.Address); err != nil {
+		return fmt.Errorf("cannot listen for devices, change tunnel.address or stop what uses it: %w", err)
+	}
+	return nil
+}
+
+// APIAddress is the address of the API port, host:port.
+func (c *ControlPlane) APIAddress() string { return c.apiListener.Addr().String() }
+
+// TunnelAddress is the address of the device port, host:port.
+func (c *ControlPlane) TunnelAddress() string { return c.tunnelListener.Addr().String() }
+
+func (c *ControlPlane) assemble(k keys) error {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	log, err := audit.New(ctx, audit.Config{Store: c.store, Key: k.log, Now: c.opts.Now})
+	if err != nil {
+		return err
+	}
+	if c.server, err = c.serverSource(); err != nil {
+		return err
+	}
+	people := auth.New(auth.Config{Store: c.store, Audit: log, Authority: c.authorities, Now: c.opts.Now, May: api.Procedures})
+	tunnels := c.newTunnels(log)
+	c.broker = broker.New(tunnels)
+	keeper := custody.New(custody.Config{
+		Store: c.store, Audit: log, Nodes: c.broker, Wrapper: k.master, Signer: k.service,
+		DeadMan: c.cfg.DeadMan, Now: c.opts.Now, Logger: c.opts.Log,
+	})
+	if c.notify, err = notify.New(notify.Config{Store: c.store, Dir: c.cfg.Outbox(), Now: c.opts.Now, Logger: c.opts.Log}); err != nil {
+		return err
+	}
+	rules, err := policy.Load(c.policies())
+	if err != nil {
+		return err
+	}
+	order := orders.New(orders.Config{
+		Store: c.store, Audit: log, Tunnels: c.broker, Authority: c.authorities, Custody: keeper,
+		ServiceKey:    k.service.Public().(ed25519.PublicKey),
+		TunnelAddress: advertised(c.cfg.Tunnel, c.tunnelListener),
+		Heartbeat:     c.cfg.DeadMan / 4, Now: c.opts.Now, Logger: c.opts.Log,
+	})
+	requests := lockbox.New(lockbox.Config{
+		Store: c.store, Audit: log, Custody: keeper, Notify: c.notify, Policy: rules, Tunnels: c.broker, Authority: c.authorities,
+		RequestExpiry: c.cfg.Timers.RequestExpiry, AccessDuration: c.cfg.Timers.AccessDuration, Now: c.opts.Now, Logger: c.opts.Log,
+	})
+	c.services = api.Services{Accounts: people, Orders: order, Lockbox: requests, Custody: keeper, Audit: log}
+	c.http = c.newHTTP(people)
+	return c.firstAdmin(ctx, people)
+}
+
+// serverSource makes a key and a certificate for both ports. They live in
+// memory: the next start makes others.
+func (c *ControlPlane) serverSource() (*certs.Source, error) {
+	key, err := certs.NewKey()
+	if err != nil {
+		return nil, err
+	}
+	names := append(append([]string{}, c.cfg.API.Names...), c.cfg.Tunnel.Names...)
+	issue := func(_ context.Context, csr []byte) ([][]byte, error) {
+		return c.authorities.IssueServer(csr, names, serverCertTTL)
+	}
+	csr, err := certs.NewCSR(key)
+	if err != nil {
+		return nil, err
+	}
+	chain, err := issue(context.Background(), csr)
+	if err != nil {
+		return nil, err
+	}
+	return certs.NewSource(key, chain, issue, nil)
+}
+
+// advertised is the address that devices are told to dial: the first name of
+// the certificate, with the port that is really open.
+func advertised(l config.Listener, ln net.Listener) string {
+	_, port, _ := net.SplitHostPort(ln.Addr().String()) // of a TCP listener
+	return net.JoinHostPort(l.Names[0], port)
+}
+
+// policies are the built-in JIT rules, or those of policies_dir.
+func (c *ControlPlane) policies() fs.FS {
+	if c.cfg.PoliciesDir != "" {
+		return os.DirFS(c.cfg.PoliciesDir)
+	}
+	return configs.JIT()
+}
+
+// newTunnels makes the server of the device port. Its handler reaches the
+// services through c, which are assembled before anything is served.
+func (c *ControlPlane) newTunnels(log *audit.Service) *tunnel.Server {
+	handlers := api.NewNodeHandler(api.NodeServices{
+		Heartbeat: func(ctx context.Context, n protocol.NodeID, in *devicev1.HeartbeatRequest) (*devicev1.HeartbeatResponse, error) {
+			return c.services.Orders.Heartbeat(ctx, n, in)
+		},
+		AppendRecords: func(ctx context.Context, n protocol.NodeID, in *devicev1.AppendRecordsRequest) (*devicev1.AppendRecordsResponse, error) {
+			next, err := log.AppendDeviceRecords(ctx, n, in.Records, in.Checkpoint)
+			return &devicev1.AppendRecordsResponse{Acked: next}, err
+		},
+		RenewCertificate: func(ctx context.Context, n protocol.NodeID, in *devicev1.RenewCertificateRequest) (*devicev1.RenewCertificateResponse, error) {
+			return c.services.Orders.RenewCertificate(ctx, n, in)
+		},
+		ReportJob: func(ctx context.Context, n protocol.NodeID, in *devicev1.ReportJobRequest) (*devicev1.ReportJobResponse, error) {
+			return c.services.Orders.ReportJob(ctx, n, in)
+		},
+		ReportManifest: func(ctx context.Context, n protocol.NodeID, in *devicev1.ReportManifestRequest) (*devicev1.ReportManifestResponse, error) {
+			return c.services.Orders.ReportManifest(ctx, n, in)
+		},
+	}, c.opts.Log)
+	return tunnel.NewServer(tunnel.ServerConfig{
+		TLS: certs.DeviceListener(c.server, c.authorities.Roots().Devices, c.revoked),
+		Identify: func(state tls.ConnectionState) (protocol.NodeID, string, error) {
+			node, fingerprint, _, err := certs.DeviceFromState(state)
+			return node, fingerprint, err
+		},
+		Handler: func(p *tunnel.Peer) http.Handler { return handlers(p.ID()) },
+		Connected: func(p *tunnel.Peer) {
+			c.opts.Log.Info().Str("node", p.ID().String()).Msg("a device connected")
+		},
+		Disconnected: func(p *tunnel.Peer, err error) {
+			c.opts.Log.Info().Str("node", p.ID().String()).AnErr("cause", err).Msg("a device is gone")
+		},
+		Refused: func(remote net.Addr, err error) {
+			c.opts.Log.Warn().Stringer("remote", remote).Err(certs.Explain(err, c.opts.Now())).Msg("a device was refused")
+		},
+	})
+}
+
+// revoked asks the store whether a certificate was ended. When the store does
+// not answer, nobody gets in.
+func (c *ControlPlane) revoked(serial string) bool {
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+	defer cancel()
+	ended := true
+	err := c.store.View(ctx, func(tx *store.Tx) (err error) {
+		ended, err = tx.CertRevoked(ctx, serial)
+		return err
+	})
+	return err != nil || ended
+}
+
+// newHTTP makes the server of the API port.
+func (c *ControlPlane) newHTTP(people *auth.Service) *http.Server {
+	protocols := new(http.Protocols)
+	protocols.SetHTTP1(true) // SSH upgrades need it, and one protocol is less to attack
+	return &http.Server{
+		Handler: api.NewHandler(api.Config{
+			Services: c.services, Identify: people.Identify, Sessions: c.services.Lockbox, Log: c.opts.Log,
+		}),
+		TLSConfig:         certs.APIListener(c.server, c.authorities.Roots().People, c.revoked),
+		Protocols:         protocols,
+		ReadHeaderTimeout: 10 * time.Second,
+		ReadTimeout:       time.Minute,
+		WriteTimeout:      3 * time.Minute,
+		IdleTimeout:       time.Minute,
+		MaxHeaderBytes:    32 << 10,
+		ErrorLog:          newHTTPLog(c.opts.Log),
+	}
+}
+
+// Run serves until ctx ends.
+func (c *ControlPlane) Run(ctx context.Context) error {
+	if c.cfg.DemoTimers {
+		c.opts.Log.Warn().Dur("request_expiry", c.cfg.Timers.RequestExpiry).Dur("access_duration", c.cfg.Timers.AccessDuration).
+			Msg("demo_timers is on: requests expire and access ends when this configuration says, not when the product promises. Never use it with a customer's data")
+	}
+	c.opts.Log.Info().Str("api", c.APIAddress()).Str("tunnel", c.TunnelAddress()).Msg("control plane started")
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return ignoreEnd(ctx, c.server.Run(ctx)) })
+	g.Go(func() error { return ignoreEnd(ctx, c.services.Custody.Run(ctx)) })
+	g.Go(func() error { return ignoreEnd(ctx, c.services.Lockbox.RunTimers(ctx)) })
+	g.Go(func() error { return ignoreEnd(ctx, c.notify.Run(ctx)) })
+	g.Go(func() error { return ignoreEnd(ctx, c.broker.Serve(ctx, c.tunnelListener)) })
+	g.Go(func() error { return c.serveAPI(ctx) })
+	return errors.Join(g.Wait(), c.close())
+}
+
+// ignoreEnd takes the end of ctx for what it is: no failure.
+func ignoreEnd(ctx context.Context, err error) error {
+	if ctx.Err() != nil && errors.Is(err, ctx.Err()) {
+		return nil
+	}
+	return err
+}
+
+// serveAPI serves the API port. At the end, calls under way have a moment.
+func (c *ControlPlane) serveAPI(ctx context.Context) error {
+	c.http.BaseContext = func(net.Listener) context.Context { return ctx }
+	ended := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		defer close(ended)
+		grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), 3*time.Second)
+		defer cancel()
+		if c.http.Shutdown(grace) != nil {
+			c.http.Close()
+		}
+	})
+	err := c.http.ServeTLS(c.apiListener, "", "")
+	if stop() { // it failed by itself
+		return fmt.Errorf("the API port failed: %w", err)
+	}
+	<-ended
+	return nil
+}
+
+// close gives back what New opened.
+func (c *ControlPlane) close() error {
+	var errs []error
+	for _, ln := range []net.Listener{c.apiListener, c.tunnelListener} {
+		if ln != nil {
+			if err := ln.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
+				errs = append(errs, err)
+			}
+		}
+	}
+	if c.store != nil {
+		errs = append(errs, c.store.Close())
+	}
+	return errors.Join(errs...)
+}
