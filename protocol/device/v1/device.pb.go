@@ -653,7 +653,8 @@ func (x *ChallengeRequest) GetPurpose() string {
 
 type ChallengeResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Challenge     []byte                 `protobuf:"bytes,1,opt,name=challenge,proto3" json:"challenge,omitempty"` // envelope of approval.Challenge, signed by the node's key
+	Challenge     []byte                 `protobuf:"bytes,1,opt,name=challenge,proto3" json:"challenge,omitempty"`             // envelope of approval.Challenge, signed by the node's key
+	LogSize       int64                  `protobuf:"varint,2,opt,name=log_size,json=logSize,proto3" json:"log_size,omitempty"` // of the last activity-log checkpoint this node saw: the order proves consistency from there
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -693,6 +694,13 @@ func (x *ChallengeResponse) GetChallenge() []byte {
 		return x.Challenge
 	}
 	return nil
+}
+
+func (x *ChallengeResponse) GetLogSize() int64 {
+	if x != nil {
+		return x.LogSize
+	}
+	return 0
 }
 
 type UnlockRequest struct {
@@ -2333,9 +2341,10 @@ const file_device_v1_device_proto_rawDesc = "" +
 	"bytes_done\x18\x05 \x01(\x03R\tbytesDone\"S\n" +
 	"\x10ChallengeRequest\x12%\n" +
 	"\x0esubject_digest\x18\x01 \x01(\tR\rsubjectDigest\x12\x18\n" +
-	"\apurpose\x18\x02 \x01(\tR\apurpose\"1\n" +
+	"\apurpose\x18\x02 \x01(\tR\apurpose\"L\n" +
 	"\x11ChallengeResponse\x12\x1c\n" +
-	"\tchallenge\x18\x01 \x01(\fR\tchallenge\"\xba\x01\n" +
+	"\tchallenge\x18\x01 \x01(\fR\tchallenge\x12\x19\n" +
+	"\blog_size\x18\x02 \x01(\x03R\alogSize\"\xba\x01\n" +
 	"\rUnlockRequest\x12\x14\n" +
 	"\x05order\x18\x01 \x01(\fR\x05order\x12\x1c\n" +
 	"\tstatement\x18\x02 \x01(\fR\tstatement\x12\x1c\n" +
