@@ -207,20 +207,22 @@ func searchMemory(t *testing.T, pid int, values map[string][]byte) (found []stri
 		t.Skip("cannot read a child's memory: ", err)
 	}
 	defer mem.Close()
+	buf := make([]byte, 1<<20) // pieces overlap by the longest value
 	for line := range strings.Lines(string(maps)) {
-		var from, to int64
+		var from, to uint64
 		var access string
-		if _, err := fmt.Sscanf(line, "%x-%x %s", &from, &to, &access); err != nil || access[0] != 'r' || from < 0 {
-			continue
+		if _, err := fmt.Sscanf(line, "%x-%x %s", &from, &to, &access); err != nil {
+			t.Fatalf("%q: %v", line, err)
 		}
-		if to-from > 1<<30 {
-			continue // the race detector's shadow, which holds no values
+		if access[:2] != "rw" || to-from > 1<<30 {
+			continue // what cannot be written, and the race detector's shadow, which holds no values
 		}
-		b := make([]byte, to-from)
-		n, _ := mem.ReadAt(b, from) // some ranges, such as [vvar], cannot be read
-		for name, value := range values {
-			if i := bytes.Index(b[:n], value); i >= 0 {
-				found = append(found, fmt.Sprintf("%s at %#x in %s", name, from+int64(i), strings.TrimSpace(line)))
+		for ; from < to; from += uint64(len(buf)) - 2*keySize {
+			n, _ := mem.ReadAt(buf[:min(uint64(len(buf)), to-from)], int64(from))
+			for name, value := range values {
+				if i := bytes.Index(buf[:n], value); i >= 0 {
+					found = append(found, fmt.Sprintf("%s at %#x in %s", name, from+uint64(i), strings.TrimSpace(line)))
+				}
 			}
 		}
 	}
