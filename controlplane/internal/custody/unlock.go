@@ -117,6 +117,7 @@ type sagaNode struct {
 	order     []byte          // envelope
 	digest    approval.Digest // of the order
 	opened    []byte          // envelope
+	seen      int64           // size of the log it saw last, as it says with its challenge; 0 if it does not say
 	logSize   int64           // of the checkpoint in the order
 	commit    *devicev1.CommitResponse
 }
@@ -224,6 +225,7 @@ func (g *saga) challengeNode(ctx context.Context, n *sagaNode) error {
 	if err != nil {
 		return err
 	}
+	n.seen = resp.GetLogSize()
 	n.challenge, err = approval.VerifyChallenge(resp.GetChallenge(), n.ref, g.subject.digest, g.s.Now())
 	if err != nil {
 		return err
@@ -268,6 +270,9 @@ func (g *saga) makeOrder(ctx context.Context, n *sagaNode) error {
 	if err != nil {
 		return err
 	}
+	if n.seen > 0 {
+		seen = n.seen
+	}
 	proof, err := g.s.Audit.Proof(ctx, g.attempt.IntentIndex, seen)
 	if err != nil {
 		return err
@@ -296,7 +301,7 @@ func (g *saga) makeOrder(ctx context.Context, n *sagaNode) error {
 }
 
 // wrappedKeys reads the keys of the disks asked for, and how much of the
-// activity log the node has seen.
+// activity log the node had seen when it last reported.
 func (g *saga) wrappedKeys(ctx context.Context, id protocol.NodeID) (keys []store.DiskKey, seen int64, err error) {
 	err = g.s.Store.View(ctx, func(tx *store.Tx) error {
 		node, err := tx.Node(ctx, id)

@@ -90,6 +90,9 @@ func migrate(ctx context.Context, db *sql.DB) error {
 	return nil
 }
 
+// Path returns the file of the database.
+func (s *Store) Path() string { return s.path }
+
 // Close waits, at most [Limit], for transactions under way and closes the
 // database.
 func (s *Store) Close() error {

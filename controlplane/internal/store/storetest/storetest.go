@@ -4,6 +4,7 @@ package storetest
 
 import (
 	"context"
+	"database/sql"
 	"path/filepath"
 	"testing"
 	"time"
@@ -88,4 +89,18 @@ func Fill(t testing.TB, s *store.Store, now time.Time, nodes int) {
 		}
 		return nil
 	})
+}
+
+// Exec runs a statement on the database behind the store's back, as somebody
+// who has the file could.
+func Exec(t testing.TB, s *store.Store, query string, args ...any) {
+	t.Helper()
+	db, err := sql.Open("sqlite", "file:"+s.Path()+"?_pragma=busy_timeout(5000)")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	if _, err := db.ExecContext(t.Context(), query, args...); err != nil {
+		t.Fatal(err)
+	}
 }
