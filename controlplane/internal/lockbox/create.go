@@ -1,0 +1,397 @@
+package lockbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+
+	"github.com/databox-lockbox/lockbox/controlplane/internal/audit"
+	"github.com/databox-lockbox/lockbox/controlplane/internal/auth"
+	"github.com/databox-lockbox/lockbox/controlplane/internal/orders"
+	"github.com/databox-lockbox/lockbox/controlplane/internal/policy"
+	"github.com/databox-lockbox/lockbox/controlplane/internal/store"
+	"github.com/databox-lockbox/lockbox/protocol"
+	"github.com/databox-lockbox/lockbox/protocol/approval"
+	"github.com/databox-lockbox/lockbox/protocol/auditlog"
+	lockboxv1 "github.com/databox-lockbox/lockbox/protocol/lockbox/v1"
+)
+
+// CreateRequest raises a just-in-time request. The rules are evaluated first; a
+// request that they block is refused with [protocol.CodeJITBlocked] and every
+// factor in the message. One that passes waits for the provider's own
+// approvals.
+func (s *Service) CreateRequest(ctx context.Context, caller auth.Caller, in *lockboxv1.CreateRequestRequest) (*lockboxv1.Request, error) {
+	d := draft{s: s, caller: caller, in: in}
+	if err := d.check(); err != nil {
+		return nil, err
+	}
+	var id protocol.RequestID
+	err := s.cfg.Store.Tx(ctx, func(tx *store.Tx) error {
+		r, err := d.create(ctx, tx)
+		id = r.ID
+		return err
+	})
+	if blocked, ok := errors.AsType[*blockedError](err); ok {
+		return nil, s.refusedDraft(ctx, caller, blocked)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return s.GetRequest(ctx, caller, &lockboxv1.GetRequestRequest{Id: string(id)})
+}
+
+// draft is a request being made.
+type draft struct {
+	s      *Service
+	caller auth.Caller
+	in     *lockboxv1.CreateRequestRequest
+
+	order  store.Order
+	ticket store.Ticket
+	access approval.Access
+	length time.Duration
+}
+
+// blockedError is a refusal that is recorded: by a rule, or because Lockbox is
+// off.
+type blockedError struct {
+	why        error
+	order      store.Order
+	ticket     protocol.TicketID
+	evaluation policy.Evaluation
+}
+
+func (e *blockedError) Error() string { return e.why.Error() }
+func (e *blockedError) Unwrap() error { return e.why }
+
+func (d *draft) check() error {
+	d.access, d.length = approval.Access(d.in.Access), time.Duration(d.in.DurationSeconds)*time.Second
+	if d.access == "" {
+		d.access = approval.ReadWrite
+	}
+	if d.in.DurationSeconds == 0 {
+		d.length = DefaultDuration
+	}
+	switch {
+	case d.in.Action != policy.ActionUnlock:
+		return invalid("action %q is unknown: the one action is %q", d.in.Action, policy.ActionUnlock)
+	case d.in.Ticket == "":
+		return invalid("name the ticket (service request) that this is for")
+	case d.in.Justification == "" || len(d.in.Justification) > maxText:
+		return invalid("a justification has 1 to %d bytes", maxText)
+	case !slices.Contains([]approval.Access{approval.ReadOnly, approval.ReadWrite, approval.Delete}, d.access):
+		return invalid("access %q is unknown: want read-only, read-write or delete", d.in.Access)
+	case d.in.DurationSeconds < 0 || d.in.DurationSeconds > int64(1000*time.Hour/time.Second):
+		return invalid("a duration of %d seconds makes no sense", d.in.DurationSeconds)
+	}
+	return nil
+}
+
+func (d *draft) create(ctx context.Context, tx *store.Tx) (store.Request, error) {
+	if err := d.load(ctx, tx); err != nil {
+		return store.Request{}, err
+	}
+	evaluation, err := d.evaluate(ctx, tx)
+	if err != nil {
+		return store.Request{}, err
+	}
+	if err := d.mayAsk(ctx, tx, evaluation); err != nil {
+		return store.Request{}, err
+	}
+	trust, err := orders.TrustPolicy(ctx, tx, d.order)
+	if err != nil {
+		return store.Request{}, err
+	}
+	statement, err := d.statement(ctx, tx, trust)
+	if err != nil {
+		return store.Request{}, err
+	}
+	r, err := d.row(ctx, tx, statement, evaluation)
+	if err != nil {
+		return store.Request{}, err
+	}
+	if err := tx.InsertRequest(ctx, &r); err != nil {
+		return store.Request{}, err
+	}
+	if err := d.recordEvaluation(ctx, tx, r, evaluation); err != nil {
+		return store.Request{}, err
+	}
+	return r, d.s.created(ctx, tx, d.caller, r, trust, evaluation)
+}
+
+func (d *draft) load(ctx context.Context, tx *store.Tx) error {
+	var err error
+	d.order, err = tx.OrderOfDevice(ctx, protocol.DeviceSerial(d.in.Serial))
+	if protocol.CodeOf(err) == protocol.CodeNotFound || err == nil && !d.caller.Sees(d.order.Tenant) {
+		err = notFound("device", d.in.Serial)
+	}
+	if err != nil {
+		return err
+	}
+	d.ticket, err = tx.Ticket(ctx, protocol.TicketID(d.in.Ticket))
+	if protocol.CodeOf(err) == protocol.CodeNotFound || err == nil && !d.caller.Sees(d.ticket.Tenant) {
+		err = notFound("ticket", d.in.Ticket)
+	}
+	return err
+}
+
+// evaluate applies the JIT rules to what is known now.
+func (d *draft) evaluate(ctx context.Context, tx *store.Tx) (policy.Evaluation, error) {
+	locked, err := locked(ctx, tx, d.order)
+	if err != nil {
+		return policy.Evaluation{}, err
+	}
+	ticketOrder, err := tx.Order(ctx, d.ticket.Order)
+	if err != nil {
+		return policy.Evaluation{}, err
+	}
+	return d.s.cfg.Policies.Evaluate(policy.Input{
+		Action: d.in.Action,
+		// Whoever reaches this service has signed in with a certificate of its
+		// own authority; there is no other way in.
+		Caller: policy.Caller{Person: d.caller.Person, Role: string(d.caller.Role), IsolatedIdentity: !d.caller.Expires.IsZero()},
+		Device: policy.Device{
+			Serial: d.order.Serial, Order: d.order.ID, Subscription: d.order.Subscription, Tenant: d.order.Tenant,
+			Stage: d.order.Stage, Halted: orders.Halted(d.order), Locked: locked,
+		},
+		Ticket: policy.Ticket{
+			ID: d.ticket.ID, Order: d.ticket.Order, Subscription: ticketOrder.Subscription,
+			Owner: d.ticket.Owner, EscalatedTo: d.ticket.EscalatedTo,
+		},
+		ReasonCode: d.in.ReasonCode, Access: string(d.access), Duration: d.length,
+	}), nil
+}
+
+// locked reports whether every node of an order's device last reported its
+// disks locked.
+func locked(ctx context.Context, tx *store.Tx, o store.Order) (bool, error) {
+	nodes, err := tx.NodesOfOrder(ctx, o.ID)
+	if err != nil {
+		return false, err
+	}
+	for _, n := range nodes {
+		status, err := orders.Status(n)
+		if err != nil {
+			return false, err
+		}
+		if protocol.LockState(status.State) != protocol.Locked {
+			return false, nil
+		}
+	}
+	return len(nodes) > 0, nil
+}
+
+// mayAsk refuses what the rules block, and what a tenant without Lockbox does
+// not allow.
+func (d *draft) mayAsk(ctx context.Context, tx *store.Tx, e policy.Evaluation) error {
+	block := func(code protocol.Code, format string, args ...any) error {
+		return &blockedError{protocol.Errorf(code, format, args...), d.order, d.ticket.ID, e}
+	}
+	if !e.Passed {
+		return block(protocol.CodeJITBlocked, "the request is blocked:\n%s", factorLines(e))
+	}
+	t, err := tx.Tenant(ctx, d.order.Tenant)
+	switch {
+	case err != nil:
+		return err
+	case t.LockboxEnabled:
+		return nil
+	case t.WithoutLockbox == "provider-approval":
+		return block(protocol.CodeNotEnabled, "Lockbox is off for tenant %s, and access by the provider's approval alone is not offered yet: have the tenant enable Lockbox", t.ID)
+	}
+	return block(protocol.CodeNotEnabled, "Lockbox is off for tenant %s, and without it nobody gets access: have the tenant enable Lockbox", t.ID)
+}
+
+func factorLines(e policy.Evaluation) string {
+	var lines []string
+	for _, f := range e.Factors {
+		word := "passed "
+		if !f.Passed {
+			word = "BLOCKED"
+		}
+		lines = append(lines, fmt.Sprintf("  %s  %s: %s", word, f.Name, f.Reason))
+	}
+	return strings.Join(lines, "\n")
+}
+
+func factorProperties(e policy.Evaluation) map[string]string {
+	out := make(map[string]string)
+	for _, f := range e.Factors {
+		word := "passed: "
+		if !f.Passed {
+			word = "blocked: "
+		}
+		out["factor."+f.Name] = word + f.Reason
+	}
+	return out
+}
+
+// refusedDraft records a request that never came to be.
+func (s *Service) refusedDraft(ctx context.Context, caller auth.Caller, b *blockedError) error {
+	err := s.cfg.Store.Tx(ctx, func(tx *store.Tx) error {
+		rec := auditlog.NewRecord(s.now(), auditlog.OpEvaluateJIT, auditlog.Refused)
+		rec.Caller, rec.ResourceID, rec.CorrelationID = string(caller.Person), resourceID(b.order), string(b.ticket)
+		rec.Properties = factorProperties(b.evaluation)
+		rec.Properties[audit.PropertyTenant], rec.Properties[audit.PropertySerial] = string(b.order.Tenant), string(b.order.Serial)
+		rec.Properties["code"] = string(protocol.CodeOf(b.why))
+		_, err := s.cfg.Audit.Record(ctx, tx, rec)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	return b.why
+}
+
+func resourceID(o store.Order) string {
+	return "/subscriptions/" + string(o.Subscription) + "/orders/" + string(o.ID) + "/devices/" + string(o.Serial)
+}
+
+// statement makes what everyone decides over.
+func (d *draft) statement(ctx context.Context, tx *store.Tx, trust *approval.Policy) (approval.Statement, error) {
+	key, err := engineerKey(ctx, tx, d.caller.Person, d.in.SshKey)
+	if err != nil {
+		return approval.Statement{}, err
+	}
+	nodes, disks, err := orders.Place(ctx, tx, d.order)
+	if err != nil {
+		return approval.Statement{}, err
+	}
+	if disks, err = choose(disks, d.in.Disks); err != nil {
+		return approval.Statement{}, err
+	}
+	created := d.s.now()
+	return approval.Statement{
+		RequestID: protocol.RequestID("LockboxRequest_" + newGUID()), Action: approval.UnlockDatabox,
+		TenantID: d.order.Tenant, SubscriptionID: d.order.Subscription, OrderID: d.order.ID,
+		Nodes: nodes, Disks: disks, Purpose: protocol.SupportAccess, Access: d.access,
+		ReasonCode: d.in.ReasonCode, Ticket: d.ticket.ID, Engineer: approval.Engineer{Person: d.caller.Person, SSHKey: key},
+		MaxDuration: int64(d.length / time.Second), PolicyDigest: trust.Digest(),
+		Created: created.Unix(), Expires: created.Truncate(time.Second).Add(d.s.cfg.Expiry).Unix(),
+	}, nil
+}
+
+// engineerKey returns the fingerprint of the key that the engineer will come in
+// with: the one named, or the only one they have.
+func engineerKey(ctx context.Context, tx *store.Tx, who protocol.Person, named string) (string, error) {
+	keys, err := tx.PersonKeys(ctx, who)
+	if err != nil {
+		return "", err
+	}
+	switch {
+	case len(keys) == 0:
+		return "", conflict("%s has no SSH key: an admin has to register one", who)
+	case named == "" && len(keys) > 1:
+		return "", invalid("%s has %d SSH keys: name the fingerprint of one", who, len(keys))
+	case named == "":
+		return keys[0].Fingerprint, nil
+	}
+	for _, k := range keys {
+		if k.Fingerprint == named {
+			return named, nil
+		}
+	}
+	return "", invalid("%s has no SSH key with fingerprint %s", who, named)
+}
+
+// choose returns the disks that were named as "<node>/<disk>"; all if none was.
+func choose(all []approval.DiskRef, named []string) ([]approval.DiskRef, error) {
+	if len(named) == 0 {
+		return all, nil
+	}
+	var out []approval.DiskRef
+	for _, name := range named {
+		i := slices.IndexFunc(all, func(r approval.DiskRef) bool {
+			_, node, _ := strings.Cut(string(r.Node), "/")
+			return node+"/"+string(r.Disk) == name
+		})
+		if i < 0 {
+			return nil, invalid("the device has no disk %q: want <node>/<disk>, as in 1/disk1", name)
+		}
+		out = append(out, all[i])
+	}
+	return out, nil
+}
+
+func (d *draft) row(ctx context.Context, tx *store.Tx, st approval.Statement, e policy.Evaluation) (store.Request, error) {
+	payload, err := st.Encode()
+	if err != nil {
+		return store.Request{}, err
+	}
+	evaluation, err := proto.Marshal(showEvaluation(e))
+	if err != nil {
+		return store.Request{}, err
+	}
+	number, err := tx.NextRequestNumber(ctx)
+	if err != nil {
+		return store.Request{}, err
+	}
+	r := store.Request{
+		ID: st.RequestID, Number: number, Action: d.in.Action, Status: string(Initializing), Tenant: st.TenantID,
+		Subscription: st.SubscriptionID, Order: st.OrderID, Ticket: st.Ticket, Serial: d.order.Serial,
+		Engineer: st.Engineer.Person, EngineerKey: st.Engineer.SSHKey, ReasonCode: st.ReasonCode,
+		Justification: d.in.Justification, Access: string(st.Access), Purpose: st.Purpose, Duration: d.length,
+		ResourceID: resourceID(d.order), Evaluation: evaluation, Statement: payload,
+		StatementDigest: string(approval.DigestOf(payload)), TrustPolicyDigest: string(st.PolicyDigest),
+		Created: time.Unix(st.Created, 0).UTC(), Expires: time.Unix(st.Expires, 0).UTC(),
+	}
+	for _, disk := range st.Disks {
+		r.Disks = append(r.Disks, string(disk.Node)+" "+string(disk.Disk))
+	}
+	return r, nil
+}
+
+func (d *draft) recordEvaluation(ctx context.Context, tx *store.Tx, r store.Request, e policy.Evaluation) error {
+	properties := factorProperties(e)
+	properties["approverGroups"] = strings.Join(e.ApproverGroups, ", ")
+	return d.s.record(ctx, tx, d.caller, auditlog.OpEvaluateJIT, auditlog.Success, r, properties)
+}
+
+// created does what the birth of a request brings with it: its record, its
+// timers, and word to those who decide first.
+func (s *Service) created(ctx context.Context, tx *store.Tx, caller auth.Caller, r store.Request, trust *approval.Policy, e policy.Evaluation) error {
+	// A statement that can never be approved under this policy is refused here:
+	// without decisions the only thing missing may be decisions.
+	_, err := trust.Authorize(approval.Request{Statement: r.Statement, Now: s.now()})
+	if protocol.CodeOf(err) != protocol.CodeDecisionMissing {
+		return err
+	}
+	err = s.record(ctx, tx, caller, auditlog.OpCreateRequest, auditlog.Success, r, map[string]string{
+		"statement": r.StatementDigest, "reasonCode": r.ReasonCode, "justification": r.Justification,
+		"duration": r.Duration.String(), "access": r.Access, "expires": r.Expires.Format(time.RFC3339),
+	})
+	if err != nil {
+		return err
+	}
+	if err := s.addHistory(ctx, tx, r, "Created", fmt.Sprintf("by %s: %s", r.Engineer, r.Justification)); err != nil {
+		return err
+	}
+	if err := s.setTimer(ctx, tx, timerExpiry, string(r.ID), r.Expires); err != nil {
+		return err
+	}
+	warning := r.Expires.Add(-min(warnBefore, s.cfg.Expiry/4))
+	if err := s.setTimer(ctx, tx, timerWarning, string(r.ID), warning); err != nil {
+		return err
+	}
+	rule, _ := trust.Rule(approval.UnlockDatabox)
+	if len(rule.ProviderGroups) == 0 {
+		return s.providerDone(ctx, tx, caller, r)
+	}
+	if err := s.addHistory(ctx, tx, r, Initializing.Shown(), strings.Join(e.ApproverGroups, ", ")); err != nil {
+		return err
+	}
+	return s.askProvider(ctx, tx, r, e.ApproverGroups)
+}
+
+func showEvaluation(e policy.Evaluation) *lockboxv1.Evaluation {
+	out := &lockboxv1.Evaluation{Passed: e.Passed}
+	for _, f := range e.Factors {
+		out.Factors = append(out.Factors, &lockboxv1.Factor{Name: f.Name, Passed: f.Passed, Reason: f.Reason})
+	}
+	return out
+}

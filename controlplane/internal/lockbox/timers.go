@@ -1,0 +1,195 @@
+package lockbox
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"time"
+
+	"github.com/databox-lockbox/lockbox/controlplane/internal/auth"
+	"github.com/databox-lockbox/lockbox/controlplane/internal/store"
+	"github.com/databox-lockbox/lockbox/protocol"
+)
+
+// The kinds of timers. Their subject is a request or a session.
+const (
+	timerExpiry     = "request-expiry"
+	timerWarning    = "request-warning"
+	timerAccessEnd  = "request-access-end"
+	timerRelock     = "request-relock"
+	timerSessionEnd = "session-end"
+	timerSessionOff = "session-off"
+)
+
+const (
+	// relockLease is how long one daemon has for a relock before it, or another,
+	// does it again.
+	relockLease = 30 * time.Second
+	// lookAgain is how long timers are left alone when none is due: another
+	// daemon may have set one.
+	lookAgain = 15 * time.Second
+	// afterError is the pause after a failure, so that it is not repeated in a
+	// tight loop.
+	afterError = time.Second
+	// timerBatch is how many timers fire at a time.
+	timerBatch = 32
+)
+
+// RunTimers acts on what is due until ctx ends, and returns its error. What was
+// due while no daemon ran is done first.
+func (s *Service) RunTimers(ctx context.Context) error {
+	for {
+		pause, err := s.fireDue(ctx)
+		if err != nil && ctx.Err() == nil {
+			s.cfg.Logger.Error().Err(err).Msg("cannot act on timers")
+		}
+		if err != nil {
+			pause = afterError
+		}
+		wait := time.NewTimer(pause)
+		select {
+		case <-ctx.Done():
+		case <-wait.C:
+		case <-s.wake:
+		}
+		wait.Stop()
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+	}
+}
+
+// fireDue fires what is due now and returns how long nothing else is.
+func (s *Service) fireDue(ctx context.Context) (time.Duration, error) {
+	var due []store.Timer
+	var next time.Time
+	err := s.cfg.Store.View(ctx, func(tx *store.Tx) (err error) {
+		if due, err = tx.DueTimers(ctx, s.now(), timerBatch); err == nil {
+			next, err = tx.NextTimer(ctx)
+		}
+		return err
+	})
+	if err != nil {
+		return 0, err
+	}
+	if len(due) == 0 {
+		if next.IsZero() {
+			return lookAgain, nil
+		}
+		// A stored time is a whole millisecond and s.now rounds down, so the
+		// timer is due at the first moment that is not before it.
+		return min(max(next.Sub(s.cfg.Now()), 0), lookAgain), nil
+	}
+	failures := make([]error, len(due))
+	var all sync.WaitGroup
+	for i, t := range due {
+		all.Go(func() { failures[i] = s.fire(ctx, t) })
+	}
+	all.Wait()
+	return 0, errors.Join(failures...)
+}
+
+// fire acts on one timer. Whoever else was faster has done it.
+func (s *Service) fire(ctx context.Context, t store.Timer) error {
+	err := s.act(ctx, t)
+	if errors.Is(err, store.ErrConflict) {
+		return nil
+	}
+	return err
+}
+
+func (s *Service) act(ctx context.Context, t store.Timer) error {
+	switch t.Kind {
+	case timerExpiry:
+		return s.expire(ctx, t)
+	case timerWarning:
+		return s.warn(ctx, t)
+	case timerAccessEnd:
+		return s.accessEnds(ctx, t)
+	case timerRelock:
+		return s.relockAgain(ctx, t)
+	case timerSessionEnd:
+		return s.sessionExpires(ctx, t)
+	case timerSessionOff:
+		return s.sessionOffAgain(ctx, t)
+	}
+	return s.cfg.Store.Tx(ctx, func(tx *store.Tx) error { return tx.FinishTimer(ctx, t.ID) })
+}
+
+// expire ends a request that nobody answered.
+func (s *Service) expire(ctx context.Context, t store.Timer) error {
+	return s.cfg.Store.Tx(ctx, func(tx *store.Tx) error {
+		if err := tx.FinishTimer(ctx, t.ID); err != nil {
+			return err
+		}
+		r, err := tx.Request(ctx, protocol.RequestID(t.Subject))
+		if err != nil || !State(r.Status).Open() {
+			return err
+		}
+		if err := s.end(ctx, tx, auth.SystemCaller(), &r, Lapsed, "expired", "unanswered until "+r.Expires.Format(time.RFC3339)); err != nil {
+			return err
+		}
+		return s.tellCustomer(ctx, tx, r, "has expired: nobody gets access")
+	})
+}
+
+func (s *Service) warn(ctx context.Context, t store.Timer) error {
+	return s.cfg.Store.Tx(ctx, func(tx *store.Tx) error {
+		if err := tx.FinishTimer(ctx, t.ID); err != nil {
+			return err
+		}
+		r, err := tx.Request(ctx, protocol.RequestID(t.Subject))
+		if err != nil || !State(r.Status).Open() {
+			return err
+		}
+		return s.warnCustomer(ctx, tx, r)
+	})
+}
+
+// accessEnds completes a request whose window is over.
+func (s *Service) accessEnds(ctx context.Context, t store.Timer) error {
+	var ended store.Request
+	err := s.cfg.Store.Tx(ctx, func(tx *store.Tx) error {
+		if err := tx.FinishTimer(ctx, t.ID); err != nil {
+			return err
+		}
+		r, err := tx.Request(ctx, protocol.RequestID(t.Subject))
+		if err != nil || State(r.Status) != Approved {
+			return err
+		}
+		err = s.end(ctx, tx, auth.SystemCaller(), &r, Finished, "window-over", "the access ended at "+r.AccessEnd.Format(time.RFC3339))
+		ended = r
+		return err
+	})
+	if err != nil || ended.ID == "" {
+		return err
+	}
+	_, err = s.relock(ctx, auth.SystemCaller(), ended)
+	return err
+}
+
+// relockAgain does what a process that ended, or a device that was away, left
+// undone. Moving the timer on first keeps other daemons from doing the same.
+func (s *Service) relockAgain(ctx context.Context, t store.Timer) error {
+	var r store.Request
+	err := s.cfg.Store.Tx(ctx, func(tx *store.Tx) (err error) {
+		if err := s.take(ctx, tx, t); err != nil {
+			return err
+		}
+		r, err = tx.Request(ctx, protocol.RequestID(t.Subject))
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	_, err = s.relock(ctx, auth.SystemCaller(), r)
+	return err
+}
+
+// take moves a timer on, for whoever was first: it comes back if they fail.
+func (s *Service) take(ctx context.Context, tx *store.Tx, t store.Timer) error {
+	if err := tx.FinishTimer(ctx, t.ID); err != nil {
+		return err
+	}
+	return tx.SetTimer(ctx, t.Kind, t.Subject, s.now().Add(relockLease))
+}
