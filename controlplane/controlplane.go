@@ -200,8 +200,8 @@ func (c *ControlPlane) assemble(k keys) error {
 		Heartbeat:     c.cfg.DeadMan / 4, Now: c.opts.Now, Logger: c.opts.Log,
 	})
 	requests := lockbox.New(lockbox.Config{
-		Store: c.store, Audit: log, Custody: keeper, Notify: c.notify, Policy: rules, Tunnels: c.broker, Authority: c.authorities,
-		RequestExpiry: c.cfg.Timers.RequestExpiry, AccessDuration: c.cfg.Timers.AccessDuration, Now: c.opts.Now, Logger: c.opts.Log,
+		Store: c.store, Audit: log, Custody: keeper, Notify: c.notify, Nodes: c.broker, Authority: c.authorities,
+		Policies: rules, Expiry: c.cfg.Timers.RequestExpiry, Now: c.opts.Now, Logger: c.opts.Log,
 	})
 	c.services = api.Services{Accounts: people, Orders: order, Lockbox: requests, Custody: keeper, Audit: log}
 	c.http = c.newHTTP(people)
@@ -304,7 +304,7 @@ func (c *ControlPlane) newHTTP(people *auth.Service) *http.Server {
 	protocols.SetHTTP1(true) // SSH upgrades need it, and one protocol is less to attack
 	return &http.Server{
 		Handler: api.NewHandler(api.Config{
-			Services: c.services, Identify: people.Identify, Sessions: c.services.Lockbox, Log: c.opts.Log,
+			Services: c.services, Identify: people.Identify, DialSession: c.dialSession, Log: c.opts.Log,
 		}),
 		TLSConfig:         certs.APIListener(c.server, c.authorities.Roots().People, c.revoked),
 		Protocols:         protocols,
@@ -317,11 +317,21 @@ func (c *ControlPlane) newHTTP(people *auth.Service) *http.Server {
 	}
 }
 
+// dialSession opens the byte stream to the SSH server of a support session, if
+// the caller is its engineer.
+func (c *ControlPlane) dialSession(ctx context.Context, caller auth.Caller, id protocol.SessionID) (net.Conn, error) {
+	node, err := c.services.Lockbox.Connect(ctx, caller, id)
+	if err != nil {
+		return nil, err
+	}
+	return c.broker.SSH(ctx, node, id)
+}
+
 // Run serves until ctx ends.
 func (c *ControlPlane) Run(ctx context.Context) error {
 	if c.cfg.DemoTimers {
-		c.opts.Log.Warn().Dur("request_expiry", c.cfg.Timers.RequestExpiry).Dur("access_duration", c.cfg.Timers.AccessDuration).
-			Msg("demo_timers is on: requests expire and access ends when this configuration says, not when the product promises. Never use it with a customer's data")
+		c.opts.Log.Warn().Dur("request_expiry", c.cfg.Timers.RequestExpiry).
+			Msg("demo_timers is on: requests expire when this configuration says, not after four days. Never use it with a customer's data")
 	}
 	c.opts.Log.Info().Str("api", c.APIAddress()).Str("tunnel", c.TunnelAddress()).Msg("control plane started")
 	g, ctx := errgroup.WithContext(ctx)

@@ -39,18 +39,16 @@ const (
 // Identify names the caller at the other end of a connection.
 type Identify func(context.Context, tls.ConnectionState) (auth.Caller, error)
 
-// Sessions opens the byte stream to the SSH server of a support session. It
+// DialSession opens the byte stream to the SSH server of a support session. It
 // refuses everybody but the session's own engineer.
-type Sessions interface {
-	DialSession(ctx context.Context, caller auth.Caller, session protocol.SessionID) (net.Conn, error)
-}
+type DialSession func(ctx context.Context, caller auth.Caller, session protocol.SessionID) (net.Conn, error)
 
 // Config are the services behind the API.
 type Config struct {
-	Services Services
-	Identify Identify
-	Sessions Sessions
-	Log      zerolog.Logger
+	Services    Services
+	Identify    Identify
+	DialSession DialSession
+	Log         zerolog.Logger
 }
 
 // NewHandler returns the handler of the API port.
@@ -196,4 +194,3 @@ func logInternal(log zerolog.Logger) func(context.Context, string, error) {
 		log.Error().Err(err).Str("procedure", procedure).Msg("internal error")
 	}
 }
-

@@ -53,7 +53,7 @@ func dialSession(cfg Config, r *http.Request) (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	return cfg.Sessions.DialSession(ctx, caller, protocol.SessionID(r.PathValue("id")))
+	return cfg.DialSession(ctx, caller, protocol.SessionID(r.PathValue("id")))
 }
 
 func refuse(cfg Config, w http.ResponseWriter, err error) {
