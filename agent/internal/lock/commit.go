@@ -32,24 +32,34 @@ func (m *Machine) Commit(ctx context.Context, envelope []byte) (leaseEnd time.Ti
 		m.recordAfter(m.record(l.scope, auditlog.OpCommitUnlock, auditlog.Refused, "code", string(protocol.CodeOf(err)), "message", text(err)))
 		return time.Time{}, nil, err
 	}
+	if err := m.carryOut(ctx, l, peers); err != nil {
+		return time.Time{}, nil, err
+	}
+	m.recordAfter(m.opening(l))
+	return l.endsAt, m.shareStatus(l), nil
+}
+
+// carryOut records the commit, publishes what it is for, and leads to Unlocked.
+// What fails here locks the node.
+func (m *Machine) carryOut(ctx context.Context, l *lease, peers []peer) (err error) {
 	done := false
 	defer func() { // also when something below panics
 		if !done {
+			err = m.explain(l, err)
 			m.relock(UnlockFailed, l.subject, false, l)
 		}
 	}()
 	if err := m.append(m.record(l.scope, auditlog.OpCommitUnlock, auditlog.Start, "disks", diskList(l.diskIDs))); err != nil {
-		return time.Time{}, nil, protocol.Errorf(protocol.CodeNotRecorded, "nothing was shared, because it could not be recorded: %v", err)
+		return protocol.Errorf(protocol.CodeNotRecorded, "nothing was shared, because it could not be recorded: %v", err)
 	}
 	if err := m.publish(ctx, l); err != nil {
-		return time.Time{}, nil, err
+		return err
 	}
 	if err := m.becomeUnlocked(ctx, l, peers); err != nil {
-		return time.Time{}, nil, err
+		return err
 	}
 	done = true
-	m.recordAfter(m.opening(l))
-	return l.endsAt, m.shareStatus(l), nil
+	return nil
 }
 
 // opening is the record that shares are open, or the job runs.

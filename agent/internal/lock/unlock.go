@@ -41,21 +41,22 @@ func (m *Machine) Unlock(ctx context.Context, peer error, req *devicev1.UnlockRe
 	return proof, nil
 }
 
-func (m *Machine) unlock(ctx context.Context, cancel context.CancelFunc, peer error, req *devicev1.UnlockRequest, progress func(protocol.DiskID, string)) ([]byte, error) {
+func (m *Machine) unlock(ctx context.Context, cancel context.CancelFunc, peer error, req *devicev1.UnlockRequest, progress func(protocol.DiskID, string)) (proof []byte, err error) {
 	c, l, err := m.beginAttempt(cancel)
 	if err != nil {
 		return nil, err
 	}
-	if c != nil {
-		defer c.key.Wipe()
+	if c == nil {
+		_, err := m.verify(peer, nil, req) // refuses, for want of a nonce at the latest
+		return nil, err
 	}
-	done := false
+	defer c.key.Wipe()
 	defer func() { // also when something below panics
-		if l != nil && !done {
+		if proof == nil {
+			err = m.explain(l, err)
 			m.abandon(l)
 		}
 	}()
-
 	progress("", phaseVerifying)
 	v, err := m.verify(peer, c, req)
 	if err != nil {
@@ -68,6 +69,11 @@ func (m *Machine) unlock(ctx context.Context, cancel context.CancelFunc, peer er
 	if err := m.settle(v); err != nil {
 		return nil, err
 	}
+	return m.openAll(ctx, l, c, v, progress)
+}
+
+// openAll opens all disks of an order, or fails with some of them open.
+func (m *Machine) openAll(ctx context.Context, l *lease, c *challenge, v verified, progress func(protocol.DiskID, string)) ([]byte, error) {
 	for _, k := range v.order.Keys {
 		progress(k.Disk, phaseOpening)
 		if err := m.openDisk(ctx, l, c.key, v, k); err != nil {
@@ -79,12 +85,7 @@ func (m *Machine) unlock(ctx context.Context, cancel context.CancelFunc, peer er
 		return nil, err
 	}
 	m.recordAfter(m.record(v.scope, auditlog.OpUnlockVolume, auditlog.Success, "disks", diskList(v.diskIDs), "orderDigest", string(v.orderDigest)))
-	proof, err := m.signOpened(l)
-	if err != nil {
-		return nil, err
-	}
-	done = true
-	return proof, nil
+	return m.signOpened(l)
 }
 
 // beginAttempt takes the outstanding challenge, which is dead from here on. With
@@ -121,6 +122,16 @@ func (m *Machine) adopt(l *lease, v verified) error {
 
 func lockedMeanwhile() error {
 	return protocol.Errorf(protocol.CodeLocked, "the node was locked meanwhile")
+}
+
+// explain returns err, unless it came of the lease having ended meanwhile.
+func (m *Machine) explain(l *lease, err error) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if err != nil && l.ended {
+		return lockedMeanwhile()
+	}
+	return err
 }
 
 // openDisk opens one disk with the key that was sealed for it. The key is wiped
