@@ -78,25 +78,29 @@ func TestKillInTheMiddleEndsLocked(t *testing.T) {
 			}
 			cmd := exec.Command(os.Args[0])
 			cmd.Env = append(os.Environ(), childDir+"="+dir)
+			started := make(chan struct{})
 			var once sync.Once
 			kill := func(at string) error {
 				if strings.TrimPrefix(step, "after ") == at {
+					<-started
 					once.Do(func() { cmd.Process.Signal(unix.SIGKILL) })
 				}
 				return nil
 			}
 			bad := w.nodes[0]
 			if strings.HasPrefix(step, "after") {
-				bad.after = kill
+				bad.hook(nil, kill)
 			} else {
-				bad.fault = kill
+				bad.hook(kill, nil)
 			}
-			if err := cmd.Run(); err == nil || cmd.ProcessState.ExitCode() != -1 {
+			if err := cmd.Start(); err != nil {
+				t.Fatal(err)
+			}
+			close(started)
+			if err := cmd.Wait(); err == nil || cmd.ProcessState.ExitCode() != -1 {
 				t.Fatalf("the child ended by itself: %v", err)
 			}
-			bad.mu.Lock()
-			bad.fault, bad.after = nil, nil
-			bad.mu.Unlock()
+			bad.hook(nil, nil)
 			if a := w.attempts(); len(a) != 1 || a[0].State == store.AttemptCommitted || a[0].State == store.AttemptFailed {
 				t.Fatalf("attempts after the kill: %+v", a)
 			}

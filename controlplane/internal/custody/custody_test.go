@@ -426,9 +426,9 @@ func TestAnyFailureLocksAllNodes(t *testing.T) {
 				return nil
 			}
 			if strings.HasPrefix(step, "after") {
-				bad.after = hook
+				bad.hook(nil, hook)
 			} else {
-				bad.fault = hook
+				bad.hook(hook, nil)
 			}
 			_, err := w.unlock()
 			if protocol.CodeOf(err) != protocol.CodeFaulted || !strings.Contains(err.Error(), bad.id.String()) {
@@ -447,7 +447,7 @@ func TestAnyFailureLocksAllNodes(t *testing.T) {
 				t.Error("the refusal is not recorded")
 			}
 			// Control: with the fault repaired, the same approval opens.
-			bad.fault, bad.after = nil, nil
+			bad.hook(nil, nil)
 			if _, err := w.unlock(); err != nil {
 				t.Fatalf("after the fault was repaired: %v", err)
 			}
@@ -578,9 +578,7 @@ func TestWhatCouldNotBeLockedIsLockedLater(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
 	go func() { ended <- w.custody.Run(ctx) }()
-	n.mu.Lock()
-	n.fault, n.after = nil, nil
-	n.mu.Unlock()
+	n.hook(nil, nil)
 	deadline := time.Now().Add(5 * time.Second)
 	for w.attempts()[0].State != store.AttemptFailed && time.Now().Before(deadline) {
 		time.Sleep(20 * time.Millisecond)

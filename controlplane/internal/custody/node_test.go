@@ -91,6 +91,13 @@ func (n *fakeNode) ids() []protocol.DiskID {
 	return ids
 }
 
+// hook sets what happens before and after each step.
+func (n *fakeNode) hook(fault, after func(step string) error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.fault, n.after = fault, after
+}
+
 // step notes a call and fails if that is wanted.
 func (n *fakeNode) step(name string) error {
 	n.mu.Lock()
