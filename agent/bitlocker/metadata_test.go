@@ -467,3 +467,45 @@ func TestHeaderOnly(t *testing.T) {
 	writeSame(t, p, o, view, 0x90001, 1000)
 	readSame(t, p, view, 0x90001, 1000)
 }
+
+// TestNonces finds every sealed item of a volume, at any depth: no two share a
+// nonce, and the next one that the metadata announce is a new one.
+func TestNonces(t *testing.T) {
+	o := testOptions(t)
+	o.RecoveryPassword, _ = ParseRecoveryPassword(goodPassword)
+	m, _ := formatted(t, o)
+	v, err := Open(m, testSize)
+	if err != nil {
+		t.Fatal(err)
+	}
+	raw := v.copies[0].raw
+	size := le.Uint32(raw[blockHeaderSize:])
+	nonces := sealedNonces(t, raw[entriesAt:blockHeaderSize+size])
+	nonces = append(nonces, string(v.copies[0].validation[:nonceSize]))
+	if len(nonces) != 7 {
+		t.Errorf("%d sealed items, want 7", len(nonces))
+	}
+	next := string(le.AppendUint32(u64(uint64(newFiletime(testNow))), le.Uint32(raw[blockHeaderSize+32:])))
+	nonces = append(nonces, next)
+	slices.Sort(nonces)
+	if len(slices.Compact(slices.Clone(nonces))) != len(nonces) || nonces[len(nonces)-1] != next {
+		t.Errorf("nonces %x, the next one being %x", nonces, next)
+	}
+}
+
+func sealedNonces(t *testing.T, b []byte) (nonces []string) {
+	t.Helper()
+	entries, err := parseEntries(b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	fixed := map[uint16]int{valueVMK: vmkFixed, valueStretch: 4 + saltSize, valueUseKey: 4}
+	for _, e := range entries {
+		if e.value == valueSealed {
+			nonces = append(nonces, string(e.data[:nonceSize]))
+		} else if n, ok := fixed[e.value]; ok {
+			nonces = append(nonces, sealedNonces(t, e.data[n:])...)
+		}
+	}
+	return nonces
+}

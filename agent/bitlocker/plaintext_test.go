@@ -9,6 +9,7 @@ import (
 	"sync"
 	"testing"
 	"testing/synctest"
+	"time"
 )
 
 // TestPlaintext does the same random reads and writes, of any range, to a volume
@@ -146,17 +147,25 @@ func TestReadOnly(t *testing.T) {
 	}
 }
 
+// slow is a volume that lets others go first.
+type slow struct{ *memory }
+
+func (s slow) ReadAt(b []byte, off int64) (int, error) {
+	defer time.Sleep(time.Microsecond)
+	return s.memory.ReadAt(b, off)
+}
+
 // TestConcurrentWrites has many goroutines write the bytes of the same sectors,
 // each its own ones: none may be lost.
 func TestConcurrentWrites(t *testing.T) {
 	o := testOptions(t)
 	m, view := formatted(t, o)
-	p := unlocked(t, m, testSize, o.ExternalKey)
+	p := unlocked(t, slow{m}, testSize, o.ExternalKey)
 	const writers, base = 8, 0x90000
 	var wg sync.WaitGroup
 	for w := range writers {
 		wg.Go(func() {
-			for at := base + w*100; at < base+0x4000; at += writers * 100 {
+			for at := base + w*100; at < base+0x1000; at += writers * 100 {
 				if _, err := p.WriteAt(bytes.Repeat([]byte{byte(w)}, 100), int64(at)); err != nil {
 					t.Error(err)
 				}
@@ -165,7 +174,7 @@ func TestConcurrentWrites(t *testing.T) {
 	}
 	wg.Wait()
 	for w := range writers {
-		for at := base + w*100; at < base+0x4000; at += writers * 100 {
+		for at := base + w*100; at < base+0x1000; at += writers * 100 {
 			copy(view[at:], bytes.Repeat([]byte{byte(w)}, 100))
 		}
 	}
