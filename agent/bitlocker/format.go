@@ -39,13 +39,16 @@ type FormatOptions struct {
 	Now  time.Time // creation time
 }
 
+// Storage is an image that can be written.
+type Storage interface {
+	io.ReaderAt
+	io.WriterAt
+}
+
 // Format encrypts the size bytes of rw in place. The order of the writes is
 // data, metadata, boot sector: an image on which Format was interrupted is no
 // BitLocker volume yet, and its file system is lost.
-func Format(rw interface {
-	io.ReaderAt
-	io.WriterAt
-}, size int64, opts FormatOptions) error {
+func Format(rw Storage, size int64, opts FormatOptions) error {
 	f, err := newFormatter(opts, size)
 	if err != nil {
 		return fmt.Errorf("cannot format: %w", err)
@@ -226,10 +229,7 @@ func (f *formatter) appendValidation(b, vmk []byte) []byte {
 const formatChunk = 1 << 20
 
 // encrypt moves the file system's beginning aside and encrypts the rest in place.
-func (f *formatter) encrypt(rw interface {
-	io.ReaderAt
-	io.WriterAt
-}) error {
+func (f *formatter) encrypt(rw Storage) error {
 	buf := make([]byte, formatChunk)
 	for _, s := range f.layout {
 		if s.kind != encrypted || f.HeaderOnly && s.shift == 0 {

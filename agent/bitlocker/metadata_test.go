@@ -443,10 +443,7 @@ func TestInterruptedFormat(t *testing.T) {
 }
 
 // writesOnly lets reads succeed.
-func (f failing) writesOnly() interface {
-	io.ReaderAt
-	io.WriterAt
-} {
+func (f failing) writesOnly() Storage {
 	return struct {
 		io.ReaderAt
 		io.WriterAt

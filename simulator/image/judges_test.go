@@ -2,11 +2,14 @@ package image
 
 import (
 	"bytes"
+	"crypto/rand"
+	"encoding/binary"
 	"errors"
 	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -29,7 +32,7 @@ func makeVolume(t *testing.T, s Spec) volume {
 	dir := t.TempDir()
 	s.Path = filepath.Join(dir, "disk.img")
 	if s.SizeBytes == 0 {
-		s.SizeBytes = 32<<20 + sizeUnit
+		s.SizeBytes = MinSize + sizeUnit // no multiple of anything larger
 	}
 	s.Label, s.Source = "DISK1", content()
 	keys, err := Create(t.Context(), s)
@@ -190,5 +193,71 @@ func TestJudges(t *testing.T) {
 				})
 			}
 		})
+	}
+}
+
+// TestContent looks at the file system with ntfs-3g's own tools, through our
+// decryption: it is clean, spans the volume, and holds what was copied in.
+func TestContent(t *testing.T) {
+	needs(t, "ntfsfix", "ntfscat")
+	v := makeVolume(t, Spec{})
+	view := readAll(t, v.open(t, v.keys.RecoveryPassword))
+	plain := filepath.Join(t.TempDir(), "plain.img")
+	if err := os.WriteFile(plain, view, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	judged(t, "", "ntfsfix", "--no-action", plain)
+	if sectors := binary.LittleEndian.Uint64(view[40:]); int64(sectors) != int64(len(view))/512-1 {
+		t.Errorf("the file system has %d sectors in a volume of %d bytes", sectors, len(view))
+	}
+	for name, file := range content() {
+		if got := judged(t, "", "ntfscat", plain, name); got != string(file.Data) {
+			t.Errorf("%s has %d bytes that differ from the %d copied in", name, len(got), len(file.Data))
+		}
+	}
+	for n := range 3 {
+		name := areaFolder + "/" + metadataFile + strconv.Itoa(n+1)
+		if got := judged(t, "", "ntfscat", plain, name); got != string(make([]byte, metadataSize)) {
+			t.Errorf("%s does not show zeros", name)
+		}
+	}
+}
+
+// TestWritten writes through our encryption, and has dislocker see it.
+func TestWritten(t *testing.T) {
+	needs(t, "dislocker-file")
+	v := makeVolume(t, Spec{})
+	p := v.open(t, v.keys.ExternalKey)
+	want := bytes.Repeat([]byte("written through the agent "), 1000)
+	for _, off := range []int64{100, 8000, p.Size() - int64(len(want))} {
+		if _, err := p.WriteAt(want, off); err != nil {
+			t.Fatal(err)
+		}
+		view := dislockerFile(t, v, true)
+		if !bytes.Equal(view[off:][:len(want)], want) {
+			t.Errorf("dislocker does not see what was written at %d", off)
+		}
+		if !bytes.Equal(view, readAll(t, p)) {
+			t.Errorf("after a write at %d, dislocker sees something else than we do", off)
+		}
+	}
+}
+
+// TestWrongCredentials makes sure that the judges do judge.
+func TestWrongCredentials(t *testing.T) {
+	needs(t, "dislocker-file", "cryptsetup")
+	v := makeVolume(t, Spec{})
+	other, err := bitlocker.GenerateRecoveryPassword(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.CommandContext(t.Context(), "dislocker-file", "-q", "-V", v.path, "-p"+other.Reveal(), "--", filepath.Join(t.TempDir(), "plain"))
+	if cmd.Run() == nil {
+		t.Error("dislocker opens the volume with another recovery password")
+	}
+	cmd = exec.CommandContext(t.Context(), "cryptsetup", "open", "--type", "bitlk", "--test-passphrase", v.path)
+	cmd.Stdin = strings.NewReader(other.Reveal())
+	if cmd.Run() == nil {
+		t.Error("cryptsetup accepts another recovery password")
 	}
 }
