@@ -155,7 +155,7 @@ func removeTree(dir string) error {
 }
 
 // KillUsers kills the processes of the program of that name which have an argument
-// that names something below dir.
+// that names something below dir, as in "/dir/x" or "--file=/dir/x".
 func KillUsers(dir, program string) error {
 	entries, err := os.ReadDir("/proc")
 	if err != nil {
@@ -177,7 +177,10 @@ func uses(pid int, dir, program string) bool {
 	}
 	args := strings.Split(string(bytes.TrimRight(cmdline, "\x00")), "\x00")
 	return filepath.Base(args[0]) == program &&
-		slices.ContainsFunc(args[1:], func(arg string) bool { return below(arg, dir) })
+		slices.ContainsFunc(args[1:], func(arg string) bool {
+			_, value, _ := strings.Cut(arg, "=")
+			return below(arg, dir) || below(value, dir)
+		})
 }
 
 // killProcess kills the process of that id, if it is the one that started then.

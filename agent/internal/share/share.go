@@ -1,23 +1,40 @@
-// Package share publishes folders of unlocked disks over SMB.
+// Package share publishes folders of unlocked disks over SMB, by a Debian smbd of
+// its own.
+//
+// The rules:
+//
+//   - The server touches nothing of the system's Samba: configuration, users,
+//     databases, sockets and logs are in one private directory, which goes with it.
+//   - It speaks SMB 3 with encryption only, knows one user with a password made for
+//     this lease, no guests, and follows no links.
+//   - It lives in a process namespace of its own: whatever it has started dies with
+//     it at once, and it dies with the agent.
 package share
 
 import (
 	"context"
 	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
 
 	"github.com/databox-lockbox/lockbox/agent/internal/disk"
 	"github.com/databox-lockbox/lockbox/protocol/approval"
 )
 
-var errDraft = errors.New("share: not written yet")
-
 // Config says where the server runs.
 type Config struct {
-	RunDir  string       // private directory of the agent; the server's own lies below and is removed at its end
+	RunDir  string       // private directory of the agent, made if missing; the server's own lies below
 	SMBD    string       // path of smbd; "" looks it up
-	Address string       // IP address to listen on; "" is 127.0.0.1
+	Address string       // IP address to listen on, and no other; "" is 127.0.0.1
 	Port    int          // TCP port; 0 is 445
-	Keeper  *disk.Keeper // ends the server when the agent dies; may be nil in tests
+	Keeper  *disk.Keeper // ends the server when the agent is killed; nil only where that does not matter
 }
 
 // Share is one folder that is published.
@@ -26,25 +43,208 @@ type Share struct {
 	Dir  string // the folder, on a mounted disk
 }
 
-// Server is a running SMB server of one lease.
-type Server struct{}
-
-// Start returns when the server answers.
-func Start(ctx context.Context, cfg Config, shares []Share, access approval.Access) (*Server, error) {
-	return nil, errDraft
+// Server is a running SMB server of one lease. All methods may be called
+// concurrently.
+type Server struct {
+	dir      string // its private directory
+	address  string // host and port
+	user     string
+	password string
+	keeper   *disk.Keeper
+	child    *disk.Child
 }
 
-// Credentials returns the only user that the server knows. They end with it.
-func (s *Server) Credentials() (user, password string) { return "", "" }
+// startTime bounds how long a server may take until it answers.
+const startTime = 20 * time.Second
 
-// Address returns the host and port the server listens on.
-func (s *Server) Address() string { return "" }
+// Start publishes shares and returns when the server answers; ctx ends the start
+// only. The caller ends the server with [Server.Stop].
+func Start(ctx context.Context, cfg Config, shares []Share, access approval.Access) (*Server, error) {
+	ctx, cancel := context.WithTimeout(ctx, startTime)
+	defer cancel()
+	if err := cfg.complete(); err != nil {
+		return nil, err
+	}
+	if err := checkShares(shares); err != nil {
+		return nil, err
+	}
+	if err := checkFree(ctx, cfg.address()); err != nil {
+		return nil, err
+	}
+	s, err := newServer(cfg)
+	if err != nil {
+		return nil, err
+	}
+	if err = s.prepare(ctx, cfg, shares, access); err == nil {
+		err = s.start(ctx, cfg)
+	}
+	if err != nil {
+		s.remove()
+		return nil, err
+	}
+	return s, nil
+}
+
+// complete fills in what is not set.
+func (c *Config) complete() (err error) {
+	if c.Address == "" {
+		c.Address = "127.0.0.1"
+	}
+	if net.ParseIP(c.Address) == nil {
+		return fmt.Errorf("cannot share at %q: want an IP address", c.Address)
+	}
+	if c.Port == 0 {
+		c.Port = 445
+	}
+	if c.SMBD == "" {
+		c.SMBD = "smbd"
+	}
+	if c.SMBD, err = findProgram(c.SMBD); err != nil {
+		return err
+	}
+	if err := os.MkdirAll(c.RunDir, 0o700); err != nil {
+		return err
+	}
+	if c.RunDir, err = filepath.Abs(c.RunDir); err != nil {
+		return err
+	}
+	c.RunDir, err = filepath.EvalSymlinks(c.RunDir)
+	return err
+}
+
+func (c *Config) address() string { return net.JoinHostPort(c.Address, strconv.Itoa(c.Port)) }
+
+// findProgram finds a program of the package samba. Programs for administrators
+// need not be on everybody's path.
+func findProgram(name string) (string, error) {
+	path, err := exec.LookPath(name)
+	if err != nil && !strings.Contains(name, "/") {
+		path, err = exec.LookPath("/usr/sbin/" + name)
+	}
+	if err != nil {
+		return "", fmt.Errorf("cannot share: no %s: install the package samba", name)
+	}
+	return path, nil
+}
+
+// checkFree fails if the address is taken: smbd would say so in its log only.
+func checkFree(ctx context.Context, address string) error {
+	var lc net.ListenConfig
+	listener, err := lc.Listen(ctx, "tcp", address)
+	if err != nil {
+		return fmt.Errorf("cannot share at %s: %w", address, err)
+	}
+	return listener.Close()
+}
+
+// start starts smbd and waits until it answers.
+func (s *Server) start(ctx context.Context, cfg Config) error {
+	cmd := exec.Command(cfg.SMBD, "--foreground", "--no-process-group",
+		"--configfile="+s.path("smb.conf"), "--log-basename="+s.path("log"))
+	cmd.Dir = "/"
+	cmd.Env = environment
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWPID, Setsid: true}
+	var err error
+	if s.child, err = disk.StartChild(cmd, cfg.Keeper); err != nil {
+		return fmt.Errorf("cannot start smbd: %w", err)
+	}
+	if err := s.waitReady(ctx); err != nil {
+		s.child.Kill()
+		<-s.child.Done()
+		return fmt.Errorf("cannot share at %s: %w: %s", s.address, err, s.lastLog())
+	}
+	return nil
+}
+
+func (s *Server) waitReady(ctx context.Context) error {
+	for {
+		err := probe(ctx, s.address)
+		if err == nil {
+			return nil
+		}
+		select {
+		case <-s.child.Done():
+			return errors.New("smbd ended")
+		case <-ctx.Done():
+			return fmt.Errorf("smbd does not answer: %w", err)
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
+}
+
+// lastLog returns the end of smbd's log as one line.
+func (s *Server) lastLog() string {
+	const most = 1000
+	text, err := os.ReadFile(s.path("log", "log.smbd"))
+	if err != nil {
+		return "it left no log"
+	}
+	return strings.Join(strings.Fields(string(text[max(0, len(text)-most):])), " ")
+}
+
+// Credentials returns the only user that the server knows. They are shown inside
+// the support session only, and end with the server.
+func (s *Server) Credentials() (user, password string) { return s.user, s.password }
+
+// Address returns the host and port at which the server answers.
+func (s *Server) Address() string { return s.address }
 
 // Done is closed when the server has ended, by Stop or by itself.
-func (s *Server) Done() <-chan struct{} { return nil }
+func (s *Server) Done() <-chan struct{} { return s.child.Done() }
 
-// Stop kills the server with all its connections and removes its directory.
-func (s *Server) Stop(ctx context.Context) error { return errDraft }
+// stopTime bounds [Server.Stop]. A server that waits for a disk that hangs ends
+// only when the disk is closed, but it answers nobody from the moment it is killed.
+const stopTime = 300 * time.Millisecond
 
-// Cleanup removes what an earlier agent left of runDir.
-func Cleanup(ctx context.Context, runDir string) error { return errDraft }
+// Stop kills the server with all its connections and removes its directory, with
+// the password in it. It waits at most 300 ms, less if ctx ends. An error says that
+// a process still waits for a disk; it was killed and is gone once that disk is
+// closed. Stop may be called more than once.
+func (s *Server) Stop(ctx context.Context) error {
+	s.child.Kill()
+	var err error
+	select {
+	case <-s.child.Done():
+	case <-ctx.Done():
+		err = errDying
+	case <-time.After(stopTime):
+		err = errDying
+	}
+	return errors.Join(err, s.remove())
+}
+
+var errDying = errors.New("smbd was killed, but still waits for a disk")
+
+// remove removes the server's directory.
+func (s *Server) remove() error {
+	if err := os.RemoveAll(s.dir); err != nil {
+		return err
+	}
+	return s.keeper.ForgetDir(s.dir)
+}
+
+func (s *Server) path(elem ...string) string {
+	return filepath.Join(append([]string{s.dir}, elem...)...)
+}
+
+// Cleanup kills the servers that an earlier agent left of runDir, and removes what
+// they have there. The caller makes sure that no agent of runDir is running.
+func Cleanup(ctx context.Context, runDir string) error {
+	dirs, err := filepath.Glob(filepath.Join(runDir, dirPrefix+"*"))
+	if err != nil {
+		return err
+	}
+	for _, dir := range dirs {
+		real, err := filepath.EvalSymlinks(dir)
+		if err == nil {
+			err = disk.KillUsers(real, "smbd")
+		}
+		if err == nil {
+			err = os.RemoveAll(dir)
+		}
+		if err != nil {
+			return fmt.Errorf("cannot undo what an earlier agent shares: %w", err)
+		}
+	}
+	return ctx.Err()
+}

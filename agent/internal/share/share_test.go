@@ -1,0 +1,404 @@
+package share
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"github.com/databox-lockbox/lockbox/agent/internal/disk"
+	"github.com/databox-lockbox/lockbox/agent/internal/disk/disktest"
+	"github.com/databox-lockbox/lockbox/protocol/approval"
+)
+
+// modeVariable makes this test binary play another part, see [TestMain].
+const modeVariable = "SHARE_TEST_MODE"
+
+func TestMain(m *testing.M) {
+	switch os.Getenv(modeVariable) {
+	case "keeper":
+		if disk.RunKeeper(os.Stdin) != nil {
+			os.Exit(1)
+		}
+		os.Exit(0)
+	case "agent":
+		playAgent()
+	}
+	goleak.VerifyTestMain(m)
+}
+
+// shareTest is a server over a folder of its own.
+type shareTest struct {
+	cfg    Config
+	folder string
+	server *Server
+}
+
+const shareName = "contosodata_BlockBlob"
+
+func needSamba(t *testing.T) {
+	t.Helper()
+	disktest.NeedPrograms(t, "smbd", "smbclient", "smbpasswd", "sharesec")
+}
+
+func newShare(t *testing.T) *shareTest {
+	t.Helper()
+	needSamba(t)
+	st := &shareTest{cfg: Config{RunDir: disktest.RunDir(t), Port: freePort(t)}, folder: t.TempDir()}
+	writeFile(t, filepath.Join(st.folder, "file"), "content")
+	return st
+}
+
+func started(t *testing.T, access approval.Access) *shareTest {
+	t.Helper()
+	st := newShare(t)
+	st.start(t, st.folder, access)
+	return st
+}
+
+func (st *shareTest) start(t *testing.T, folder string, access approval.Access) {
+	t.Helper()
+	began := time.Now()
+	server, err := Start(t.Context(), st.cfg, []Share{{Name: shareName, Dir: folder}}, access)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("started in %v", time.Since(began))
+	st.server = server
+	t.Cleanup(func() { server.Stop(context.Background()) })
+}
+
+func freePort(t *testing.T) int {
+	t.Helper()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close()
+	return listener.Addr().(*net.TCPAddr).Port
+}
+
+func writeFile(t *testing.T, path, text string) {
+	t.Helper()
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// client runs commands in smbclient as the server's own user.
+func (st *shareTest) client(commands string, options ...string) (string, error) {
+	user, password := st.server.Credentials()
+	return smbclient(st.cfg.Port, user, password, commands, options...)
+}
+
+func smbclient(port int, user, password, commands string, options ...string) (string, error) {
+	return smbclientAt(shareName, port, user, password, commands, options...)
+}
+
+func smbclientAt(share string, port int, user, password, commands string, options ...string) (string, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	args := append([]string{"//127.0.0.1/" + share, "-p", strconv.Itoa(port), "-s", "/dev/null", "-c", commands}, options...)
+	cmd := exec.CommandContext(ctx, "smbclient", args...)
+	cmd.Env = append(os.Environ(), "USER="+user, "PASSWD="+password)
+	out, err := cmd.CombinedOutput()
+	return string(out), err
+}
+
+func TestListGetPut(t *testing.T) {
+	st := started(t, approval.Delete)
+	local := t.TempDir()
+	big := make([]byte, 8<<20+17)
+	rand.Read(big)
+	writeFile(t, filepath.Join(local, "up"), string(big))
+
+	out, err := st.client("ls")
+	if err != nil || !strings.Contains(out, "file") {
+		t.Fatalf("ls: %v: %s", err, out)
+	}
+	commands := fmt.Sprintf(`lcd %s; mkdir folder; put up folder\up; get folder\up down; rename file file2; ls; del folder\up; rmdir folder`, local)
+	if out, err = st.client(commands); err != nil || strings.Contains(out, "NT_STATUS") {
+		t.Fatalf("%v: %s", err, out)
+	}
+	if got, err := os.ReadFile(filepath.Join(local, "down")); err != nil || !bytes.Equal(got, big) {
+		t.Errorf("down: %d bytes, %v", len(got), err)
+	}
+	if entries, _ := os.ReadDir(st.folder); len(entries) != 1 || entries[0].Name() != "file2" {
+		t.Errorf("in the folder: %v", entries)
+	}
+}
+
+func TestRefusals(t *testing.T) {
+	st := started(t, approval.ReadOnly)
+	user, password := st.server.Credentials()
+	tests := map[string]func() (string, error){
+		"wrong password": func() (string, error) { return smbclient(st.cfg.Port, user, password+"x", "ls") },
+		"wrong user":     func() (string, error) { return smbclient(st.cfg.Port, "nobody", password, "ls") },
+		"guest":          func() (string, error) { return smbclient(st.cfg.Port, "", "", "ls", "-N") },
+		"NT1":            func() (string, error) { return st.client("ls", "-m", "NT1", "--option=client min protocol=NT1") },
+		"SMB 2.1":        func() (string, error) { return st.client("ls", "-m", "SMB2_10") },
+		"other share": func() (string, error) {
+			return smbclientAt("root", st.cfg.Port, user, password, "ls")
+		},
+	}
+	for name, try := range tests {
+		if out, err := try(); err == nil {
+			t.Errorf("%s was let in: %s", name, out)
+		}
+	}
+	if out, err := st.client("ls"); err != nil { // the control
+		t.Errorf("with everything right: %v: %s", err, out)
+	}
+}
+
+// TestRefusesPlaintext speaks SMB 3 without encryption.
+func TestRefusesPlaintext(t *testing.T) {
+	st := started(t, approval.ReadOnly)
+	out, err := st.client("ls", "--option=client smb encrypt=off", "--option=client smb3 encryption algorithms=-AES-128-GCM -AES-128-CCM -AES-256-GCM -AES-256-CCM")
+	if err == nil {
+		t.Errorf("unencrypted: %s", out)
+	}
+	t.Log(out)
+}
+
+func TestAccess(t *testing.T) {
+	tests := []struct {
+		access             approval.Access
+		put, replace, drop bool
+	}{
+		{approval.ReadOnly, false, false, false},
+		{approval.ReadWrite, true, true, false},
+		{approval.Delete, true, true, true},
+	}
+	for _, tt := range tests {
+		t.Run(string(tt.access), func(t *testing.T) {
+			st := started(t, tt.access)
+			for commands, want := range map[string]bool{
+				"get file /dev/null":           true,
+				"lcd /etc; put hostname new":   tt.put,
+				"mkdir folder":                 tt.put,
+				"lcd /etc; put hostname file":  tt.replace,
+				"del other":                    tt.drop,
+				"rename another somewhereelse": tt.drop,
+				"rmdir empty":                  tt.drop,
+			} {
+				writeFile(t, filepath.Join(st.folder, "other"), "")
+				writeFile(t, filepath.Join(st.folder, "another"), "")
+				os.Mkdir(filepath.Join(st.folder, "empty"), 0o700)
+				out, err := st.client(commands)
+				if got := err == nil && !strings.Contains(out, "NT_STATUS"); got != want {
+					t.Errorf("%s: %v, want %v: %v: %s", commands, got, want, err, out)
+				}
+			}
+		})
+	}
+}
+
+func TestNoEscape(t *testing.T) {
+	st := newShare(t)
+	outside := t.TempDir()
+	writeFile(t, filepath.Join(outside, "secret"), "secret")
+	for name, target := range map[string]string{"dir": outside, "link": filepath.Join(outside, "secret"), "up": ".."} {
+		if err := os.Symlink(target, filepath.Join(st.folder, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	st.start(t, st.folder, approval.Delete)
+	for _, commands := range []string{
+		`get dir\secret /dev/null`, `get link /dev/null`, `cd dir; ls`, `cd up; ls`, `get ..\..\etc\hostname /dev/null`, `get ..\secret /dev/null`,
+	} {
+		if out, err := st.client(commands); err == nil && !strings.Contains(out, "NT_STATUS") {
+			t.Errorf("%s: %s", commands, out)
+		}
+	}
+}
+
+func TestStop(t *testing.T) {
+	st := started(t, approval.ReadOnly)
+	conn, err := net.Dial("tcp", st.server.Address())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	user, password := st.server.Credentials()
+	hung := exec.Command("smbclient", "//127.0.0.1/"+shareName, "-p", strconv.Itoa(st.cfg.Port), "-s", "/dev/null")
+	hung.Env = append(os.Environ(), "USER="+user, "PASSWD="+password)
+	stdin, err := hung.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := hung.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { stdin.Close(); hung.Process.Kill(); hung.Wait() })
+	waitFor(t, func() bool { return len(serverProcesses(t, st)) > 4 }) // one for the client
+	hung.Process.Signal(syscall.SIGSTOP)
+
+	began := time.Now()
+	if err := st.server.Stop(t.Context()); err != nil {
+		t.Error(err)
+	}
+	t.Logf("stopped in %v", time.Since(began))
+	if took := time.Since(began); took > stopTime+100*time.Millisecond {
+		t.Errorf("Stop took %v", took)
+	}
+	disktest.NothingLeft(t, st.cfg.RunDir, 0)
+	if entries, _ := os.ReadDir(st.cfg.RunDir); len(entries) > 0 {
+		t.Errorf("left: %v", entries)
+	}
+	if _, err := net.Dial("tcp", st.server.Address()); !errors.Is(err, syscall.ECONNREFUSED) {
+		t.Errorf("after Stop: %v", err)
+	}
+	<-st.server.Done()
+	if err := st.server.Stop(t.Context()); err != nil {
+		t.Errorf("second Stop: %v", err)
+	}
+	st.start(t, st.folder, approval.ReadOnly) // at the same port, at once
+	if _, again := st.server.Credentials(); again == password {
+		t.Error("the password is the same as before")
+	}
+}
+
+func serverProcesses(t *testing.T, st *shareTest) []string {
+	t.Helper()
+	var processes []string
+	for _, left := range disktest.Left(t, st.cfg.RunDir) {
+		if strings.Contains(left, "smbd") {
+			processes = append(processes, left)
+		}
+	}
+	return processes
+}
+
+func waitFor(t *testing.T, done func() bool) {
+	t.Helper()
+	for end := time.Now().Add(10 * time.Second); !done(); time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("waited in vain")
+		}
+	}
+}
+
+func TestDoneWhenSmbdDies(t *testing.T) {
+	st := started(t, approval.ReadOnly)
+	select {
+	case <-st.server.Done():
+		t.Fatal("done at once")
+	case <-time.After(50 * time.Millisecond):
+	}
+	st.server.child.Kill()
+	select {
+	case <-st.server.Done():
+	case <-time.After(time.Second):
+		t.Error("not done")
+	}
+	disktest.NothingLeft(t, st.cfg.RunDir, time.Second)
+}
+
+func TestSecretsAreNowhere(t *testing.T) {
+	st := started(t, approval.ReadWrite)
+	_, password := st.server.Credentials()
+	if len(password) < 20 {
+		t.Errorf("a password of %d characters", len(password))
+	}
+	for _, process := range serverProcesses(t, st) {
+		if strings.Contains(process, password) {
+			t.Error("the password is an argument")
+		}
+	}
+	filepath.WalkDir(st.server.dir, func(path string, entry os.DirEntry, err error) error {
+		if err != nil || !entry.Type().IsRegular() {
+			return err
+		}
+		if text, err := os.ReadFile(path); err != nil || bytes.Contains(text, []byte(password)) {
+			t.Errorf("%s: %v, or it holds the password", path, err)
+		}
+		return nil
+	})
+	for _, dir := range []string{st.cfg.RunDir, st.server.dir} {
+		if info, err := os.Stat(dir); err != nil || info.Mode().Perm() != 0o700 {
+			t.Errorf("%s: %v %v", dir, info.Mode(), err)
+		}
+	}
+}
+
+func TestStartFailures(t *testing.T) {
+	st := newShare(t)
+	taken, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer taken.Close()
+	good := []Share{{Name: shareName, Dir: st.folder}}
+	tests := map[string]struct {
+		change func(*Config)
+		shares []Share
+		want   string
+	}{
+		"no smbd":       {func(c *Config) { c.SMBD = "/nonexistent/smbd" }, good, "install the package samba"},
+		"no smbd named": {func(c *Config) { c.SMBD = "nosuchsmbd" }, good, "install the package samba"},
+		"not smbd":      {func(c *Config) { c.SMBD = "/bin/true" }, good, "smbd ended"},
+		"no address":    {func(c *Config) { c.Address = "localhost" }, good, "want an IP address"},
+		"port taken":    {func(c *Config) { c.Port = taken.Addr().(*net.TCPAddr).Port }, good, "address already in use"},
+		"no folder":     {func(*Config) {}, []Share{{Name: shareName, Dir: st.folder + "/missing"}}, "no such file"},
+		"a file":        {func(*Config) {}, []Share{{Name: shareName, Dir: st.folder + "/file"}}, "is no folder"},
+		"relative":      {func(*Config) {}, []Share{{Name: shareName, Dir: "."}}, "cannot share the folder"},
+		"percent":       {func(*Config) {}, []Share{{Name: shareName, Dir: "/tmp/%u"}}, "cannot share the folder"},
+		"newline":       {func(*Config) {}, []Share{{Name: shareName, Dir: "/tmp\nguest ok = yes"}}, "cannot share the folder"},
+		"bad name":      {func(*Config) {}, []Share{{Name: "a]\n[b", Dir: st.folder}}, "cannot share as"},
+		"homes":         {func(*Config) {}, []Share{{Name: "Homes", Dir: st.folder}}, "cannot share as"},
+		"twice":         {func(*Config) {}, []Share{{Name: "a", Dir: st.folder}, {Name: "A", Dir: st.folder}}, "two folders"},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			cfg := st.cfg
+			tt.change(&cfg)
+			server, err := Start(t.Context(), cfg, tt.shares, approval.ReadOnly)
+			if err == nil {
+				server.Stop(t.Context())
+				t.Fatal("started")
+			}
+			if !strings.Contains(err.Error(), tt.want) {
+				t.Errorf("%v, want %q", err, tt.want)
+			}
+			if entries, _ := os.ReadDir(cfg.RunDir); len(entries) > 0 {
+				t.Errorf("left: %v", entries)
+			}
+		})
+	}
+}
+
+func TestStartEndsWithContext(t *testing.T) {
+	st := newShare(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := Start(ctx, st.cfg, nil, approval.ReadOnly); err == nil {
+		t.Error("started")
+	}
+	disktest.NothingLeft(t, st.cfg.RunDir, 0)
+}
+
+func TestUnusualFolderNames(t *testing.T) {
+	st := newShare(t)
+	folder := filepath.Join(st.folder, "a = b; #1, ünï")
+	if err := os.Mkdir(folder, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	writeFile(t, filepath.Join(folder, "inside"), "")
+	st.start(t, folder, approval.ReadOnly)
+	if out, err := st.client("ls"); err != nil || !strings.Contains(out, "inside") {
+		t.Errorf("%v: %s", err, out)
+	}
+}
