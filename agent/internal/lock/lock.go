@@ -43,6 +43,8 @@ const (
 	recordWithin  = 5 * time.Second        // a durable write, before an unlock is refused
 	openWithin    = time.Minute            // all of Unlock
 	cleanWithin   = 30 * time.Second       // undoing what an earlier process left
+	goneWithin    = time.Second            // after cleaning, until nothing is seen of it
+	lookAgain     = 20 * time.Millisecond  // for what is still there
 	watchInterval = 250 * time.Millisecond // how often the clocks are read while anything is open
 	stopWithin    = 5 * time.Second        // waiting for what hangs when the process ends
 )
@@ -252,7 +254,19 @@ func (m *Machine) clean(ctx context.Context) error {
 	if !m.cfg.Bare {
 		err = m.cfg.Shares.Cleanup(ctx)
 	}
-	return errors.Join(err, m.cfg.Disks.Cleanup(ctx), m.leftovers())
+	return errors.Join(err, m.cfg.Disks.Cleanup(ctx), m.awaitGone(time.Now().Add(goneWithin)))
+}
+
+// awaitGone waits until the machine shows no more of any disk, which may lag a
+// moment behind closing it, and returns what is still there at the end.
+func (m *Machine) awaitGone(until time.Time) error {
+	for {
+		err := m.leftovers()
+		if err == nil || !time.Now().Before(until) {
+			return err
+		}
+		time.Sleep(lookAgain)
+	}
 }
 
 // leftovers returns an error that names what is still open of a disk.

@@ -209,7 +209,7 @@ func (m *Machine) undo(l *lease, reason Reason, start time.Time) outcome {
 	l.work.Wait()
 	stopErr := <-stopped
 	out := outcome{trouble: errors.Join(closeErr, stopErr)}
-	if stopErr != nil || m.leftovers() != nil {
+	if gone := m.awaitGone(start.Add(closeWithin)); stopErr != nil || gone != nil {
 		out.left = m.cleanAgain()
 	}
 	return out

@@ -7,6 +7,7 @@ import (
 	"encoding/base64"
 	"encoding/hex"
 	"errors"
+	"fmt"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -521,7 +522,7 @@ type attempt struct {
 func (s *scene) newAttempt(purpose protocol.Purpose) *attempt {
 	now := s.clock.Now()
 	s.requests++
-	id := strings.Repeat("0", 7) + string(rune('a'+s.requests))
+	id := fmt.Sprintf("%08d", s.requests)
 	a := &attempt{
 		s: s, purpose: purpose, service: "service", logKey: "log", consenter: "alice",
 		key: func(d protocol.DiskID) []byte { return diskKey(s.nodes[0], d) },

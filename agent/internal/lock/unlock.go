@@ -75,6 +75,9 @@ func (m *Machine) unlock(ctx context.Context, cancel context.CancelFunc, peer er
 // openAll opens all disks of an order, or fails with some of them open.
 func (m *Machine) openAll(ctx context.Context, l *lease, c *challenge, v verified, progress func(protocol.DiskID, string)) ([]byte, error) {
 	for _, k := range v.order.Keys {
+		if ctx.Err() != nil {
+			return nil, protocol.Errorf(protocol.CodeTimeout, "the disks were not opened in time, or nobody waits for it any more")
+		}
 		progress(k.Disk, phaseOpening)
 		if err := m.openDisk(ctx, l, c.key, v, k); err != nil {
 			return nil, err
