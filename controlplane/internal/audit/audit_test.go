@@ -390,6 +390,8 @@ func TestChangedChainsAreRefused(t *testing.T) {
 	fork.records = append(fork.records, &devicev1.ChainRecord{Index: 3, Record: data})
 	refused("another record 3", fork.records, fork.checkpoint(), protocol.CodeCheckpoint)
 	refused("only the checkpoint of the fork", nil, fork.checkpoint(), protocol.CodeCheckpoint)
+	fork.add(2)
+	refused("another record 3, under a checkpoint that cannot be compared yet", fork.records[3:4], fork.checkpoint(), protocol.CodeCheckpoint)
 
 	stranger := &chain{t: t, id: c.id, key: key(9)}
 	stranger.add(5)

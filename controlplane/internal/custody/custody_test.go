@@ -523,6 +523,34 @@ func TestRevokedWhileOpeningStopsBeforeCommit(t *testing.T) {
 	}
 }
 
+func TestProofOfAnEarlierOrderIsRefused(t *testing.T) {
+	w := newWorld(t, 1)
+	w.nodes[0].stale = true
+	if _, err := w.unlock(); protocol.CodeOf(err) != protocol.CodeNotOpened {
+		t.Errorf("got %v, want not-opened", err)
+	}
+	if slices.Contains(w.nodes[0].calls, "commit") {
+		t.Error("the node was committed")
+	}
+	w.nodes[0].stale = false
+	if _, err := w.unlock(); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestANodeThatDoesNotLockIsNotConfirmed(t *testing.T) {
+	w := newWorld(t, 1)
+	w.nodes[0].stuck = true
+	in := custody.LockIn{Caller: owner, Nodes: []protocol.NodeID{w.nodes[0].id}, Reason: "revoked"}
+	if r := w.custody.Lock(t.Context(), in)[0]; r.Confirmed || r.LocksBy == 0 {
+		t.Errorf("got %v", r)
+	}
+	w.nodes[0].stuck = false
+	if r := w.custody.Lock(t.Context(), in)[0]; !r.Confirmed {
+		t.Errorf("got %v", r)
+	}
+}
+
 func TestOnlyOneAttemptAtATime(t *testing.T) {
 	w := newWorld(t, 1)
 	inside, leave := make(chan struct{}), make(chan struct{})

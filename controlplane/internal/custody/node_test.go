@@ -45,6 +45,8 @@ type fakeNode struct {
 	locks   []*devicev1.LockRequest
 	calls   []string
 	offline bool
+	stale   bool                    // proves opening under an earlier order
+	stuck   bool                    // answers a lock, but does not lock
 	fault   func(step string) error // before the step is done; a nil func never fails
 	after   func(step string) error // after the step is done: the answer is lost
 }
@@ -205,6 +207,9 @@ func (n *fakeNode) open(in *devicev1.UnlockRequest) ([]byte, error) {
 		return nil, protocol.Errorf(protocol.CodeDisks, "%d keys for %d disks", len(order.Keys), len(n.disks))
 	}
 	n.state, n.order, n.request = protocol.Opened, digest, subject
+	if n.stale {
+		digest = approval.DigestOf([]byte("an earlier order"))
+	}
 	return approval.SignEd25519(approval.Opened{
 		Node: approval.NameOf(n.id), NodeKey: n.public(), OrderDigest: digest, RequestDigest: subject, OpenedAt: time.Now().Unix(),
 	}, n.key)
@@ -307,6 +312,9 @@ func (n *fakeNode) Lock(_ context.Context, in *devicev1.LockRequest) (*devicev1.
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.state, n.nonce = protocol.Locked, nil
+	if n.stuck {
+		n.state = protocol.Locking
+	}
 	n.locks = append(n.locks, in)
 	return &devicev1.LockResponse{Status: &devicev1.NodeStatus{State: string(n.state)}, TookMs: 1}, nil
 }
