@@ -164,8 +164,8 @@ func judged(t *testing.T, stdin, name string, args ...string) string {
 	return string(out)
 }
 
-// TestJudges has others open our volumes, with both keys, and compares what they
-// see with what we see: all of it, in every method and sector size.
+// TestJudges has others open our volumes, in every method, and compares all that
+// they see with what we see.
 func TestJudges(t *testing.T) {
 	for _, s := range []Spec{
 		{Method: bitlocker.AES128XTS, SectorSize: 512},
@@ -185,7 +185,11 @@ func TestJudges(t *testing.T) {
 					if j.name == "bdemount" && s.Method == bitlocker.AES256XTS {
 						t.Skip("this release of libbde cannot do AES-XTS-256")
 					}
-					for _, useBEK := range []bool{false, true} {
+					keys := []bool{true}
+					if s.Method == bitlocker.AES128XTS {
+						keys = append(keys, false) // the judges take seconds to stretch a password
+					}
+					for _, useBEK := range keys {
 						if theirs := j.view(t, v, useBEK); theirs != nil && !bytes.Equal(theirs, ours) {
 							t.Errorf("with BEK %v, %s sees %d bytes that differ from our %d", useBEK, j.name, len(theirs), len(ours))
 						}
