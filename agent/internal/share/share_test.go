@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -163,14 +164,77 @@ func TestRefusals(t *testing.T) {
 	}
 }
 
-// TestRefusesPlaintext speaks SMB 3 without encryption.
-func TestRefusesPlaintext(t *testing.T) {
-	st := started(t, approval.ReadOnly)
-	out, err := st.client("ls", "--option=client smb encrypt=off", "--option=client smb3 encryption algorithms=-AES-128-GCM -AES-128-CCM -AES-256-GCM -AES-256-CCM")
-	if err == nil {
-		t.Errorf("unencrypted: %s", out)
+// TestNothingInClear looks at the wire, also with clients that would rather not
+// encrypt.
+func TestNothingInClear(t *testing.T) {
+	st := started(t, approval.Delete)
+	marker := strings.Repeat("MARKER-ON-THE-WIRE", 100)
+	writeFile(t, filepath.Join(st.folder, "file"), marker)
+	wire, port := tap(t, st.server.Address())
+	user, password := st.server.Credentials()
+	for _, options := range [][]string{{}, {"--client-protection=sign"}} {
+		out, err := smbclient(port, user, password, "get file /dev/null; lcd /etc; put hostname "+marker[:18], options...)
+		t.Logf("%v: %v: %s", options, err, out)
+		if err != nil {
+			t.Error("refused")
+		}
 	}
-	t.Log(out)
+	seen := wire()
+	if !bytes.Contains(seen, []byte("\xfdSMB")) {
+		t.Error("no encrypted message was seen: the test tests nothing")
+	}
+	utf16 := strings.Join(strings.Split(marker[:18], ""), "\x00")
+	if bytes.Contains(seen, []byte(marker[:18])) || bytes.Contains(seen, []byte(utf16)) {
+		t.Error("data or names go in clear")
+	}
+}
+
+// tap listens at port, passes connections on to address, and keeps what it sees.
+func tap(t *testing.T, address string) (seen func() []byte, port int) {
+	t.Helper()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var mu sync.Mutex
+	var wire bytes.Buffer
+	var pumps sync.WaitGroup
+	pump := func(to, from net.Conn) {
+		defer to.Close()
+		for buf := make([]byte, 64<<10); ; {
+			n, err := from.Read(buf)
+			if err != nil {
+				return
+			}
+			mu.Lock()
+			wire.Write(buf[:n])
+			mu.Unlock()
+			if _, err := to.Write(buf[:n]); err != nil {
+				return
+			}
+		}
+	}
+	pumps.Go(func() {
+		for {
+			client, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			server, err := net.Dial("tcp", address)
+			if err != nil {
+				client.Close()
+				continue
+			}
+			pumps.Go(func() { pump(server, client) })
+			pumps.Go(func() { pump(client, server) })
+		}
+	})
+	t.Cleanup(func() { listener.Close(); pumps.Wait() })
+	return func() []byte {
+		mu.Lock()
+		defer mu.Unlock()
+		return bytes.Clone(wire.Bytes())
+	}, listener.Addr().(*net.TCPAddr).Port
 }
 
 func TestAccess(t *testing.T) {
