@@ -27,7 +27,8 @@ var plan = strings.Fields(`
 	controlplane/internal/config controlplane/internal/store controlplane/internal/store/storetest
 	controlplane/internal/auth controlplane/internal/policy controlplane/internal/audit
 	controlplane/internal/broker controlplane/internal/custody controlplane/internal/notify
-	controlplane/internal/orders controlplane/internal/lockbox controlplane/internal/api
+	controlplane/internal/orders controlplane/internal/orders/orderstest controlplane/internal/lockbox
+	controlplane/internal/api
 	controlplane/internal/cli
 	simulator/profile simulator/image simulator/fleet simulator/actor simulator/world
 	simulator/scenario simulator/cli simulator/cmd/databox-sim
