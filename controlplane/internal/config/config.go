@@ -50,7 +50,8 @@ type Config struct {
 	DemoTimers bool `mapstructure:"demo_timers"`
 	// Timers are the times of the workflow.
 	Timers Timers `mapstructure:"timers"`
-	Log    Log    `mapstructure:"log"`
+	// Log configures the daemon's log.
+	Log Log `mapstructure:"log"`
 }
 
 // Listener is a TCP port with a server certificate.
@@ -68,9 +69,6 @@ type Timers struct {
 	// RequestExpiry is how long a request waits for the customer. Default 96h,
 	// four days.
 	RequestExpiry time.Duration `mapstructure:"request_expiry"`
-	// AccessDuration is how long access lasts when the engineer names no
-	// duration. Default 8h.
-	AccessDuration time.Duration `mapstructure:"access_duration"`
 }
 
 // Log configures the daemon's log, which goes to standard error.
@@ -94,7 +92,7 @@ func Default() Config {
 
 // DefaultTimers returns the times that hold without demo_timers.
 func DefaultTimers() Timers {
-	return Timers{RequestExpiry: 4 * 24 * time.Hour, AccessDuration: 8 * time.Hour}
+	return Timers{RequestExpiry: 4 * 24 * time.Hour}
 }
 
 // Load reads the file at path over the defaults, applies the environment, and
@@ -179,7 +177,6 @@ func (p *problems) listener(key string, l Listener) {
 
 func (p *problems) timers(t Timers, demo bool) {
 	p.between("timers.request_expiry", t.RequestExpiry, time.Second, 4*24*time.Hour)
-	p.between("timers.access_duration", t.AccessDuration, time.Second, 8*time.Hour)
 	p.check(demo || t == DefaultTimers(), "timers", "differ from the defaults: remove them, or set demo_timers to true in a demonstration")
 }
 

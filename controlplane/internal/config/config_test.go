@@ -3,12 +3,48 @@ package config_test
 import (
 	"os"
 	"path/filepath"
+	"reflect"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
+
 	"github.com/databox-lockbox/lockbox/controlplane/internal/config"
 )
+
+func TestExampleIsTheDefaults(t *testing.T) {
+	got, err := config.Load("../../../configs/lockboxd.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := config.Default()
+	want.DataDir = "/var/lib/lockboxd"
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("the example differs from the documented defaults (-want +got):\n%s", diff)
+	}
+}
+
+func TestExampleNamesEveryOption(t *testing.T) {
+	data, err := os.ReadFile("../../../configs/lockboxd.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var check func(reflect.Type)
+	check = func(s reflect.Type) {
+		for f := range s.Fields() {
+			key := f.Tag.Get("mapstructure")
+			if !regexp.MustCompile(`(?m)^ *` + key + `:`).Match(data) {
+				t.Errorf("the example does not name %s", key)
+			}
+			if f.Type.Kind() == reflect.Struct {
+				check(f.Type)
+			}
+		}
+	}
+	check(reflect.TypeFor[config.Config]())
+}
 
 func TestDefaultsNeedOnlyADirectory(t *testing.T) {
 	c := config.Default()
@@ -35,7 +71,7 @@ func TestValidateReportsAllProblems(t *testing.T) {
 	}
 	for _, key := range []string{
 		"data_dir", "master_key_file", "outbox_dir", "policies_dir", "api.address", "api.names", "tunnel.address", "tunnel.names[0]",
-		"tunnel.names[1]", "dead_man", "timers.request_expiry", "timers.access_duration", "log.level", "log.format",
+		"tunnel.names[1]", "dead_man", "timers.request_expiry", "log.level", "log.format",
 	} {
 		if !strings.Contains(err.Error(), "\n  "+key+": ") {
 			t.Errorf("%s is not reported in:\n%v", key, err)

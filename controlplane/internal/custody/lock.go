@@ -5,6 +5,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/rs/zerolog"
+
 	"github.com/databox-lockbox/lockbox/controlplane/internal/auth"
 	"github.com/databox-lockbox/lockbox/controlplane/internal/store"
 	"github.com/databox-lockbox/lockbox/protocol"
@@ -45,7 +47,11 @@ func (s *Service) lockNode(ctx context.Context, id protocol.NodeID, in LockIn) *
 	defer cancel()
 	status, took, err := s.askToLock(ctx, id, in)
 	if err != nil {
-		s.Logger.Warn().Err(err).Stringer("node", id).Str("reason", in.Reason).Msg("a node did not confirm that it is locked")
+		level := zerolog.WarnLevel
+		if protocol.CodeOf(err) == protocol.CodeOffline { // [Service.Run] asks again every second
+			level = zerolog.DebugLevel
+		}
+		s.Logger.WithLevel(level).Err(err).Stringer("node", id).Str("reason", in.Reason).Msg("a node did not confirm that it is locked")
 		return &lockboxv1.RelockResult{Node: id.String(), LocksBy: s.Now().Add(s.DeadMan).Unix()}
 	}
 	state := protocol.LockState(status.GetState())
