@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -36,7 +37,7 @@ func (m *Machine) Commit(ctx context.Context, envelope []byte) (leaseEnd time.Ti
 		return time.Time{}, nil, err
 	}
 	m.recordAfter(m.opening(l))
-	return l.endsAt, m.shareStatus(l), nil
+	return l.endsAt, m.shareStatus(), nil
 }
 
 // carryOut records the commit, publishes what it is for, and leads to Unlocked.
@@ -68,11 +69,11 @@ func (m *Machine) opening(l *lease) auditlog.Record {
 	if l.purpose == protocol.DataCopy {
 		op = auditlog.OpDataCopyStarted
 	}
-	names := ""
-	for _, f := range l.folders {
-		names += f.Name + " "
+	names := make([]string, len(l.folders))
+	for i, f := range l.folders {
+		names[i] = f.Name
 	}
-	return m.record(l.scope, op, auditlog.Success, "shares", names, "access", string(l.access), "leaseEnd", stamp(l.endsAt))
+	return m.record(l.scope, op, auditlog.Success, "shares", strings.Join(names, " "), "access", string(l.access), "leaseEnd", stamp(l.endsAt))
 }
 
 // beginCommit takes the opened lease for one commit.
@@ -142,6 +143,10 @@ func (m *Machine) publish(ctx context.Context, l *lease) error {
 	}
 	m.mu.Lock()
 	l.shares, l.folders = found, folders(found)
+	m.known = make([]knownShare, len(found))
+	for i, f := range l.folders {
+		m.known[i] = knownShare{f, found[i].Disk}
+	}
 	m.mu.Unlock()
 	if l.purpose == protocol.DataCopy || len(found) == 0 {
 		return nil
@@ -213,6 +218,12 @@ func (m *Machine) mount(ctx context.Context, l *lease, d Disk) ([]copyjob.Share,
 		return nil, lockedMeanwhile()
 	}
 	return copyjob.Shares(d.ID(), root)
+}
+
+// knownShare is a share that was found on a disk.
+type knownShare struct {
+	Folder
+	disk protocol.DiskID
 }
 
 // folders names what is published: each share by its name, and with the disk

@@ -2,6 +2,7 @@ package lock
 
 import (
 	"context"
+	"strings"
 
 	"github.com/databox-lockbox/lockbox/agent/internal/copyjob"
 	"github.com/databox-lockbox/lockbox/protocol"
@@ -84,10 +85,14 @@ func (m *Machine) reportJob(l *lease, event string, state copyjob.State, r copyj
 	m.cfg.JobEvent(e)
 }
 
+// codeList says for a record why a job ended as it did.
 func codeList(r copyjob.Result) string {
-	list := ""
+	var list []string
 	for _, c := range r.Codes {
-		list += string(c) + " "
+		list = append(list, string(c))
 	}
-	return list + text(r.Failure)
+	if r.Failure != nil {
+		list = append(list, text(r.Failure))
+	}
+	return strings.Join(list, " ")
 }

@@ -184,7 +184,8 @@ type Machine struct {
 	ending     *ending    // set exactly in Locking
 	lastEnding *ending    // the one that led to the present Locked or Faulted
 	lastReason Reason
-	fault      string // why the state is Faulted
+	fault      string       // why the state is Faulted
+	known      []knownShare // found on the disks when they were last mounted
 	job        *devicev1.JobStatus
 	jobsSeen   map[approval.Digest]bool // consents under which a job has run
 }

@@ -25,12 +25,12 @@ func (m *Machine) Status() *devicev1.NodeStatus {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	s.State, s.LastRelockReason, s.Fault, s.Job = string(m.state), string(m.lastReason), m.fault, m.job
+	s.Shares = m.shareStatusLocked()
 	if l := m.lease; l != nil {
 		s.Purpose, s.RequestDigest = string(l.purpose), string(l.subject)
 		if m.state == protocol.Unlocked {
 			s.LeaseEnd = l.endsAt.Unix()
 		}
-		s.Shares = m.shareStatusLocked(l)
 		for _, d := range disks {
 			d.State = l.diskState(protocol.DiskID(d.Disk), d.State)
 		}
@@ -51,20 +51,20 @@ func (l *lease) diskState(id protocol.DiskID, seen string) string {
 	return seen
 }
 
-func (m *Machine) shareStatus(l *lease) []*devicev1.ShareStatus {
+// shareStatus lists the shares that were last found on the disks. They are open
+// while a lease for support lasts; the copy job's nobody else reaches.
+func (m *Machine) shareStatus() []*devicev1.ShareStatus {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return m.shareStatusLocked(l)
+	return m.shareStatusLocked()
 }
 
-// shareStatusLocked lists the shares of a lease. For the copy job they are
-// closed: nobody else reaches them.
-func (m *Machine) shareStatusLocked(l *lease) []*devicev1.ShareStatus {
-	list := make([]*devicev1.ShareStatus, len(l.folders))
-	for i, f := range l.folders {
-		s := &devicev1.ShareStatus{Name: f.Name, Disk: string(l.shares[i].Disk), Protocol: "smb", State: "closed", Access: string(l.access)}
-		if l.server != nil && m.state == protocol.Unlocked {
-			s.State, s.Address = "open", l.server.Address()
+func (m *Machine) shareStatusLocked() []*devicev1.ShareStatus {
+	list := make([]*devicev1.ShareStatus, len(m.known))
+	for i, k := range m.known {
+		s := &devicev1.ShareStatus{Name: k.Name, Disk: string(k.disk), Protocol: "smb", State: "closed"}
+		if l := m.lease; l != nil && l.server != nil && m.state == protocol.Unlocked {
+			s.State, s.Address, s.Access = "open", l.server.Address(), string(l.access)
 		}
 		list[i] = s
 	}

@@ -78,6 +78,9 @@ func TestUnlockAndCommit(t *testing.T) {
 			t.Fatal(err)
 		}
 		s.lockedBecause(Operator)
+		if shares := s.Status().Shares; len(shares) != 2 || shares[0].State != "closed" || shares[0].Address != "" {
+			t.Errorf("shares after locking: %v", shares)
+		}
 		if !slices.Equal(s.sessions, []Reason{Operator}) {
 			t.Errorf("sessions were ended for %v", s.sessions)
 		}
