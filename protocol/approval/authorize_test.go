@@ -39,11 +39,23 @@ func aliceAs(change func(*sshsig)) func(testing.TB, *scene) {
 	return func(_ testing.TB, s *scene) { s.decision("alice-laptop").hand = byBlob("alice", change) }
 }
 
+// showing changes a blob after it was signed.
+func showing(change func(*sshsig)) func(*sshsig) { return func(b *sshsig) { b.show = change } }
+
 // twoOwners asks for two of the owners, alice and bob.
 func twoOwners(t testing.TB, s *scene) {
 	s.rule(UnlockDatabox).CustomerGroups[0].Threshold = 2
 	s.policy.keyIDs = []string{"alice-laptop", "bob-passkey", "carol-token"}
 	s.decisions = append(s.decisions, approve("bob-passkey", Customer, created+130))
+}
+
+// oneOwner asks for one owner alone, as the rule for data-copy does.
+func oneOwner(_ testing.TB, s *scene) {
+	rule := s.rule(UnlockDatabox)
+	rule.ProviderGroups, rule.CustomerGroups = nil, rule.CustomerGroups[:1]
+	s.policy.keyIDs = []string{"alice-laptop"}
+	s.without("petra-laptop")
+	s.without("carol-token")
 }
 
 // flip changes one bit of the first signature.
@@ -119,6 +131,18 @@ var unlockCases = []unlockCase{
 	{name: "signature-reserved", fault: aliceAs(func(b *sshsig) { b.reserved = "x" }), code: protocol.CodeSignatureInvalid},
 	{name: "signature-sshsig-version", fault: aliceAs(func(b *sshsig) { b.version = 2 }), code: protocol.CodeSignatureInvalid},
 	{name: "signature-sshsig-magic", fault: aliceAs(func(b *sshsig) { b.magic = "SSHSIH" }), code: protocol.CodeSignatureInvalid},
+	{name: "signature-trailing-byte", fault: func(_ testing.TB, s *scene) {
+		s.decision("alice-laptop").change = func(e *Envelope) { e.Signatures[0].Sig = append(e.Signatures[0].Sig, 0) }
+	}, code: protocol.CodeSignatureInvalid},
+	{name: "signature-inner-trailing-byte", fault: func(_ testing.TB, s *scene) {
+		s.decision("alice-laptop").hand = byRest(func(t testing.TB) ssh.Signer { return sshSigner(t, "alice") }, oneMore)
+	}, code: protocol.CodeSignatureInvalid},
+	{name: "signature-security-key-trailing-byte", fault: func(_ testing.TB, s *scene) {
+		s.decision("carol-token").hand = byRest(func(testing.TB) ssh.Signer { return newSecurityKey("carol") }, oneMore)
+	}, code: protocol.CodeSignatureInvalid},
+	{name: "signature-security-key-without-flags", fault: func(_ testing.TB, s *scene) {
+		s.decision("carol-token").hand = byRest(func(testing.TB) ssh.Signer { return newSecurityKey("carol") }, none)
+	}, code: protocol.CodeSignatureInvalid},
 	{name: "signature-security-key-untouched", fault: func(_ testing.TB, s *scene) {
 		s.decision("carol-token").hand = func(t testing.TB, e *Envelope, keyID string) {
 			key := newSecurityKey("carol")
@@ -135,6 +159,13 @@ var unlockCases = []unlockCase{
 			e.Signatures = append(e.Signatures, Signature{KeyID: keyID, Sig: blob.sign(t, key, e.PAE())})
 		}
 	}, code: protocol.CodeSignatureInvalid},
+	{name: "signature-shows-another-key", fault: func(t testing.TB, s *scene) {
+		aliceAs(func(b *sshsig) { b.public = sshSigner(t, "mallory").PublicKey().Marshal() })(t, s)
+	}, code: protocol.CodeSignatureInvalid},
+	{name: "signature-shows-another-namespace", fault: aliceAs(showing(func(b *sshsig) { b.namespace = "file" })), code: protocol.CodeSignatureInvalid},
+	{name: "signature-shows-another-hash", fault: aliceAs(showing(func(b *sshsig) { b.hash = "sha256" })), code: protocol.CodeSignatureInvalid},
+	{name: "signature-shows-reserved", fault: aliceAs(showing(func(b *sshsig) { b.reserved = "x" })), code: protocol.CodeSignatureInvalid},
+	{name: "signature-shows-another-magic", fault: aliceAs(showing(func(b *sshsig) { b.magic = "SSHSIH" })), code: protocol.CodeSignatureInvalid},
 	{name: "signature-plain-ed25519", fault: func(_ testing.TB, s *scene) { s.decision("alice-laptop").hand = byMachine("alice") }, code: protocol.CodeSignatureInvalid},
 	{name: "signature-ssh-in-place-of-passkey", prepare: withBob, fault: func(_ testing.TB, s *scene) {
 		s.decision("bob-passkey").hand = byFile("bob")
@@ -168,6 +199,11 @@ var unlockCases = []unlockCase{
 	{name: "passkey-trailing-bytes", prepare: withBob, fault: bobAs(func(a *authenticator) { a.trailing = []byte{0} }), code: protocol.CodeSignatureInvalid},
 	{name: "passkey-cross-origin", prepare: withBob, fault: bobAs(func(a *authenticator) { a.extra["crossOrigin"] = true }), code: protocol.CodeSignatureInvalid},
 	{name: "passkey-top-origin", prepare: withBob, fault: bobAs(func(a *authenticator) { a.extra["topOrigin"] = "https://evil.example" }), code: protocol.CodeSignatureInvalid},
+	{name: "passkey-another-id", prepare: withBob, fault: bobAs(func(a *authenticator) { a.outer = map[string]any{"id": "AAAA"} }), code: protocol.CodeSignatureInvalid},
+	{name: "passkey-another-raw-id", prepare: withBob, fault: bobAs(func(a *authenticator) { a.outer = map[string]any{"rawId": "AAAA"} }), code: protocol.CodeSignatureInvalid},
+	{name: "passkey-another-type", prepare: withBob, fault: bobAs(func(a *authenticator) { a.outer = map[string]any{"type": "password"} }), code: protocol.CodeSignatureInvalid},
+	{name: "passkey-short-data", prepare: withBob, fault: bobAs(func(a *authenticator) { a.cut = 6 }), code: protocol.CodeSignatureInvalid},
+	{name: "passkey-client-data-trailing", prepare: withBob, fault: bobAs(func(a *authenticator) { a.tail = "{}" }), code: protocol.CodeSignatureInvalid},
 	{name: "passkey-client-data-twice", prepare: withBob, fault: func(_ testing.TB, s *scene) {
 		s.decision("bob-passkey").hand = func(t testing.TB, e *Envelope, keyID string) {
 			a := newAuthenticator(t, "bob")
@@ -227,6 +263,10 @@ var unlockCases = []unlockCase{
 	{name: "engineer-person-is-provider-approver", fault: func(_ testing.TB, s *scene) {
 		s.statement.Engineer.Person = "petra@provider.example"
 	}, code: protocol.CodeSignerEngineer},
+	{name: "engineer-is-silent-provider-approver", prepare: func(_ testing.TB, s *scene) {
+		g := &s.rule(UnlockDatabox).ProviderGroups[0]
+		g.Keys = append(g.Keys, "dave-laptop")
+	}, fault: func(_ testing.TB, s *scene) { s.statement.Engineer.Person = "dave@contoso.example" }, code: protocol.CodeSignerEngineer},
 	{name: "engineer-person-in-no-group-decides", fault: func(_ testing.TB, s *scene) {
 		s.statement.Engineer.Person = "dave@contoso.example"
 		s.decisions = append(s.decisions, approve("dave-laptop", Customer, created+130))
@@ -260,14 +300,11 @@ var unlockCases = []unlockCase{
 		s.policy.keyIDs = []string{"alice-laptop"}
 	}, code: protocol.CodeAction},
 	{name: "action-unknown", fault: func(_ testing.TB, s *scene) { s.statement.Action = "erase-databox" }, code: protocol.CodeAction},
-	{name: "action-data-copy-by-statement", prepare: func(_ testing.TB, s *scene) {
-		s.without("petra-laptop")
-		s.rule(UnlockDatabox).ProviderGroups = nil
-		s.without("carol-token")
-		s.rule(UnlockDatabox).CustomerGroups = s.rule(UnlockDatabox).CustomerGroups[:1]
-		s.policy.keyIDs = []string{"alice-laptop"}
-	}, fault: func(_ testing.TB, s *scene) {
+	{name: "action-data-copy-by-statement", prepare: oneOwner, fault: func(_ testing.TB, s *scene) {
 		s.statement.Action, s.statement.Purpose = CopyData, protocol.DataCopy
+	}, code: protocol.CodeAction},
+	{name: "action-data-copy-as-support", prepare: oneOwner, fault: func(_ testing.TB, s *scene) {
+		s.statement.Action = CopyData
 	}, code: protocol.CodeAction},
 	{name: "purpose-data-copy", fault: func(_ testing.TB, s *scene) { s.statement.Purpose = protocol.DataCopy }, code: protocol.CodeAction},
 
@@ -289,7 +326,12 @@ var unlockCases = []unlockCase{
 	{name: "window-decided-after-expiry", prepare: func(_ testing.TB, s *scene) { s.now += 3600 }, fault: func(_ testing.TB, s *scene) {
 		s.statement.Expires = created + 599
 	}, code: protocol.CodeWindow},
-	{name: "window-clock-before-request", fault: func(_ testing.TB, s *scene) { s.now = created - 3600 }, code: protocol.CodeWindow},
+	{name: "window-clock-before-request", prepare: func(_ testing.TB, s *scene) {
+		for i := range s.decisions {
+			s.decisions[i].doc.DecidedAt = created - 60
+		}
+		s.now = created - 120
+	}, fault: func(_ testing.TB, s *scene) { s.now = created - 121 }, code: protocol.CodeWindow},
 
 	{name: "revoked-by-customer", fault: func(_ testing.TB, s *scene) { s.revocations = append(s.revocations, revoke("bob-passkey")) }, code: protocol.CodeRevoked},
 	{name: "revoked-by-provider", fault: func(_ testing.TB, s *scene) { s.revocations = append(s.revocations, revoke("petra-laptop")) }, code: protocol.CodeRevoked},
@@ -317,6 +359,12 @@ var unlockCases = []unlockCase{
 		consent := s.consent
 		consent.doc.PolicyDigest = DigestOf(nil)
 		s.changeUnlock = func(in *Request) { in.Decisions[1] = consent.envelope(t) }
+	}, code: protocol.CodeInvalid},
+	{name: "form-decision-as-revocation", fault: func(_ testing.TB, s *scene) {
+		s.decision("alice-laptop").hand = func(t testing.TB, e *Envelope, keyID string) {
+			e.PayloadType = KindRevocation
+			byFile("alice")(t, e, keyID)
+		}
 	}, code: protocol.CodeInvalid},
 	{name: "form-same-decision-twice", fault: func(_ testing.TB, s *scene) {
 		s.changeUnlock = func(in *Request) { in.Decisions = append(in.Decisions, in.Decisions[0]) }
@@ -385,6 +433,11 @@ func TestGrant(t *testing.T) {
 		{"a second decision of one person does not delay", func(s *scene) {
 			s.decisions = append(s.decisions, approve("alice-spare", Customer, created+690))
 		}, created + 600, created + 600 + 8*hour},
+		{"the threshold of a group may be the last", func(s *scene) {
+			s.rule(UnlockDatabox).CustomerGroups[0].Threshold = 2
+			s.policy.keyIDs = []string{"alice-laptop", "bob-passkey", "carol-token"}
+			s.decisions = append(s.decisions, approve("bob-passkey", Customer, created+650))
+		}, created + 650, created + 650 + 8*hour},
 		{"the other group may be the last", func(s *scene) { s.decision("alice-laptop").doc.DecidedAt = created + 660 }, created + 660, created + 660 + 8*hour},
 		{"shortest is a customer's", func(s *scene) { s.decision("carol-token").doc.MaxDuration = hour }, created + 600, created + 600 + hour},
 		{"shortest is the provider's", func(s *scene) { s.decision("petra-laptop").doc.MaxDuration = 2 * hour }, created + 600, created + 600 + 2*hour},

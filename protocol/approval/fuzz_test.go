@@ -97,9 +97,8 @@ func FuzzCanonicalAssertion(f *testing.F) {
 	})
 }
 
-// TestMutation changes every byte of every envelope and of the statement, one
-// at a time and to several values. No change may be accepted with another
-// meaning.
+// TestMutation flips one bit of every byte of every envelope and of the
+// statement. No change may be accepted with another meaning.
 func TestMutation(t *testing.T) {
 	s := newScene(t)
 	withBob(t, s)
@@ -110,12 +109,10 @@ func TestMutation(t *testing.T) {
 	mutate := func(t *testing.T, data []byte, accepted func(changed []byte) bool) {
 		t.Helper()
 		for i := range data {
-			for _, bits := range []byte{0x01, 0x20, 0x80} {
-				changed := bytes.Clone(data)
-				changed[i] ^= bits
-				if accepted(changed) {
-					t.Errorf("byte %d %q to %q is accepted", i, data[i], changed[i])
-				}
+			changed := bytes.Clone(data)
+			changed[i] ^= 1 << (i % 8)
+			if accepted(changed) {
+				t.Errorf("byte %d %q to %q is accepted", i, data[i], changed[i])
 			}
 		}
 	}

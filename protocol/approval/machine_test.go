@@ -119,6 +119,16 @@ func (m *machines) commitRequest(s signedMachines) CommitRequest {
 	}
 }
 
+// alsoSigned adds a second signature.
+func alsoSigned(t testing.TB, name string) func(*Envelope) {
+	return func(e *Envelope) {
+		t.Helper()
+		if err := e.SignEd25519(machineKey(name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 type machineCase struct {
 	name, step string
 	fault      func(t testing.TB, m *machines)
@@ -131,17 +141,17 @@ var machineCases = []machineCase{
 		m.challenge.NodeKey, m.challengeKey = machinePublic("thief"), "thief"
 	}, protocol.CodeNode},
 	{"challenge-signed-by-another", "challenge", func(_ testing.TB, m *machines) { m.challengeKey = "thief" }, protocol.CodeSignatureInvalid},
+	{"challenge-signed-twice", "challenge", func(t testing.TB, m *machines) { m.changed = alsoSigned(t, "mallory") }, protocol.CodeSignatureInvalid},
+	{"challenge-key-id", "challenge", func(_ testing.TB, m *machines) {
+		m.changed = func(e *Envelope) { e.Signatures[0].KeyID = "node-1" }
+	}, protocol.CodeSignatureInvalid},
 	{"challenge-flipped", "challenge", func(_ testing.TB, m *machines) { m.changed = flip }, protocol.CodeSignatureInvalid},
 	{"challenge-other-request", "challenge", func(_ testing.TB, m *machines) { m.challenge.RequestDigest = DigestOf(nil) }, protocol.CodeNonce},
 	{"challenge-expired", "challenge", func(_ testing.TB, m *machines) { m.now = m.challenge.Expires }, protocol.CodeNonce},
 	{"order-by-another", "order", func(_ testing.TB, m *machines) { m.orderKey = "mallory" }, protocol.CodeServiceSignature},
 	{"order-flipped", "order", func(_ testing.TB, m *machines) { m.changeOrder = flip }, protocol.CodeServiceSignature},
 	{"order-signed-twice", "order", func(t testing.TB, m *machines) {
-		m.changeOrder = func(e *Envelope) {
-			if err := e.SignEd25519(machineKey("mallory")); err != nil {
-				t.Fatal(err)
-			}
-		}
+		m.changeOrder = alsoSigned(t, "next service")
 	}, protocol.CodeServiceSignature},
 	{"order-by-approver", "order", func(_ testing.TB, m *machines) {
 		m.changeOrder = func(e *Envelope) { e.Signatures[0].KeyID = "alice-laptop" }
@@ -155,6 +165,7 @@ var machineCases = []machineCase{
 	{"commit-lacks-a-node", "commit", func(_ testing.TB, m *machines) {
 		m.opened, m.openedKeys = m.opened[:1], m.openedKeys[:1]
 	}, protocol.CodeNotOpened},
+	{"commit-has-another-node", "commit", func(_ testing.TB, m *machines) { m.nodes = m.nodes[:1] }, protocol.CodeNotOpened},
 	{"commit-one-node-twice", "commit", func(_ testing.TB, m *machines) {
 		m.opened[1], m.openedKeys[1] = m.opened[0], m.openedKeys[0]
 	}, protocol.CodeNotOpened},

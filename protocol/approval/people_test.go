@@ -13,6 +13,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"maps"
 	"testing"
 
 	"golang.org/x/crypto/ssh"
@@ -87,6 +88,7 @@ type sshsig struct {
 	namespace string
 	reserved  string
 	hash      string
+	show      func(*sshsig) // changes the blob after signing
 }
 
 func plainSSHSig(kind Kind) sshsig {
@@ -105,16 +107,18 @@ func (s sshsig) sign(t testing.TB, signer ssh.Signer, message []byte) []byte {
 		Namespace, Reserved, Hash string
 		Sum                       []byte
 	}{s.namespace, s.reserved, s.hash, hash})...)))
-	public := s.public
-	if public == nil {
-		public = signer.PublicKey().Marshal()
+	if s.public == nil {
+		s.public = signer.PublicKey().Marshal()
+	}
+	if s.show != nil {
+		s.show(&s)
 	}
 	return append([]byte(s.magic), ssh.Marshal(struct {
 		Version                   uint32
 		Public                    []byte
 		Namespace, Reserved, Hash string
 		Sig                       []byte
-	}{s.version, public, s.namespace, s.reserved, s.hash, ssh.Marshal(sig)})...)
+	}{s.version, s.public, s.namespace, s.reserved, s.hash, ssh.Marshal(sig)})...)
 }
 
 // authenticator is a passkey in software.
@@ -127,6 +131,9 @@ type authenticator struct {
 	flags      byte
 	extra      map[string]any // more fields of the client data
 	trailing   []byte         // after the authenticator data
+	cut        int            // bytes cut off the authenticator data
+	tail       string         // after the client data
+	outer      map[string]any // replaces fields of the credential's JSON
 }
 
 func newAuthenticator(t testing.TB, name string) authenticator {
@@ -165,7 +172,7 @@ func (a authenticator) clientData(t testing.TB, challenge []byte) []byte {
 			text += `,` + quote(t, name) + `:` + quote(t, v)
 		}
 	}
-	return []byte(text + "}")
+	return []byte(text + "}" + a.tail)
 }
 
 func quote(t testing.TB, v any) string {
@@ -178,6 +185,7 @@ func (a authenticator) wrap(t testing.TB, clientData []byte) []byte {
 	t.Helper()
 	rp, hash := sha256.Sum256([]byte(a.rpID)), sha256.Sum256(clientData)
 	authData := append(append(rp[:], a.flags, 0, 0, 0, 9), a.trailing...)
+	authData = authData[:len(authData)-a.cut]
 	message := append(append([]byte(nil), authData...), hash[:]...)
 	var sig []byte
 	switch key := a.key.(type) {
@@ -189,12 +197,14 @@ func (a authenticator) wrap(t testing.TB, clientData []byte) []byte {
 	default:
 		t.Fatal(errors.New("no such key"))
 	}
-	return must[[]byte](t)(json.Marshal(map[string]any{
+	credential := map[string]any{
 		"id": b64url(a.credential), "rawId": b64url(a.credential), "type": "public-key",
 		"authenticatorAttachment": "platform", "clientExtensionResults": map[string]any{},
 		"response": map[string]any{
 			"clientDataJSON": b64url(clientData), "authenticatorData": b64url(authData),
 			"signature": b64url(sig), "userHandle": "dXNlcg",
 		},
-	}))
+	}
+	maps.Copy(credential, a.outer)
+	return must[[]byte](t)(json.Marshal(credential))
 }

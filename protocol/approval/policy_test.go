@@ -142,8 +142,11 @@ func TestRecovery(t *testing.T) {
 		t.Errorf("policy is version %d, %s", p.Document().Version, p.Digest())
 	}
 	third := next
-	third.doc.Version, third.doc.PreviousDigest = 6, p.Digest()
+	third.doc.Version, third.doc.PreviousDigest = 5, p.Digest()
 	third.keyIDs = []string{"dave-laptop", "carol-token"}
+	_, err := p.VerifySuccessor(third.envelope(t))
+	wantCode(t, err, protocol.CodePolicyDigest)
+	third.doc.Version = 6
 	q := must[*Policy](t)(p.VerifySuccessor(third.envelope(t)))
 	if q.ByRecovery() {
 		t.Error("a policy signed by customers counts as a recovery")

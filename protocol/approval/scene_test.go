@@ -1,6 +1,7 @@
 package approval_test
 
 import (
+	"io"
 	"testing"
 	"time"
 
@@ -68,6 +69,32 @@ func byBlob(name string, change func(*sshsig)) hand {
 		e.Signatures = append(e.Signatures, Signature{KeyID: keyID, Sig: s.sign(t, sshSigner(t, name), e.PAE())})
 	}
 }
+
+// restSigner changes what follows the inner signatures of an SSH key.
+type restSigner struct {
+	ssh.Signer
+	change func(rest []byte) []byte
+}
+
+func (s restSigner) Sign(rand io.Reader, data []byte) (*ssh.Signature, error) {
+	sig, err := s.Signer.Sign(rand, data)
+	if err == nil {
+		sig.Rest = s.change(sig.Rest)
+	}
+	return sig, err
+}
+
+func byRest(signer func(testing.TB) ssh.Signer, change func(rest []byte) []byte) hand {
+	return func(t testing.TB, e *Envelope, keyID string) {
+		t.Helper()
+		sig := plainSSHSig(e.PayloadType).sign(t, restSigner{signer(t), change}, e.PAE())
+		e.Signatures = append(e.Signatures, Signature{KeyID: keyID, Sig: sig})
+	}
+}
+
+func oneMore(rest []byte) []byte { return append(rest, 0) }
+
+func none([]byte) []byte { return nil }
 
 // hands are those of the people in the base policy.
 var hands = map[string]hand{
@@ -200,7 +227,7 @@ func basePolicy(t testing.TB) TrustPolicy {
 			},
 			{Action: CopyData, CustomerGroups: []Group{owners}, Service: true, MaxDuration: 24 * 3600},
 		},
-		ServiceKeys: [][]byte{machinePublic("service")},
+		ServiceKeys: [][]byte{machinePublic("service"), machinePublic("next service")},
 		LogKey:      logKey(t),
 		RecoveryKey: &vault,
 	}

@@ -395,8 +395,9 @@ func machineVector(t *testing.T, name, step string, code protocol.Code, m *machi
 		v.add("opened", string(s.opened[0]))
 	case "commit":
 		v.add("self", nodeHeader(m.nodes[0]))
-		v.add("node", nodeHeader(m.nodes[0]))
-		v.add("node", nodeHeader(m.nodes[1]))
+		for _, n := range m.nodes {
+			v.add("node", nodeHeader(n))
+		}
 		v.add("order-digest", string(s.orderDigest))
 		v.add("commit", string(s.commit))
 	}
