@@ -36,6 +36,13 @@ const (
 	unlockTimeout = 60 * time.Second
 )
 
+// Deadlines of what an attempt writes down, so that a store that hangs means a
+// refusal within five seconds: of the intent, and of the failure after it.
+const (
+	intentTimeout  = 3 * time.Second
+	failureTimeout = time.Second
+)
+
 // retryPause is how long [Service.Run] waits before it again tells nodes to
 // lock that have not confirmed it.
 const retryPause = time.Second

@@ -551,6 +551,37 @@ func TestANodeThatDoesNotLockIsNotConfirmed(t *testing.T) {
 	}
 }
 
+func TestAStoreThatHangsMeansARefusal(t *testing.T) {
+	w := newWorld(t, 2)
+	w.custody.Wrapper = unwraps{w.custody.Wrapper, func() { t.Error("a key was unwrapped without a record") }}
+	release := func() {}
+	var once sync.Once
+	w.nodes[0].hook(func(step string) error {
+		if step == "challenge" {
+			once.Do(func() { release = storetest.Hold(t, w.store) })
+		}
+		return nil
+	}, nil)
+	begin := time.Now()
+	_, err := w.unlock()
+	took := time.Since(begin)
+	w.allAre(protocol.Locked)
+	release()
+	if protocol.CodeOf(err) != protocol.CodeNotRecorded || took > 5*time.Second {
+		t.Errorf("got %v after %s, want not-recorded within 5 s", err, took)
+	}
+	// What could not be written down then is, once the store answers.
+	w.nodes[0].hook(nil, nil)
+	left, err := w.custody.Recover(t.Context())
+	for deadline := time.Now().Add(10 * time.Second); (err != nil || left > 0) && time.Now().Before(deadline); {
+		time.Sleep(50 * time.Millisecond)
+		left, err = w.custody.Recover(t.Context())
+	}
+	if err != nil || w.attempts()[0].State != store.AttemptFailed {
+		t.Errorf("%v, attempt %+v", err, w.attempts()[0])
+	}
+}
+
 func TestOnlyOneAttemptAtATime(t *testing.T) {
 	w := newWorld(t, 1)
 	inside, leave := make(chan struct{}), make(chan struct{})

@@ -2,6 +2,7 @@ package custody
 
 import (
 	"context"
+	"slices"
 	"sync"
 	"time"
 
@@ -32,14 +33,28 @@ type LockIn struct {
 // node that does not confirm locks by itself at the time its result says.
 // Results are in the order of the nodes.
 func (s *Service) Lock(ctx context.Context, in LockIn) []*lockboxv1.RelockResult {
+	results := s.lockAll(ctx, in)
+	ctx = context.WithoutCancel(ctx) // what was done is recorded, whoever still waits for the answer
+	err := s.Store.Tx(ctx, func(tx *store.Tx) error { return s.recordLocks(ctx, tx, in, results) })
+	if err != nil { // the nodes are locked: this is no reason to tell the caller otherwise
+		s.Logger.Error().Err(err).Msg("cannot record that nodes were locked")
+	}
+	return results
+}
+
+func (s *Service) lockAll(ctx context.Context, in LockIn) []*lockboxv1.RelockResult {
 	results := make([]*lockboxv1.RelockResult, len(in.Nodes))
 	var all sync.WaitGroup
 	for i, id := range in.Nodes {
 		all.Go(func() { results[i] = s.lockNode(ctx, id, in) })
 	}
 	all.Wait()
-	s.recordLocks(ctx, in, results)
 	return results
+}
+
+// confirmed reports whether all nodes said that they are locked.
+func confirmed(results []*lockboxv1.RelockResult) bool {
+	return !slices.ContainsFunc(results, func(r *lockboxv1.RelockResult) bool { return !r.Confirmed })
 }
 
 func (s *Service) lockNode(ctx context.Context, id protocol.NodeID, in LockIn) *lockboxv1.RelockResult {
@@ -77,31 +92,21 @@ func (s *Service) askToLock(ctx context.Context, id protocol.NodeID, in LockIn) 
 	return resp.GetStatus(), resp.GetTookMs(), nil
 }
 
-// recordLocks writes down what was done. The nodes are locked by now, so that a
-// record that cannot be written is logged and no error.
-func (s *Service) recordLocks(ctx context.Context, in LockIn, results []*lockboxv1.RelockResult) {
-	ctx = context.WithoutCancel(ctx)
-	err := s.Store.Tx(ctx, func(tx *store.Tx) error {
-		for i, r := range results {
-			result := auditlog.Success
-			if !r.Confirmed {
-				result = auditlog.Failure
-			}
-			rec := s.record(auditlog.OpLockVolume, result, in.Caller, in.Nodes[i], in.Tenant)
-			rec.CorrelationID = in.Correlation
-			rec.Properties["reason"] = in.Reason
-			if !r.Confirmed {
-				rec.Properties["locksBy"] = time.Unix(r.LocksBy, 0).UTC().Format(time.RFC3339)
-			}
-			if _, err := s.Audit.Record(ctx, tx, rec); err != nil {
-				return err
-			}
+// recordLocks writes down what each node answered.
+func (s *Service) recordLocks(ctx context.Context, tx *store.Tx, in LockIn, results []*lockboxv1.RelockResult) error {
+	for i, r := range results {
+		rec := s.record(auditlog.OpLockVolume, auditlog.Success, in.Caller, in.Nodes[i], in.Tenant)
+		if !r.Confirmed {
+			rec = s.record(auditlog.OpLockVolume, auditlog.Failure, in.Caller, in.Nodes[i], in.Tenant)
+			rec.Properties["locksBy"] = time.Unix(r.LocksBy, 0).UTC().Format(time.RFC3339)
 		}
-		return nil
-	})
-	if err != nil {
-		s.Logger.Error().Err(err).Msg("cannot record that nodes were locked")
+		rec.CorrelationID = in.Correlation
+		rec.Properties["reason"] = in.Reason
+		if _, err := s.Audit.Record(ctx, tx, rec); err != nil {
+			return err
+		}
 	}
+	return nil
 }
 
 // Recover locks the nodes of attempts that are neither committed nor under way
@@ -144,20 +149,21 @@ func (s *Service) recoverAttempt(ctx context.Context, a store.Attempt) (bool, er
 	if err != nil || a.State == store.AttemptCommitted || a.State == store.AttemptFailed {
 		return err == nil, err
 	}
-	results := make([]*lockboxv1.RelockResult, len(in.Nodes))
-	confirmed := true
-	for i, id := range in.Nodes {
-		results[i] = s.lockNode(ctx, id, in)
-		confirmed = confirmed && results[i].Confirmed
-	}
-	if !confirmed {
+	results := s.lockAll(ctx, in)
+	if !confirmed(results) {
 		return false, nil
 	}
-	s.recordLocks(ctx, in, results)
 	if a.ErrorCode == "" {
 		a.ErrorCode = protocol.CodeUnavailable // cut off
 	}
-	return true, s.move(ctx, &a, store.AttemptFailed)
+	a.State, a.Updated = store.AttemptFailed, s.Now()
+	err = s.Store.Tx(ctx, func(tx *store.Tx) error {
+		if err := tx.UpdateAttempt(ctx, &a); err != nil {
+			return err
+		}
+		return s.recordLocks(ctx, tx, in, results)
+	})
+	return err == nil, err
 }
 
 // lockOf says how to lock what an attempt may have opened. Its approval is not

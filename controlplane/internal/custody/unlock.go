@@ -242,7 +242,9 @@ func (g *saga) recordIntent(ctx context.Context) error {
 	for _, n := range g.nodes {
 		rec.Properties[auditlog.PropertyNonce(n.ref.ID())] = hex.EncodeToString(n.challenge.Nonce)
 	}
-	index, err := g.s.Audit.RecordIntent(ctx, rec)
+	limited, cancel := context.WithTimeout(ctx, intentTimeout)
+	defer cancel()
+	index, err := g.s.Audit.RecordIntent(limited, rec)
 	if err != nil {
 		return err
 	}
@@ -463,29 +465,29 @@ func (g *saga) finish(ctx context.Context) error {
 // abort locks all nodes, first, and then writes down why. What cannot be done
 // now is left to [Service.Run].
 func (g *saga) abort(ctx context.Context, cause error) {
-	g.attempt.ErrorCode = protocol.CodeOf(cause)
-	in, err := lockOf(g.attempt)
+	next := g.attempt
+	next.ErrorCode = protocol.CodeOf(cause)
+	in, err := lockOf(next)
 	if err != nil {
 		panic("custody: internal error: " + err.Error())
 	}
-	confirmed := true
-	for _, r := range g.s.Lock(ctx, in) {
-		confirmed = confirmed && r.Confirmed
-	}
-	state := store.AttemptLocking
-	if confirmed {
-		state = store.AttemptFailed
+	results := g.s.lockAll(ctx, in)
+	next.State, next.Updated = store.AttemptLocking, g.s.Now()
+	if confirmed(results) {
+		next.State = store.AttemptFailed
 	}
 	rec := g.record(auditlog.OpRefuseUnlock, auditlog.Refused)
-	rec.Properties["code"], rec.Properties["step"] = string(g.attempt.ErrorCode), g.attempt.State
-	next := g.attempt
-	next.State, next.Updated = state, g.s.Now()
+	rec.Properties["code"], rec.Properties["step"] = string(next.ErrorCode), g.attempt.State
+	ctx, cancel := context.WithTimeout(ctx, failureTimeout)
+	defer cancel()
 	err = g.s.Store.Tx(ctx, func(tx *store.Tx) error {
 		if err := tx.UpdateAttempt(ctx, &next); err != nil {
 			return err
 		}
-		_, err := g.s.Audit.Record(ctx, tx, rec)
-		return err
+		if _, err := g.s.Audit.Record(ctx, tx, rec); err != nil {
+			return err
+		}
+		return g.s.recordLocks(ctx, tx, in, results)
 	})
 	if err != nil {
 		g.s.Logger.Error().Err(err).Str("attempt", g.attempt.ID).Msg("cannot write down that an unlock failed")

@@ -104,3 +104,24 @@ func Exec(t testing.TB, s *store.Store, query string, args ...any) {
 		t.Fatal(err)
 	}
 }
+
+// Hold keeps every writer of s out until release is called, as a disk that hangs
+// would.
+func Hold(t testing.TB, s *store.Store) (release func()) {
+	t.Helper()
+	db, err := sql.Open("sqlite", "file:"+s.Path()+"?_pragma=busy_timeout(5000)&_txlock=immediate")
+	if err != nil {
+		t.Error(err)
+		return func() {}
+	}
+	tx, err := db.BeginTx(context.Background(), nil)
+	if err != nil {
+		t.Error(err)
+	}
+	return func() {
+		if tx != nil {
+			tx.Rollback()
+		}
+		db.Close()
+	}
+}
