@@ -34,6 +34,7 @@ type lease struct {
 	// The clocks. A time.Duration is boot time.
 	wall     time.Time     // of the unlock, when it was confirmed by the order
 	boot     time.Duration // of the unlock
+	begun    time.Duration
 	endsAt   time.Time
 	openedAt time.Duration
 	heard    time.Duration // last word of the control plane
@@ -240,6 +241,9 @@ func (m *Machine) check() bool {
 // dueLocked reports whether the lease has to end now, and why.
 func (m *Machine) dueLocked(wall time.Time, boot time.Duration) (Reason, bool) {
 	l := m.lease
+	if m.state == protocol.Opening {
+		return UnlockFailed, boot-l.begun > openWithin
+	}
 	if m.state != protocol.Opened && m.state != protocol.Unlocked {
 		return "", false
 	}

@@ -40,8 +40,9 @@ import (
 
 // Bounds that are not settings.
 const (
-	recordWithin  = 5 * time.Second        // a durable write, before an unlock is refused
-	openWithin    = time.Minute            // all of Unlock
+	recordWithin  = 4 * time.Second        // what must be durable before an act
+	afterWithin   = 400 * time.Millisecond // waiting for the record of what is over; with the above, less than 5 s
+	openWithin    = time.Minute            // all of Unlock, however a disk hangs
 	cleanWithin   = 30 * time.Second       // undoing what an earlier process left
 	goneWithin    = time.Second            // after cleaning, until nothing is seen of it
 	lookAgain     = 20 * time.Millisecond  // for what is still there

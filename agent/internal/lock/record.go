@@ -56,12 +56,15 @@ func (m *Machine) intent(v verified) auditlog.Record {
 func (m *Machine) append(r auditlog.Record) error { return m.appendWithin(recordWithin, r) }
 
 func (m *Machine) appendWithin(d time.Duration, r auditlog.Record) error {
-	return m.writer.do(d, func() error {
-		ctx, cancel := context.WithTimeout(context.Background(), recordWithin)
-		defer cancel()
-		_, err := m.cfg.Journal.Append(ctx, r)
-		return err
-	})
+	return m.writer.do(d, func() error { return m.journal(r) })
+}
+
+// journal appends a record; only the writer calls it.
+func (m *Machine) journal(r auditlog.Record) error {
+	ctx, cancel := context.WithTimeout(context.Background(), recordWithin)
+	defer cancel()
+	_, err := m.cfg.Journal.Append(ctx, r)
+	return err
 }
 
 // recordAfter records what has already happened. What cannot be recorded has

@@ -53,7 +53,6 @@ const (
 	wipeWithin  = 1500 * time.Millisecond
 	closeWithin = 1900 * time.Millisecond // disks are closed
 	lockWithin  = 2 * time.Second
-	afterWithin = time.Second // for the record of it, which comes after
 	forever     = 10 * 365 * 24 * time.Hour
 )
 
@@ -293,26 +292,19 @@ func (m *Machine) remember(l *lease, reason Reason, subject approval.Digest, spe
 		}
 	}
 	spend = (spend || reason == Revoked) && subject != ""
-	if l == nil && !spend {
+	if l != nil && !l.wall.IsZero() {
+		m.writer.try(func() error { return m.cfg.State.RaiseHighWater(l.wallAt(m.cfg.Clock.Boot())) })
+	}
+	if !spend {
 		return nil
 	}
 	err := m.writer.do(recordWithin, func() error {
-		var err error
-		if spend {
-			err = m.cfg.State.Spend(string(subject), string(reason), until)
-		}
-		if l != nil && !l.wall.IsZero() {
-			err = errors.Join(err, m.cfg.State.RaiseHighWater(l.wallAt(m.cfg.Clock.Boot())))
-		}
-		return err
+		return m.cfg.State.Spend(string(subject), string(reason), until)
 	})
 	if err != nil {
-		return fmt.Errorf("locked, but that could not be made durable: %w", err)
+		return fmt.Errorf("locked, but that the approval is used up could not be made durable: %w", err)
 	}
-	if spend {
-		r := m.record(scope{subject: subject}, auditlog.OpSpendApproval, auditlog.Success, "reason", string(reason))
-		m.recordAfter(r)
-	}
+	m.recordAfter(m.record(scope{subject: subject}, auditlog.OpSpendApproval, auditlog.Success, "reason", string(reason)))
 	return nil
 }
 

@@ -105,7 +105,7 @@ func (m *Machine) beginAttempt(cancel context.CancelFunc) (*challenge, *lease, e
 	}
 	c := m.challenge
 	m.challenge = nil
-	m.lease = &lease{scope: scope{purpose: c.purpose, subject: c.subject}, gone: make(chan struct{})}
+	m.lease = &lease{scope: scope{purpose: c.purpose, subject: c.subject}, begun: m.cfg.Clock.Boot(), gone: make(chan struct{})}
 	m.lease.onDrop(cancel)
 	m.moveLocked(attempted)
 	return c, m.lease, nil

@@ -249,12 +249,8 @@ func (m *Machine) checkLog(policy *approval.Policy, v verified) error {
 	if err != nil {
 		return err
 	}
-	index, err := auditlog.CheckInclusion(proofText("index", v.order.LogIndex, v.order.LogProof), head, auditlog.LeafHash(v.order.LogRecord))
-	if err != nil {
+	if _, err := auditlog.CheckInclusion(proofText("index", v.order.LogIndex, v.order.LogProof), head, auditlog.LeafHash(v.order.LogRecord)); err != nil {
 		return err
-	}
-	if index != v.order.LogIndex {
-		return protocol.Errorf(protocol.CodeCheckpoint, "the intent is record %d of the activity log, not %d", index, v.order.LogIndex)
 	}
 	if err := m.checkIntent(v); err != nil {
 		return err
@@ -303,11 +299,11 @@ func (m *Machine) settle(v verified) error {
 		earlier = v.now
 	}
 	err := m.writer.do(recordWithin, func() error {
-		return errors.Join(m.cfg.State.RaiseHighWater(earlier), m.cfg.State.SetCheckpoint(v.order.LogCheckpoint))
+		if err := errors.Join(m.cfg.State.RaiseHighWater(earlier), m.cfg.State.SetCheckpoint(v.order.LogCheckpoint)); err != nil {
+			return err
+		}
+		return m.journal(m.intent(v))
 	})
-	if err == nil {
-		err = m.append(m.intent(v))
-	}
 	if err != nil {
 		return protocol.Errorf(protocol.CodeNotRecorded, "nothing was opened, because the intent could not be recorded: %v", err)
 	}

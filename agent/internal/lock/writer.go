@@ -8,15 +8,22 @@ import (
 // errHangs is what a durable write that takes too long counts as.
 var errHangs = errors.New("the file system does not answer in time")
 
+// errStopping is what a durable write meets after the end of Run.
+var errStopping = errors.New("the agent is stopping")
+
+// queued is how many durable writes may wait for one that hangs.
+const queued = 64
+
 // writer does durable writes one after the other, away from those who wait for
-// them: a file system that hangs costs a refusal, not the lock.
+// them: a file system that hangs costs a refusal, not the lock. What was asked
+// for is done in order, also when nobody waits for it any more.
 type writer struct {
 	tasks chan func()
 	stop  chan struct{}
 }
 
 func newWriter() writer {
-	return writer{tasks: make(chan func()), stop: make(chan struct{})}
+	return writer{tasks: make(chan func(), queued), stop: make(chan struct{})}
 }
 
 // start begins to work, until the returned function is called.
@@ -29,6 +36,7 @@ func (w writer) start() (stop func() error) {
 			case f := <-w.tasks:
 				f()
 			case <-w.stop:
+				w.drain()
 				return
 			}
 		}
@@ -44,16 +52,30 @@ func (w writer) start() (stop func() error) {
 	}
 }
 
+func (w writer) drain() {
+	for {
+		select {
+		case f := <-w.tasks:
+			f()
+		default:
+			return
+		}
+	}
+}
+
 // do returns the outcome of f, or errHangs when that takes longer than d; f may
 // then still happen.
 func (w writer) do(d time.Duration, f func() error) error {
+	select {
+	case <-w.stop:
+		return errStopping
+	default:
+	}
 	limit := time.NewTimer(d)
 	defer limit.Stop()
 	done := make(chan error, 1)
 	select {
 	case w.tasks <- func() { done <- f() }:
-	case <-w.stop:
-		return errors.New("the agent is stopping")
 	case <-limit.C:
 		return errHangs
 	}
@@ -65,10 +87,10 @@ func (w writer) do(d time.Duration, f func() error) error {
 	}
 }
 
-// try does f if nothing else is being written, without waiting for it.
+// try has f done without waiting for it, unless too much is waiting already.
 func (w writer) try(f func() error) {
 	select {
-	case w.tasks <- func() { _ = f() }: // the next one, a minute later, is as good
+	case w.tasks <- func() { _ = f() }: // if it fails, the next one is as good
 	default:
 	}
 }
