@@ -78,6 +78,7 @@ func TestSSHUserCertOpensItsSessionOnly(t *testing.T) {
 		{"tampered", check, tampered, "signature"},
 		{"unknown critical option", check, resigned(func(c *ssh.Certificate) { c.CriticalOptions["x@y"] = "1" }), "unsupported critical option"},
 		{"no critical options", check, resigned(func(c *ssh.Certificate) { c.CriticalOptions = nil }), `for session ""`},
+		{"option of another session", check, resigned(func(c *ssh.Certificate) { c.CriticalOptions[SessionOption] = "SES-other" }), "SES-other"},
 		{"no principals", check, resigned(func(c *ssh.Certificate) { c.ValidPrincipals = nil }), "0 principals"},
 		{"a second principal", check, resigned(func(c *ssh.Certificate) { c.ValidPrincipals = []string{string(session), "root"} }), "2 principals"},
 		{"principal of another session", check, resigned(func(c *ssh.Certificate) { c.ValidPrincipals = []string{"root"} }), "principal"},

@@ -161,23 +161,38 @@ func TestWriteToAClosedOrUnreadStreamEnds(t *testing.T) {
 	}
 }
 
-// A person holds the output of a terminal: upgraded streams wait longer.
+// A person holds the output of a terminal: upgraded streams wait longer, at
+// both ends.
 func TestUpgradedStreamWaitsForItsReader(t *testing.T) {
 	limits := relaxed()
 	limits.StallTimeout = 200 * time.Millisecond
-	near, far := streams(t, limits)
-	near.upgrade()
-	const size = 1 << 20
-	written := make(chan error, 1)
+	const size = 1 << 20 // more than the window
+	written := make(chan error, 2)
+	s := startServer(t, withLimits(limits))
+	startClient(t, s.address, node1, func(c *ClientConfig) { c.Limits = limits }, withDeviceHandler(func(w http.ResponseWriter, r *http.Request) {
+		conn, err := AcceptUpgrade(w, r)
+		if err != nil {
+			return
+		}
+		defer conn.Close()
+		_, err = io.CopyN(conn, zeros{}, size)
+		written <- err
+		io.CopyN(io.Discard, conn, size)
+	}))
+	conn, err := s.peer(t, node1).Upgrade(t.Context(), "/", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
 	go func() {
-		_, err := io.CopyN(near, zeros{}, size)
+		_, err := io.CopyN(conn, zeros{}, size)
 		written <- err
 	}()
 	time.Sleep(3 * limits.StallTimeout)
-	if _, err := io.CopyN(io.Discard, far, size); err != nil {
+	if _, err := io.CopyN(io.Discard, conn, size); err != nil {
 		t.Fatal(err)
 	}
-	if err := <-written; err != nil {
+	if err := errors.Join(within(t, patience, written), within(t, patience, written)); err != nil {
 		t.Fatal(err)
 	}
 }

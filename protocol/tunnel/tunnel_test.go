@@ -151,7 +151,13 @@ func TestBackoffGrowsWhileSessionsAreShort(t *testing.T) {
 }
 
 func TestNewerConnectionReplacesTheOlder(t *testing.T) {
-	s := startServer(t)
+	s := startServer(t, func(c *ServerConfig) {
+		told := c.Disconnected
+		c.Disconnected = func(p *Peer, err error) { // a slow hook is still called before the next
+			time.Sleep(100 * time.Millisecond)
+			told(p, err)
+		}
+	})
 	first := startClient(t, s.address, node1, func(c *ClientConfig) { c.BackoffMin, c.BackoffMax = time.Hour, time.Hour })
 	s.event(t, "connected DBX0001/1")
 	old := s.peer(t, node1)
