@@ -7,7 +7,9 @@
 //
 //   - Only this process holds keys. The decrypted volume is one file that only
 //     root can open; whatever lies above it dies with the process.
-//   - What a caller was told is synced is in the image, whoever is killed next.
+//   - What a caller was told is synced stays, whoever is killed next, and in a
+//     file system that opens. Until the disk is closed or opened again, some of it
+//     may be in a log beside the image instead of the image.
 //   - [Opened.Close] waits for nobody: not for a client, not for a file system
 //     that hangs. Keys are gone after 1.5 s, everything else after 2 s.
 //   - Decrypted data is cached in one place, the loop device, which goes with the
@@ -42,24 +44,20 @@ func (d Disk) Inspect() (bitlocker.Info, error) {
 		return bitlocker.Info{}, err
 	}
 	defer image.Close()
-	volume, err := readVolume(image, true)
+	volume, err := readVolume(image)
 	if err != nil {
 		return bitlocker.Info{}, err
 	}
 	return volume.Info(), nil
 }
 
-// readVolume reads the volume's metadata from image.
-func readVolume(image *os.File, readOnly bool) (*bitlocker.Volume, error) {
+// readVolume reads the volume's metadata from image. The volume is read-only.
+func readVolume(image *os.File) (*bitlocker.Volume, error) {
 	size, err := image.Seek(0, io.SeekEnd)
 	if err != nil {
 		return nil, err
 	}
-	var r io.ReaderAt = image
-	if readOnly {
-		r = io.NewSectionReader(image, 0, size) // hides WriteAt
-	}
-	volume, err := bitlocker.Open(r, size)
+	volume, err := bitlocker.Open(io.NewSectionReader(image, 0, size), size)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", image.Name(), err)
 	}

@@ -2,6 +2,7 @@ package disk
 
 import (
 	"bytes"
+	"context"
 	"crypto/rand"
 	"crypto/sha256"
 	"errors"
@@ -63,12 +64,13 @@ func mounted(t *testing.T) *mountTest {
 
 func (m *mountTest) mount(t *testing.T) {
 	t.Helper()
-	var err error
-	if m.opened, err = Open(t.Context(), m.spec, m.key); err != nil {
+	opened, err := Open(t.Context(), m.spec, m.key)
+	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { m.opened.Close(t.Context()) })
-	if m.dir, err = m.opened.Mount(t.Context()); err != nil {
+	m.opened = opened
+	t.Cleanup(func() { opened.Close(context.Background()) })
+	if m.dir, err = opened.Mount(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 }

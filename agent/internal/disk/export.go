@@ -6,6 +6,7 @@ import (
 	"io"
 	"log"
 	"path/filepath"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -92,6 +93,7 @@ type volumeFile struct {
 	fs.Inode
 	volume view
 	sync   func() error
+	broken atomic.Bool // a write has failed
 }
 
 var (
@@ -124,17 +126,21 @@ func (f *volumeFile) Read(_ context.Context, _ fs.FileHandle, dest []byte, off i
 	return fuse.ReadResultData(dest[:n]), fs.OK
 }
 
-// Write implements [fs.NodeWriter]. The blocks are in the image when it returns,
-// though not yet synced.
+// Write implements [fs.NodeWriter].
 func (f *volumeFile) Write(_ context.Context, _ fs.FileHandle, data []byte, off int64) (uint32, syscall.Errno) {
 	if _, err := f.volume.WriteAt(data, off); err != nil {
+		f.broken.Store(true)
 		return 0, syscall.EIO
 	}
 	return uint32(len(data)), fs.OK
 }
 
 // Fsync implements [fs.NodeFsyncer]. Everything written before is durable when it
-// returns.
+// returns. After a write that failed there are no more syncs: what the kernel has
+// dropped would be missing among what it has not.
 func (f *volumeFile) Fsync(context.Context, fs.FileHandle, uint32) syscall.Errno {
+	if f.broken.Load() {
+		return syscall.EIO
+	}
 	return fs.ToErrno(f.sync())
 }

@@ -205,3 +205,27 @@ func (f *fileSystem) refusePoll() error {
 	_, err = unix.Poll([]unix.PollFd{{Fd: int32(file), Events: unix.POLLIN}}, 0)
 	return err
 }
+
+// syncTime is how often the files are synced though nobody asked: it bounds what a
+// crash loses, in time and in the length of the log.
+const syncTime = time.Second
+
+// syncRegularly syncs the files until ntfs-3g has ended, also when full says so.
+// They are synced through ntfs-3g, so that it happens between two operations.
+func (f *fileSystem) syncRegularly(full <-chan struct{}) {
+	root, err := unix.Open(f.dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return
+	}
+	defer unix.Close(root)
+	for tick := time.NewTicker(syncTime); ; {
+		select {
+		case <-f.child.Done():
+			tick.Stop()
+			return
+		case <-full:
+		case <-tick.C:
+		}
+		unix.Fsync(root)
+	}
+}

@@ -30,7 +30,8 @@ type Opened struct {
 	spec    Spec
 	image   *os.File
 	volume  *bitlocker.Plaintext
-	overlay *overlay // nil unless the disk is read-only
+	redo    *redoImage // what is written; nil if the disk is read-only
+	overlay *overlay   // what is written, and forgotten; nil unless the disk is read-only
 
 	done     chan struct{}
 	markDone func()
@@ -66,18 +67,17 @@ func Open(ctx context.Context, spec Spec, key bitlocker.ExternalKey) (*Opened, e
 	if !spec.ID.Valid() {
 		return nil, protocol.Errorf(protocol.CodeInvalid, "%q cannot name a disk: want 1 to 32 of a-z, 0-9 and dash", spec.ID)
 	}
+	if err := spec.Recover(); err != nil {
+		return nil, err
+	}
 	image, err := openImage(spec)
 	if err != nil {
 		return nil, err
 	}
-	volume, err := unlock(image, spec, key)
-	if err != nil {
-		image.Close()
+	o := &Opened{spec: spec, image: image, done: make(chan struct{}), mountEnded: make(chan struct{})}
+	if err := o.unlock(key); err != nil {
+		closeImage(image)
 		return nil, err
-	}
-	o := &Opened{spec: spec, image: image, volume: volume, done: make(chan struct{}), mountEnded: make(chan struct{})}
-	if spec.ReadOnly {
-		o.overlay = newOverlay(volume)
 	}
 	o.markDone = sync.OnceFunc(func() { close(o.done) })
 	return o, nil
@@ -101,19 +101,27 @@ func openImage(spec Spec) (*os.File, error) {
 	return image, nil
 }
 
-func unlock(image *os.File, spec Spec, key bitlocker.ExternalKey) (*bitlocker.Plaintext, error) {
-	volume, err := readVolume(image, spec.ReadOnly)
-	if err != nil {
-		return nil, fmt.Errorf("cannot open disk %s: %w", spec.ID, err)
+// unlock sets what depends on the volume.
+func (o *Opened) unlock(key bitlocker.ExternalKey) error {
+	volume, err := readVolume(o.image)
+	if err == nil && !o.spec.ReadOnly {
+		o.redo = newRedoImage(o.image, volume.Info().ID)
+		volume, err = bitlocker.Open(o.redo, volume.Info().Size)
 	}
-	plaintext, err := volume.Unlock(key)
+	if err != nil {
+		return fmt.Errorf("cannot open disk %s: %w", o.spec.ID, err)
+	}
+	o.volume, err = volume.Unlock(key)
 	switch {
 	case errors.Is(err, bitlocker.ErrWrongKey), errors.Is(err, bitlocker.ErrNoProtector):
-		return nil, protocol.Errorf(protocol.CodeDiskKey, "the key does not open disk %s", spec.ID)
+		return protocol.Errorf(protocol.CodeDiskKey, "the key does not open disk %s", o.spec.ID)
 	case err != nil:
-		return nil, fmt.Errorf("cannot unlock disk %s: %w", spec.ID, err)
+		return fmt.Errorf("cannot unlock disk %s: %w", o.spec.ID, err)
 	}
-	return plaintext, nil
+	if o.spec.ReadOnly {
+		o.overlay = newOverlay(o.volume)
+	}
+	return nil
 }
 
 // ID returns the disk's name.
@@ -198,6 +206,9 @@ func (o *Opened) mount(ctx context.Context) error {
 		return err
 	}
 	go func() {
+		if o.redo != nil {
+			files.syncRegularly(o.redo.full)
+		}
 		<-files.child.Done()
 		o.markDone()
 	}()
@@ -276,26 +287,28 @@ func (o *Opened) quiesce() error {
 	o.mu.Unlock()
 	if p.files != nil {
 		p.files.cutOff()
-		flushed := make(chan struct{})
-		go func() { // saves what it can should ntfs-3g hang
-			defer close(flushed)
-			p.loop.sync()
-		}()
 		<-p.files.child.Done()
-		<-flushed
+		if err := p.files.child.Err(); err != nil { // in the midst of something
+			return fmt.Errorf("ntfs-3g ended early, so the latest writes are lost: %w", err)
+		}
 	}
 	if p.loop != nil {
-		return p.loop.sync()
+		if err := p.loop.sync(); err != nil {
+			return err
+		}
 	}
-	return o.sync()
-}
-
-// sync makes what was written to the image durable.
-func (o *Opened) sync() error {
-	if o.spec.ReadOnly {
+	if o.redo == nil {
 		return nil
 	}
-	return o.image.Sync()
+	return o.redo.finish()
+}
+
+// sync makes what was written durable.
+func (o *Opened) sync() error {
+	if o.redo == nil {
+		return nil
+	}
+	return o.redo.Sync()
 }
 
 // undo takes down whatever parts there are. It may be called more than once.
@@ -326,9 +339,9 @@ func (o *Opened) undo() error {
 		errs = append(errs, p.places.remove(), o.spec.Keeper.forget(p.places.things()...))
 	}
 	unix.Fadvise(int(o.image.Fd()), 0, 0, unix.FADV_DONTNEED)
-	// A child being started shares the descriptor for a moment, so closing is not
-	// enough.
-	unix.Flock(int(o.image.Fd()), unix.LOCK_UN)
-	o.image.Close()
+	if o.redo != nil {
+		o.redo.close()
+	}
+	closeImage(o.image)
 	return errors.Join(errs...)
 }

@@ -5,6 +5,7 @@ package disktest
 import (
 	"bytes"
 	"crypto/rand"
+	"crypto/sha256"
 	"fmt"
 	"os"
 	"os/exec"
@@ -12,6 +13,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/databox-lockbox/lockbox/agent/bitlocker"
 )
@@ -112,8 +115,12 @@ func Left(t testing.TB, runDir string) []string {
 	}
 	loops, _ := filepath.Glob("/sys/block/loop*/loop/backing_file")
 	for _, loop := range loops {
-		if file, err := os.ReadFile(loop); err == nil && (strings.HasPrefix(string(file), runDir+"/") || strings.HasPrefix(string(file), "/volume")) {
-			left = append(left, loop+" "+strings.TrimSpace(string(file)))
+		// The kernel tells of the place of a file that is unmounted no more, so the
+		// device's name counts too.
+		file, err := os.ReadFile(loop)
+		name := loopName("/dev/" + strings.Split(loop, "/")[3])
+		if err == nil && (strings.HasPrefix(string(file), runDir+"/") || strings.Contains(name, fmt.Sprintf("-%.6x-", sha256.Sum256([]byte(runDir))))) {
+			left = append(left, loop+" "+name+" "+strings.TrimSpace(string(file)))
 		}
 	}
 	processes, _ := filepath.Glob("/proc/[0-9]*/cmdline")
@@ -124,6 +131,20 @@ func Left(t testing.TB, runDir string) []string {
 		}
 	}
 	return left
+}
+
+// loopName returns the name that was given to a loop device.
+func loopName(path string) string {
+	device, err := os.Open(path)
+	if err != nil {
+		return ""
+	}
+	defer device.Close()
+	info, err := unix.IoctlLoopGetStatus64(int(device.Fd()))
+	if err != nil {
+		return ""
+	}
+	return unix.ByteSliceToString(info.File_name[:])
 }
 
 // NothingLeft fails the test if anything of runDir is left within limit.

@@ -1,0 +1,386 @@
+package disk
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/databox-lockbox/lockbox/agent/bitlocker"
+)
+
+// redoImage is an image whose writes take effect all at once, at every sync.
+//
+// NTFS as ntfs-3g writes it has no journal, and the kernel writes back what is
+// dirty in any order. A file system that is cut off between two syncs, by a kill or
+// a power cut, could lose even what was synced long ago: a folder, half of whose
+// index is new. So what is written goes to a log beside the image, in the encrypted
+// form in which it will be on the disk. A sync ends the batch with a mark, makes
+// the log durable, and only then copies the batch to the image. A batch without its
+// mark is dropped; one with its mark is copied again when the disk is next opened.
+// ntfs-3g syncs between two of its operations, never within one, so each batch
+// leads from one consistent state to the next.
+//
+// The log is a header and records:
+//
+//	header  magic 8, volume 16, epoch 8, CRC 4
+//	record  CRC 4, length 4, offset in the image 8, data
+//
+// Numbers are little-endian, CRCs are CRC-32C. A record's covers the epoch and all
+// that follows it, so that remains of an earlier epoch never count. A record of
+// length 0 is the mark.
+type redoImage struct {
+	image *os.File
+	path  string // of the log
+	id    bitlocker.GUID
+
+	mu      sync.RWMutex
+	log     *os.File // nil before the first write
+	epoch   uint64
+	end     int64 // of the log
+	batch   []redoRecord
+	pending map[int64]int64 // sector → where in the log its latest content is
+	scratch []byte
+	full    chan struct{} // 1 slot: the log is due for a sync
+}
+
+// redoRecord is one write in the log.
+type redoRecord struct {
+	off int64 // in the image
+	at  int64 // of the data in the log
+	n   int
+}
+
+const (
+	redoMagic  = "DBXREDO1"
+	redoHeader = 8 + 16 + 8 + 4
+	redoRecHdr = 4 + 4 + 8
+	redoSector = 512
+
+	// redoMaxWrite is the longest write that goes into one record, in bytes.
+	redoMaxWrite = 1 << 20
+	// redoFull is the length from which the log is emptied at a sync, and a sync
+	// asked for.
+	redoFull = 64 << 20
+)
+
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+// redoPath returns where the log of an image is.
+func redoPath(image string) string { return image + ".redo" }
+
+func newRedoImage(image *os.File, id bitlocker.GUID) *redoImage {
+	return &redoImage{
+		image: image, path: redoPath(image.Name()), id: id,
+		pending: map[int64]int64{}, full: make(chan struct{}, 1),
+	}
+}
+
+// ReadAt implements [io.ReaderAt]: it returns what was written last, synced or not.
+func (r *redoImage) ReadAt(b []byte, off int64) (int, error) {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	n, err := r.image.ReadAt(b, off)
+	if len(r.pending) == 0 {
+		return n, err
+	}
+	for done := 0; done < n; {
+		length, at, logged := r.runLocked(off+int64(done), n-done)
+		if logged {
+			if _, err := r.log.ReadAt(b[done:done+length], at); err != nil {
+				return done, fmt.Errorf("cannot read %s: %w", r.path, err)
+			}
+		}
+		done += length
+	}
+	return n, err
+}
+
+// runLocked returns how many of the n bytes at off are together, in the log at at,
+// or else not in the log.
+func (r *redoImage) runLocked(off int64, n int) (length int, at int64, logged bool) {
+	sector, within := off/redoSector, off%redoSector
+	start, logged := r.pending[sector]
+	length = int(redoSector - within)
+	for length < n {
+		sector++
+		next, ok := r.pending[sector]
+		if ok != logged || ok && next != start+within+int64(length) {
+			break
+		}
+		length += redoSector
+	}
+	return min(length, n), start + within, logged
+}
+
+// WriteAt implements [io.WriterAt] for whole sectors.
+func (r *redoImage) WriteAt(b []byte, off int64) (int, error) {
+	if off%redoSector != 0 || len(b)%redoSector != 0 {
+		return 0, fmt.Errorf("write of %d bytes at %d: not whole sectors", len(b), off)
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	n := 0
+	for n < len(b) {
+		piece := b[n:min(len(b), n+redoMaxWrite)]
+		at, err := r.appendLocked(off+int64(n), piece)
+		if err != nil {
+			return n, err
+		}
+		r.batch = append(r.batch, redoRecord{off + int64(n), at, len(piece)})
+		for i := int64(0); i < int64(len(piece)); i += redoSector {
+			r.pending[(off+int64(n)+i)/redoSector] = at + i
+		}
+		n += len(piece)
+	}
+	if r.end > redoFull {
+		select {
+		case r.full <- struct{}{}:
+		default:
+		}
+	}
+	return n, nil
+}
+
+// appendLocked appends a record and returns where its data is.
+func (r *redoImage) appendLocked(off int64, data []byte) (at int64, err error) {
+	if r.log == nil {
+		if err := r.createLocked(); err != nil {
+			return 0, fmt.Errorf("cannot make the log of the disk: %w", err)
+		}
+	}
+	rec := append(r.scratch[:0], make([]byte, redoRecHdr)...)
+	rec = append(rec, data...)
+	r.scratch = rec
+	binary.LittleEndian.PutUint32(rec[4:], uint32(len(data)))
+	binary.LittleEndian.PutUint64(rec[8:], uint64(off))
+	binary.LittleEndian.PutUint32(rec, redoSum(r.epoch, rec))
+	if _, err := r.log.WriteAt(rec, r.end); err != nil {
+		return 0, fmt.Errorf("cannot write the log of the disk: %w", err)
+	}
+	at = r.end + redoRecHdr
+	r.end += int64(len(rec))
+	return at, nil
+}
+
+// redoSum returns the CRC of a record, whose first four bytes are left out.
+func redoSum(epoch uint64, rec []byte) uint32 {
+	sum := crc32.Update(0, castagnoli, binary.LittleEndian.AppendUint64(nil, epoch))
+	return crc32.Update(sum, castagnoli, rec[4:])
+}
+
+// createLocked makes the log, durably, before the first write.
+func (r *redoImage) createLocked() error {
+	log, err := os.OpenFile(r.path, os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return err
+	}
+	r.log = log
+	if err := r.restartLocked(); err != nil {
+		return err
+	}
+	return syncDir(filepath.Dir(r.path))
+}
+
+// restartLocked empties the log. What it held is in the image, durably.
+func (r *redoImage) restartLocked() error {
+	if err := r.log.Truncate(0); err != nil {
+		return err
+	}
+	r.epoch++
+	header := append([]byte(redoMagic), r.id[:]...)
+	header = binary.LittleEndian.AppendUint64(header, r.epoch)
+	header = binary.LittleEndian.AppendUint32(header, crc32.Checksum(header, castagnoli))
+	if _, err := r.log.WriteAt(header, 0); err != nil {
+		return err
+	}
+	r.end = redoHeader
+	return r.log.Sync()
+}
+
+// Sync makes everything written so far take effect, durably and all at once. After
+// an error nothing has, or it will when the disk is next opened.
+func (r *redoImage) Sync() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if len(r.batch) > 0 {
+		if _, err := r.appendLocked(0, nil); err != nil {
+			return err
+		}
+		if err := r.log.Sync(); err != nil {
+			return err
+		}
+		for _, rec := range r.batch {
+			if err := r.copyLocked(rec); err != nil {
+				return err
+			}
+		}
+		r.batch = r.batch[:0]
+		clear(r.pending)
+	}
+	if r.end > redoFull {
+		return r.checkpointLocked()
+	}
+	return nil
+}
+
+// copyLocked copies a record to the image.
+func (r *redoImage) copyLocked(rec redoRecord) error {
+	b := append(r.scratch[:0], make([]byte, rec.n)...)
+	r.scratch = b
+	if _, err := r.log.ReadAt(b, rec.at); err != nil {
+		return err
+	}
+	_, err := r.image.WriteAt(b, rec.off)
+	return err
+}
+
+// checkpointLocked empties a log without a batch.
+func (r *redoImage) checkpointLocked() error {
+	if err := r.image.Sync(); err != nil {
+		return err
+	}
+	return r.restartLocked()
+}
+
+// finish syncs, and makes the image whole without the log.
+func (r *redoImage) finish() error {
+	if err := r.Sync(); err != nil {
+		return err
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.log == nil {
+		return nil
+	}
+	if err := r.image.Sync(); err != nil {
+		return err
+	}
+	if err := os.Remove(r.path); err != nil {
+		return err
+	}
+	log := r.log
+	r.log = nil
+	return log.Close()
+}
+
+// close drops what was not synced. It leaves the log, if any, to be used when the
+// disk is next opened.
+func (r *redoImage) close() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.log != nil {
+		r.log.Close()
+	}
+}
+
+// Recover brings the image up to date after a crash, with what was synced to the
+// disk and had not reached the image. It needs no key. [Open] does it too; it is
+// for those who want to read the image otherwise. It is refused with
+// [protocol.CodeBusy] while the disk is open.
+func (d Disk) Recover() error {
+	log, err := os.Open(redoPath(d.Image))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer log.Close()
+	image, err := openImage(Spec{Disk: d})
+	if err != nil {
+		return err
+	}
+	defer closeImage(image)
+	volume, err := readVolume(image)
+	if err != nil {
+		return err
+	}
+	if err := redo(image, log, volume.Info().ID); err != nil {
+		return fmt.Errorf("cannot bring disk %s up to date: %w", d.ID, err)
+	}
+	return os.Remove(log.Name())
+}
+
+// redo copies the complete batches of log to image. A log of another volume, or
+// one that was just begun, has none.
+func redo(image *os.File, log io.Reader, id bitlocker.GUID) error {
+	header := make([]byte, redoHeader)
+	if _, err := io.ReadFull(log, header); err != nil {
+		return ignoreEnd(err)
+	}
+	sum := binary.LittleEndian.Uint32(header[redoHeader-4:])
+	if !bytes.HasPrefix(header, append([]byte(redoMagic), id[:]...)) || sum != crc32.Checksum(header[:redoHeader-4], castagnoli) {
+		return nil
+	}
+	epoch := binary.LittleEndian.Uint64(header[8+16:])
+	for {
+		batch, err := readBatch(log, epoch)
+		if err != nil || batch == nil {
+			return errors.Join(err, image.Sync())
+		}
+		for _, rec := range batch {
+			if _, err := image.WriteAt(rec[redoRecHdr:], int64(binary.LittleEndian.Uint64(rec[8:]))); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+// readBatch reads records up to the next mark; nil if the log ends before it.
+func readBatch(log io.Reader, epoch uint64) ([][]byte, error) {
+	batch := [][]byte{}
+	for {
+		rec := make([]byte, redoRecHdr)
+		if _, err := io.ReadFull(log, rec); err != nil {
+			return nil, ignoreEnd(err)
+		}
+		n := binary.LittleEndian.Uint32(rec[4:])
+		if n > redoMaxWrite {
+			return nil, nil
+		}
+		rec = append(rec, make([]byte, n)...)
+		if _, err := io.ReadFull(log, rec[redoRecHdr:]); err != nil {
+			return nil, ignoreEnd(err)
+		}
+		switch {
+		case binary.LittleEndian.Uint32(rec) != redoSum(epoch, rec):
+			return nil, nil
+		case n == 0:
+			return batch, nil
+		}
+		batch = append(batch, rec)
+	}
+}
+
+func ignoreEnd(err error) error {
+	if err == io.EOF || err == io.ErrUnexpectedEOF {
+		return nil
+	}
+	return err
+}
+
+func syncDir(path string) error {
+	dir, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	return dir.Sync()
+}
+
+// closeImage ends what openImage began.
+func closeImage(image *os.File) {
+	// A child being started shares the descriptor for a moment, so closing is not
+	// enough.
+	unix.Flock(int(image.Fd()), unix.LOCK_UN)
+	image.Close()
+}
