@@ -58,6 +58,9 @@ func (s *Service) Unlock(ctx context.Context, caller auth.Caller, in UnlockIn, p
 	if err := s.finishEarlier(ctx, sub.serial()); err != nil {
 		return UnlockOut{}, err
 	}
+	if err := s.refuseHeld(ctx, &sub); err != nil {
+		return UnlockOut{}, err
+	}
 	run := &saga{s: s, caller: caller, subject: sub, report: progress}
 	if err := run.begin(ctx); err != nil {
 		return UnlockOut{}, err
