@@ -207,6 +207,8 @@ func (j judgement) checkDecision(caller auth.Caller, d approval.Decision, now ti
 		return protocol.Errorf(protocol.CodeSignerUnknown, "key %q is none that the trust policy names for a decision by the %s", d.Signer, j.side)
 	case keys[i].Person != caller.Person:
 		return forbidden("key %q belongs to %s: everyone submits their own decision", d.Signer, keys[i].Person)
+	case slices.ContainsFunc(j.earlier, func(e store.Decision) bool { return e.Person == caller.Person }):
+		return conflict("%s has decided on request %d already", caller.Person, j.request.Number)
 	case d.Role != j.side:
 		return forbidden("the decision is made as %s, %s decides as %s", d.Role, caller.Person, j.side)
 	case at.Before(j.request.Created.Add(-approval.Skew)) || at.After(j.request.Expires) || at.After(now.Add(approval.Skew)):

@@ -180,6 +180,12 @@ func TestJobNeedsConsentAndStage(t *testing.T) {
 		t.Fatal(err)
 	}
 
+	// Starting it again is refused and takes nothing away.
+	wantCode(t, w.Orders.StartJob(t.Context(), orderstest.Staff, start, silent), protocol.CodeBusy)
+	if w.Nodes[0].State() != protocol.Unlocked || w.Order().JobState != orders.JobRunning {
+		t.Errorf("node is %s, job %s after a second start", w.Nodes[0].State(), w.Order().JobState)
+	}
+
 	// Revoking ends it at the device, and for good.
 	if _, err := w.Orders.RevokeConsent(t.Context(), orderstest.Olga, &lockboxv1.RevokeConsentRequest{Order: orderstest.Order, Reason: "changed my mind"}); err != nil {
 		t.Fatal(err)

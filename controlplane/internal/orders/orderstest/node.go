@@ -169,6 +169,13 @@ func (n *Node) failsLocked(step string) error {
 	return nil
 }
 
+// Status implements NodeService.
+func (n *Node) Status(context.Context, *devicev1.StatusRequest) (*devicev1.StatusResponse, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return &devicev1.StatusResponse{Status: n.statusLocked()}, nil
+}
+
 // Challenge implements NodeService.
 func (n *Node) Challenge(_ context.Context, in *devicev1.ChallengeRequest) (*devicev1.ChallengeResponse, error) {
 	n.mu.Lock()
