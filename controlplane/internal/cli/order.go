@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -23,11 +24,14 @@ func (a *app) orderCommand() *cobra.Command {
 
 func (a *app) orderPlace() *cobra.Command {
 	req := &lockboxv1.PlaceOrderRequest{}
-	var destinations []string
+	var destinations, shares []string
 	c := &cobra.Command{
-		Use:   "place [ORDER] --subscription ID --destination ACCOUNT=URL…",
+		Use:   "place [ORDER] --subscription ID --destination ACCOUNT=URL… [--share NAME]…",
 		Short: "Place an import order",
-		Args:  cobra.MaximumNArgs(1),
+		Long: `Place an import order. Each storage account has up to three shares on the device:
+ACCOUNT_BlockBlob, ACCOUNT_PageBlob and ACCOUNT_AzFile. Without --share it has
+all three.`,
+		Args: cobra.MaximumNArgs(1),
 		RunE: a.connected(func(ctx context.Context, c *client.Client, cmd *cobra.Command, args []string) error {
 			if len(args) == 1 {
 				req.Id = args[0]
@@ -37,7 +41,7 @@ func (a *app) orderPlace() *cobra.Command {
 				if !ok {
 					return usagef("--destination %q: want ACCOUNT=URL, as in contosodata=https://contosodata.blob.core.windows.net", d)
 				}
-				req.Destinations = append(req.Destinations, &lockboxv1.Destination{Account: account, Endpoint: endpoint})
+				req.Destinations = append(req.Destinations, &lockboxv1.Destination{Account: account, Endpoint: endpoint, Shares: sharesOf(account, shares)})
 			}
 			o, err := c.Orders.PlaceOrder(ctx, req)
 			return a.showOrder(cmd, o, err)
@@ -46,8 +50,18 @@ func (a *app) orderPlace() *cobra.Command {
 	f := c.Flags()
 	f.StringVar(&req.Subscription, "subscription", "", "the subscription that orders")
 	f.StringVar(&req.Sku, "sku", "databox", "databox or databox-heavy")
+	f.StringArrayVar(&shares, "share", nil, "only this share, as in contosodata_BlockBlob; may be given several times")
 	f.StringArrayVar(&destinations, "destination", nil, "ACCOUNT=URL of a storage account to copy to; may be given several times")
 	return c
+}
+
+// sharesOf returns those of shares that belong to an account, or all three
+// kinds if none was named at all.
+func sharesOf(account string, shares []string) []string {
+	if len(shares) == 0 {
+		return []string{account + "_BlockBlob", account + "_PageBlob", account + "_AzFile"}
+	}
+	return slices.DeleteFunc(slices.Clone(shares), func(s string) bool { return !strings.HasPrefix(s, account+"_") })
 }
 
 func (a *app) orderShow() *cobra.Command {

@@ -1,0 +1,154 @@
+// Package cli is the databox-sim command line: it plays the story, keeps its
+// world up, and measures.
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"strings"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	"github.com/databox-lockbox/lockbox/simulator/profile"
+	"github.com/databox-lockbox/lockbox/simulator/scenario"
+)
+
+// Exit codes of the command.
+const (
+	exitOK     = 0
+	exitFailed = 1
+	exitUsage  = 2
+)
+
+type usageError struct{ error }
+
+// Main runs the command with the process's arguments and returns its exit code.
+func Main() int {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	err := newRoot().ExecuteContext(ctx)
+	if err == nil {
+		return exitOK
+	}
+	fmt.Fprintln(os.Stderr, "databox-sim: "+err.Error())
+	var usage usageError
+	if errors.As(err, &usage) {
+		return exitUsage
+	}
+	return exitFailed
+}
+
+func newRoot() *cobra.Command {
+	root := &cobra.Command{
+		Use:   "databox-sim",
+		Short: "Simulated devices with real BitLocker disks, and the story played on them",
+		Long: `Simulated devices with real BitLocker disks, and the story played on them.
+
+  databox-sim demo   play the story with the real programs, and check every step
+  databox-sim up     play it until the copy job has halted, and leave it running
+  databox-sim down   end what 'up' left running`,
+		SilenceErrors: true,
+		SilenceUsage:  true,
+		Args:          noArgs,
+		RunE:          func(c *cobra.Command, _ []string) error { return c.Help() },
+	}
+	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
+		return usageError{fmt.Errorf("%w; see '%s --help'", err, c.CommandPath())}
+	})
+	root.AddCommand(demoCommand(), upCommand(), downCommand())
+	return root
+}
+
+func noArgs(c *cobra.Command, args []string) error {
+	if len(args) > 0 {
+		return usageError{fmt.Errorf("%s does not know %q; see '%s --help'", c.CommandPath(), args[0], c.CommandPath())}
+	}
+	return nil
+}
+
+// options are what demo and up have in common.
+type options struct{ profile, bin, dir string }
+
+func (o *options) flags(c *cobra.Command, dir string) {
+	f := c.Flags()
+	f.StringVar(&o.profile, "profile", "databox", "kind of device: "+strings.Join(profile.Names, ", "))
+	f.StringVar(&o.bin, "bin", "", "folder with the programs; that of databox-sim if not given")
+	f.StringVar(&o.dir, "dir", dir, "folder of the world")
+}
+
+func (o *options) config() (scenario.Config, error) {
+	if os.Geteuid() != 0 {
+		return scenario.Config{}, errors.New("the devices' disks are mounted for real, which takes root: run it with sudo")
+	}
+	p, err := profile.Get(o.profile)
+	if err != nil {
+		return scenario.Config{}, usageError{err}
+	}
+	if o.bin == "" {
+		self, err := os.Executable()
+		if err != nil {
+			return scenario.Config{}, err
+		}
+		o.bin = filepath.Dir(self)
+	}
+	return scenario.Config{Bin: o.bin, Dir: o.dir, Profile: p, Out: os.Stdout}, nil
+}
+
+func demoCommand() *cobra.Command {
+	o := &options{}
+	c := &cobra.Command{
+		Use:   "demo",
+		Short: "Play the story with the real programs, and check every step",
+		Args:  noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) (err error) {
+			cfg, err := o.config()
+			if err != nil {
+				return err
+			}
+			if cfg.Dir == "" {
+				if cfg.Dir, err = os.MkdirTemp("", "databox-demo-"); err != nil {
+					return err
+				}
+				defer func() { err = errors.Join(err, os.RemoveAll(cfg.Dir)) }()
+			}
+			return scenario.Play(cmd.Context(), cfg)
+		},
+	}
+	o.flags(c, "")
+	return c
+}
+
+func upCommand() *cobra.Command {
+	o := &options{}
+	c := &cobra.Command{
+		Use:   "up",
+		Short: "Play the story until the copy job has halted, and leave it running",
+		Args:  noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			cfg, err := o.config()
+			if err != nil {
+				return err
+			}
+			return scenario.Up(cmd.Context(), cfg)
+		},
+	}
+	o.flags(c, ".world")
+	return c
+}
+
+func downCommand() *cobra.Command {
+	var dir string
+	c := &cobra.Command{
+		Use:   "down",
+		Short: "End what 'up' left running, and remove its world",
+		Args:  noArgs,
+		RunE:  func(*cobra.Command, []string) error { return scenario.Down(dir) },
+	}
+	c.Flags().StringVar(&dir, "dir", ".world", "folder of the world")
+	return c
+}

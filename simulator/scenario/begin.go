@@ -1,0 +1,177 @@
+package scenario
+
+import (
+	"context"
+	"crypto/sha256"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/databox-lockbox/lockbox/protocol"
+	lockboxv1 "github.com/databox-lockbox/lockbox/protocol/lockbox/v1"
+	"github.com/databox-lockbox/lockbox/simulator/world"
+)
+
+func (s *Story) startControlPlane(ctx context.Context) {
+	_, err := os.Stat(s.w.DataDir())
+	s.hold(os.IsNotExist(err), "%s is not empty", s.w.DataDir())
+	s.out.tried("lockboxd --config %s serve   (empty directory)", filepath.Base(s.w.ControlConfig()))
+	s.startControl(ctx)
+	first := s.identity()
+	s.out.held("made: X.509 and SSH authorities, store, activity log, service key, master key, first-admin.token (all 0600)")
+	s.ok(ctx, "admin", "login", "--server", s.w.API, "--token-file", s.w.TokenFile("admin"))
+	before := &lockboxv1.GetCheckpointResponse{}
+	s.ask(ctx, before, "admin", "audit", "checkpoint")
+	s.logKey = before.VerifierKey
+
+	s.out.tried("stop, and start again")
+	s.stopControl()
+	s.startControl(ctx)
+	after := &lockboxv1.GetCheckpointResponse{}
+	s.ask(ctx, after, "admin", "audit", "checkpoint")
+	s.hold(s.identity() == first, "the second start made other keys")
+	s.hold(after.VerifierKey == before.VerifierKey, "the activity log has another key after a restart")
+	s.out.held("the second start found the same authorities and keys; the administrator is still logged in")
+}
+
+// identity is a digest of the control plane's authorities and keys.
+func (s *Story) identity() string {
+	h := sha256.New()
+	for _, name := range []string{"authority/authorities.pem", "service.key", "log.key", "../master.key"} {
+		file := filepath.Join(s.w.DataDir(), name)
+		data, err := os.ReadFile(file)
+		s.must(err)
+		info, err := os.Stat(file)
+		s.must(err)
+		s.hold(info.Mode().Perm() == 0o600, "%s has mode %04o", file, info.Mode().Perm())
+		h.Write(data)
+	}
+	return fmt.Sprintf("%x", h.Sum(nil))
+}
+
+func (s *Story) registerEverybody(ctx context.Context) {
+	s.ok(ctx, "admin", "tenant", "create", "fabrikam", "--name", "Fabrikam Inc.")
+	s.ok(ctx, "admin", "subscription", "create", "--tenant", "fabrikam", "--support-plan", "Basic")
+	s.refused(ctx, []protocol.Code{protocol.CodeSupportPlan}, "admin", "tenant", "enable-lockbox", "fabrikam")
+
+	s.ok(ctx, "admin", "tenant", "create", string(world.Tenant), "--name", "Contoso Ltd.")
+	s.ok(ctx, "admin", "subscription", "create", string(world.Subscription), "--tenant", string(world.Tenant), "--support-plan", "Developer")
+	s.ok(ctx, "admin", "tenant", "enable-lockbox", string(world.Tenant))
+
+	for _, short := range []string{"olga", "andy", "erin", "emil", "ivan", "sam"} {
+		p := s.w.People[short]
+		args := []string{"person", "create", string(p.Name), "--role", p.Role, "--ssh-key", p.KeyFile() + ".pub", "--token-out", s.w.TokenFile(short)}
+		if p.Tenant != "" {
+			args = append(args, "--tenant", string(p.Tenant))
+		}
+		s.ok(ctx, "admin", args...)
+		c := s.quietly(ctx, short, "login", "--server", s.w.API, "--token-file", s.w.TokenFile(short))
+		s.hold(c.code == 0, "%s cannot log in: %s", short, c.err)
+	}
+	s.out.held("everybody is logged in, each with a key made on their own machine")
+	s.refused(ctx, []protocol.Code{protocol.CodeUnauthenticated}, "erin", "login", "--server", s.w.API, "--token-file", s.w.TokenFile("erin"))
+	s.refused(ctx, []protocol.Code{protocol.CodeForbidden}, "erin", "tenant", "create", "evil")
+}
+
+func (s *Story) prepareOrder(ctx context.Context) {
+	s.out.tried("databox-sim makes the disks of %s and of a second device, %s", s.w.Device.Serial, s.w.Other.Serial)
+	began := time.Now()
+	keys, err := s.w.PrepareDevices(ctx, nil)
+	s.must(err)
+	s.keys = keys
+	s.out.held("%d real BitLocker volumes of %d MiB with NTFS inside, in %s", len(keys)-1, s.w.Profile.DiskSize>>20, time.Since(began).Round(100*time.Millisecond))
+	for _, d := range []world.Device{s.w.Device, s.w.Other} {
+		args := []string{"order", "place", string(d.Order), "--subscription", string(world.Subscription), "--sku", d.SKU}
+		for _, account := range s.w.Profile.Accounts() {
+			args = append(args, "--destination", account+"="+s.w.Endpoint())
+		}
+		s.ok(ctx, "olga", args...)
+		s.ok(ctx, "sam", "order", "prepare", string(d.Order), "--from", s.w.PreparedFile(d))
+		s.must(os.Remove(s.w.PreparedFile(d)))
+	}
+	s.out.held("the keys are in custody; the file that held them is destroyed")
+	s.ok(ctx, "admin", "key", "list", string(s.w.Device.Order))
+
+	s.ok(ctx, "olga", "trust-policy", "sign", string(s.w.Device.Order), "--key", s.w.People["olga"].KeyFile(), "--yes")
+	s.ok(ctx, "olga", "trust-policy", "sign", string(s.w.Other.Order), "--key", s.w.People["olga"].KeyFile(), "--yes")
+	for _, d := range []world.Device{s.w.Device, s.w.Other} {
+		for _, stage := range []string{"Dispatched", "Delivered", "PickedUp", "AtAzureDC"} {
+			c := s.quietly(ctx, "sam", "order", "advance", string(d.Order), stage)
+			s.hold(c.code == 0, "cannot advance to %s: %s", stage, c.err)
+		}
+	}
+	s.ok(ctx, "sam", "order", "show", string(s.w.Device.Order))
+}
+
+// policyPath is where staff got the signed trust policy of an order.
+func (s *Story) policyPath(order protocol.OrderID) string {
+	return filepath.Join(s.w.Dir, "devices", string(order)+"-trust-policy.json")
+}
+
+func (s *Story) enrol(ctx context.Context) {
+	for _, d := range []world.Device{s.w.Device, s.w.Other} {
+		doc := &lockboxv1.Document{}
+		s.ask(ctx, doc, "olga", "trust-policy", "show", string(d.Order), "--out", s.policyPath(d.Order))
+		if d.Serial == s.w.Device.Serial {
+			s.policyDigest = doc.Digest
+		}
+		for i, n := range d.Nodes {
+			s.enrolNode(ctx, d, n, doc.Digest, i == 0 && d.Serial == s.w.Device.Serial)
+		}
+	}
+	for _, n := range s.w.Nodes() {
+		s.startAgent(n)
+	}
+	s.online(ctx, s.w.Device, protocol.Locked)
+	s.online(ctx, s.w.Other, protocol.Locked)
+	s.ok(ctx, "sam", "device", "show", string(s.w.Device.Serial))
+	s.ok(ctx, "olga", "consent", "sign", string(s.w.Device.Order), "--key", s.w.People["olga"].KeyFile(), "--yes")
+}
+
+// enrolNode enrols a node; with faults, it first shows what is refused.
+func (s *Story) enrolNode(ctx context.Context, d world.Device, n world.Node, digest string, faults bool) {
+	token := filepath.Join(n.Dir, "join.token")
+	args := []string{"device", "join-token", string(d.Order), string(d.Serial), "--node", fmt.Sprint(n.ID.Node), "--token-out", token}
+	s.ok(ctx, "sam", args...)
+	enroll := []string{"enroll", "--server", s.w.API, "--token-file", token, "--trust-policy", s.policyPath(d.Order)}
+	if faults {
+		wrong := "sha256:" + strings.Repeat("0", 64)
+		c := s.agent(ctx, n, append(slices.Clone(enroll), "--digest", wrong)...)
+		s.out.back(c.err)
+		s.hold(c.code == 3, "enrolling with a wrong digest exited with %d", c.code)
+		s.enrolRefused(ctx, s.strangerNode(n), append(slices.Clone(enroll), "--digest", digest), protocol.CodeTokenSerial)
+	}
+	c := s.agent(ctx, n, append(slices.Clone(enroll), "--digest", digest)...)
+	s.out.back(c.out + c.err)
+	s.hold(c.code == 0, "cannot enrol %s: %s", n.ID, c.err)
+	if !faults {
+		return
+	}
+	s.enrolRefused(ctx, n, append(slices.Clone(enroll), "--digest", digest), protocol.CodeTokenUsed)
+	info, err := os.Stat(n.StateDir())
+	s.must(err)
+	s.hold(info.Mode().Perm() == 0o700, "the state directory has mode %04o", info.Mode().Perm())
+	s.out.held("the node's private key was made in its state directory (0700) and only a CSR left it")
+}
+
+func (s *Story) enrolRefused(ctx context.Context, n world.Node, args []string, code protocol.Code) {
+	c := s.agent(ctx, n, args...)
+	s.out.back(c.err)
+	s.hold(c.code == 3 && strings.Contains(c.err, "("+string(code)+")"), "want %s, got exit %d: %s", code, c.code, c.err)
+}
+
+// strangerNode is another device that tries with this one's token.
+func (s *Story) strangerNode(n world.Node) world.Node {
+	stranger := n
+	stranger.Dir = filepath.Join(s.w.Dir, "devices", "DBX0666-1")
+	s.must(os.MkdirAll(stranger.Dir, 0o700))
+	data, err := os.ReadFile(n.ConfigFile())
+	s.must(err)
+	text := strings.ReplaceAll(string(data), string(n.ID.Serial)+"\n", "DBX0666\n")
+	text = strings.ReplaceAll(text, n.StateDir(), stranger.StateDir())
+	s.must(os.WriteFile(stranger.ConfigFile(), []byte(text), 0o600))
+	return stranger
+}

@@ -1,0 +1,381 @@
+package scenario
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"fmt"
+	"os"
+	"path"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/databox-lockbox/lockbox/protocol"
+	lockboxv1 "github.com/databox-lockbox/lockbox/protocol/lockbox/v1"
+	"github.com/databox-lockbox/lockbox/protocol/manifest"
+	"github.com/databox-lockbox/lockbox/simulator/profile"
+	"github.com/databox-lockbox/lockbox/simulator/world"
+)
+
+const (
+	statusHalted    = "Data copy halted"
+	statusCompleted = "Completed"
+	errorCode       = string(manifest.NameAlphaNumeric)
+)
+
+// watch follows a node's state until it is stopped, and says what it saw.
+type watch struct {
+	stop   context.CancelFunc
+	ended  sync.WaitGroup
+	states map[string]bool // "<state> <purpose>"
+	open   bool            // a share was open
+}
+
+func (s *Story) watch(ctx context.Context, n world.Node) *watch {
+	w := &watch{states: make(map[string]bool)}
+	ctx, w.stop = context.WithCancel(ctx)
+	w.ended.Go(func() {
+		for ctx.Err() == nil {
+			if status, err := s.status(ctx, n); err == nil {
+				w.states[strings.TrimSpace(status.State+" "+status.Purpose)] = true
+				for _, sh := range status.Shares {
+					w.open = w.open || sh.State == "open"
+				}
+			}
+			time.Sleep(20 * time.Millisecond)
+		}
+	})
+	return w
+}
+
+func (w *watch) end() {
+	w.stop()
+	w.ended.Wait()
+}
+
+func (s *Story) copyAndHalt(ctx context.Context) {
+	watched := s.watch(ctx, s.w.Device.Nodes[0])
+	s.ok(ctx, "sam", "order", "start-job", string(s.w.Device.Order))
+	s.until(ctx, "the copy job has halted", func() bool { return s.order(ctx).Status == statusHalted })
+	watched.end()
+	s.hold(!watched.open, "a share was open while the copy job ran")
+	s.ok(ctx, "sam", "order", "show", string(s.w.Device.Order))
+	o := s.order(ctx)
+	s.hold(len(o.ErrorCodes) == 1 && o.ErrorCodes[0] == errorCode, "the job halted with %v, want %s", o.ErrorCodes, errorCode)
+	log := s.ok(ctx, "sam", "order", "log", string(s.w.Device.Order))
+	s.hold(strings.Contains(log, errorCode) && strings.Contains(log, profile.WrongFolder), "the copy log does not name the misplaced files")
+	s.hold(len(s.blobs()) > 0, "nothing was uploaded")
+	s.out.held("%d files are in the blob store; no share opened while the job ran (seen: %s)", len(s.blobs()), keysOf(watched.states))
+	s.provesLocked(ctx)
+}
+
+func keysOf(m map[string]bool) string {
+	var list []string
+	for k := range m {
+		list = append(list, k)
+	}
+	return strings.Join(list, ", ")
+}
+
+// blobs lists what is in the blob store: account/container/name → content.
+func (s *Story) blobs() map[string][]byte {
+	found := make(map[string][]byte)
+	s.must(filepath.WalkDir(s.w.BlobDir(), func(name string, e os.DirEntry, err error) error {
+		if err != nil || e.IsDir() {
+			return err
+		}
+		data, err := os.ReadFile(name)
+		rel, _ := filepath.Rel(s.w.BlobDir(), name)
+		found[filepath.ToSlash(rel)] = data
+		return err
+	}))
+	return found
+}
+
+var sshWord = regexp.MustCompile(`'[^']*'|\S+`)
+
+func (s *Story) openSession(ctx context.Context) {
+	t := &lockboxv1.Ticket{}
+	s.ok(ctx, "olga", "ticket", "list")
+	s.ask(ctx, t, "olga", "ticket", "file", string(s.w.Device.Order), "--title", "The copy of our data has halted", "--owner", string(s.w.People["erin"].Name))
+	s.ticket = t.Id
+	s.ok(ctx, "erin", "ticket", "show", s.ticket)
+	n := s.w.Device.Nodes[0]
+	session := &lockboxv1.Session{}
+	s.ask(ctx, session, "erin", "session", "enable", "--device", string(n.ID.Serial), "--ticket", s.ticket)
+	s.session = session.Id
+	s.ok(ctx, "erin", "session", "show", s.session)
+	line := s.ok(ctx, "erin", "session", "cert", s.session, "--key", s.w.People["erin"].KeyFile())
+	s.ssh = nil
+	for _, word := range sshWord.FindAllString(strings.TrimSpace(line), -1)[1:] {
+		s.ssh = append(s.ssh, unquote(word))
+	}
+	disks := s.inSession(ctx, 0, "disks")
+	s.hold(strings.Count(disks, "locked") == len(n.Disks) && !strings.Contains(disks, "unlocked"), "disks does not say locked:\n%s", disks)
+	shares := s.inSession(ctx, 0, "shares")
+	s.hold(strings.Contains(shares, "closed") && !strings.Contains(shares, "open"), "shares does not say closed:\n%s", shares)
+	s.inSession(ctx, 1, "ls /shares/"+s.shareName())
+	s.inSession(ctx, 127, "cat-everything")
+	s.smbRefused(ctx, n)
+}
+
+// unquote undoes what 'session cert' quoted for the shell.
+func unquote(word string) string {
+	if strings.HasPrefix(word, "'") {
+		return strings.ReplaceAll(strings.Trim(word, "'"), `'\''`, "'")
+	}
+	return word
+}
+
+// shareName is a share with misplaced files, on the first node.
+func (s *Story) shareName() string { return s.w.Device.Nodes[0].Disks[0].Shares[0].Name }
+
+// inSession runs a command in the support session with stock ssh.
+func (s *Story) inSession(ctx context.Context, exit int, line string) string {
+	s.out.tried("ssh … %s '%s'   (erin, stock OpenSSH)", s.ssh[len(s.ssh)-1], line)
+	c, err := run(ctx, "", "ssh", append(append([]string{"-F", "none", "-o", "BatchMode=yes"}, s.ssh...), line)...)
+	s.must(err)
+	s.out.back(hidePassword(c.out + c.err))
+	s.hold(c.code == exit, "ssh exited with %d, want %d: %s%s", c.code, exit, c.out, c.err)
+	return c.out + c.err
+}
+
+var passwordLine = regexp.MustCompile(`(?m)^(password\s+).*$`)
+
+// hidePassword keeps the lease's credentials out of the report.
+func hidePassword(text string) string {
+	return passwordLine.ReplaceAllString(text, "${1}(shown in the session only)")
+}
+
+// smbRefused shows that nobody serves SMB.
+func (s *Story) smbRefused(ctx context.Context, n world.Node) {
+	s.out.tried("smbclient -L //127.0.0.1 -p %d", n.SMB)
+	c, err := run(ctx, "", "smbclient", "-s", "/dev/null", "-L", "//127.0.0.1", "-p", fmt.Sprint(n.SMB), "-U", "nobody%nothing")
+	s.must(err)
+	s.out.back(c.out + c.err)
+	s.hold(c.code != 0, "an SMB client was let in while the disks are locked")
+}
+
+func (s *Story) raiseRequest(ctx context.Context) {
+	r := &lockboxv1.Request{}
+	s.ask(ctx, r, "erin", "request", "create", "--device", string(s.w.Device.Serial), "--ticket", s.ticket,
+		"--reason-code", "copied-to-wrong-folder", "--justification", "Files lie in "+profile.WrongFolder+", which is no valid container name; move them to "+profile.RightFolder)
+	s.number, s.requestID = fmt.Sprint(r.Number), r.Id
+	s.ok(ctx, "erin", "request", "show", s.number)
+	s.hold(r.Evaluation.GetPassed() && len(r.Evaluation.GetFactors()) >= 3, "the evaluation shows %v", r.Evaluation)
+	s.refused(ctx, []protocol.Code{protocol.CodeNotApproved}, "erin", "request", "execute", s.number)
+
+	c := s.lockbox(ctx, "erin", "request", "approve", s.number, "--key", s.w.People["erin"].KeyFile(), "--yes")
+	s.out.back(c.err)
+	s.hold(c.code != 0, "the engineer approved their own request")
+
+	s.ok(ctx, "ivan", "request", "approve", s.number, "--key", s.w.People["ivan"].KeyFile(), "--yes")
+	s.ok(ctx, "olga", "request", "list", "--pending")
+	r = s.request(ctx, s.number)
+	s.hold(r.ShownStatus == "Customer Notified", "the request is %s (%s)", r.Status, r.ShownStatus)
+	s.statement = r.Statement.Payload
+	s.provider = r.Decisions[0].Envelope
+	s.until(ctx, "the notice is in the outbox", func() bool { return s.notice("lockbox request show "+s.number) != "" })
+	s.out.tried("read the outbox")
+	s.out.back(s.notice("lockbox request show " + s.number))
+}
+
+// notice returns the notice that holds text.
+func (s *Story) notice(text string) string {
+	files, _ := filepath.Glob(filepath.Join(s.w.OutboxDir(), "*"))
+	for _, f := range files {
+		if data, err := os.ReadFile(f); err == nil && strings.Contains(string(data), text) && strings.Contains(string(data), "olga@") {
+			return string(data)
+		}
+	}
+	return ""
+}
+
+func (s *Story) approve(ctx context.Context) {
+	s.ok(ctx, "olga", "request", "show", s.number)
+	c := s.lockbox(ctx, "olga", "request", "approve", s.number, "--key", s.w.People["olga"].KeyFile(), "--reason", "please repair", "--yes")
+	s.out.back(c.err)
+	s.hold(c.code == 0, "olga cannot approve: %s", c.err)
+	s.hold(strings.Contains(c.err, `"verdict":"approve"`), "the command did not show the bytes it signed")
+	r := s.request(ctx, s.number)
+	s.hold(r.Status == "Approved", "the request is %s", r.Status)
+	s.hold(r.AccessEnd-r.AccessStart == int64(8*time.Hour/time.Second), "access lasts %d s, want eight hours", r.AccessEnd-r.AccessStart)
+	s.customer = r.Decisions[len(r.Decisions)-1].Envelope
+	s.out.held("eight hours run from the approval: %s to %s", clock(r.AccessStart), clock(r.AccessEnd))
+}
+
+func clock(unix int64) string { return time.Unix(unix, 0).UTC().Format(time.RFC3339) }
+
+func (s *Story) execute(ctx context.Context) {
+	s.online(ctx, s.w.Device, protocol.Locked)
+	s.ok(ctx, "erin", "request", "execute", s.number)
+	s.online(ctx, s.w.Device, protocol.Unlocked)
+	s.ok(ctx, "sam", "device", "show", string(s.w.Device.Serial))
+	n := s.w.Device.Nodes[0]
+	disks := s.inSession(ctx, 0, "disks")
+	s.hold(strings.Count(disks, "unlocked") == len(n.Disks), "disks does not say unlocked:\n%s", disks)
+	s.readByProtocol(ctx, n)
+	s.inSession(ctx, 0, "find /shares/"+s.shareName())
+	for _, n := range s.w.Device.Nodes {
+		s.keysInMemory(ctx, n)
+	}
+}
+
+var credential = regexp.MustCompile(`(?m)^(user|password)\s+(\S+)$`)
+
+// readByProtocol reads a file with an SMB client and compares its checksum.
+func (s *Story) readByProtocol(ctx context.Context, n world.Node) {
+	shares := s.inSession(ctx, 0, "shares")
+	login := make(map[string]string)
+	for _, m := range credential.FindAllStringSubmatch(shares, -1) {
+		login[m[1]] = m[2]
+	}
+	s.hold(login["user"] != "" && login["password"] != "", "the session shows no credentials of this lease")
+	auth := s.secretFile("smb-credentials", fmt.Sprintf("username=%s\npassword=%s\n", login["user"], login["password"]))
+	defer os.Remove(auth)
+	file := "photos/2026/harbour.jpg"
+	target := filepath.Join(s.w.Dir, "harbour.jpg")
+	smb := []string{"-s", "/dev/null", "-A", auth, "-p", fmt.Sprint(n.SMB), "--option=client min protocol=SMB3", "--client-protection=encrypt",
+		"//127.0.0.1/" + s.shareName(), "-c", "get " + file + " " + target}
+	s.out.tried("smbclient //127.0.0.1/%s -p %d -c 'get %s'   (SMB3, encrypted, this lease's credentials)", s.shareName(), n.SMB, file)
+	c, err := run(ctx, "", "smbclient", smb...)
+	s.must(err)
+	s.hold(c.code == 0, "smbclient: %s%s", c.out, c.err)
+	data, err := os.ReadFile(target)
+	s.must(err)
+	want := s.w.Device.Nodes[0].Disks[0].Shares[0].Files[file]
+	s.hold(sha256.Sum256(data) == sha256.Sum256([]byte(want)), "%s has another checksum than what was copied in", file)
+	s.out.held("%d bytes, SHA-256 %x: the same as what was copied in", len(data), sha256.Sum256(data))
+
+	wrong := s.secretFile("smb-wrong", "username="+login["user"]+"\npassword=wrong\n")
+	c, err = run(ctx, "", "smbclient", "-s", "/dev/null", "-A", wrong, "-p", fmt.Sprint(n.SMB), "//127.0.0.1/"+s.shareName(), "-c", "ls")
+	s.must(err)
+	s.hold(c.code != 0, "smbclient got in with a wrong password")
+	s.out.held("with a wrong password: %s", strings.TrimSpace(c.out+c.err))
+}
+
+func (s *Story) repair(ctx context.Context) {
+	dir := "/shares/" + s.shareName()
+	s.inSession(ctx, 0, fmt.Sprintf("mv %s/%s %s/%s && find %s/%s", dir, profile.WrongFolder, dir, profile.RightFolder, dir, profile.RightFolder))
+	s.inSession(ctx, 1, "ls "+dir+"/"+profile.WrongFolder)
+	s.inSession(ctx, 1, "rm "+dir+"/"+profile.RightFolder+"/quarter-1.csv")
+	s.inSession(ctx, 0, "prepare-to-ship")
+	s.until(ctx, "the new bill of materials has arrived", func() bool { return s.newBill(ctx) != nil })
+	m := s.newBill(ctx)
+	s.ok(ctx, "olga", "order", "manifest", string(s.w.Device.Order))
+	first := s.firstBill(ctx)
+	s.hold(m.PreviousDigest == first.Digest, "the new bill names %s as the one before, want %s", m.PreviousDigest, first.Digest)
+	s.hold(strings.Contains(m.Difference, profile.WrongFolder) && strings.Contains(m.Difference, profile.RightFolder), "the difference is not recorded: %q", m.Difference)
+	s.out.held("the new bill of materials carries the digest of the old one; the difference is on record")
+}
+
+func (s *Story) bills(ctx context.Context) []*lockboxv1.ManifestVersion {
+	resp := &lockboxv1.GetManifestResponse{}
+	s.ask(ctx, resp, "olga", "order", "manifest", string(s.w.Device.Order))
+	return resp.Manifests
+}
+
+func (s *Story) firstBill(ctx context.Context) *lockboxv1.ManifestVersion {
+	for _, m := range s.bills(ctx) {
+		if m.Share == s.shareName() && m.Version == 1 {
+			return m
+		}
+	}
+	s.fail("there is no first bill of materials of %s", s.shareName())
+	return nil
+}
+
+func (s *Story) newBill(ctx context.Context) *lockboxv1.ManifestVersion {
+	for _, m := range s.bills(ctx) {
+		if m.Share == s.shareName() && m.Version > 1 {
+			return m
+		}
+	}
+	return nil
+}
+
+func (s *Story) disableSession(ctx context.Context) {
+	s.ok(ctx, "erin", "session", "disable", s.session, "--reason", "repaired")
+	s.provesLocked(ctx)
+	s.smbRefused(ctx, s.w.Device.Nodes[0])
+	s.out.tried("ssh … with the same certificate")
+	c, err := run(ctx, "", "ssh", append(append([]string{"-F", "none", "-o", "BatchMode=yes"}, s.ssh...), "disks")...)
+	s.must(err)
+	s.out.back(c.err)
+	s.hold(c.code == 255, "ssh exited with %d: the certificate still opens something", c.code)
+	s.refused(ctx, []protocol.Code{protocol.CodeConflict, protocol.CodeNotFound, protocol.CodeForbidden}, "erin", "session", "cert", s.session, "--key", s.w.People["erin"].KeyFile())
+	r := s.request(ctx, s.number)
+	s.hold(r.Status == "Completed", "the request is %s", r.Status)
+}
+
+func (s *Story) resume(ctx context.Context) {
+	s.online(ctx, s.w.Device, protocol.Locked)
+	s.ok(ctx, "sam", "order", "resume-job", string(s.w.Device.Order))
+	s.until(ctx, "the order is completed", func() bool { return s.order(ctx).Stage == statusCompleted })
+	s.ok(ctx, "sam", "order", "show", string(s.w.Device.Order))
+	log := s.ok(ctx, "sam", "order", "log", string(s.w.Device.Order))
+	s.hold(!strings.Contains(log, "ErroredEntity") && !strings.Contains(log, "ERROR_"), "the copy log is not clean")
+	blobs, files := s.blobs(), 0
+	for _, m := range s.newest(ctx) {
+		bom, err := manifest.ParseBOM(m.Bom)
+		s.must(err)
+		for _, f := range bom.Files {
+			object := bom.Share.Classify(f.Path, f.Size)
+			name := path.Join(bom.Share.Account, object.Container, object.Name)
+			data, ok := blobs[name]
+			s.hold(ok, "%s is not in the blob store", name)
+			s.hold(manifest.ChecksumCRC64(data) == f.CRC64, "%s has another CRC64 than the bill of materials says", name)
+			files++
+		}
+	}
+	s.hold(files > 0, "the bills of materials are empty")
+	s.out.held("all %d files of the newest bills of materials are in the blob store, each with the CRC64 that its bill says", files)
+	s.provesLocked(ctx)
+}
+
+// newest returns the newest bill of each share.
+func (s *Story) newest(ctx context.Context) map[string]*lockboxv1.ManifestVersion {
+	newest := make(map[string]*lockboxv1.ManifestVersion)
+	for _, m := range s.bills(ctx) {
+		if old := newest[m.Share]; old == nil || m.Version > old.Version {
+			newest[m.Share] = m
+		}
+	}
+	return newest
+}
+
+func (s *Story) judge(ctx context.Context) {
+	n := s.w.Device.Nodes[0]
+	d := n.Disks[0]
+	file := filepath.Join(s.w.Dir, "recovery-password")
+	s.ok(ctx, "admin", "key", "export", string(n.ID.Serial), string(d.ID), "--reason", "judged by dislocker", "--out", file)
+	password, err := os.ReadFile(file)
+	s.must(err)
+	defer os.Remove(file)
+	exported := &lockboxv1.ListRecordsResponse{}
+	s.ask(ctx, exported, "admin", "audit", "list", "--operation", "Export Recovery Password")
+	s.hold(len(exported.Records) > 0, "the export is not on record")
+	plain := filepath.Join(s.w.Dir, "dislocker.ntfs")
+	defer os.Remove(plain)
+	s.out.tried("dislocker-file -V %s.img -p… -- plain; ntfscat plain %s/…", d.ID, profile.RightFolder)
+	// dislocker takes the password on its command line or from a terminal; this
+	// one opens a disk that the story destroys.
+	c, err := run(ctx, "", "dislocker-file", "-V", d.Image, "-p"+strings.TrimSpace(string(password)), "--", plain)
+	s.must(err)
+	s.hold(c.code == 0, "dislocker cannot open the disk: %s%s", c.out, c.err)
+	share := d.Shares[0]
+	for name, want := range share.Files {
+		rest, moved := strings.CutPrefix(name, profile.WrongFolder+"/")
+		if !moved {
+			continue
+		}
+		inside := path.Join(share.Name, profile.RightFolder, rest)
+		c, err := run(ctx, "", "ntfscat", "-f", plain, inside)
+		s.must(err)
+		s.hold(c.code == 0 && bytes.Equal([]byte(c.out), []byte(want)), "%s is not what was moved there: %s", inside, c.err)
+		s.out.held("%s is where it was moved, byte for byte", inside)
+	}
+}
