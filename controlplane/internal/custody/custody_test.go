@@ -538,6 +538,20 @@ func TestProofOfAnEarlierOrderIsRefused(t *testing.T) {
 	}
 }
 
+func TestALockIsCarriedOutWhoeverWaits(t *testing.T) {
+	w := newWorld(t, 2)
+	if _, err := w.unlock(); err != nil {
+		t.Fatal(err)
+	}
+	gone, cancel := context.WithCancel(t.Context())
+	cancel()
+	w.custody.Lock(gone, custody.LockIn{Caller: owner, Nodes: []protocol.NodeID{w.nodes[0].id, w.nodes[1].id}, Reason: "revoked"})
+	w.allAre(protocol.Locked)
+	if !slices.Contains(w.operations(), auditlog.OpLockVolume) {
+		t.Error("the lock is not recorded")
+	}
+}
+
 func TestANodeThatDoesNotLockIsNotConfirmed(t *testing.T) {
 	w := newWorld(t, 1)
 	w.nodes[0].stuck = true

@@ -29,12 +29,12 @@ type LockIn struct {
 	Correlation string // request or consent id, for the record
 }
 
-// Lock tells the nodes to lock, all at once, and records the outcome after. A
-// node that does not confirm locks by itself at the time its result says.
+// Lock tells the nodes to lock, all at once, and records the outcome after. It
+// does so even if ctx ends. A node that does not confirm locks by itself at the time its result says.
 // Results are in the order of the nodes.
 func (s *Service) Lock(ctx context.Context, in LockIn) []*lockboxv1.RelockResult {
+	ctx = context.WithoutCancel(ctx) // a lock that was begun is carried out, whoever still waits for the answer
 	results := s.lockAll(ctx, in)
-	ctx = context.WithoutCancel(ctx) // what was done is recorded, whoever still waits for the answer
 	err := s.Store.Tx(ctx, func(tx *store.Tx) error { return s.recordLocks(ctx, tx, in, results) })
 	if err != nil { // the nodes are locked: this is no reason to tell the caller otherwise
 		s.Logger.Error().Err(err).Msg("cannot record that nodes were locked")
@@ -110,7 +110,8 @@ func (s *Service) recordLocks(ctx context.Context, tx *store.Tx, in LockIn, resu
 }
 
 // Recover locks the nodes of attempts that are neither committed nor under way
-// in this process, and returns how many have not ended. [Service.Run] calls it until there are none.
+// in this process, and returns how many have not ended. [Service.Run] calls it
+// until there are none.
 func (s *Service) Recover(ctx context.Context) (left int, err error) {
 	var open []store.Attempt
 	err = s.Store.View(ctx, func(tx *store.Tx) (err error) {
