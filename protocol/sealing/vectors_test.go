@@ -56,7 +56,7 @@ func TestVectors(t *testing.T) {
 
 type vector map[string]string
 
-func (v vector) context(t *testing.T) sealing.Context {
+func (v vector) context(t testing.TB) sealing.Context {
 	t.Helper()
 	node, err := protocol.ParseNodeID(v["node"])
 	if err != nil {
@@ -68,7 +68,7 @@ func (v vector) context(t *testing.T) sealing.Context {
 	}
 }
 
-func readVector(t *testing.T, name string) vector {
+func readVector(t testing.TB, name string) vector {
 	t.Helper()
 	text, err := os.ReadFile(name)
 	if err != nil {
@@ -82,7 +82,7 @@ func readVector(t *testing.T, name string) vector {
 	return v
 }
 
-func unhex(t *testing.T, s string) []byte {
+func unhex(t testing.TB, s string) []byte {
 	t.Helper()
 	b, err := hex.DecodeString(s)
 	if err != nil {
