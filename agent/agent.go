@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"time"
 
 	"github.com/rs/zerolog"
@@ -84,6 +85,9 @@ func New(cfg Config, opts Options) (_ *Agent, err error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
+	if opts.Clock == nil {
+		opts.Clock = lock.SystemClock{}
+	}
 	a := &Agent{cfg: cfg, opts: opts}
 	defer func() {
 		if err != nil {
@@ -108,22 +112,21 @@ func New(cfg Config, opts Options) (_ *Agent, err error) {
 			return nil, fmt.Errorf("cannot start the keeper: %w", err)
 		}
 	}
-	return a, a.assemble(id)
+	if err := a.assemble(id); err != nil {
+		return nil, err
+	}
+	return a, nil
 }
 
 func (a *Agent) assemble(id state.Identity) error {
-	signer, err := a.state.NodeKey()
+	key, err := nodeKey(a.state)
 	if err != nil {
 		return err
-	}
-	key, ok := signer.(ed25519.PrivateKey)
-	if !ok {
-		return fmt.Errorf("the node's key is a %T: want Ed25519", signer)
 	}
 	if _, err := a.policy(); err != nil {
 		return fmt.Errorf("cannot use the installed trust policy: %w", err)
 	}
-	if a.journal, err = journal.New(a.cfg.StateDir+"/journal", a.cfg.NodeID(), key); err != nil {
+	if a.journal, err = journal.New(journalDir(a.cfg), a.cfg.NodeID(), key); err != nil {
 		return err
 	}
 	if a.lock, err = a.newLock(key); err != nil {
@@ -137,6 +140,30 @@ func (a *Agent) assemble(id state.Identity) error {
 	}
 	a.local = localapi.New(a.cfg.Socket(), a.lock)
 	return nil
+}
+
+// nodeKey returns the key that the node enrolled with, or will.
+func nodeKey(dir *state.Dir) (ed25519.PrivateKey, error) {
+	signer, err := dir.NodeKey()
+	if err != nil {
+		return nil, err
+	}
+	key, ok := signer.(ed25519.PrivateKey)
+	if !ok {
+		return nil, fmt.Errorf("the node's key is a %T: want Ed25519", signer)
+	}
+	return key, nil
+}
+
+func journalDir(cfg Config) string { return filepath.Join(cfg.StateDir, "journal") }
+
+// newRecord makes a record about the node itself.
+func newRecord(cfg Config, now time.Time, op auditlog.Operation, result auditlog.Result) auditlog.Record {
+	r := auditlog.NewRecord(now, op, result)
+	r.Origin = cfg.NodeID().String()
+	r.Caller = cfg.NodeID().URI().String()
+	r.ResourceID = fmt.Sprintf("/devices/%s/nodes/%d", cfg.Serial, cfg.Node)
+	return r
 }
 
 func (a *Agent) newLock(key ed25519.PrivateKey) (*lock.Machine, error) {
@@ -178,6 +205,7 @@ func (a *Agent) newSupport(id state.Identity) (*support.Server, error) {
 		HostCertificate: id.SSHHostCertificate,
 		Lock:            a.lock,
 		Journal:         a.journal,
+		Clock:           a.opts.Clock,
 		Manifests:       func(m *devicev1.ReportManifestRequest) { a.uplink.ReportManifest(m) },
 		Log:             a.opts.Log,
 	})
@@ -233,10 +261,7 @@ func (a *Agent) watchKeeper(ctx context.Context) error {
 // recordLife records that the agent starts or stops. An agent that cannot
 // record still keeps its disks locked, so it goes on.
 func (a *Agent) recordLife(op auditlog.Operation) {
-	r := auditlog.NewRecord(time.Now(), op, auditlog.Success)
-	r.Origin = a.cfg.NodeID().String()
-	r.Caller = a.cfg.NodeID().URI().String()
-	r.ResourceID = fmt.Sprintf("/devices/%s/nodes/%d", a.cfg.Serial, a.cfg.Node)
+	r := newRecord(a.cfg, a.opts.Clock.Now(), op, auditlog.Success)
 	r.Properties = map[string]string{"version": Version}
 	if _, err := a.journal.Append(context.Background(), r); err != nil {
 		a.opts.Log.Error().Err(err).Str("operation", string(op)).Msg("cannot record")

@@ -7,13 +7,19 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strconv"
+	"time"
 
 	"github.com/databox-lockbox/lockbox/agent/internal/cli"
 	"github.com/databox-lockbox/lockbox/agent/internal/disk"
+	"github.com/databox-lockbox/lockbox/agent/internal/journal"
 	"github.com/databox-lockbox/lockbox/agent/internal/localapi"
 	"github.com/databox-lockbox/lockbox/agent/internal/state"
 	"github.com/databox-lockbox/lockbox/agent/internal/support"
 	"github.com/databox-lockbox/lockbox/agent/internal/uplink"
+	"github.com/databox-lockbox/lockbox/protocol"
+	"github.com/databox-lockbox/lockbox/protocol/approval"
+	"github.com/databox-lockbox/lockbox/protocol/auditlog"
 	devicev1 "github.com/databox-lockbox/lockbox/protocol/device/v1"
 )
 
@@ -49,26 +55,26 @@ func run(ctx context.Context, cfg Config) error {
 	return a.Run(ctx)
 }
 
-// Enroll installs the customer's trust policy, if none is installed, and enrols
-// the node with a join token. Enrolling again renews the certificates and
-// never replaces the policy.
+// Enroll enrols the node with a join token and installs the customer's trust
+// policy. If it fails, nothing was installed. Enrolling again renews the
+// certificates and never replaces the policy.
 func Enroll(ctx context.Context, cfg Config, server, token string, policy []byte) (err error) {
 	dir, err := state.Open(cfg.StateDir)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, dir.Close()) }()
-	digest, err := installPolicy(dir, policy)
+	chain, err := chainToInstall(dir, policy)
 	if err != nil {
 		return err
 	}
-	signer, err := dir.NodeKey()
+	verified, err := verifyChain(chain)
+	if err != nil {
+		return fmt.Errorf("cannot use the trust policy: %w", err)
+	}
+	key, err := nodeKey(dir)
 	if err != nil {
 		return err
-	}
-	key, ok := signer.(ed25519.PrivateKey)
-	if !ok {
-		return fmt.Errorf("the node's key is a %T: want Ed25519", signer)
 	}
 	host, err := dir.HostKey()
 	if err != nil {
@@ -80,30 +86,43 @@ func Enroll(ctx context.Context, cfg Config, server, token string, policy []byte
 	}
 	id, err := uplink.Enrol(ctx, uplink.Enrolment{
 		Server: server, Token: token, Node: cfg.NodeID(), Key: key,
-		HostKey: hostKey, PolicyHash: digest, Disks: newDisks(cfg, nil).Status(),
+		HostKey: hostKey, PolicyHash: string(verified.Digest()), Disks: newDisks(cfg, nil).Status(),
 	})
 	if err != nil {
 		return err
 	}
-	return dir.SetIdentity(id)
+	if err := recordPolicy(ctx, cfg, key, verified); err != nil {
+		return err
+	}
+	return errors.Join(dir.InstallTrustPolicy(chain), dir.SetIdentity(id))
 }
 
-// installPolicy installs the first trust policy and returns the digest of what
-// is installed. Where one is installed already, it must be of the same origin.
-func installPolicy(dir *state.Dir, envelope []byte) (string, error) {
-	envelope = bytes.TrimSpace(envelope)
-	if installed := dir.TrustPolicy(); installed != nil {
-		first, _, _ := bytes.Cut(installed, []byte("\n"))
-		if !bytes.Equal(first, envelope) {
-			return "", errors.New("another trust policy is installed: enrolling never replaces it, a new version must be signed by its own signers")
-		}
-		envelope = installed
-	} else if err := dir.InstallTrustPolicy(envelope); err != nil {
-		return "", err
+// chainToInstall returns what is to be the installed trust policy: what is
+// installed, which must have come of the same one, or else the one given.
+func chainToInstall(dir *state.Dir, policy []byte) ([]byte, error) {
+	policy = bytes.TrimSpace(policy)
+	installed := dir.TrustPolicy()
+	switch {
+	case installed == nil:
+		return policy, nil
+	case !bytes.HasPrefix(append(installed, '\n'), append(bytes.Clone(policy), '\n')):
+		return nil, protocol.Errorf(protocol.CodeConflict, "another trust policy is installed: enrolling never replaces it, a new version must be signed by the old one's signers")
 	}
-	policy, err := verifyChain(envelope)
+	return dir.TrustPolicy(), nil
+}
+
+// recordPolicy makes the first record of a node's journal: whose signatures it
+// will want.
+func recordPolicy(ctx context.Context, cfg Config, key ed25519.PrivateKey, policy *approval.Policy) (err error) {
+	j, err := journal.New(journalDir(cfg), cfg.NodeID(), key)
 	if err != nil {
-		return "", err
+		return err
 	}
-	return string(policy.Digest()), nil
+	defer func() { err = errors.Join(err, j.Close()) }()
+	r := newRecord(cfg, time.Now(), auditlog.OpInstallTrustPolicy, auditlog.Success)
+	r.Properties = map[string]string{
+		"digest": string(policy.Digest()), "version": strconv.FormatInt(policy.Document().Version, 10),
+	}
+	_, err = j.Append(ctx, r)
+	return err
 }

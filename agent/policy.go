@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/mod/sumdb/note"
 
+	"github.com/databox-lockbox/lockbox/protocol"
 	"github.com/databox-lockbox/lockbox/protocol/approval"
 	"github.com/databox-lockbox/lockbox/protocol/auditlog"
 )
@@ -36,15 +37,16 @@ func (a *Agent) replacePolicy(ctx context.Context, envelope []byte) (int64, appr
 	if err != nil {
 		return 0, "", err
 	}
-	r := auditlog.NewRecord(time.Now(), auditlog.OpReplaceTrustPolicy, auditlog.Success)
-	r.Origin = a.cfg.NodeID().String()
+	longer := append(append(bytes.TrimSpace(bytes.Clone(chain)), '\n'), bytes.TrimSpace(envelope)...)
+	if last, err := verifyChain(longer); err != nil || last.Digest() != next.Digest() {
+		return 0, "", protocol.Errorf(protocol.CodeInvalid, "the trust policy is not one line of canonical JSON")
+	}
+	r := newRecord(a.cfg, a.opts.Clock.Now(), auditlog.OpReplaceTrustPolicy, auditlog.Success)
 	r.Caller = auditlog.OriginControlPlane
-	r.ResourceID = fmt.Sprintf("/devices/%s/nodes/%d", a.cfg.Serial, a.cfg.Node)
 	r.Properties = map[string]string{"from": string(old.Digest()), "to": string(next.Digest())}
 	if _, err := a.journal.Append(ctx, r); err != nil {
 		return 0, "", err
 	}
-	longer := append(append(bytes.TrimSpace(bytes.Clone(chain)), '\n'), bytes.TrimSpace(envelope)...)
 	if err := a.state.ReplaceTrustPolicy(chain, longer); err != nil {
 		return 0, "", err
 	}

@@ -224,7 +224,11 @@ signers signed. The node's key is made here and never leaves it.`,
 	return c
 }
 
-// readSmall reads a file of at most 1 MiB, or standard input for "-".
+// maxFile is the longest file that is read: tokens and trust policies are
+// smaller.
+const maxFile = 1 << 20
+
+// readSmall reads a file, or standard input for "-".
 func readSmall(cmd *cobra.Command, name string) ([]byte, error) {
 	r := cmd.InOrStdin()
 	if name != "-" {
@@ -235,7 +239,11 @@ func readSmall(cmd *cobra.Command, name string) ([]byte, error) {
 		defer f.Close()
 		r = f
 	}
-	return io.ReadAll(io.LimitReader(r, 1<<20))
+	data, err := io.ReadAll(io.LimitReader(r, maxFile+1))
+	if err == nil && len(data) > maxFile {
+		err = fmt.Errorf("%s is too large: want at most %d bytes", name, maxFile)
+	}
+	return data, err
 }
 
 // confirmPolicy shows the policy and has its digest compared.
@@ -260,57 +268,40 @@ func (a *app) confirmPolicy(cmd *cobra.Command, policy []byte, want string) erro
 }
 
 func (a *app) statusCommand() *cobra.Command {
-	var output string
-	c := &cobra.Command{
-		Use:   "status",
-		Short: "Show how the node is: lock, lease, disks, shares, sessions, job",
-		Args:  noArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			cfg, err := a.load()
-			if err != nil {
-				return err
-			}
-			s, err := a.Status(cmd.Context(), cfg)
-			if err != nil {
-				return err
-			}
-			return show(cmd.OutOrStdout(), s, output)
-		},
-	}
-	c.Flags().StringVar(&output, "output", "text", "text or json")
-	return c
+	return a.askCommand("status", "Show how the node is: lock, lease, disks, shares, sessions, job", a.Status)
 }
 
 func (a *app) lockCommand() *cobra.Command {
+	return a.askCommand("lock", "Lock the node now; the approval is not spent", a.Lock)
+}
+
+// askCommand is a command that asks the running agent and shows its answer.
+func (a *app) askCommand(use, short string, ask func(context.Context, config.Config) (*devicev1.NodeStatus, error)) *cobra.Command {
 	var output string
 	c := &cobra.Command{
-		Use:   "lock",
-		Short: "Lock the node now; the approval is not spent",
+		Use:   use,
+		Short: short,
 		Args:  noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if output != "text" && output != "json" {
+				return usagef("--output is %q: want text or json", output)
+			}
 			cfg, err := a.load()
 			if err != nil {
 				return err
 			}
-			s, err := a.Lock(cmd.Context(), cfg)
+			s, err := ask(cmd.Context(), cfg)
 			if err != nil {
 				return err
 			}
-			return show(cmd.OutOrStdout(), s, output)
+			if output == "json" {
+				return showJSON(cmd.OutOrStdout(), s)
+			}
+			return showText(cmd.OutOrStdout(), s)
 		},
 	}
 	c.Flags().StringVar(&output, "output", "text", "text or json")
 	return c
-}
-
-func show(w io.Writer, s *devicev1.NodeStatus, output string) error {
-	switch output {
-	case "json":
-		return showJSON(w, s)
-	case "text":
-		return showText(w, s)
-	}
-	return usagef("--output is %q: want text or json", output)
 }
 
 func showJSON(w io.Writer, s *devicev1.NodeStatus) error {

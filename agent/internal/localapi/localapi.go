@@ -15,8 +15,10 @@ import (
 	"net/http"
 	"os"
 	"strings"
+	"syscall"
 	"time"
 
+	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/encoding/protojson"
 
 	"github.com/databox-lockbox/lockbox/agent/internal/lock"
@@ -27,7 +29,8 @@ import (
 
 // Limits of one request.
 const (
-	requestTimeout = 10 * time.Second
+	requestTimeout = 15 * time.Second // locking takes 2 s, and its record up to 10
+	stopWithin     = 5 * time.Second
 	maxBody        = 4 << 10
 	maxAnswer      = 4 << 20
 )
@@ -64,30 +67,60 @@ func (s *Server) Run(ctx context.Context) error {
 		WriteTimeout:      requestTimeout,
 		IdleTimeout:       requestTimeout,
 		MaxHeaderBytes:    maxBody,
-		BaseContext:       func(net.Listener) context.Context { return ctx },
 	}
-	stop := context.AfterFunc(ctx, func() { srv.Close() })
-	defer stop()
-	if err := srv.Serve(ln); !errors.Is(err, http.ErrServerClosed) {
+	served := make(chan error, 1)
+	go func() { served <- srv.Serve(ln) }()
+	select {
+	case err := <-served:
 		return fmt.Errorf("the local socket failed: %w", err)
+	case <-ctx.Done():
 	}
-	return nil
+	last, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopWithin)
+	defer cancel()
+	err = srv.Shutdown(last) // a lock under way is answered
+	if err != nil {
+		err = errors.Join(err, srv.Close())
+	}
+	<-served
+	return err
 }
 
-// listen makes the socket, mode 0600 from its first moment.
+// listen makes the socket. The mode is that of the socket before it has a name,
+// so that nobody else can ever connect.
 func listen(path string) (net.Listener, error) {
 	if conn, err := net.DialTimeout("unix", path, time.Second); err == nil {
 		conn.Close()
-		return nil, fmt.Errorf("another agent serves %s: stop it first", path)
+		return nil, protocol.Errorf(protocol.CodeBusy, "another agent serves %s: stop it first", path)
 	}
-	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := removeSocket(path); err != nil {
 		return nil, fmt.Errorf("cannot replace the local socket: %w", err)
 	}
-	ln, err := net.Listen("unix", path) // its folder is 0700
+	private := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
+		var modeErr error
+		err := c.Control(func(fd uintptr) { modeErr = unix.Fchmod(int(fd), 0o600) })
+		return errors.Join(err, modeErr)
+	}}
+	ln, err := private.Listen(context.Background(), "unix", path)
 	if err != nil {
 		return nil, fmt.Errorf("cannot make the local socket: %w", err)
 	}
-	return ln, os.Chmod(path, 0o600)
+	return ln, nil
+}
+
+// removeSocket removes the socket that an earlier process left, and nothing
+// that is no socket.
+func removeSocket(path string) error {
+	info, err := os.Lstat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if info.Mode().Type() != fs.ModeSocket {
+		return fmt.Errorf("%s is there and is no socket: move it away, or correct local_socket", path)
+	}
+	return os.Remove(path)
 }
 
 func (s *Server) status(w http.ResponseWriter, _ *http.Request) { s.answer(w) }

@@ -2,6 +2,7 @@ package support
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -12,7 +13,6 @@ import (
 	"github.com/databox-lockbox/lockbox/agent/internal/copyjob"
 	"github.com/databox-lockbox/lockbox/agent/internal/lock"
 	"github.com/databox-lockbox/lockbox/protocol"
-	"github.com/databox-lockbox/lockbox/protocol/approval"
 	"github.com/databox-lockbox/lockbox/protocol/auditlog"
 	devicev1 "github.com/databox-lockbox/lockbox/protocol/device/v1"
 )
@@ -42,7 +42,7 @@ func init() {
 		"sha256sum":       {"sha256sum FILE…", "print SHA-256 checksums", sha256sum},
 		"crc64":           {"crc64 FILE…", "print CRC64 checksums, as in bills of materials", crc64sum},
 		"mkdir":           {"mkdir [-p] FOLDER…", "make folders", mkdir},
-		"mv":              {"mv FROM TO", "move a file or folder within its share", mv},
+		"mv":              {"mv FROM… TO", "move files or folders within their share; nothing is overwritten", mv},
 		"rm":              {"rm [-r] PATH…", "remove; needs an approval that says delete", rm},
 		"prepare-to-ship": {"prepare-to-ship", "write new bills of materials for the copy job", prepareToShip},
 		"exit":            {"exit", "end this shell", func(_ context.Context, s *shell, _ []string) error { s.done = true; return nil }},
@@ -54,12 +54,12 @@ func help(_ context.Context, s *shell, _ []string) error {
 	for _, name := range slices.Sorted(maps.Keys(commands)) {
 		fmt.Fprintf(t, "%s\t%s\n", commands[name].usage, commands[name].help)
 	}
-	fmt.Fprintln(t, "\nJoin commands with ; && or ||. Quote names with spaces. Everything is recorded.")
+	fmt.Fprintln(t, "\nJoin commands with ; && or ||. Quote names with spaces; * and ? match names.\nEverything is recorded.")
 	return t.Flush()
 }
 
 func disks(_ context.Context, s *shell, _ []string) error {
-	status := s.server.cfg.Lock.Status()
+	status := s.conn.server.cfg.Lock.Status()
 	t := tabwriter.NewWriter(s.out, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(t, "DISK\tSTATE\tMETHOD\tVOLUME")
 	for _, d := range status.Disks {
@@ -77,7 +77,7 @@ func lockWord(state string) string {
 }
 
 func shares(ctx context.Context, s *shell, _ []string) error {
-	status := s.server.cfg.Lock.Status()
+	status := s.conn.server.cfg.Lock.Status()
 	t := tabwriter.NewWriter(s.out, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(t, "SHARE\tSTATE\tPROTOCOL\tADDRESS\tACCESS")
 	for _, sh := range status.Shares {
@@ -97,8 +97,9 @@ func shares(ctx context.Context, s *shell, _ []string) error {
 
 // showCredentials shows the credentials of this lease's shares, on record.
 func (s *shell) showCredentials(ctx context.Context, lease lock.Lease) error {
-	rec := s.server.record(auditlog.OpReadShareSecret, auditlog.Success, s.session)
-	if _, err := s.server.cfg.Journal.Append(ctx, rec); err != nil {
+	rec := s.conn.server.record(auditlog.OpReadShareSecret, auditlog.Success, s.conn.session)
+	rec.Properties["request"] = string(lease.RequestID)
+	if err := s.record(ctx, rec); err != nil {
 		return err
 	}
 	_, err := fmt.Fprintf(s.out, "\nSMB at %s\nuser      %s\npassword  %s\nvalid until the disks are locked again\n", lease.Address, lease.User, lease.Password)
@@ -107,8 +108,8 @@ func (s *shell) showCredentials(ctx context.Context, lease lock.Lease) error {
 
 // lease returns what this session may use: the lease of its own engineer.
 func (s *shell) lease() (lock.Lease, error) {
-	lease, ok := s.server.cfg.Lock.Lease()
-	if !ok || lease.Purpose != protocol.SupportAccess || lease.Engineer.SSHKey != s.session.Key {
+	lease, ok := s.conn.server.cfg.Lock.Lease()
+	if !ok || !letsIn(lease, s.conn.session.Key) {
 		return lock.Lease{}, protocol.Errorf(protocol.CodeLocked, "the disks are locked and the shares closed: raise a Lockbox request, and execute it once the customer has approved")
 	}
 	return lease, nil
@@ -121,12 +122,12 @@ func showLease(_ context.Context, s *shell, _ []string) error {
 	}
 	_, err = fmt.Fprintf(s.out, "request   %s\norder     %s\nticket    %s\nengineer  %s\naccess    %s\nuntil     %s (in %s)\n",
 		lease.RequestID, lease.Order, lease.Ticket, lease.Engineer.Person, lease.Access,
-		lease.End.UTC().Format(time.RFC3339), lease.End.Sub(s.server.cfg.Now()).Round(time.Second))
+		lease.End.UTC().Format(time.RFC3339), lease.End.Sub(s.conn.server.cfg.Clock.Now()).Round(time.Second))
 	return err
 }
 
 func job(_ context.Context, s *shell, _ []string) error {
-	j := s.server.cfg.Lock.Status().GetJob()
+	j := s.conn.server.cfg.Lock.Status().GetJob()
 	if j.GetState() == "" {
 		_, err := fmt.Fprintln(s.out, "no copy job has run since the agent started")
 		return err
@@ -139,40 +140,42 @@ func prepareToShip(ctx context.Context, s *shell, args []string) error {
 	if len(args) > 0 {
 		return usageError{}
 	}
-	lease, err := s.lease()
+	lease, err := s.mayWrite()
 	if err != nil {
 		return err
 	}
-	if lease.Access == approval.ReadOnly {
-		return readOnly()
-	}
-	rec := s.server.record(auditlog.OpPrepareToShip, auditlog.Start, s.session)
-	rec.CorrelationID = string(lease.RequestID)
-	if _, err := s.server.cfg.Journal.Append(ctx, rec); err != nil {
+	if err := s.record(ctx, s.shipping(auditlog.Start, lease)); err != nil {
 		return err
 	}
-	made, err := copyjob.PrepareToShip(ctx, lease.Shares)
-	if err != nil {
-		return err
-	}
+	made, failure := copyjob.PrepareToShip(ctx, lease.Shares)
 	report := &devicev1.ReportManifestRequest{Order: string(lease.Order), Request: string(lease.RequestID), State: "Succeeded"}
+	rec := s.shipping(auditlog.Success, lease)
+	if failure != nil { // what was written until then stays
+		report.State = "Failed"
+		rec = s.shipping(auditlog.Failure, lease)
+	}
 	for _, m := range made {
-		difference := m.Difference.String()
-		fmt.Fprintf(s.out, "%s on %s\n  %s\n  previous %s\n", m.Share.Share, m.Share.Disk, m.Digest, m.Previous)
-		for line := range strings.Lines(difference) {
-			fmt.Fprint(s.out, "    "+line)
-		}
 		report.Manifests = append(report.Manifests, &devicev1.Manifest{
 			Disk: string(m.Share.Disk), Share: m.Share.Share.String(), Bom: m.BOM,
-			Digest: m.Digest, PreviousDigest: m.Previous, Difference: difference,
+			Digest: m.Digest, PreviousDigest: m.Previous, Difference: m.Difference.String(),
 		})
+		rec.Properties["digest."+shareName(lease.Shares, m.Share)] = m.Digest
+		s.showManifest(m)
 	}
-	s.server.cfg.Manifests(report)
-	done := s.server.record(auditlog.OpPrepareToShip, auditlog.Success, s.session)
-	done.CorrelationID = string(lease.RequestID)
-	for _, m := range made {
-		done.Properties["digest:"+m.Share.Share.String()] = m.Digest
+	s.conn.server.cfg.Manifests(report)
+	return errors.Join(s.clean(failure), s.record(context.WithoutCancel(ctx), rec))
+}
+
+// shipping makes a record about prepare-to-ship.
+func (s *shell) shipping(result auditlog.Result, lease lock.Lease) auditlog.Record {
+	rec := s.conn.server.record(auditlog.OpPrepareToShip, result, s.conn.session)
+	rec.Properties["request"] = string(lease.RequestID)
+	return rec
+}
+
+func (s *shell) showManifest(m copyjob.Manifest) {
+	fmt.Fprintf(s.out, "%s on %s\n  %s\n  previous %s\n", m.Share.Share, m.Share.Disk, m.Digest, m.Previous)
+	for line := range strings.Lines(m.Difference.String()) {
+		fmt.Fprintf(s.out, "    %s\n", visible(strings.TrimSuffix(line, "\n")))
 	}
-	_, err = s.server.cfg.Journal.Append(ctx, done)
-	return err
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"sync"
 	"time"
 
@@ -18,78 +19,104 @@ import (
 var errLogin = errors.New("permission denied")
 
 // ServeConn serves one SSH connection for a session and returns when it has
-// ended. It closes conn.
-func (s *Server) ServeConn(ctx context.Context, conn net.Conn, id protocol.SessionID) error {
-	s.handlers.Add(1)
-	defer s.handlers.Done()
-	defer conn.Close()
-	stop := context.AfterFunc(ctx, func() { conn.Close() })
-	defer stop()
-
-	one, err := s.admit(id)
+// ended. It closes raw.
+func (s *Server) ServeConn(ctx context.Context, raw net.Conn, id protocol.SessionID) error {
+	defer raw.Close()
+	one, err := s.admit(id, raw)
 	if err != nil {
 		return err
 	}
-	conn.SetDeadline(time.Now().Add(handshakeTimeout))
-	sc, channels, requests, err := ssh.NewServerConn(conn, s.sshConfig(one))
+	defer s.leave(id, raw)
+	stop := context.AfterFunc(ctx, func() { raw.Close() })
+	defer stop()
+
+	raw.SetDeadline(time.Now().Add(handshakeTimeout))
+	sc, channels, requests, err := ssh.NewServerConn(raw, s.sshConfig(one))
 	if err != nil {
 		return fmt.Errorf("SSH login failed: %w", err)
 	}
+	raw.SetDeadline(time.Now().Add(maxLifetime))
+	c := &connection{ServerConn: sc, server: s, session: one}
+	var answers sync.WaitGroup
+	defer answers.Wait()
 	defer sc.Close()
-	conn.SetDeadline(time.Now().Add(maxLifetime))
+	answers.Go(func() { refuseAll(requests) })
 
-	if err := s.join(id, sc, conn); err != nil {
+	if err := s.join(one, raw); err != nil {
 		return err
 	}
-	defer s.leave(id, sc)
-	connect := s.record(auditlog.OpConnectSession, auditlog.Success, one)
-	connect.Properties["client"] = string(sc.ClientVersion())
-	if _, err := s.cfg.Journal.Append(ctx, connect); err != nil {
+	rec := s.record(auditlog.OpConnectSession, auditlog.Success, one)
+	rec.Properties["client"] = visible(string(sc.ClientVersion()))
+	if _, err := s.cfg.Journal.Append(ctx, rec); err != nil {
 		return fmt.Errorf("cannot record the connection: %w", err)
 	}
-	go discard(requests) // ends with the connection
-	s.serveChannels(ctx, one, sc, channels)
+	c.serve(ctx, channels)
 	s.recordAfter(s.record(auditlog.OpEndSession, auditlog.Success, one))
 	return nil
 }
 
-// admit finds the session, unless too many logins failed.
-func (s *Server) admit(id protocol.SessionID) (Session, error) {
+// Admits returns nil if a connection for a session would be served now, or else
+// why not.
+func (s *Server) Admits(id protocol.SessionID) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	now := s.cfg.Now()
-	if until := s.lockedAt.Add(lockOut); !s.lockedAt.IsZero() && now.Before(until) {
-		return Session{}, protocol.Errorf(protocol.CodeLimit, "%d logins failed: locked out until %s", maxFailures, until.UTC().Format(time.RFC3339))
+	_, err := s.findLocked(id)
+	return err
+}
+
+// findLocked finds a session that may be entered now.
+func (s *Server) findLocked(id protocol.SessionID) (*session, error) {
+	one, wait := s.sessions[id], s.refuse-s.cfg.Clock.Boot()
+	switch {
+	case s.stopped:
+		return nil, protocol.Errorf(protocol.CodeUnavailable, "the agent of node %s is stopping: try again", s.cfg.Node)
+	case wait > 0:
+		return nil, protocol.Errorf(protocol.CodeLimit, "%d logins failed: node %s lets nobody in for another %s", maxFailures, s.cfg.Node, wait.Round(time.Second))
+	case one == nil || one.ended || s.over(one.Session):
+		return nil, protocol.Errorf(protocol.CodeNotFound, "there is no support session %q on node %s: enable one first", id, s.cfg.Node)
+	case len(one.conns) >= maxConnections:
+		return nil, protocol.Errorf(protocol.CodeLimit, "session %s has %d connections already", id, maxConnections)
 	}
-	one := s.sessions[id]
-	if one == nil || !now.Before(one.Expires) {
-		return Session{}, protocol.Errorf(protocol.CodeNotFound, "there is no support session %s on node %s: enable one first", id, s.cfg.Node)
+	return one, nil
+}
+
+// admit adds a connection to a session, or refuses it. The caller leaves.
+func (s *Server) admit(id protocol.SessionID, raw net.Conn) (Session, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	one, err := s.findLocked(id)
+	if err != nil {
+		return Session{}, err
 	}
-	if len(one.conns) >= maxConnections {
-		return Session{}, protocol.Errorf(protocol.CodeLimit, "session %s has %d connections already", id, maxConnections)
-	}
+	s.handlers.Add(1)
+	one.conns[raw] = false
 	return one.Session, nil
 }
 
-// join adds a connection to a session that may have ended meanwhile.
-func (s *Server) join(id protocol.SessionID, sc *ssh.ServerConn, conn net.Conn) error {
+// join says that somebody has logged in, unless that came too late.
+func (s *Server) join(in Session, raw net.Conn) error {
+	lease, unlocked := s.cfg.Lock.Lease()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.failures = nil
-	one := s.sessions[id]
-	if one == nil {
-		return protocol.Errorf(protocol.CodeNotFound, "session %s has ended", id)
+	one := s.sessions[in.ID]
+	switch {
+	case one == nil || one.ended || one.Key != in.Key:
+		return protocol.Errorf(protocol.CodeNotFound, "session %s has ended", in.ID)
+	case unlocked && !letsIn(lease, in.Key):
+		return protocol.Errorf(protocol.CodeForbidden, "the node was unlocked for somebody else")
 	}
-	one.conns[sc] = conn
+	s.failures = nil
+	one.conns[raw] = true
 	return nil
 }
 
-func (s *Server) leave(id protocol.SessionID, sc *ssh.ServerConn) {
+func (s *Server) leave(id protocol.SessionID, raw net.Conn) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if one := s.sessions[id]; one != nil {
-		delete(one.conns, sc)
+		delete(one.conns, raw)
 	}
+	s.handlers.Done()
 }
 
 func (s *Server) sshConfig(one Session) *ssh.ServerConfig {
@@ -136,9 +163,8 @@ func (s *Server) checkCertificate(one Session, user string, cert *ssh.Certificat
 	if got := ssh.FingerprintSHA256(cert.Key); got != one.Key {
 		return errors.New("the certificate is over another key than the session was enabled for")
 	}
-	// The statement the customer signed beats what the control plane says.
-	if lease, ok := s.cfg.Lock.Lease(); ok && lease.Purpose == protocol.SupportAccess && lease.Engineer.SSHKey != ssh.FingerprintSHA256(cert.Key) {
-		return errors.New("the node is unlocked for another key")
+	if lease, ok := s.cfg.Lock.Lease(); ok && !letsIn(lease, one.Key) {
+		return errors.New("the node is unlocked, and not for this key")
 	}
 	return nil
 }
@@ -146,7 +172,7 @@ func (s *Server) checkCertificate(one Session, user string, cert *ssh.Certificat
 func (s *Server) checkAuthorities(one Session, cert *ssh.Certificate) error {
 	var errs []error
 	for _, ca := range one.authorities {
-		check := certs.SSHUserCheck{Authority: ca, Session: one.ID, Node: s.cfg.Node, Now: s.cfg.Now()}
+		check := certs.SSHUserCheck{Authority: ca, Session: one.ID, Node: s.cfg.Node, Now: s.cfg.Clock.Now()}
 		_, err := check.Check(cert)
 		if err == nil {
 			return nil
@@ -160,19 +186,17 @@ func (s *Server) checkAuthorities(one Session, cert *ssh.Certificate) error {
 func (s *Server) failed() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	now := s.cfg.Now()
+	now := s.cfg.Clock.Boot()
 	s.failures = append(s.failures, now)
-	for len(s.failures) > 0 && now.Sub(s.failures[0]) > lockOut {
-		s.failures = s.failures[1:]
-	}
+	s.failures = slices.DeleteFunc(s.failures, func(at time.Duration) bool { return now-at > lockOut })
 	if len(s.failures) >= maxFailures {
-		s.lockedAt, s.failures = now, nil
+		s.refuse, s.failures = now+lockOut, nil
 	}
 }
 
-// discard refuses global requests: no forwarding of any kind. Keep-alives are
-// answered, as OpenSSH expects.
-func discard(requests <-chan *ssh.Request) {
+// refuseAll refuses global requests: no forwarding of any kind. To a keep-alive
+// that is an answer as good as any.
+func refuseAll(requests <-chan *ssh.Request) {
 	for r := range requests {
 		if r.WantReply {
 			r.Reply(false, nil)
@@ -180,16 +204,23 @@ func discard(requests <-chan *ssh.Request) {
 	}
 }
 
-// serveChannels serves session channels until the connection ends.
-func (s *Server) serveChannels(ctx context.Context, one Session, sc *ssh.ServerConn, channels <-chan ssh.NewChannel) {
+// connection is one SSH connection of a session, logged in.
+type connection struct {
+	*ssh.ServerConn
+	server  *Server
+	session Session
+	idle    idleTimer
+}
+
+// serve serves session channels until the connection ends.
+func (c *connection) serve(ctx context.Context, channels <-chan ssh.NewChannel) {
 	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	slots := make(chan struct{}, maxChannels)
-	idle := time.AfterFunc(idleTimeout, func() { sc.Close() })
-	defer idle.Stop()
+	c.idle.start(func() { c.Close() })
+	defer c.idle.stop()
 	var all sync.WaitGroup
 	defer all.Wait()
 	defer cancel()
+	slots := make(chan struct{}, maxChannels)
 	for nc := range channels {
 		if nc.ChannelType() != "session" {
 			nc.Reject(ssh.Prohibited, "forwarding is not allowed: this is a support session")
@@ -208,22 +239,48 @@ func (s *Server) serveChannels(ctx context.Context, one Session, sc *ssh.ServerC
 		}
 		all.Go(func() {
 			defer func() { <-slots }()
-			t := &terminal{server: s, session: one, channel: active{ch, idle}, columns: 80, rows: 24}
+			t := &terminal{conn: c, channel: active{ch, &c.idle}, columns: 80, rows: 24}
 			t.serve(ctx, requests)
 		})
+	}
+}
+
+// idleTimer ends a connection on which nothing happens.
+type idleTimer struct {
+	mu    sync.Mutex // guards what follows
+	timer *time.Timer
+	busy  int // commands that run
+}
+
+func (i *idleTimer) start(end func()) { i.timer = time.AfterFunc(idleTimeout, end) }
+
+func (i *idleTimer) stop() { i.timer.Stop() }
+
+// touch says that something came from the client.
+func (i *idleTimer) touch() { i.count(0) }
+
+// count says that a command began (1) or ended (-1).
+func (i *idleTimer) count(commands int) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	i.busy += commands
+	if i.busy > 0 {
+		i.timer.Stop()
+	} else {
+		i.timer.Reset(idleTimeout)
 	}
 }
 
 // active is a channel that keeps its connection from being idle.
 type active struct {
 	ssh.Channel
-	idle *time.Timer
+	idle *idleTimer
 }
 
 func (a active) Read(p []byte) (int, error) {
 	n, err := a.Channel.Read(p)
 	if n > 0 {
-		a.idle.Reset(idleTimeout)
+		a.idle.touch()
 	}
 	return n, err
 }

@@ -11,9 +11,14 @@ import (
 	"io/fs"
 	"os"
 	"path"
+	"path/filepath"
+	"slices"
 	"strings"
+	"syscall"
+	"unicode"
 
 	"github.com/databox-lockbox/lockbox/agent/internal/copyjob"
+	"github.com/databox-lockbox/lockbox/agent/internal/lock"
 	"github.com/databox-lockbox/lockbox/protocol"
 	"github.com/databox-lockbox/lockbox/protocol/approval"
 	"github.com/databox-lockbox/lockbox/protocol/manifest"
@@ -21,6 +26,10 @@ import (
 
 // sharesDir is where the shares are seen. Above it is nothing.
 const sharesDir = "/shares"
+
+// maxEntries is how many names of one folder are listed. The customer's disks
+// may have folders that do not fit in memory.
+const maxEntries = 100_000
 
 // place is a path within one share. Its root keeps every access below the
 // share's folder, whatever symbolic links say. The caller closes it.
@@ -39,7 +48,7 @@ func (s *shell) open(name string) (place, error) {
 	full := s.resolve(name)
 	rest, ok := strings.CutPrefix(full, sharesDir+"/")
 	if !ok {
-		return place{}, fmt.Errorf("%s: there is nothing but %s here", full, sharesDir)
+		return place{}, fmt.Errorf("%s: there is nothing but the shares in %s here", full, sharesDir)
 	}
 	share, inside, _ := strings.Cut(rest, "/")
 	for _, sh := range lease.Shares {
@@ -58,6 +67,38 @@ func (s *shell) open(name string) (place, error) {
 	return place{}, fmt.Errorf("%s: no such share", share)
 }
 
+// path returns the path that the engineer sees.
+func (p place) path(name string) string { return path.Join(sharesDir, p.share, name) }
+
+// entries lists a folder of the place, sorted, without following links.
+func (p place) entries(name string) ([]fs.FileInfo, error) {
+	f, err := p.OpenFile(name, os.O_RDONLY|syscall.O_NONBLOCK|syscall.O_DIRECTORY, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	names, err := f.Readdirnames(maxEntries)
+	if err != nil && err != io.EOF {
+		return nil, err
+	}
+	if len(names) == maxEntries {
+		return nil, fmt.Errorf("the folder has %d entries or more: use SMB", maxEntries)
+	}
+	slices.Sort(names)
+	list := make([]fs.FileInfo, 0, len(names))
+	for _, one := range names {
+		info, err := p.Lstat(path.Join(name, one))
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // removed meanwhile
+		}
+		if err != nil {
+			return nil, err
+		}
+		list = append(list, info)
+	}
+	return list, nil
+}
+
 // shareName is the folder name of a share: its own, with the disk behind it if
 // two disks have it.
 func shareName(all []copyjob.Share, sh copyjob.Share) string {
@@ -72,32 +113,44 @@ func shareName(all []copyjob.Share, sh copyjob.Share) string {
 // clean takes the device's own paths out of an error.
 func (s *shell) clean(err error) error {
 	if p, ok := errors.AsType[*fs.PathError](err); ok {
-		return fmt.Errorf("%s: %w", path.Base(p.Path), p.Err)
+		return fmt.Errorf("%s: %w", relative(p.Path), p.Err)
 	}
 	if l, ok := errors.AsType[*os.LinkError](err); ok {
-		return fmt.Errorf("%s to %s: %w", path.Base(l.Old), path.Base(l.New), l.Err)
+		return fmt.Errorf("%s to %s: %w", relative(l.Old), relative(l.New), l.Err)
 	}
 	return err
 }
 
-func readOnly() error {
-	return protocol.Errorf(protocol.CodeForbidden, "the approval is read-only: nothing can be changed")
+func relative(name string) string {
+	if path.IsAbs(name) {
+		return path.Base(name)
+	}
+	return name
 }
 
 // mayWrite refuses unless the approval lets its engineer change files.
-func (s *shell) mayWrite() error {
+func (s *shell) mayWrite() (lock.Lease, error) {
 	lease, err := s.lease()
-	if err != nil {
-		return err
+	if err == nil && lease.Access != approval.ReadWrite && lease.Access != approval.Delete {
+		err = protocol.Errorf(protocol.CodeForbidden, "the approval is %s: nothing can be changed", lease.Access)
 	}
-	if lease.Access == approval.ReadOnly {
-		return readOnly()
-	}
-	return nil
+	return lease, err
 }
 
-func pwd(_ context.Context, s *shell, _ []string) error {
-	_, err := fmt.Fprintln(s.out, s.dir)
+// mayDelete refuses unless the approval lets its engineer remove files.
+func (s *shell) mayDelete() error {
+	lease, err := s.lease()
+	if err == nil && lease.Access != approval.Delete {
+		err = protocol.Errorf(protocol.CodeForbidden, "the approval does not say delete: raise a request with --access delete")
+	}
+	return err
+}
+
+func pwd(_ context.Context, s *shell, args []string) error {
+	if len(args) > 0 {
+		return usageError{}
+	}
+	_, err := fmt.Fprintln(s.out, visible(s.dir))
 	return err
 }
 
@@ -128,24 +181,32 @@ func cd(_ context.Context, s *shell, args []string) error {
 }
 
 func ls(_ context.Context, s *shell, args []string) error {
-	if len(args) > 1 {
-		return usageError{}
-	}
-	target := s.dir
-	if len(args) == 1 {
-		target = s.resolve(args[0])
-	}
 	lease, err := s.lease()
 	if err != nil {
 		return err
 	}
+	if len(args) == 0 {
+		args = []string{s.dir}
+	}
+	for _, name := range args {
+		if err := s.list(lease, s.resolve(name)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// list lists what is at an absolute path.
+func (s *shell) list(lease lock.Lease, target string) error {
 	switch target {
 	case "/":
 		_, err := fmt.Fprintln(s.out, "shares/")
 		return err
 	case sharesDir:
 		for _, sh := range lease.Shares {
-			fmt.Fprintln(s.out, shareName(lease.Shares, sh)+"/")
+			if _, err := fmt.Fprintln(s.out, shareName(lease.Shares, sh)+"/"); err != nil {
+				return err
+			}
 		}
 		return nil
 	}
@@ -158,12 +219,11 @@ func ls(_ context.Context, s *shell, args []string) error {
 	if err != nil {
 		return s.clean(err)
 	}
-	if !info.IsDir() {
-		return s.listEntry(fs.FileInfoToDirEntry(info))
-	}
-	entries, err := fs.ReadDir(p.FS(), p.name)
-	if err != nil {
-		return s.clean(err)
+	entries := []fs.FileInfo{info}
+	if info.IsDir() {
+		if entries, err = p.entries(p.name); err != nil {
+			return s.clean(err)
+		}
 	}
 	for _, e := range entries {
 		if err := s.listEntry(e); err != nil {
@@ -173,24 +233,23 @@ func ls(_ context.Context, s *shell, args []string) error {
 	return nil
 }
 
-func (s *shell) listEntry(e fs.DirEntry) error {
-	info, err := e.Info()
-	if err != nil {
-		return s.clean(err)
-	}
-	name := visible(e.Name())
-	if e.IsDir() {
+func (s *shell) listEntry(info fs.FileInfo) error {
+	name := visible(info.Name())
+	switch {
+	case info.IsDir():
 		name += "/"
+	case info.Mode()&fs.ModeSymlink != 0:
+		name += "@"
 	}
-	_, err = fmt.Fprintf(s.out, "%12d  %s  %s\n", info.Size(), info.ModTime().UTC().Format("2006-01-02 15:04"), name)
+	_, err := fmt.Fprintf(s.out, "%12d  %s  %s\n", info.Size(), info.ModTime().UTC().Format("2006-01-02 15:04"), name)
 	return err
 }
 
-// visible keeps file names from steering the terminal.
+// visible keeps names and messages from steering the terminal or hiding in it.
 func visible(name string) string {
 	return strings.Map(func(r rune) rune {
-		if r < 0x20 || (r >= 0x7f && r < 0xa0) {
-			return '\uFFFD'
+		if !unicode.IsGraphic(r) {
+			return unicode.ReplacementChar
 		}
 		return r
 	}, name)
@@ -209,16 +268,31 @@ func find(ctx context.Context, s *shell, args []string) error {
 		return err
 	}
 	defer p.Close()
-	return s.clean(fs.WalkDir(p.FS(), p.name, func(name string, _ fs.DirEntry, err error) error {
-		if err != nil {
-			return err
-		}
+	info, err := p.Stat(p.name)
+	if err != nil {
+		return s.clean(err)
+	}
+	return s.clean(s.walk(ctx, p, p.name, info))
+}
+
+// walk prints what is at name and, without following links, below it.
+func (s *shell) walk(ctx context.Context, p place, name string, info fs.FileInfo) error {
+	if _, err := fmt.Fprintln(s.out, visible(p.path(name))); err != nil || !info.IsDir() {
+		return err
+	}
+	entries, err := p.entries(name)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
-		_, err = fmt.Fprintln(s.out, visible(path.Join(sharesDir, p.share, name)))
-		return err
-	}))
+		if err := s.walk(ctx, p, path.Join(name, e.Name()), e); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // eachFile opens every named file in turn.
@@ -240,19 +314,29 @@ func (s *shell) oneFile(ctx context.Context, name string, do func(string, io.Rea
 		return err
 	}
 	defer p.Close()
-	info, err := p.Stat(p.name)
-	if err != nil {
-		return s.clean(err)
+	if err := s.isFile(p.Stat(p.name)); err != nil { // to open a device is to act on it
+		return err
 	}
-	if !info.Mode().IsRegular() {
-		return fmt.Errorf("%s is not a file", visible(name))
-	}
-	f, err := p.Open(p.name)
+	f, err := p.OpenFile(p.name, os.O_RDONLY|syscall.O_NONBLOCK, 0) // waits for no pipe
 	if err != nil {
 		return s.clean(err)
 	}
 	defer f.Close()
+	if err := s.isFile(f.Stat()); err != nil { // it may be another one by now
+		return err
+	}
 	return s.clean(do(name, contextReader{ctx, f}))
+}
+
+// isFile refuses what is not a regular file.
+func (s *shell) isFile(info fs.FileInfo, err error) error {
+	if err != nil {
+		return s.clean(err)
+	}
+	if !info.Mode().IsRegular() {
+		return fmt.Errorf("%s is not a file", filepath.Base(info.Name()))
+	}
+	return nil
 }
 
 // contextReader ends a long read when its context does.
@@ -307,7 +391,7 @@ func mkdir(_ context.Context, s *shell, args []string) error {
 	if len(args) == 0 {
 		return usageError{}
 	}
-	if err := s.mayWrite(); err != nil {
+	if _, err := s.mayWrite(); err != nil {
 		return err
 	}
 	for _, name := range args {
@@ -330,23 +414,42 @@ func (s *shell) makeFolder(name string, parents bool) error {
 	return s.clean(p.Mkdir(p.name, 0o755))
 }
 
-func mv(_ context.Context, s *shell, args []string) error {
-	if len(args) != 2 {
+func mv(ctx context.Context, s *shell, args []string) error {
+	if len(args) < 2 {
 		return usageError{}
 	}
-	if err := s.mayWrite(); err != nil {
+	if _, err := s.mayWrite(); err != nil {
 		return err
 	}
-	from, err := s.open(args[0])
-	if err != nil {
-		return err
-	}
-	defer from.Close()
-	to, err := s.open(args[1])
+	last := len(args) - 1
+	to, err := s.open(args[last])
 	if err != nil {
 		return err
 	}
 	defer to.Close()
+	info, err := to.Stat(to.name)
+	into := err == nil && info.IsDir()
+	if !into && (last > 1 || strings.HasSuffix(args[last], "/")) {
+		return fmt.Errorf("%s is not a folder", args[last])
+	}
+	for _, from := range args[:last] {
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if err := s.move(from, to, into); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// move renames one file or folder, to a name or into a folder.
+func (s *shell) move(name string, to place, into bool) error {
+	from, err := s.open(name)
+	if err != nil {
+		return err
+	}
+	defer from.Close()
 	if from.share != to.share {
 		return fmt.Errorf("%s and %s are different shares: files move within their share", from.share, to.share)
 	}
@@ -354,28 +457,27 @@ func mv(_ context.Context, s *shell, args []string) error {
 		return errors.New("a share itself cannot be moved")
 	}
 	target := to.name
-	if info, err := to.Stat(target); err == nil && info.IsDir() {
+	if into {
 		target = path.Join(target, path.Base(from.name))
 	}
 	if _, err := to.Lstat(target); err == nil {
-		return fmt.Errorf("%s is there already: nothing is overwritten", visible(target))
+		return fmt.Errorf("%s is there already: nothing is overwritten", target)
 	}
-	return s.clean(from.Rename(from.name, target))
+	return s.clean(to.Rename(from.name, target))
 }
 
-func rm(_ context.Context, s *shell, args []string) error {
+func rm(ctx context.Context, s *shell, args []string) error {
 	args, recursive := flag(args, "-r")
 	if len(args) == 0 {
 		return usageError{}
 	}
-	lease, err := s.lease()
-	if err != nil {
+	if err := s.mayDelete(); err != nil {
 		return err
 	}
-	if lease.Access != approval.Delete {
-		return protocol.Errorf(protocol.CodeForbidden, "the approval does not say delete: raise a request with --access delete")
-	}
 	for _, name := range args {
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
 		if err := s.remove(name, recursive); err != nil {
 			return err
 		}
@@ -392,8 +494,14 @@ func (s *shell) remove(name string, recursive bool) error {
 	if p.name == "." {
 		return errors.New("a share itself cannot be removed")
 	}
-	if recursive {
+	info, err := p.Lstat(p.name)
+	switch {
+	case err != nil:
+		return s.clean(err)
+	case recursive:
 		return s.clean(p.RemoveAll(p.name))
+	case info.IsDir():
+		return fmt.Errorf("%s is a folder: use rm -r", name)
 	}
 	return s.clean(p.Remove(p.name))
 }

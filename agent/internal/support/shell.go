@@ -7,8 +7,12 @@ import (
 	"io"
 	"path"
 	"runtime/debug"
+	"slices"
 	"strconv"
 	"strings"
+	"time"
+	"unicode"
+	"unicode/utf8"
 
 	"mvdan.cc/sh/v3/syntax"
 
@@ -17,51 +21,87 @@ import (
 
 // Exit statuses, as a POSIX shell has them.
 const (
-	exitOK       = 0
-	exitFailed   = 1
-	exitUsage    = 2
-	exitNotFound = 127
+	exitOK          = 0
+	exitFailed      = 1
+	exitUsage       = 2
+	exitNotFound    = 127
+	exitInterrupted = 130
 )
+
+// commandTimeout bounds one command, after which its connection ends. Hashing
+// a full disk takes long.
+const commandTimeout = 30 * time.Minute
 
 // shell evaluates command lines: simple commands, joined by ; && and ||. Of the
 // language it takes the parser only; what it does not know it refuses.
 type shell struct {
-	server  *Server
-	session Session
-	in      io.Reader
-	out     io.Writer
-	err     io.Writer
-	dir     string // absolute
-	done    bool   // exit was typed
-	status  int    // of the last command
+	conn   *connection
+	out    io.Writer
+	err    io.Writer
+	keys   *keyboard // nil without a terminal
+	dir    string    // absolute
+	done   bool      // exit was typed, or nothing can be recorded
+	status int       // of the last command
+
+	unrecorded bool // something could not be recorded: the connection must end
 }
 
 // line runs one line and returns its exit status.
 func (s *shell) line(ctx context.Context, text string) int {
-	if len(text) > maxLine {
-		return s.fail(exitUsage, "the line is too long: at most %d bytes", maxLine)
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	if s.keys != nil {
+		s.keys.running(cancel)
+		defer s.keys.running(nil)
+	}
+	s.status = s.evaluate(ctx, text)
+	return s.status
+}
+
+func (s *shell) evaluate(ctx context.Context, text string) int {
+	if err := checkLine(text); err != nil {
+		return s.fail(exitUsage, "%v", err)
 	}
 	file, err := syntax.NewParser(syntax.Variant(syntax.LangPOSIX)).Parse(strings.NewReader(text), "")
 	if err != nil {
 		return s.fail(exitUsage, "cannot read the line: %v", err)
 	}
+	status := exitOK
 	for _, stmt := range file.Stmts {
-		if s.done {
+		if s.done || ctx.Err() != nil {
 			break
 		}
-		s.status = s.statement(ctx, stmt)
+		status = s.statement(ctx, stmt)
 	}
-	return s.status
-}
-
-func (s *shell) fail(status int, format string, args ...any) int {
-	fmt.Fprintf(s.err, format+"\n", args...)
 	return status
 }
 
+// checkLine refuses what would not look in a record as it was typed.
+func checkLine(text string) error {
+	switch {
+	case len(text) > maxLine:
+		return fmt.Errorf("the line is too long: at most %d bytes", maxLine)
+	case !utf8.ValidString(text):
+		return errors.New("the line is not UTF-8; put a ? where a name has a strange character")
+	case strings.ContainsFunc(text, func(r rune) bool { return r != '\n' && r != '\t' && !unicode.IsGraphic(r) }):
+		return errors.New("the line has control characters; put a ? where a name has a strange character")
+	}
+	return nil
+}
+
+// fail tells what went wrong, in one line: names come from the customer's disks
+// and must not steer the terminal.
+func (s *shell) fail(status int, format string, args ...any) int {
+	text := strings.ReplaceAll(fmt.Sprintf(format, args...), "\n", "; ")
+	fmt.Fprintln(s.err, visible(text))
+	return status
+}
+
+const onlySimple = "only simple commands joined by ; && and || are understood here; see help"
+
 func (s *shell) statement(ctx context.Context, stmt *syntax.Stmt) int {
 	if stmt.Background || stmt.Negated || stmt.Coprocess || len(stmt.Redirs) > 0 {
-		return s.fail(exitUsage, "only simple commands joined by ; && and || are understood here; see help")
+		return s.fail(exitUsage, onlySimple)
 	}
 	switch cmd := stmt.Cmd.(type) {
 	case *syntax.CallExpr:
@@ -76,7 +116,7 @@ func (s *shell) statement(ctx context.Context, stmt *syntax.Stmt) int {
 	case *syntax.BinaryCmd:
 		return s.both(ctx, cmd)
 	}
-	return s.fail(exitUsage, "only simple commands joined by ; && and || are understood here; see help")
+	return s.fail(exitUsage, onlySimple)
 }
 
 func (s *shell) both(ctx context.Context, cmd *syntax.BinaryCmd) int {
@@ -84,53 +124,96 @@ func (s *shell) both(ctx context.Context, cmd *syntax.BinaryCmd) int {
 		return s.fail(exitUsage, "there are no pipes here; see help")
 	}
 	status := s.statement(ctx, cmd.X)
-	if s.done || (status == exitOK) != (cmd.Op == syntax.AndStmt) {
+	if s.done || ctx.Err() != nil || (status == exitOK) != (cmd.Op == syntax.AndStmt) {
 		return status
 	}
 	return s.statement(ctx, cmd.Y)
 }
 
-// literal returns the words if nothing in them needs expanding.
-func literal(args []*syntax.Word) ([]string, error) {
-	words := make([]string, 0, len(args))
-	for _, w := range args {
-		var b strings.Builder
-		for _, part := range w.Parts {
-			if err := literalPart(&b, part); err != nil {
+// word is one word of a command.
+type word struct {
+	text    string
+	pattern string // for path.Match; "" if the word has none of * and ?
+}
+
+// literal returns the words, if nothing but patterns in them needs expanding.
+func literal(args []*syntax.Word) ([]word, error) {
+	words := make([]word, 0, len(args))
+	for _, arg := range args {
+		var b wordBuilder
+		for _, part := range arg.Parts {
+			if err := b.part(part); err != nil {
 				return nil, err
 			}
 		}
-		words = append(words, b.String())
+		words = append(words, b.word())
 	}
 	return words, nil
 }
 
-func literalPart(b *strings.Builder, part syntax.WordPart) error {
+// wordBuilder puts a word together, as text and as a pattern.
+type wordBuilder struct {
+	text, pattern strings.Builder
+	magic         bool
+}
+
+func (b *wordBuilder) word() word {
+	if !b.magic {
+		return word{text: b.text.String()}
+	}
+	return word{b.text.String(), b.pattern.String()}
+}
+
+var errExpansion = errors.New("there are no variables and substitutions here; use single quotes for a $ that is meant")
+
+func (b *wordBuilder) part(part syntax.WordPart) error {
 	switch p := part.(type) {
 	case *syntax.Lit:
-		b.WriteString(unescape(p.Value, ""))
+		b.unquoted(p.Value)
 	case *syntax.SglQuoted:
-		b.WriteString(p.Value)
+		b.quoted(p.Value)
 	case *syntax.DblQuoted:
 		for _, inner := range p.Parts {
 			lit, ok := inner.(*syntax.Lit)
 			if !ok {
-				return errors.New("there are no variables and substitutions here; use single quotes for a $ that is meant")
+				return errExpansion
 			}
-			b.WriteString(unescape(lit.Value, "\\\"$`"))
+			b.quoted(unescapeDouble(lit.Value))
 		}
 	default:
-		return errors.New("there are no variables and substitutions here; use single quotes for a $ that is meant")
+		return errExpansion
 	}
 	return nil
 }
 
-// unescape removes the backslashes of a literal. Within double quotes only
-// those before a byte of special are removed.
-func unescape(s, special string) string {
+func (b *wordBuilder) quoted(text string) {
+	b.text.WriteString(text)
+	b.pattern.WriteString(escapePattern(text))
+}
+
+// unquoted takes text in which a backslash quotes, and * and ? are patterns.
+func (b *wordBuilder) unquoted(text string) {
+	for i := 0; i < len(text); i++ {
+		c := text[i]
+		switch {
+		case c == '\\' && i+1 < len(text):
+			i++
+			b.quoted(text[i : i+1])
+		case c == '*' || c == '?':
+			b.magic = true
+			b.text.WriteByte(c)
+			b.pattern.WriteByte(c)
+		default:
+			b.quoted(text[i : i+1])
+		}
+	}
+}
+
+// unescapeDouble removes the backslashes that count within double quotes.
+func unescapeDouble(s string) string {
 	var b strings.Builder
 	for i := 0; i < len(s); i++ {
-		if s[i] == '\\' && i+1 < len(s) && (special == "" || strings.IndexByte(special, s[i+1]) >= 0) {
+		if s[i] == '\\' && i+1 < len(s) && strings.IndexByte("\\\"$`", s[i+1]) >= 0 {
 			i++
 		}
 		b.WriteByte(s[i])
@@ -138,40 +221,72 @@ func unescape(s, special string) string {
 	return b.String()
 }
 
-// command records one command and runs it. A panic ends the command, not the
-// agent.
-func (s *shell) command(ctx context.Context, words []string) (status int) {
+// command records one command, runs it, and records how it ended.
+func (s *shell) command(ctx context.Context, words []word) int {
 	if len(words) == 0 {
 		return s.status
 	}
-	c, ok := commands[words[0]]
-	if !ok {
-		return s.fail(exitNotFound, "%s: no such command; type help", strconv.Quote(words[0]))
+	name, args := words[0].text, words[1:]
+	c, known := commands[name]
+	if !known {
+		if err := s.record(ctx, s.about(auditlog.Refused, words)); err != nil {
+			return s.fail(exitFailed, "%s", err)
+		}
+		return s.fail(exitNotFound, "%s: no such command; type help", strconv.Quote(name))
 	}
-	rec := s.server.record(auditlog.OpRunCommand, auditlog.Start, s.session)
-	rec.Properties["command"] = shorten(strings.Join(words, " "), 4<<10)
-	rec.Properties["directory"] = s.dir
-	if _, err := s.server.cfg.Journal.Append(ctx, rec); err != nil {
-		s.done = true
-		return s.fail(exitFailed, "the command cannot be recorded, so the session ends: %v", refusal(err))
-	}
+	s.conn.idle.count(1)
+	defer s.conn.idle.count(-1)
 	ctx, cancel := context.WithTimeout(ctx, commandTimeout)
 	defer cancel()
+	// What hangs in a read or write hears of no context.
+	defer time.AfterFunc(commandTimeout, func() { s.conn.Close() }).Stop()
+
+	expanded, err := s.expand(ctx, args)
+	rec := s.about(auditlog.Start, words)
+	if err == nil && slices.ContainsFunc(args, func(w word) bool { return w.pattern != "" }) {
+		rec.Properties["arguments"] = quote(expanded)
+	}
+	if err := s.record(ctx, rec); err != nil {
+		return s.fail(exitFailed, "%s", err)
+	}
+	if err == nil {
+		err = s.invoke(ctx, name, c, expanded)
+	}
+	status := s.explain(ctx, name, c, err)
+	rec = s.about(auditlog.Success, words)
+	if status != exitOK {
+		rec = s.about(auditlog.Failure, words)
+	}
+	rec.Properties["status"] = strconv.Itoa(status)
+	if err := s.record(context.WithoutCancel(ctx), rec); err != nil {
+		return s.fail(exitFailed, "%s", err)
+	}
+	return status
+}
+
+// invoke runs a command. A panic ends the command, not the agent.
+func (s *shell) invoke(ctx context.Context, name string, c command, args []string) (err error) {
 	defer func() {
 		if p := recover(); p != nil {
-			s.server.cfg.Log.Error().Str("command", words[0]).Bytes("stack", debug.Stack()).Msg("panic in a support command")
-			status = s.fail(exitFailed, "%s: internal error", words[0])
+			s.conn.server.cfg.Log.Error().Str("command", name).Bytes("stack", debug.Stack()).Msg("panic in a support command")
+			err = errors.New("internal error")
 		}
 	}()
-	err := c.run(ctx, s, words[1:])
+	return c.run(ctx, s, args)
+}
+
+// explain says what an error was and returns the exit status.
+func (s *shell) explain(ctx context.Context, name string, c command, err error) int {
 	var usage usageError
 	switch {
+	case err == nil:
+		return exitOK
 	case errors.As(err, &usage):
 		return s.fail(exitUsage, "usage: %s", c.usage)
-	case err != nil:
-		return s.fail(exitFailed, "%s: %s", words[0], refusal(err))
+	case errors.Is(ctx.Err(), context.Canceled):
+		return s.fail(exitInterrupted, "%s: interrupted", name)
 	}
-	return exitOK
+	return s.fail(exitFailed, "%s: %s", name, err)
 }
 
 // usageError says that a command was typed wrong.
@@ -179,17 +294,48 @@ type usageError struct{}
 
 func (usageError) Error() string { return "typed wrong" }
 
+// about makes a record about a command.
+func (s *shell) about(result auditlog.Result, words []word) auditlog.Record {
+	rec := s.conn.server.record(auditlog.OpRunCommand, result, s.conn.session)
+	texts := make([]string, len(words))
+	for i, w := range words {
+		texts[i] = w.text
+	}
+	rec.Properties["command"] = quote(texts)
+	rec.Properties["directory"] = visible(s.dir)
+	return rec
+}
+
+// record makes a record durable. If that fails, the connection ends.
+func (s *shell) record(ctx context.Context, rec auditlog.Record) error {
+	if _, err := s.conn.server.cfg.Journal.Append(ctx, rec); err != nil {
+		s.done, s.unrecorded = true, true
+		return fmt.Errorf("this cannot be recorded, so the session ends: %w", err)
+	}
+	return nil
+}
+
+// quote puts words in one line that shows where each begins and ends.
+func quote(words []string) string {
+	quoted := make([]string, len(words))
+	for i, w := range words {
+		quoted[i] = w
+		if w == "" || strings.ContainsFunc(w, func(r rune) bool { return !plain(r) }) {
+			quoted[i] = strconv.Quote(w)
+		}
+	}
+	return strings.Join(quoted, " ")
+}
+
+// plain reports whether a word of such characters needs no quotes.
+func plain(r rune) bool {
+	return r != utf8.RuneError && (unicode.IsLetter(r) || unicode.IsDigit(r) || strings.ContainsRune("/._-+=:,@%*?", r))
+}
+
 // resolve makes a path absolute.
 func (s *shell) resolve(name string) string {
 	if !path.IsAbs(name) {
 		name = path.Join(s.dir, name)
 	}
 	return path.Clean(name)
-}
-
-func shorten(s string, n int) string {
-	if len(s) > n {
-		return strings.ToValidUTF8(s[:n], "") + "…"
-	}
-	return strings.ToValidUTF8(s, "\uFFFD")
 }

@@ -5,9 +5,11 @@
 //     that the control plane enabled.
 //   - It lets in a user certificate of that session only, over the key the
 //     session was enabled for; while the node is unlocked, only over the key in
-//     the request statement, whatever the control plane says.
-//   - Every command is recorded before it runs. If that fails, the connection
-//     ends.
+//     the request statement, whatever the control plane says. Nobody comes in
+//     while the copy job has the disks. Who is in already and may not stay is
+//     put out within two seconds.
+//   - Every command is recorded before it runs, and how it ended after. If that
+//     fails, the connection ends.
 //   - There is no process behind the shell: its commands are this package's own,
 //     they see the share folders of the lease and nothing else.
 package support
@@ -15,8 +17,8 @@ package support
 import (
 	"context"
 	"crypto"
+	"errors"
 	"fmt"
-	"maps"
 	"net"
 	"slices"
 	"strings"
@@ -35,12 +37,16 @@ import (
 // Limits of sessions.
 const (
 	handshakeTimeout = 20 * time.Second
-	idleTimeout      = 15 * time.Minute // nothing came from the client
-	maxLifetime      = 24 * time.Hour
+	idleTimeout      = 15 * time.Minute // nothing came from the client and no command runs
+	maxLifetime      = 24 * time.Hour   // of one connection
+	maxSessions      = 256
 	maxConnections   = 16 // per session
 	maxChannels      = 16 // per connection
 	maxFailures      = 5  // failed logins, then
 	lockOut          = 15 * time.Minute
+	watchInterval    = time.Second
+	forgetAfter      = 24 * time.Hour  // a session that expired and was never disabled
+	stopWithin       = 5 * time.Second // waiting for what hangs when the process ends
 )
 
 // Lock is what the sessions see and use of the node's lock.
@@ -62,7 +68,7 @@ type Config struct {
 	Lock            Lock
 	Journal         Journal
 	Manifests       ManifestSink
-	Now             func() time.Time // nil: time.Now
+	Clock           lock.Clock // nil: the system's
 	Log             zerolog.Logger
 }
 
@@ -79,6 +85,7 @@ type Session struct {
 	Expires  time.Time
 
 	authorities []ssh.PublicKey
+	until       time.Duration // Expires by the clock that nobody sets
 }
 
 // Server serves the support sessions of one node. It is safe for concurrent
@@ -89,21 +96,23 @@ type Server struct {
 
 	mu       sync.Mutex // guards what follows
 	sessions map[protocol.SessionID]*session
-	failures []time.Time // of the newest failed logins
-	lockedAt time.Time
-	handlers sync.WaitGroup // one per connection
+	failures []time.Duration // of the newest failed logins, since boot
+	refuse   time.Duration   // nobody may log in before; since boot
+	stopped  bool            // Run has ended: nothing is added to handlers
+	handlers sync.WaitGroup  // one per connection, and one per close under way
 }
 
 type session struct {
 	Session
-	conns map[*ssh.ServerConn]net.Conn
+	ended bool              // it expired; kept for whoever disables it
+	conns map[net.Conn]bool // whether somebody has logged in on it
 }
 
 // New returns a server. It starts nothing: connections are served by whoever
 // calls [Server.ServeConn].
 func New(cfg Config) (*Server, error) {
-	if cfg.Now == nil {
-		cfg.Now = time.Now
+	if cfg.Clock == nil {
+		cfg.Clock = lock.SystemClock{}
 	}
 	host, err := ssh.NewSignerFromSigner(cfg.HostKey)
 	if err != nil {
@@ -136,11 +145,14 @@ func WireKey(host crypto.Signer) ([]byte, error) {
 
 // Enable lets a session in until it expires or is disabled. authorities (SSH
 // wire form) are the keys that may certify its engineer. Enabling a session
-// again changes its end.
+// again changes its end; that of another engineer or key is refused with
+// [protocol.CodeConflict].
 func (s *Server) Enable(ctx context.Context, in Session, authorities [][]byte) error {
-	if in.ID == "" || in.Key == "" || len(authorities) == 0 || !in.Expires.After(s.cfg.Now()) {
-		return protocol.Errorf(protocol.CodeInvalid, "a session needs an id, the engineer's key, a user authority and an end in the future")
+	now := s.cfg.Clock.Now()
+	if in.ID == "" || in.Engineer == "" || in.Key == "" || len(authorities) == 0 || !in.Expires.After(now) {
+		return protocol.Errorf(protocol.CodeInvalid, "a session needs an id, an engineer with a key, a user authority and an end in the future")
 	}
+	in.until = s.cfg.Clock.Boot() + in.Expires.Sub(now)
 	for _, wire := range authorities {
 		key, err := ssh.ParsePublicKey(wire)
 		if err != nil {
@@ -148,53 +160,93 @@ func (s *Server) Enable(ctx context.Context, in Session, authorities [][]byte) e
 		}
 		in.authorities = append(in.authorities, key)
 	}
+	if err := s.mayEnable(in); err != nil {
+		return err
+	}
 	rec := s.record(auditlog.OpEnableSession, auditlog.Success, in)
+	rec.Properties["expires"] = in.Expires.UTC().Format(time.RFC3339)
 	if _, err := s.cfg.Journal.Append(ctx, rec); err != nil {
 		return err
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if err := s.mayEnableLocked(in); err != nil {
+		return err
+	}
 	if old := s.sessions[in.ID]; old != nil {
-		old.Session = in
+		old.Session, old.ended = in, false
 		return nil
 	}
-	s.sessions[in.ID] = &session{Session: in, conns: make(map[*ssh.ServerConn]net.Conn)}
+	s.sessions[in.ID] = &session{Session: in, conns: make(map[net.Conn]bool)}
 	return nil
 }
 
-// Disable ends a session and its connections for good. An unknown session is
-// no error: it has ended.
+func (s *Server) mayEnable(in Session) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.mayEnableLocked(in)
+}
+
+func (s *Server) mayEnableLocked(in Session) error {
+	old := s.sessions[in.ID]
+	switch {
+	case old == nil && len(s.sessions) >= maxSessions:
+		return protocol.Errorf(protocol.CodeLimit, "node %s has %d support sessions: disable some first", s.cfg.Node, maxSessions)
+	case old != nil && (old.Engineer != in.Engineer || old.Key != in.Key):
+		return protocol.Errorf(protocol.CodeConflict, "session %s is of another engineer or key: enable a new one", in.ID)
+	}
+	return nil
+}
+
+// Engineer returns whose session it is, and whether it is known: enabled, or
+// expired and not yet disabled.
+func (s *Server) Engineer(id protocol.SessionID) (protocol.Person, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	one := s.sessions[id]
+	if one == nil {
+		return "", false
+	}
+	return one.Engineer, true
+}
+
+// Disable ends a session and its connections. An unknown session is no error:
+// it has ended. It acts first and records after.
 func (s *Server) Disable(id protocol.SessionID, reason string) {
 	s.mu.Lock()
-	ended := s.sessions[id]
+	one := s.sessions[id]
 	delete(s.sessions, id)
-	s.mu.Unlock()
-	if ended == nil {
+	if one == nil {
+		s.mu.Unlock()
 		return
 	}
-	s.end(ended)
-	rec := s.record(auditlog.OpDisableSession, auditlog.Success, ended.Session)
-	rec.Properties["reason"] = reason
+	s.endLocked(one)
+	s.mu.Unlock()
+	s.recordEnd(one.Session, reason)
+}
+
+// recordEnd records that a session has ended.
+func (s *Server) recordEnd(one Session, reason string) {
+	rec := s.record(auditlog.OpDisableSession, auditlog.Success, one)
+	rec.Properties["reason"] = visible(reason)
 	s.recordAfter(rec)
 }
 
 // Kick ends every connection; the sessions stay enabled. It returns at once.
 func (s *Server) Kick() {
 	s.mu.Lock()
-	all := slices.Collect(maps.Values(s.sessions))
-	s.mu.Unlock()
-	for _, one := range all {
-		s.end(one)
+	defer s.mu.Unlock()
+	for _, one := range s.sessions {
+		s.endLocked(one)
 	}
 }
 
-// end closes the connections of a session. Closing the transport frees every
-// channel, whatever its command waits for.
-func (s *Server) end(one *session) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, raw := range one.conns {
-		raw.Close()
+// endLocked closes the connections of a session. Closing the transport frees
+// every channel, whatever its command waits for; it may itself wait for a
+// network that is stuck, and nobody waits for that.
+func (s *Server) endLocked(one *session) {
+	for raw := range one.conns { // each holds handlers above zero
+		s.handlers.Go(func() { raw.Close() })
 	}
 }
 
@@ -204,48 +256,99 @@ func (s *Server) Status() []*devicev1.SessionStatus {
 	defer s.mu.Unlock()
 	var list []*devicev1.SessionStatus
 	for _, one := range s.sessions {
+		if one.ended {
+			continue
+		}
+		n := int32(0)
+		for _, in := range one.conns {
+			if in {
+				n++
+			}
+		}
 		list = append(list, &devicev1.SessionStatus{
-			Session: string(one.ID), Engineer: string(one.Engineer),
-			Expires: one.Expires.Unix(), Connections: int32(len(one.conns)),
+			Session: string(one.ID), Engineer: string(one.Engineer), Expires: one.Expires.Unix(), Connections: n,
 		})
 	}
 	slices.SortFunc(list, func(a, b *devicev1.SessionStatus) int { return strings.Compare(a.Session, b.Session) })
 	return list
 }
 
-// Run ends sessions that expire, and every connection when ctx ends.
+// Run ends sessions that expire, puts out whom the lock no longer lets in, and
+// ends every connection when ctx ends. It returns an error only if one of them
+// hangs.
 func (s *Server) Run(ctx context.Context) error {
-	tick := time.NewTicker(time.Second)
+	tick := time.NewTicker(watchInterval)
 	defer tick.Stop()
 	for {
 		select {
 		case <-ctx.Done():
-			s.Kick()
-			s.handlers.Wait()
-			return nil
+			return s.stop()
 		case <-tick.C:
-			for _, id := range s.expired() {
-				s.Disable(id, "expired")
-			}
+			s.watch()
 		}
 	}
 }
 
-func (s *Server) expired() (ids []protocol.SessionID) {
-	now := s.cfg.Now()
+// stop ends every connection and waits for them.
+func (s *Server) stop() error {
 	s.mu.Lock()
-	defer s.mu.Unlock()
+	s.stopped = true
+	s.mu.Unlock()
+	s.Kick()
+	done := make(chan struct{})
+	go func() {
+		s.handlers.Wait()
+		close(done)
+	}()
+	select {
+	case <-done:
+		return nil
+	case <-time.After(stopWithin):
+		return errors.New("support: a command that was told to end hangs")
+	}
+}
+
+// watch ends what has to end.
+func (s *Server) watch() {
+	lease, unlocked := s.cfg.Lock.Lease()
+	now := s.cfg.Clock.Now()
+	var expired []Session
+	s.mu.Lock()
 	for id, one := range s.sessions {
-		if !now.Before(one.Expires) {
-			ids = append(ids, id)
+		switch {
+		case one.ended:
+			if now.Sub(one.Expires) > forgetAfter {
+				delete(s.sessions, id)
+			}
+		case s.over(one.Session):
+			one.ended = true
+			expired = append(expired, one.Session)
+			s.endLocked(one)
+		case unlocked && !letsIn(lease, one.Key):
+			s.endLocked(one)
 		}
 	}
-	return ids
+	s.mu.Unlock()
+	for _, one := range expired {
+		s.recordEnd(one, "expired")
+	}
+}
+
+// over reports whether a session has expired, by the earlier of both clocks.
+func (s *Server) over(one Session) bool {
+	return !s.cfg.Clock.Now().Before(one.Expires) || s.cfg.Clock.Boot() >= one.until
+}
+
+// letsIn reports whether the holder of an SSH key may come in while a lease is
+// held: the statement that the customer signed beats what the control plane
+// says.
+func letsIn(lease lock.Lease, key string) bool {
+	return lease.Purpose == protocol.SupportAccess && lease.Engineer.SSHKey == key
 }
 
 // record makes a record about a session.
 func (s *Server) record(op auditlog.Operation, result auditlog.Result, one Session) auditlog.Record {
-	r := auditlog.NewRecord(s.cfg.Now(), op, result)
+	r := auditlog.NewRecord(s.cfg.Clock.Now(), op, result)
 	r.Origin = s.cfg.Node.String()
 	r.ResourceID = fmt.Sprintf("/devices/%s/nodes/%d", s.cfg.Node.Serial, s.cfg.Node.Node)
 	r.Caller = string(one.Engineer)

@@ -7,23 +7,27 @@ import (
 	"io"
 	"strings"
 	"sync"
-	"time"
 
 	"golang.org/x/crypto/ssh"
 	"golang.org/x/term"
-
-	"github.com/databox-lockbox/lockbox/protocol"
 )
+
+// maxLine is the longest command line, in bytes. With its quotes it fits in an
+// audit record.
+const maxLine = 4 << 10
 
 // terminal is one session channel: a shell, or one command.
 type terminal struct {
-	server  *Server
-	session Session
+	conn    *connection
 	channel active
 
+	// These belong to the one who answers the requests; the editor is safe for
+	// concurrent use and does not change once the work has started.
+	started       bool
 	pty           bool
 	columns, rows int
 	editor        *term.Terminal // of an interactive shell with a terminal
+	keys          *keyboard
 }
 
 // serve answers the channel's requests. One of them starts the work; the others
@@ -34,42 +38,65 @@ func (t *terminal) serve(ctx context.Context, requests <-chan *ssh.Request) {
 	var work sync.WaitGroup
 	defer work.Wait()
 	defer cancel()
-	started := false
 	for r := range requests {
-		ok := true
-		switch r.Type {
-		case "pty-req":
-			ok = t.startTerminal(r.Payload)
-		case "window-change":
-			ok = t.resize(r.Payload)
-		case "shell", "exec":
-			if ok = !started; !ok {
-				break
-			}
-			started = true
-			line, isExec := execLine(r)
-			work.Go(func() {
-				defer cancel()
-				t.finish(t.run(ctx, line, isExec))
-			})
-		default: // env, signal, agent and X11 forwarding, subsystems
-			ok = false
-		}
+		run := t.answer(r)
 		if r.WantReply {
-			r.Reply(ok, nil)
+			r.Reply(run != nil, nil)
+		}
+		if run != nil {
+			run(ctx, &work, cancel)
 		}
 	}
 }
 
-func execLine(r *ssh.Request) (string, bool) {
+// answer decides about a request. It returns what to do once it was answered,
+// nil to refuse it.
+func (t *terminal) answer(r *ssh.Request) func(context.Context, *sync.WaitGroup, context.CancelFunc) {
+	nothing := func(context.Context, *sync.WaitGroup, context.CancelFunc) {}
+	switch r.Type {
+	case "pty-req":
+		if !t.started && t.startTerminal(r.Payload) {
+			return nothing
+		}
+	case "window-change":
+		if t.resize(r.Payload) {
+			return nothing
+		}
+	case "shell", "exec":
+		line, isExec, ok := execLine(r)
+		if t.started || !ok {
+			return nil
+		}
+		t.started = true
+		if t.pty && !isExec {
+			t.keys = newKeyboard(t.channel)
+			t.editor = term.NewTerminal(t.keys, "")
+			t.editor.SetSize(t.columns, t.rows)
+		}
+		return func(ctx context.Context, work *sync.WaitGroup, cancel context.CancelFunc) {
+			if t.keys != nil {
+				work.Go(func() { t.keys.pump(ctx) })
+			}
+			work.Go(func() {
+				defer cancel()
+				sh := &shell{conn: t.conn, out: t.channel, err: t.channel.Stderr(), dir: "/"}
+				t.finish(t.run(ctx, sh, line, isExec))
+				if sh.unrecorded {
+					t.conn.Close()
+				}
+			})
+		}
+	}
+	return nil // env, signal, agent and X11 forwarding, subsystems
+}
+
+func execLine(r *ssh.Request) (line string, isExec, ok bool) {
 	if r.Type == "shell" {
-		return "", false
+		return "", false, true
 	}
 	var p struct{ Command string }
-	if ssh.Unmarshal(r.Payload, &p) != nil {
-		return "", true
-	}
-	return p.Command, true
+	err := ssh.Unmarshal(r.Payload, &p)
+	return p.Command, true, err == nil
 }
 
 func (t *terminal) startTerminal(payload []byte) bool {
@@ -106,57 +133,58 @@ func (t *terminal) setSize(columns, rows uint32) {
 	}
 }
 
-// run runs one command, or lines until the end of input, and returns the exit
-// status.
-func (t *terminal) run(ctx context.Context, line string, isExec bool) int {
-	sh := &shell{server: t.server, session: t.session, in: t.channel, out: t.channel, err: t.channel.Stderr(), dir: "/"}
+// run runs one command line, or lines until the end of input, and returns the
+// exit status.
+func (t *terminal) run(ctx context.Context, sh *shell, line string, isExec bool) int {
 	switch {
+	case isExec && t.pty: // output only; a terminal wants its line ends
+		sh.out, sh.err = lineEnds{t.channel}, lineEnds{t.channel}
+		return sh.line(ctx, line)
 	case isExec:
 		return sh.line(ctx, line)
 	case t.pty:
-		t.editor = term.NewTerminal(t.channel, "")
-		t.editor.SetSize(t.columns, t.rows)
-		sh.out, sh.err = t.editor, t.editor
-		return t.interact(ctx, sh, func() (string, error) {
-			t.editor.SetPrompt(t.prompt())
-			return t.editor.ReadLine()
-		})
+		sh.out, sh.err, sh.keys = t.editor, t.editor, t.keys
+		return t.interact(ctx, sh)
 	}
-	return t.interact(ctx, sh, func() (string, error) { return readLine(t.channel) })
+	return lines(ctx, sh, func() (string, error) { return readLine(t.channel) })
+}
+
+// interact is a shell with a terminal.
+func (t *terminal) interact(ctx context.Context, sh *shell) int {
+	one := t.conn.session
+	fmt.Fprintf(sh.out, "Support session %s on node %s for %s, ticket %s.\nEverything you do is recorded. Type help for the commands.\n",
+		one.ID, t.conn.server.cfg.Node, one.Engineer, one.Ticket)
+	return lines(ctx, sh, func() (string, error) {
+		t.editor.SetPrompt(t.prompt())
+		return t.editor.ReadLine()
+	})
 }
 
 // prompt shows where one is and how the disks are.
 func (t *terminal) prompt() string {
-	state := strings.ToLower(t.server.cfg.Lock.Status().State)
-	return fmt.Sprintf("%s [%s]> ", t.server.cfg.Node, state)
+	cfg := t.conn.server.cfg
+	return fmt.Sprintf("%s [%s]> ", cfg.Node, strings.ToLower(cfg.Lock.Status().State))
 }
 
-func (t *terminal) interact(ctx context.Context, sh *shell, next func() (string, error)) int {
-	if t.pty {
-		fmt.Fprintf(sh.out, "Support session %s on node %s for %s, ticket %s.\nEverything you do is recorded. Type help for the commands.\n",
-			t.session.ID, t.server.cfg.Node, t.session.Engineer, t.session.Ticket)
-	}
-	status := 0
+// lines runs lines until exit, the end of input, or the end of ctx, and returns
+// the status of the last one.
+func lines(ctx context.Context, sh *shell, next func() (string, error)) int {
 	for !sh.done && ctx.Err() == nil {
 		line, err := next()
 		if strings.TrimSpace(line) != "" {
-			status = sh.line(ctx, line)
+			sh.line(ctx, line)
 		}
 		if err != nil {
 			break
 		}
 	}
-	return status
+	return sh.status
 }
 
-// maxLine is the longest command line, in bytes.
-const maxLine = 16 << 10
-
-// readLine reads one line, a byte at a time: what follows belongs to the
-// command.
+// readLine reads one line, a byte at a time: what follows belongs to the next.
 func readLine(r io.Reader) (string, error) {
 	var line []byte
-	for b := make([]byte, 1); len(line) < maxLine; {
+	for b := make([]byte, 1); len(line) <= maxLine; {
 		n, err := r.Read(b)
 		if n == 1 && b[0] == '\n' {
 			return string(line), nil
@@ -166,7 +194,7 @@ func readLine(r io.Reader) (string, error) {
 			return string(line), err
 		}
 	}
-	return "", errors.New("the line is too long")
+	return string(line), errors.New("the line is too long")
 }
 
 // finish reports the exit status and ends the channel.
@@ -175,14 +203,3 @@ func (t *terminal) finish(status int) {
 	t.channel.CloseWrite()
 	t.channel.Close()
 }
-
-// refusal is the text of an error for the engineer.
-func refusal(err error) string {
-	if e, ok := errors.AsType[*protocol.Error](err); ok {
-		return e.Error()
-	}
-	return err.Error()
-}
-
-// commandTimeout bounds one command. Hashing a full disk takes long.
-const commandTimeout = 30 * time.Minute

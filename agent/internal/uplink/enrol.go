@@ -59,7 +59,7 @@ func Enrol(ctx context.Context, e Enrolment) (state.Identity, error) {
 		MaxResponseHeaderBytes: 64 << 10,
 	}
 	defer transport.CloseIdleConnections()
-	client := devicev1.NewEnrolmentServiceClient(rpc.NewClient(&http.Client{Transport: transport}, "https://"+e.Server))
+	client := devicev1.NewEnrolmentServiceClient(rpc.NewClient(&http.Client{Transport: transport, CheckRedirect: noRedirect}, "https://"+e.Server))
 	resp, err := client.Enrol(ctx, &devicev1.EnrolRequest{
 		Token: e.Token, Serial: string(e.Node.Serial), Node: int32(e.Node.Node), Csr: csr,
 		TrustPolicyDigest: e.PolicyHash, SshHostKey: e.HostKey, Disks: e.Disks,
@@ -70,12 +70,18 @@ func Enrol(ctx context.Context, e Enrolment) (state.Identity, error) {
 	if err := checkRoot(resp.ServerRoots, pin); err != nil {
 		return state.Identity{}, fmt.Errorf("cannot enrol at %s: %w", e.Server, err)
 	}
+	if _, _, err := net.SplitHostPort(resp.TunnelAddress); err != nil {
+		return state.Identity{}, fmt.Errorf("cannot enrol at %s: the answer names %q as the device port: want host:port", e.Server, resp.TunnelAddress)
+	}
 	return state.Identity{
 		Serial: e.Node.Serial, Node: e.Node.Node,
 		Chain: resp.Chain, ServerRoots: resp.ServerRoots, TunnelAddress: resp.TunnelAddress,
 		SSHHostCertificate: resp.SshHostCertificate, Order: protocol.OrderID(resp.Order),
 	}, nil
 }
+
+// noRedirect keeps the token from going anywhere else.
+func noRedirect(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
 
 // checkRoot refuses roots other than the one the token names.
 func checkRoot(roots [][]byte, pin string) error {

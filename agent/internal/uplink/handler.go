@@ -30,15 +30,21 @@ func (u *Uplink) handler() http.Handler {
 	return mux
 }
 
+// serveSSH refuses before it upgrades, so that the engineer is told why.
 func (u *Uplink) serveSSH(w http.ResponseWriter, r *http.Request) {
+	id := protocol.SessionID(r.URL.Query().Get("session"))
+	if err := u.cfg.Sessions.Admits(id); err != nil {
+		http.Error(w, err.Error(), http.StatusForbidden)
+		return
+	}
 	conn, err := tunnel.AcceptUpgrade(w, r)
 	if err != nil {
 		return // it was answered
 	}
-	id := protocol.SessionID(r.URL.Query().Get("session"))
 	if err := u.cfg.Sessions.ServeConn(r.Context(), conn, id); err != nil {
 		u.cfg.Log.Info().Err(err).Str("session", string(id)).Msg("a support connection ended")
 	}
+	u.hurry()
 }
 
 // node is the NodeService. The peer is the control plane: the tunnel verified
@@ -54,7 +60,7 @@ func (n node) Challenge(ctx context.Context, r *devicev1.ChallengeRequest) (*dev
 	if err != nil {
 		return nil, err
 	}
-	return &devicev1.ChallengeResponse{Challenge: envelope}, nil
+	return &devicev1.ChallengeResponse{Challenge: envelope, LogSize: n.cfg.LogSize()}, nil
 }
 
 func (n node) Unlock(ctx context.Context, r *devicev1.UnlockRequest, s devicev1.NodeServiceUnlockServerStream) error {
@@ -105,30 +111,37 @@ func (n node) EnableSession(ctx context.Context, r *devicev1.EnableSessionReques
 }
 
 // DisableSession ends a session for good. If the node is unlocked for the
-// session's engineer, it relocks and the approval is spent.
+// session's engineer, it relocks first, and the approval is spent. If the
+// session is not known here, as after a restart, it relocks to be sure, and
+// nothing is spent.
 func (n node) DisableSession(ctx context.Context, r *devicev1.DisableSessionRequest) (*devicev1.DisableSessionResponse, error) {
+	id := protocol.SessionID(r.Session)
+	engineer, known := n.cfg.Sessions.Engineer(id)
 	lease, unlocked := n.cfg.Lock.Lease()
-	ours := unlocked && lease.Purpose == protocol.SupportAccess && n.isOf(lease, r.Session)
-	n.cfg.Sessions.Disable(protocol.SessionID(r.Session), r.Reason)
-	if ours {
-		if _, err := n.cfg.Lock.Lock(ctx, lock.SessionDisabled, lease.Subject, true); err != nil {
-			return nil, err
-		}
+	var err error
+	if unlocked && lease.Purpose == protocol.SupportAccess && (!known || engineer == lease.Engineer.Person) {
+		_, err = n.lockFor(ctx, known, lease.Subject)
 	}
+	n.cfg.Sessions.Disable(id, r.Reason)
 	n.hurry()
+	if err != nil {
+		return nil, err
+	}
 	return &devicev1.DisableSessionResponse{Status: n.cfg.Lock.Status()}, nil
 }
 
-// isOf reports whether a lease is used by a session: the same engineer. A
-// session that is unknown here counts too: locking is always allowed.
-func (n node) isOf(lease lock.Lease, session string) bool {
-	for _, s := range n.cfg.Lock.Status().GetSessions() {
-		if s.Session == session {
-			return s.Engineer == string(lease.Engineer.Person)
-		}
+// lockFor locks because a session of the approved engineer was disabled, or may
+// have been.
+func (n node) lockFor(ctx context.Context, spend bool, subject approval.Digest) (time.Duration, error) {
+	if spend {
+		return n.cfg.Lock.Lock(ctx, lock.SessionDisabled, subject, true)
 	}
-	return true
+	return n.cfg.Lock.Lock(ctx, unknownSession, subject, false)
 }
+
+// unknownSession is why a node locks that was asked to disable a session that
+// it does not know.
+const unknownSession lock.Reason = "unknown-session-disabled"
 
 func (n node) OpenBulk(ctx context.Context, _ *devicev1.OpenBulkRequest) (*devicev1.OpenBulkResponse, error) {
 	return &devicev1.OpenBulkResponse{}, n.client.DialBulk(ctx)

@@ -15,7 +15,6 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/databox-lockbox/lockbox/agent/internal/state"
-	"github.com/databox-lockbox/lockbox/protocol"
 	devicev1 "github.com/databox-lockbox/lockbox/protocol/device/v1"
 )
 
@@ -115,9 +114,7 @@ const (
 	pauseMax = 30 * time.Second
 )
 
-// run delivers reports in order until ctx ends. A report that the control
-// plane refuses for what it is goes nowhere and is dropped, so that it holds up
-// no other.
+// run delivers reports in order until ctx ends, each until deliver returns nil.
 func (o *outbox) run(ctx context.Context, deliver func(context.Context, report) error) error {
 	pause := pauseMin
 	for {
@@ -140,24 +137,39 @@ func (o *outbox) run(ctx context.Context, deliver func(context.Context, report) 
 	}
 }
 
+// flush delivers everything there is.
 func (o *outbox) flush(ctx context.Context, deliver func(context.Context, report) error) error {
-	names, err := o.list()
-	if err != nil {
-		return err
-	}
-	for _, name := range names {
-		if err := o.deliverFile(ctx, name, deliver); err != nil {
+	for {
+		names, progress, err := o.waiting()
+		if err != nil {
 			return err
 		}
+		if progress != nil {
+			return deliver(ctx, progress)
+		}
+		if len(names) == 0 {
+			return nil
+		}
+		for _, name := range names {
+			if err := o.deliverFile(ctx, name, deliver); err != nil {
+				return err
+			}
+		}
 	}
+}
+
+// waiting returns the files that wait, or the progress if there are none: it is
+// the newer news.
+func (o *outbox) waiting() ([]string, *devicev1.ReportJobRequest, error) {
 	o.mu.Lock()
+	defer o.mu.Unlock()
+	names, err := o.list()
+	if err != nil || len(names) > 0 {
+		return names, nil, err
+	}
 	progress := o.progress
 	o.progress = nil
-	o.mu.Unlock()
-	if progress == nil {
-		return nil
-	}
-	return ignoreRefusal(deliver(ctx, progress))
+	return nil, progress, nil
 }
 
 func (o *outbox) deliverFile(ctx context.Context, name string, deliver func(context.Context, report) error) error {
@@ -170,19 +182,11 @@ func (o *outbox) deliverFile(ctx context.Context, name string, deliver func(cont
 	if filepath.Ext(name) == jobReport {
 		m = &devicev1.ReportJobRequest{}
 	}
-	if err := proto.Unmarshal(data, m); err == nil {
-		if err := ignoreRefusal(deliver(ctx, m)); err != nil {
-			return err
-		}
+	if proto.Unmarshal(data, m) != nil {
+		return os.Rename(file, file+".damaged") // kept for people, out of the way of others
+	}
+	if err := deliver(ctx, m); err != nil {
+		return err
 	}
 	return errors.Join(os.Remove(file), state.SyncDir(o.dir))
-}
-
-// ignoreRefusal turns an answer that will never change into success.
-func ignoreRefusal(err error) error {
-	switch protocol.CodeOf(err) {
-	case protocol.CodeInvalid, protocol.CodeNotFound, protocol.CodeConflict, protocol.CodeForbidden:
-		return nil
-	}
-	return err
 }

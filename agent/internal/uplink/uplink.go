@@ -20,6 +20,7 @@ import (
 
 	"github.com/rs/zerolog"
 	"golang.org/x/sync/errgroup"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/databox-lockbox/lockbox/agent/internal/journal"
 	"github.com/databox-lockbox/lockbox/agent/internal/lock"
@@ -32,8 +33,11 @@ import (
 	"github.com/databox-lockbox/lockbox/protocol/tunnel"
 )
 
-// callTimeout bounds one call of the control plane.
-const callTimeout = 15 * time.Second
+const (
+	callTimeout = 15 * time.Second       // of one call of the control plane
+	changePause = 100 * time.Millisecond // least time between heartbeats
+	maxReport   = 3 << 20                // bytes of one report, below what a call may carry
+)
 
 // Lock is the node's lock.
 type Lock interface {
@@ -53,6 +57,11 @@ type Lock interface {
 type Sessions interface {
 	Enable(ctx context.Context, s SessionOrder) (hostKey []byte, err error)
 	Disable(id protocol.SessionID, reason string)
+	// Engineer returns whose session it is, if it is known here.
+	Engineer(id protocol.SessionID) (protocol.Person, bool)
+	// Admits returns nil if ServeConn would serve the session now.
+	Admits(id protocol.SessionID) error
+	// ServeConn serves one SSH connection until it ends, and closes conn.
 	ServeConn(ctx context.Context, conn net.Conn, id protocol.SessionID) error
 }
 
@@ -186,6 +195,10 @@ func (u *Uplink) heartbeats(ctx context.Context) error {
 			u.cfg.Log.Debug().Err(err).Msg("no answer to a heartbeat")
 		}
 		due.Reset(u.cfg.Heartbeat)
+		select { // changes in quick succession are one
+		case <-ctx.Done():
+		case <-time.After(min(changePause, u.cfg.Heartbeat)):
+		}
 	}
 }
 
@@ -252,8 +265,20 @@ func (u *Uplink) ReportJob(e lock.JobEvent) {
 	})
 }
 
-// ReportManifest brings new bills of materials to the control plane.
-func (u *Uplink) ReportManifest(m *devicev1.ReportManifestRequest) { u.put(m) }
+// ReportManifest brings new bills of materials to the control plane, in as many
+// reports as their size asks for.
+func (u *Uplink) ReportManifest(m *devicev1.ReportManifestRequest) {
+	one := proto.CloneOf(m)
+	one.Manifests = nil
+	for _, next := range m.Manifests {
+		if len(one.Manifests) > 0 && proto.Size(one)+proto.Size(next) > maxReport {
+			u.put(proto.CloneOf(one))
+			one.Manifests = nil
+		}
+		one.Manifests = append(one.Manifests, next)
+	}
+	u.put(one)
+}
 
 func (u *Uplink) put(m report) {
 	if err := u.outbox.put(m); err != nil {
@@ -261,7 +286,8 @@ func (u *Uplink) put(m report) {
 	}
 }
 
-// deliver sends one report.
+// deliver sends one report. An answer that will never change is logged and
+// counts as delivered, so that one bad report holds up no other.
 func (u *Uplink) deliver(ctx context.Context, m report) error {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
@@ -271,6 +297,11 @@ func (u *Uplink) deliver(ctx context.Context, m report) error {
 		_, err = u.control.ReportJob(ctx, m)
 	case *devicev1.ReportManifestRequest:
 		_, err = u.control.ReportManifest(ctx, m)
+	}
+	switch protocol.CodeOf(err) {
+	case protocol.CodeInvalid, protocol.CodeNotFound, protocol.CodeConflict, protocol.CodeForbidden:
+		u.cfg.Log.Error().Err(err).Str("report", string(m.ProtoReflect().Descriptor().Name())).Msg("the control plane refused a report: dropped")
+		return nil
 	}
 	return err
 }
