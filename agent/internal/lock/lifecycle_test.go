@@ -269,17 +269,17 @@ func TestLimitsOfALease(t *testing.T) {
 		reason Reason
 		spent  bool
 	}{
-		"end of the window": {func(s *scene) { s.keepAlive(9 * time.Hour) }, 8*time.Hour - time.Second, 8*time.Hour + time.Second, WindowOver, true},
+		"end of the window": {func(s *scene) { s.keepAlive(2 * time.Hour) }, time.Hour - time.Second, time.Hour + time.Second, WindowOver, true},
 		"date set back by a day": {func(s *scene) {
 			s.clock.setBy(-24 * time.Hour)
-			s.keepAlive(9 * time.Hour)
-		}, 8*time.Hour - time.Second, 8*time.Hour + time.Second, WindowOver, true},
+			s.keepAlive(2 * time.Hour)
+		}, time.Hour - time.Second, time.Hour + time.Second, WindowOver, true},
 		"date set back and forth by a day": {func(s *scene) {
 			s.clock.setBy(-24 * time.Hour)
 			time.Sleep(10 * time.Second)
 			s.clock.setBy(24 * time.Hour)
-			s.keepAlive(9 * time.Hour)
-		}, 8*time.Hour - time.Second, 8*time.Hour + time.Second, WindowOver, true},
+			s.keepAlive(2 * time.Hour)
+		}, time.Hour - time.Second, time.Hour + time.Second, WindowOver, true},
 		"date set forth by a day": {func(s *scene) {
 			time.Sleep(10 * time.Second)
 			s.clock.setBy(24 * time.Hour)
@@ -287,15 +287,17 @@ func TestLimitsOfALease(t *testing.T) {
 		"suspended": {func(s *scene) {
 			time.Sleep(10 * time.Second)
 			s.clock.mu.Lock()
-			s.clock.slept += 8 * time.Hour
+			s.clock.slept += time.Hour
 			s.clock.mu.Unlock()
 		}, 9 * time.Second, 11 * time.Second, WindowOver, true},
-		"dead man": {func(s *scene) { s.keepAlive(time.Hour) }, time.Hour + 59*time.Second, time.Hour + 61*time.Second + time.Second, DeadMan, false},
+		"dead man": {func(s *scene) { s.keepAlive(30 * time.Minute) }, 30*time.Minute + 59*time.Second, 30*time.Minute + 62*time.Second, DeadMan, false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			bubble(t, func(t *testing.T) {
 				s := newScene(t)
-				a := s.open(protocol.SupportAccess)
+				a := s.newAttempt(protocol.SupportAccess)
+				a.voteOf(approval.Customer).MaxDuration = 3600
+				a.open()
 				start := time.Now()
 				var during sync.WaitGroup
 				during.Go(func() { c.during(s) })

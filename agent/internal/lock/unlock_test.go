@@ -252,6 +252,9 @@ var refusals = []struct {
 	{name: "record of another correlation", code: protocol.CodeCheckpoint, fault: func(a *attempt) {
 		a.onRecord = func(r *auditlog.Record) { r.CorrelationID = "LockboxRequest_other" }
 	}},
+	{name: "record of a device in the log", code: protocol.CodeCheckpoint, fault: func(a *attempt) {
+		a.onRecord = func(r *auditlog.Record) { r.Origin = "DBX0001/1" }
+	}},
 	{name: "intent not recorded here", code: protocol.CodeNotRecorded,
 		fault:  func(a *attempt) { a.s.journal.breaks(protocol.Errorf(protocol.CodeStorageFull, "full"), nil) },
 		repair: func(a *attempt) { a.s.journal.breaks(nil, nil) }},
