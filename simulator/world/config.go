@@ -21,8 +21,10 @@ func (w *World) writeConfigs() error {
 		return err
 	}
 	for _, n := range w.Nodes() {
-		if err := os.MkdirAll(n.Dir, 0o700); err != nil {
-			return err
+		for _, dir := range []string{n.Dir, filepath.Dir(n.Run)} {
+			if err := os.MkdirAll(dir, 0o700); err != nil {
+				return err
+			}
 		}
 		if err := os.WriteFile(n.ConfigFile(), []byte(w.agentConfig(n)), 0o600); err != nil {
 			return err
