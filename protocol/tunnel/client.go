@@ -25,6 +25,9 @@ type ClientConfig struct {
 	Handler http.Handler
 
 	// Hooks for the control connection, both optional. They must not block.
+	//
+	// Connected is told of a finished handshake. A server that refuses our
+	// certificate ends the connection right after: TLS 1.3 tells only then.
 	Connected func()
 	// Disconnected is told that the connection ended or could not be made, and
 	// how long the client waits before it tries again.

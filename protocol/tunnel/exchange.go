@@ -89,8 +89,8 @@ func (e *exchange) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		}
 	}()
 	if r.ContentLength != 0 {
-		st.SetReadDeadline(time.Now().Add(e.limits.BodyTimeout))
-		r.Body = &timedBody{http.MaxBytesReader(w, r.Body, e.limits.BodyBytes), st}
+		st.SetReadDeadline(time.Now().Add(e.limits.BodyTimeout)) // net/http lifts it at the body's end
+		r.Body = http.MaxBytesReader(w, r.Body, e.limits.BodyBytes)
 	}
 	st.session.handler().ServeHTTP(hijacked, r)
 }
@@ -109,20 +109,6 @@ func (h *hijackNoter) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	conn, rw, err := http.NewResponseController(h.ResponseWriter).Hijack()
 	h.done = err == nil
 	return conn, rw, err
-}
-
-// timedBody is a request's body, for which there is a deadline until it was read.
-type timedBody struct {
-	io.ReadCloser
-	stream *stream
-}
-
-func (b *timedBody) Read(p []byte) (int, error) {
-	n, err := b.ReadCloser.Read(p)
-	if err == io.EOF {
-		b.stream.SetReadDeadline(time.Time{})
-	}
-	return n, err
 }
 
 // streamListener is the exchange as the HTTP server sees it.

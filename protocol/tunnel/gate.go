@@ -12,7 +12,8 @@ import (
 // established sessions from running.
 type gatedConn struct {
 	net.Conn
-	gate chan struct{} // nil once the handshake is over
+	gate    chan struct{} // nil once the handshake is over
+	waiting *waitlist
 }
 
 // enter takes the slot for the first part of the handshake.
@@ -25,27 +26,31 @@ func (c *gatedConn) leave() {
 }
 
 func (c *gatedConn) Read(p []byte) (int, error) {
-	if c.gate != nil {
-		<-c.gate
-		defer func() { c.gate <- struct{}{} }()
+	if c.gate == nil {
+		return c.Conn.Read(p)
 	}
+	<-c.gate
+	defer func() { c.gate <- struct{}{} }()
+	defer c.waiting.add(c.Conn)()
 	return c.Conn.Read(p)
 }
 
 func (c *gatedConn) Write(p []byte) (int, error) {
-	if c.gate != nil {
-		<-c.gate
-		defer func() { c.gate <- struct{}{} }()
+	if c.gate == nil {
+		return c.Conn.Write(p)
 	}
+	<-c.gate
+	defer func() { c.gate <- struct{}{} }()
 	return c.Conn.Write(p)
 }
 
-// waitlist bounds the connections that have not yet said who they are. When it
-// is full the oldest goes: an honest one needs no time worth speaking of.
+// waitlist bounds the connections whose handshake waits for the other end. When
+// it is full the one that waited longest goes: an honest peer answers at once,
+// and however many of them come they wait for a slot of the gate, not here.
 type waitlist struct {
 	max   int
 	mu    sync.Mutex
-	conns list.List // of net.Conn, oldest first; guarded by mu
+	conns list.List // of net.Conn, longest first; guarded by mu
 }
 
 // add puts conn on the list until the returned function is called.

@@ -138,13 +138,12 @@ func (s *Server) connection(ctx context.Context, conn net.Conn) {
 
 // admit does the handshake and names the peer.
 func (s *Server) admit(ctx context.Context, conn net.Conn) (*Peer, error) {
-	defer s.waiting.add(conn)()
 	ctx, cancel := context.WithTimeout(ctx, s.cfg.Limits.HandshakeTimeout)
 	defer cancel()
 	if err := setTimeouts(conn, s.cfg.Limits.Silence); err != nil {
 		return nil, err
 	}
-	gated := &gatedConn{Conn: conn, gate: s.gate}
+	gated := &gatedConn{Conn: conn, gate: s.gate, waiting: &s.waiting}
 	secured := tls.Server(gated, s.tls)
 	gated.enter()
 	err := secured.HandshakeContext(ctx)

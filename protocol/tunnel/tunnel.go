@@ -56,7 +56,7 @@ type Limits struct {
 	BulkIdle         time.Duration // how long a bulk connection without streams is kept by the device; default 1 min
 	Silence          time.Duration // how long TCP goes unanswered before the connection is dead, whole seconds; default 20 s
 	Handshakes       int           // server: handshakes that compute at once; default 2 × GOMAXPROCS
-	Waiting          int           // server: connections not yet named; beyond, the oldest is dropped; default 4096
+	Waiting          int           // server: handshakes that wait for the other end; beyond, the longest waiting is dropped; default 4096
 }
 
 func (l Limits) withDefaults() Limits {
