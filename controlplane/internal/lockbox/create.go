@@ -31,7 +31,7 @@ func (s *Service) CreateRequest(ctx context.Context, caller auth.Caller, in *loc
 		return nil, err
 	}
 	var id protocol.RequestID
-	err := s.cfg.Store.Tx(ctx, func(tx *store.Tx) error {
+	err := s.change(ctx, func(tx *store.Tx) error {
 		r, err := d.create(ctx, tx)
 		id = r.ID
 		return err
@@ -233,7 +233,7 @@ func factorProperties(e policy.Evaluation) map[string]string {
 
 // refusedDraft records a request that never came to be.
 func (s *Service) refusedDraft(ctx context.Context, caller auth.Caller, b *blockedError) error {
-	err := s.cfg.Store.Tx(ctx, func(tx *store.Tx) error {
+	err := s.change(ctx, func(tx *store.Tx) error {
 		rec := auditlog.NewRecord(s.now(), auditlog.OpEvaluateJIT, auditlog.Refused)
 		rec.Caller, rec.ResourceID, rec.CorrelationID = string(caller.Person), resourceID(b.order), string(b.ticket)
 		rec.Properties = factorProperties(b.evaluation)
@@ -371,11 +371,11 @@ func (s *Service) created(ctx context.Context, tx *store.Tx, caller auth.Caller,
 	if err := s.addHistory(ctx, tx, r, "Created", fmt.Sprintf("by %s: %s", r.Engineer, r.Justification)); err != nil {
 		return err
 	}
-	if err := s.setTimer(ctx, tx, timerExpiry, string(r.ID), r.Expires); err != nil {
+	if err := tx.SetTimer(ctx, timerExpiry, string(r.ID), r.Expires); err != nil {
 		return err
 	}
 	warning := r.Expires.Add(-min(warnBefore, s.cfg.Expiry/4))
-	if err := s.setTimer(ctx, tx, timerWarning, string(r.ID), warning); err != nil {
+	if err := tx.SetTimer(ctx, timerWarning, string(r.ID), warning); err != nil {
 		return err
 	}
 	rule, _ := trust.Rule(approval.UnlockDatabox)

@@ -140,7 +140,7 @@ func (s *Service) Decide(ctx context.Context, caller auth.Caller, in *lockboxv1.
 	if err != nil {
 		return nil, err
 	}
-	err = s.cfg.Store.Tx(ctx, func(tx *store.Tx) error {
+	err = s.change(ctx, func(tx *store.Tx) error {
 		j, err := s.judge(ctx, tx, caller, in.Id)
 		if err == nil {
 			err = s.decide(ctx, tx, caller, j, decision, in.Envelope)
@@ -347,7 +347,7 @@ func (s *Service) approved(ctx context.Context, tx *store.Tx, r store.Request, g
 	if err := s.stopWaiting(ctx, tx, r); err != nil {
 		return err
 	}
-	if err := s.setTimer(ctx, tx, timerAccessEnd, string(r.ID), r.AccessEnd); err != nil {
+	if err := tx.SetTimer(ctx, timerAccessEnd, string(r.ID), r.AccessEnd); err != nil {
 		return err
 	}
 	if err := s.addHistory(ctx, tx, r, string(Approved), "access until "+r.AccessEnd.Format(time.RFC3339)); err != nil {

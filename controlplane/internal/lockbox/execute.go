@@ -48,7 +48,7 @@ func (s *Service) beginExecution(ctx context.Context, caller auth.Caller, name s
 		first   bool
 	}
 	var done begun
-	err = s.cfg.Store.Tx(ctx, func(tx *store.Tx) error {
+	err = s.change(ctx, func(tx *store.Tx) error {
 		r, err := request(ctx, tx, caller, name)
 		if err != nil {
 			return err
@@ -95,7 +95,7 @@ func (s *Service) mayExecute(caller auth.Caller, r store.Request) error {
 
 // executed writes down that an execution opened the device.
 func (s *Service) executed(ctx context.Context, caller auth.Caller, id protocol.RequestID, out custody.UnlockOut) error {
-	return s.cfg.Store.Tx(ctx, func(tx *store.Tx) error {
+	return s.change(ctx, func(tx *store.Tx) error {
 		r, err := tx.Request(ctx, id)
 		if err != nil {
 			return err
@@ -111,7 +111,7 @@ func (s *Service) executed(ctx context.Context, caller auth.Caller, id protocol.
 // executionFailed writes down why an execution did not open the device. If it
 // was the first, the request is as if it had never been executed.
 func (s *Service) executionFailed(ctx context.Context, caller auth.Caller, id protocol.RequestID, first bool, why error) error {
-	return s.cfg.Store.Tx(ctx, func(tx *store.Tx) error {
+	return s.change(ctx, func(tx *store.Tx) error {
 		r, err := tx.Request(ctx, id)
 		if err != nil {
 			return err
@@ -134,7 +134,7 @@ func (s *Service) CancelRequest(ctx context.Context, caller auth.Caller, in *loc
 	if len(in.Reason) > maxText {
 		return nil, invalid("a reason has at most %d bytes", maxText)
 	}
-	err := s.cfg.Store.Tx(ctx, func(tx *store.Tx) error {
+	err := s.change(ctx, func(tx *store.Tx) error {
 		r, err := request(ctx, tx, caller, in.Id)
 		if err != nil {
 			return err
@@ -158,7 +158,7 @@ func (s *Service) RevokeRequest(ctx context.Context, caller auth.Caller, in *loc
 		return nil, invalid("a reason has at most %d bytes", maxText)
 	}
 	var ended store.Request
-	err := s.cfg.Store.Tx(ctx, func(tx *store.Tx) error {
+	err := s.change(ctx, func(tx *store.Tx) error {
 		r, err := request(ctx, tx, caller, in.Id)
 		if err != nil {
 			return err
@@ -227,7 +227,7 @@ func (s *Service) end(ctx context.Context, tx *store.Tx, caller auth.Caller, r *
 	if err := tx.CancelTimer(ctx, timerAccessEnd, string(r.ID)); err != nil {
 		return err
 	}
-	return s.setTimer(ctx, tx, timerRelock, string(r.ID), s.now().Add(relockLease))
+	return tx.SetTimer(ctx, timerRelock, string(r.ID), s.now().Add(relockLease))
 }
 
 // relock tells the device to lock and to forget the approval, and finishes the
@@ -246,7 +246,7 @@ func (s *Service) relock(ctx context.Context, caller auth.Caller, r store.Reques
 	for _, result := range results {
 		confirmed = confirmed && result.Confirmed
 	}
-	err = s.cfg.Store.Tx(ctx, func(tx *store.Tx) error { return s.relocked(ctx, tx, r.ID, confirmed) })
+	err = s.change(ctx, func(tx *store.Tx) error { return s.relocked(ctx, tx, r.ID, confirmed) })
 	return results, err
 }
 
@@ -289,7 +289,7 @@ func (s *Service) relocked(ctx context.Context, tx *store.Tx, id protocol.Reques
 	if confirmed || !s.now().Before(r.AccessEnd) {
 		return tx.CancelTimer(ctx, timerRelock, string(id))
 	}
-	return s.setTimer(ctx, tx, timerRelock, string(id), s.now().Add(again(s.now(), r.Closed)))
+	return tx.SetTimer(ctx, timerRelock, string(id), s.now().Add(again(s.now(), r.Closed)))
 }
 
 // again returns when to tell a device once more what it has not confirmed: ever

@@ -79,7 +79,7 @@ type Config struct {
 // concurrently.
 type Service struct {
 	cfg  Config
-	wake chan struct{} // one slot: a timer was set
+	wake chan struct{} // one slot: a timer may have been set
 }
 
 // New returns a service. Timers wait for [Service.RunTimers].
@@ -139,7 +139,7 @@ func (e *refusedError) Unwrap() error { return e.why }
 
 // refused records a refusal and returns why.
 func (s *Service) refused(ctx context.Context, caller auth.Caller, op auditlog.Operation, e *refusedError) error {
-	err := s.cfg.Store.Tx(ctx, func(tx *store.Tx) error {
+	err := s.change(ctx, func(tx *store.Tx) error {
 		return s.record(ctx, tx, caller, op, auditlog.Refused, e.request, map[string]string{
 			"code": string(protocol.CodeOf(e.why)), "reason": e.why.Error(),
 		})
@@ -155,13 +155,15 @@ func (s *Service) addHistory(ctx context.Context, tx *store.Tx, r store.Request,
 	return tx.AddHistory(ctx, store.RequestHistory, string(r.ID), store.HistoryLine{Time: s.now(), What: what, Detail: detail})
 }
 
-// setTimer sets a timer within tx, and has [Service.RunTimers] look at it.
-func (s *Service) setTimer(ctx context.Context, tx *store.Tx, kind, subject string, due time.Time) error {
+// change runs f in one transaction, and has [Service.RunTimers] look at the
+// timers that f may have set.
+func (s *Service) change(ctx context.Context, f func(tx *store.Tx) error) error {
+	err := s.cfg.Store.Tx(ctx, f)
 	select {
 	case s.wake <- struct{}{}:
 	default:
 	}
-	return tx.SetTimer(ctx, kind, subject, due)
+	return err
 }
 
 // view reads one consistent state.

@@ -43,14 +43,14 @@ func (s *Service) EnableSession(ctx context.Context, caller auth.Caller, in *loc
 		ID: newSessionID(), Node: protocol.NodeID{Serial: protocol.DeviceSerial(in.Serial), Node: max(int(in.Node), 1)},
 		Ticket: protocol.TicketID(in.Ticket), Engineer: caller.Person, State: SessionEnabled, Created: now, Expires: now.Add(length),
 	}
-	err := s.cfg.Store.Tx(ctx, func(tx *store.Tx) error {
+	err := s.change(ctx, func(tx *store.Tx) error {
 		if err := s.prepareSession(ctx, tx, &row); err != nil {
 			return err
 		}
 		if err := tx.InsertSession(ctx, &row); err != nil {
 			return err
 		}
-		if err := s.setTimer(ctx, tx, timerSessionEnd, string(row.ID), row.Expires); err != nil {
+		if err := tx.SetTimer(ctx, timerSessionEnd, string(row.ID), row.Expires); err != nil {
 			return err
 		}
 		return s.recordSession(ctx, tx, caller, auditlog.OpEnableSession, auditlog.Success, row, nil)
@@ -117,7 +117,7 @@ func (s *Service) enableOnNode(ctx context.Context, row store.Session) error {
 	if err != nil {
 		return err
 	}
-	return s.cfg.Store.Tx(ctx, func(tx *store.Tx) error {
+	return s.change(ctx, func(tx *store.Tx) error {
 		now, err := tx.Session(ctx, row.ID)
 		if err != nil {
 			return err
@@ -192,7 +192,7 @@ func (s *Service) DisableSession(ctx context.Context, caller auth.Caller, in *lo
 // not known: the node is told to forget it.
 func (s *Service) neverEnabled(ctx context.Context, caller auth.Caller, id protocol.SessionID, why error) error {
 	var row store.Session
-	err := s.cfg.Store.Tx(ctx, func(tx *store.Tx) (err error) {
+	err := s.change(ctx, func(tx *store.Tx) (err error) {
 		row, err = s.closeSession(ctx, tx, caller, id, SessionDisabled, "not enabled on the device: "+why.Error())
 		return err
 	})
@@ -207,7 +207,7 @@ func (s *Service) neverEnabled(ctx context.Context, caller auth.Caller, id proto
 func (s *Service) endSession(ctx context.Context, caller auth.Caller, id protocol.SessionID, state, reason string) ([]*lockboxv1.RelockResult, error) {
 	var row store.Session
 	var ended []store.Request
-	err := s.cfg.Store.Tx(ctx, func(tx *store.Tx) (err error) {
+	err := s.change(ctx, func(tx *store.Tx) (err error) {
 		if row, err = s.closeSession(ctx, tx, caller, id, state, reason); err == nil {
 			ended, err = s.endAccesses(ctx, tx, caller, row)
 		}
@@ -245,7 +245,7 @@ func (s *Service) closeSession(ctx context.Context, tx *store.Tx, caller auth.Ca
 	if err := tx.CancelTimer(ctx, timerSessionEnd, string(id)); err != nil {
 		return row, err
 	}
-	if err := s.setTimer(ctx, tx, timerSessionOff, string(id), s.now().Add(relockLease)); err != nil {
+	if err := tx.SetTimer(ctx, timerSessionOff, string(id), s.now().Add(relockLease)); err != nil {
 		return row, err
 	}
 	return row, s.recordSession(ctx, tx, caller, auditlog.OpDisableSession, auditlog.Success, row, map[string]string{"reason": reason, "state": state})
@@ -278,11 +278,11 @@ func (s *Service) sessionOff(ctx context.Context, row store.Session) {
 	if err != nil {
 		s.cfg.Logger.Warn().Err(err).Str("session", string(row.ID)).Stringer("node", row.Node).Msg("a node did not confirm that a session has ended")
 	}
-	err = s.cfg.Store.Tx(ctx, func(tx *store.Tx) error {
+	err = s.change(ctx, func(tx *store.Tx) error {
 		if err == nil || !s.now().Before(row.Expires) {
 			return tx.CancelTimer(ctx, timerSessionOff, string(row.ID))
 		}
-		return s.setTimer(ctx, tx, timerSessionOff, string(row.ID), s.now().Add(again(s.now(), row.Ended)))
+		return tx.SetTimer(ctx, timerSessionOff, string(row.ID), s.now().Add(again(s.now(), row.Ended)))
 	})
 	if err != nil {
 		s.cfg.Logger.Error().Err(err).Str("session", string(row.ID)).Msg("cannot note whether a node has ended a session")
@@ -308,7 +308,7 @@ func (s *Service) sessionExpires(ctx context.Context, t store.Timer) error {
 		return err
 	}
 	if row.State != SessionEnabled {
-		return s.cfg.Store.Tx(ctx, func(tx *store.Tx) error { return tx.FinishTimer(ctx, t.ID) })
+		return s.change(ctx, func(tx *store.Tx) error { return tx.FinishTimer(ctx, t.ID) })
 	}
 	_, err = s.endSession(ctx, auth.SystemCaller(), id, SessionExpired, "expired")
 	return err
@@ -317,7 +317,7 @@ func (s *Service) sessionExpires(ctx context.Context, t store.Timer) error {
 // sessionOffAgain tells a node once more.
 func (s *Service) sessionOffAgain(ctx context.Context, t store.Timer) error {
 	var row store.Session
-	err := s.cfg.Store.Tx(ctx, func(tx *store.Tx) (err error) {
+	err := s.change(ctx, func(tx *store.Tx) (err error) {
 		if err := s.take(ctx, tx, t); err != nil {
 			return err
 		}
@@ -338,7 +338,7 @@ func (s *Service) IssueCertificate(ctx context.Context, caller auth.Caller, in *
 		return nil, err
 	}
 	var out *lockboxv1.IssueCertificateResponse
-	err = s.cfg.Store.Tx(ctx, func(tx *store.Tx) error {
+	err = s.change(ctx, func(tx *store.Tx) error {
 		row, err := s.ownSession(ctx, tx, caller, in.Session)
 		if err != nil {
 			return err
@@ -370,7 +370,7 @@ func (s *Service) IssueCertificate(ctx context.Context, caller auth.Caller, in *
 // returns the node to connect to.
 func (s *Service) Connect(ctx context.Context, caller auth.Caller, id protocol.SessionID) (protocol.NodeID, error) {
 	var node protocol.NodeID
-	err := s.cfg.Store.Tx(ctx, func(tx *store.Tx) error {
+	err := s.change(ctx, func(tx *store.Tx) error {
 		row, err := s.ownSession(ctx, tx, caller, string(id))
 		if err != nil {
 			return err

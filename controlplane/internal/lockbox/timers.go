@@ -113,12 +113,12 @@ func (s *Service) act(ctx context.Context, t store.Timer) error {
 	case timerSessionOff:
 		return s.sessionOffAgain(ctx, t)
 	}
-	return s.cfg.Store.Tx(ctx, func(tx *store.Tx) error { return tx.FinishTimer(ctx, t.ID) })
+	return s.change(ctx, func(tx *store.Tx) error { return tx.FinishTimer(ctx, t.ID) })
 }
 
 // expire ends a request that nobody answered.
 func (s *Service) expire(ctx context.Context, t store.Timer) error {
-	return s.cfg.Store.Tx(ctx, func(tx *store.Tx) error {
+	return s.change(ctx, func(tx *store.Tx) error {
 		if err := tx.FinishTimer(ctx, t.ID); err != nil {
 			return err
 		}
@@ -134,7 +134,7 @@ func (s *Service) expire(ctx context.Context, t store.Timer) error {
 }
 
 func (s *Service) warn(ctx context.Context, t store.Timer) error {
-	return s.cfg.Store.Tx(ctx, func(tx *store.Tx) error {
+	return s.change(ctx, func(tx *store.Tx) error {
 		if err := tx.FinishTimer(ctx, t.ID); err != nil {
 			return err
 		}
@@ -149,7 +149,7 @@ func (s *Service) warn(ctx context.Context, t store.Timer) error {
 // accessEnds completes a request whose window is over.
 func (s *Service) accessEnds(ctx context.Context, t store.Timer) error {
 	var ended store.Request
-	err := s.cfg.Store.Tx(ctx, func(tx *store.Tx) error {
+	err := s.change(ctx, func(tx *store.Tx) error {
 		if err := tx.FinishTimer(ctx, t.ID); err != nil {
 			return err
 		}
@@ -172,7 +172,7 @@ func (s *Service) accessEnds(ctx context.Context, t store.Timer) error {
 // undone. Moving the timer on first keeps other daemons from doing the same.
 func (s *Service) relockAgain(ctx context.Context, t store.Timer) error {
 	var r store.Request
-	err := s.cfg.Store.Tx(ctx, func(tx *store.Tx) (err error) {
+	err := s.change(ctx, func(tx *store.Tx) (err error) {
 		if err := s.take(ctx, tx, t); err != nil {
 			return err
 		}
