@@ -46,8 +46,8 @@ type Story struct {
 	policyDigest string // of the device's trust policy
 	ticket       string
 	session      string
-	ssh          []string // arguments of stock ssh for the session
-	number       string   // of the main request
+	ssh          string // stock ssh into the session, as a shell reads it
+	number       string // of the main request
 	requestID    string
 	statement    []byte
 	provider     []byte // envelope of the internal approval

@@ -95,8 +95,6 @@ func (s *Story) blobs() map[string][]byte {
 	return found
 }
 
-var sshWord = regexp.MustCompile(`'[^']*'|\S+`)
-
 func (s *Story) openSession(ctx context.Context) {
 	t := &lockboxv1.Ticket{}
 	s.ok(ctx, "olga", "ticket", "list")
@@ -109,10 +107,8 @@ func (s *Story) openSession(ctx context.Context) {
 	s.session = session.Id
 	s.ok(ctx, "erin", "session", "show", s.session)
 	line := s.ok(ctx, "erin", "session", "cert", s.session, "--key", s.w.People["erin"].KeyFile())
-	s.ssh = nil
-	for _, word := range sshWord.FindAllString(strings.TrimSpace(line), -1)[1:] {
-		s.ssh = append(s.ssh, unquote(word))
-	}
+	// Nobody's own configuration takes part, and nobody can be asked.
+	s.ssh = strings.Replace(strings.TrimSpace(line), "ssh ", "ssh -F none -o BatchMode=yes ", 1)
 	disks := s.inSession(ctx, 0, "disks")
 	s.hold(strings.Count(disks, "locked") == len(n.Disks) && !strings.Contains(disks, "unlocked"), "disks does not say locked:\n%s", disks)
 	shares := s.inSession(ctx, 0, "shares")
@@ -122,25 +118,24 @@ func (s *Story) openSession(ctx context.Context) {
 	s.smbRefused(ctx, n)
 }
 
-// unquote undoes what 'session cert' quoted for the shell.
-func unquote(word string) string {
-	if strings.HasPrefix(word, "'") {
-		return strings.ReplaceAll(strings.Trim(word, "'"), `'\''`, "'")
-	}
-	return word
-}
-
 // shareName is a share with misplaced files, on the first node.
 func (s *Story) shareName() string { return s.w.Device.Nodes[0].Disks[0].Shares[0].Name }
 
 // inSession runs a command in the support session with stock ssh.
 func (s *Story) inSession(ctx context.Context, exit int, line string) string {
-	s.out.tried("ssh … %s '%s'   (erin, stock OpenSSH)", s.ssh[len(s.ssh)-1], line)
-	c, err := run(ctx, "", "ssh", append(append([]string{"-F", "none", "-o", "BatchMode=yes"}, s.ssh...), line)...)
-	s.must(err)
+	s.out.tried("ssh … '%s'   (erin, stock OpenSSH, as 'session cert' printed it)", line)
+	c := s.stockSSH(ctx, line)
 	s.out.back(hidePassword(c.out + c.err))
 	s.hold(c.code == exit, "ssh exited with %d, want %d: %s%s", c.code, exit, c.out, c.err)
 	return c.out + c.err
+}
+
+// stockSSH runs the ssh command that 'lockbox session cert' printed, through a
+// shell, as somebody who pastes it.
+func (s *Story) stockSSH(ctx context.Context, line string) command {
+	c, err := run(ctx, "", "sh", "-c", s.ssh+" "+shown([]string{line}))
+	s.must(err)
+	return c
 }
 
 var passwordLine = regexp.MustCompile(`(?m)^(password\s+).*$`)
@@ -302,8 +297,7 @@ func (s *Story) disableSession(ctx context.Context) {
 	s.provesLocked(ctx)
 	s.smbRefused(ctx, s.w.Device.Nodes[0])
 	s.out.tried("ssh … with the same certificate")
-	c, err := run(ctx, "", "ssh", append(append([]string{"-F", "none", "-o", "BatchMode=yes"}, s.ssh...), "disks")...)
-	s.must(err)
+	c := s.stockSSH(ctx, "disks")
 	s.out.back(c.err)
 	s.hold(c.code == 255, "ssh exited with %d: the certificate still opens something", c.code)
 	s.refused(ctx, []protocol.Code{protocol.CodeConflict, protocol.CodeNotFound, protocol.CodeForbidden}, "erin", "session", "cert", s.session, "--key", s.w.People["erin"].KeyFile())
