@@ -8,7 +8,9 @@ import (
 	"log"
 	"net"
 	"net/http"
+	"slices"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/databox-lockbox/lockbox/protocol"
@@ -105,7 +107,7 @@ func (s *Server) accept(ctx context.Context, ln net.Listener) error {
 			s.running.Go(func() { s.connection(ctx, conn) })
 		case ctx.Err() != nil:
 			return nil
-		case isTemporary(err): // out of file descriptors: others end and free some
+		case isTemporary(err): // mostly out of file descriptors: others end and free some
 			pause = min(max(2*pause, 5*time.Millisecond), longest)
 			sleep(ctx, pause)
 		default:
@@ -114,9 +116,11 @@ func (s *Server) accept(ctx context.Context, ln net.Listener) error {
 	}
 }
 
+// isTemporary reports whether accepting may work again by itself.
 func isTemporary(err error) bool {
-	e, ok := errors.AsType[net.Error](err)
-	return ok && e.Temporary() //nolint:staticcheck // there is no other word for EMFILE
+	return slices.ContainsFunc([]error{
+		syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM, syscall.ECONNABORTED,
+	}, func(e error) bool { return errors.Is(err, e) })
 }
 
 // connection serves one TCP connection from its first byte to its end.

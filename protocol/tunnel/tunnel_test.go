@@ -12,6 +12,7 @@ import (
 	"net"
 	"net/http"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -443,6 +444,43 @@ func TestHandlerPanicCostsItsRequestOnly(t *testing.T) {
 		t.Error("no error")
 	}
 	mustGet(t, s.peer(t, node1).Client(), "/", "")
+}
+
+// tired is a listener that fails a few times before it works.
+type tired struct {
+	net.Listener
+	failures []error
+}
+
+func (l *tired) Accept() (net.Conn, error) {
+	if len(l.failures) > 0 {
+		err := l.failures[0]
+		l.failures = l.failures[1:]
+		return nil, err
+	}
+	return l.Listener.Accept()
+}
+
+func TestAcceptingGoesOnAfterTemporaryFailures(t *testing.T) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := startServerOn(t, &tired{ln, []error{&net.OpError{Op: "accept", Err: syscall.EMFILE}, syscall.ECONNABORTED}})
+	startClient(t, s.address, node1)
+	s.event(t, "connected")
+}
+
+func TestServeEndsWhenTheListenerBreaks(t *testing.T) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := NewServer(ServerConfig{TLS: testAuthority().serverTLS(), Identify: identify})
+	broken := errors.New("broken")
+	if err := s.Serve(t.Context(), &tired{ln, []error{broken}}); !errors.Is(err, broken) {
+		t.Errorf("got %v", err)
+	}
 }
 
 func TestTimeoutsOfTheKernel(t *testing.T) {
