@@ -188,7 +188,8 @@ type Machine struct {
 	fault      string       // why the state is Faulted
 	known      []knownShare // found on the disks when they were last mounted
 	job        *devicev1.JobStatus
-	jobsSeen   map[approval.Digest]bool // consents under which a job has run
+	jobsSeen   map[approval.Digest]bool   // consents under which a job has run
+	used       map[approval.Digest]Reason // spent by this process, durably or about to be
 }
 
 // New returns the machine of a node, Locked. It starts nothing.
@@ -218,6 +219,7 @@ func New(cfg Config) (*Machine, error) {
 		writer:   newWriter(),
 		state:    protocol.Locked,
 		jobsSeen: make(map[approval.Digest]bool),
+		used:     make(map[approval.Digest]Reason),
 	}, nil
 }
 

@@ -97,47 +97,73 @@ func (m *Machine) Lock(_ context.Context, reason Reason, subject approval.Digest
 // relock is [Machine.Lock]. If only is set, nothing but that lease ends.
 func (m *Machine) relock(reason Reason, subject approval.Digest, spend bool, only *lease) (time.Duration, error) {
 	start := time.Now()
-	l, wait, drop := m.beginDrop(reason, subject, only)
-	if drop != nil {
-		drop(start)
+	p := m.beginDrop(reason, subject, spend, only)
+	if p.drop != nil {
+		p.drop(start)
 	}
-	if wait != nil {
-		<-wait.done
+	if p.ending != nil {
+		<-p.ending.done
 	}
 	took := time.Since(start)
-	if only != nil && drop == nil {
+	if only != nil && p.drop == nil {
 		return took, nil // somebody else ended it, for another reason
 	}
-	err := m.remember(l, reason, subject, spend)
-	if drop != nil {
-		m.recordLocked(l, reason, took, wait.trouble)
+	err := m.remember(p, reason)
+	if p.drop != nil {
+		m.recordLocked(p.lease, reason, took, p.ending.trouble)
 	}
 	return took, errors.Join(m.faulted(), err)
 }
 
-// beginDrop leads towards Locked. It returns the lease that is concerned, nil if
-// there is none; the ending to wait for; and what has to be done to get there,
-// nil if another is at it already.
-func (m *Machine) beginDrop(reason Reason, subject approval.Digest, only *lease) (*lease, *ending, func(start time.Time)) {
+// plan is what locking amounts to.
+type plan struct {
+	lease  *lease                // that is concerned; nil if there is none
+	ending *ending               // to wait for; nil if nothing is open
+	drop   func(start time.Time) // leads there; nil if another is at it already
+	spend  approval.Digest       // what can never be used again; "" if nothing
+	until  time.Time             // until when that matters
+}
+
+// beginDrop leads towards Locked. What is spent counts as spent from here on, so
+// that an unlock under way cannot slip through before it is durable.
+func (m *Machine) beginDrop(reason Reason, subject approval.Digest, spend bool, only *lease) plan {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	l := m.lease
+	if only != nil && l != only || subject != "" && !m.holdsLocked(subject) {
+		return m.spendLocked(plan{}, reason, subject, spend && only == nil)
+	}
 	switch {
-	case only != nil && l != only, subject != "" && !m.holdsLocked(subject):
-		return nil, nil, nil
 	case m.state == protocol.Locking:
-		return l, m.ending, nil
+		return m.spendLocked(plan{lease: l, ending: m.ending}, reason, subject, spend)
 	case m.state == protocol.Locked || m.state == protocol.Challenged:
 		m.discardChallengeLocked()
 		m.moveLocked(dropping)
-		return nil, nil, nil
+		return m.spendLocked(plan{}, reason, subject, spend)
 	case l != nil:
 		l.end()
 	}
 	m.moveLocked(dropping)
-	m.ending = &ending{done: make(chan struct{})}
-	e := m.ending
-	return l, e, func(start time.Time) { m.drop(l, e, reason, start) }
+	e := &ending{done: make(chan struct{})}
+	m.ending = e
+	return m.spendLocked(plan{l, e, func(start time.Time) { m.drop(l, e, reason, start) }, "", time.Time{}}, reason, subject, spend)
+}
+
+// spendLocked adds to a plan what is spent by it.
+func (m *Machine) spendLocked(p plan, reason Reason, subject approval.Digest, spend bool) plan {
+	p.until = m.cfg.Clock.Now().Add(forever)
+	spend = spend || reason == Revoked
+	if l := p.lease; l != nil {
+		subject, spend = l.subject, spend || l.spentBy(reason)
+		if !l.expires.IsZero() {
+			p.until = l.expires
+		}
+	}
+	if spend && subject != "" {
+		p.spend = subject
+		m.used[subject] = reason
+	}
+	return p
 }
 
 // holdsLocked reports whether the lease or the challenge is for subject.
@@ -282,29 +308,20 @@ func (m *Machine) faulted() error {
 
 // remember makes durable what locking says about the approval, and how late it
 // is.
-func (m *Machine) remember(l *lease, reason Reason, subject approval.Digest, spend bool) error {
-	until := m.cfg.Clock.Now().Add(forever)
-	if l != nil {
-		subject = l.subject
-		spend = spend || l.spentBy(reason)
-		if !l.expires.IsZero() {
-			until = l.expires
-		}
-	}
-	spend = (spend || reason == Revoked) && subject != ""
-	if l != nil && !l.wall.IsZero() {
+func (m *Machine) remember(p plan, reason Reason) error {
+	if l := p.lease; l != nil && !l.wall.IsZero() {
 		m.writer.try(func() error { return m.cfg.State.RaiseHighWater(l.wallAt(m.cfg.Clock.Boot())) })
 	}
-	if !spend {
+	if p.spend == "" {
 		return nil
 	}
 	err := m.writer.do(recordWithin, func() error {
-		return m.cfg.State.Spend(string(subject), string(reason), until)
+		return m.cfg.State.Spend(string(p.spend), string(reason), p.until)
 	})
 	if err != nil {
 		return fmt.Errorf("locked, but that the approval is used up could not be made durable: %w", err)
 	}
-	m.recordAfter(m.record(scope{subject: subject}, auditlog.OpSpendApproval, auditlog.Success, "reason", string(reason)))
+	m.recordAfter(m.record(scope{subject: p.spend}, auditlog.OpSpendApproval, auditlog.Success, "reason", string(reason)))
 	return nil
 }
 

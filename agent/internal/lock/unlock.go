@@ -111,12 +111,16 @@ func (m *Machine) beginAttempt(cancel context.CancelFunc) (*challenge, *lease, e
 	return c, m.lease, nil
 }
 
-// adopt gives the lease what the order allows and starts its clocks.
+// adopt gives the lease what the order allows and starts its clocks. Whoever
+// spends the approval from here on finds the lease and ends it.
 func (m *Machine) adopt(l *lease, v verified) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if l.ended {
 		return lockedMeanwhile()
+	}
+	if reason, ok := m.used[v.subject]; ok {
+		return usedUp(string(reason))
 	}
 	l.scope, l.orderDigest = v.scope, v.orderDigest
 	l.start(v.now, m.cfg.Clock.Boot(), v.end, m.cfg.MaxLease)

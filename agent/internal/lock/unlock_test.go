@@ -40,6 +40,9 @@ func TestUnlockAndCommit(t *testing.T) {
 			t.Fatal(err)
 		}
 		s.stateIs(protocol.Opened)
+		if since := time.Since(s.state.HighWater()); since > time.Second {
+			t.Errorf("the high-water mark is %v old", since)
+		}
 		want := []string{" verifying", " recording", "disk1 opening", "disk1 open", "disk2 opening", "disk2 open"}
 		if !slices.Equal(phases, want) {
 			t.Errorf("phases %q, want %q", phases, want)
@@ -462,16 +465,14 @@ func TestCallerGone(t *testing.T) {
 		req := a.order(must(a.challenge()))
 		ctx, cancel := context.WithCancel(t.Context())
 		_, err := s.Unlock(ctx, nil, req, func(d protocol.DiskID, phase string) {
-			if d == "disk2" && phase == phaseOpening {
+			if d == "disk1" && phase == phaseOpen {
 				cancel()
-				s.disks.openErr = ctx.Err()
 			}
 		})
-		if err == nil {
-			t.Fatal("it opened")
+		if protocol.CodeOf(err) != protocol.CodeTimeout || s.disks.opened != 1 {
+			t.Errorf("refused with %v after %d disks were opened", err, s.disks.opened)
 		}
 		s.lockedBecause(UnlockFailed)
-		s.disks.openErr = nil
 		s.open(protocol.SupportAccess)
 	})
 }
@@ -515,6 +516,73 @@ func TestPanicLocks(t *testing.T) {
 			})
 		}()
 		s.lockedBecause(UnlockFailed)
+	})
+}
+
+// hangingState is a state whose file system hangs, in one of its calls.
+type hangingState struct {
+	State
+	spend chan struct{}
+}
+
+func (h hangingState) Spend(digest, reason string, until time.Time) error {
+	hang(h.spend)
+	return h.State.Spend(digest, reason, until)
+}
+
+// What is being revoked cannot be opened any more, even while that is not yet
+// durable; and a state that hangs is a refusal.
+func TestRevocationThatIsSlowToWrite(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		stuck := make(chan struct{})
+		s := newScene(t, func(s *scene) { s.cfg.State = hangingState{s.state, stuck} })
+		a := s.newAttempt(protocol.SupportAccess)
+		req := a.order(must(a.challenge()))
+		result := make(chan error, 1)
+		slow := true
+		_, err := s.Unlock(t.Context(), nil, req, func(_ protocol.DiskID, phase string) {
+			if phase == phaseRecording && slow { // verified, and now somebody revokes it
+				slow = false
+				go func() {
+					_, err := s.Lock(t.Context(), Revoked, a.subject, false)
+					result <- err
+				}()
+				synctest.Wait()
+			}
+		})
+		if protocol.CodeOf(err) != protocol.CodeLocked {
+			t.Errorf("the order under way: %v", err)
+		}
+		start := time.Now()
+		if _, err := a.unlock(); protocol.CodeOf(err) != protocol.CodeNotRecorded || time.Since(start) > 5*time.Second {
+			t.Errorf("while the state hangs: %v after %v", err, time.Since(start))
+		}
+		if err := <-result; err == nil {
+			t.Error("the revocation was reported durable")
+		}
+		close(stuck)
+		synctest.Wait()
+		if _, err := a.unlock(); protocol.CodeOf(err) != protocol.CodeRevoked {
+			t.Errorf("afterwards: %v", err)
+		}
+		if s.disks.opened != 0 {
+			t.Error("a disk was opened")
+		}
+	})
+}
+
+// The order is verified against what was known before the revocation came.
+func TestRevocationBetweenCheckAndOpening(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		s := newScene(t)
+		a := s.newAttempt(protocol.SupportAccess)
+		a.sign()
+		s.Machine.mu.Lock()
+		s.used[a.subject] = Revoked // what [Machine.Lock] does first
+		s.Machine.mu.Unlock()
+		if _, err := a.unlock(); protocol.CodeOf(err) != protocol.CodeRevoked {
+			t.Errorf("not yet durable: %v", err)
+		}
 	})
 }
 

@@ -78,7 +78,11 @@ func (m *Machine) verify(peer error, c *challenge, req *devicev1.UnlockRequest) 
 	if err := m.checkNonce(c, order); err != nil {
 		return verified{}, err
 	}
-	clock := m.checkClock(order, v.now)
+	known, err := m.recall(order.RequestDigest)
+	if err != nil {
+		return verified{}, err
+	}
+	clock := m.checkClock(order, v.now, known.highWater)
 	v.scope, err = m.authorize(policy, order.Purpose, req, v.now)
 	switch {
 	case clock != nil && (err == nil || protocol.CodeOf(err) == protocol.CodeWindow):
@@ -91,10 +95,33 @@ func (m *Machine) verify(peer error, c *challenge, req *devicev1.UnlockRequest) 
 	if err := m.checkOrder(v, c, req); err != nil {
 		return verified{}, err
 	}
-	if err := m.checkSpent(v.subject); err != nil {
-		return verified{}, err
+	if known.isSpent {
+		return verified{}, usedUp(known.spentFor)
 	}
-	return v, m.checkLog(policy, v)
+	return v, m.checkLog(policy, v, known.checkpoint)
+}
+
+// memory is what the node has not forgotten, as far as an order is concerned.
+type memory struct {
+	highWater  time.Time
+	checkpoint []byte
+	isSpent    bool
+	spentFor   string // the reason
+}
+
+// recall reads what is known about a subject. A file system that hangs under the
+// state hangs its readers too, but not the caller.
+func (m *Machine) recall(subject approval.Digest) (memory, error) {
+	answer := make(chan memory, 1)
+	err := m.writer.do(recordWithin, func() error {
+		reason, spent := m.cfg.State.Spent(string(subject))
+		answer <- memory{m.cfg.State.HighWater(), m.cfg.State.Checkpoint(), spent, reason}
+		return nil
+	})
+	if err != nil {
+		return memory{}, protocol.Errorf(protocol.CodeNotRecorded, "nothing was opened, because the node's state cannot be read: %v", err)
+	}
+	return <-answer, nil
 }
 
 func (m *Machine) checkNonce(c *challenge, order approval.Order) error {
@@ -113,8 +140,8 @@ func (m *Machine) checkNonce(c *challenge, order approval.Order) error {
 
 // checkClock compares the wall clock with the time that the service signed and
 // with the latest time this node knows to have been.
-func (m *Machine) checkClock(order approval.Order, now time.Time) error {
-	issued, high := time.Unix(order.IssuedAt, 0), m.cfg.State.HighWater()
+func (m *Machine) checkClock(order approval.Order, now, high time.Time) error {
+	issued := time.Unix(order.IssuedAt, 0)
 	if off := now.Sub(issued); off > maxClockError || off < -maxClockError {
 		return protocol.Errorf(protocol.CodeClock, "the clock of node %s shows %s, the order was made at %s: set the clock right",
 			m.cfg.Node, stamp(now), stamp(issued))
@@ -227,12 +254,9 @@ func checkDisks(keys []approval.SealedKey, disks []protocol.DiskID) error {
 	return nil
 }
 
-func (m *Machine) checkSpent(subject approval.Digest) error {
-	reason, ok := m.cfg.State.Spent(string(subject))
-	switch {
-	case !ok:
-		return nil
-	case reason == string(Revoked):
+// usedUp refuses an approval that was spent.
+func usedUp(reason string) error {
+	if reason == string(Revoked) {
 		return protocol.Errorf(protocol.CodeRevoked, "the approval was revoked")
 	}
 	return protocol.Errorf(protocol.CodeSpent, "the approval was used up (%s): it takes a new request", reason)
@@ -240,7 +264,7 @@ func (m *Machine) checkSpent(subject approval.Digest) error {
 
 // checkLog checks that the intent to unlock is in the activity log, and that
 // the log goes on from where this node saw it last.
-func (m *Machine) checkLog(policy *approval.Policy, v verified) error {
+func (m *Machine) checkLog(policy *approval.Policy, v verified, seen []byte) error {
 	key, err := note.NewVerifier(policy.Document().LogKey)
 	if err != nil {
 		return protocol.Errorf(protocol.CodeCheckpoint, "the trust policy names no valid key of the activity log")
@@ -255,7 +279,6 @@ func (m *Machine) checkLog(policy *approval.Policy, v verified) error {
 	if err := m.checkIntent(v); err != nil {
 		return err
 	}
-	seen := m.cfg.State.Checkpoint()
 	if len(seen) == 0 {
 		return nil
 	}
