@@ -83,13 +83,37 @@ func (s *Story) deviceOpens(ctx context.Context, h *actor.Hostile, what string, 
 	return r
 }
 
-// forge signs an approval of the statement, as the customer's, with anybody's
-// key under any key id.
-func (s *Story) forge(signer actor.Person, keyID string) []byte {
+// foreignStatement is the request's statement, but for the other device.
+func (s *Story) foreignStatement(ctx context.Context) []byte {
 	st, err := approval.ParseStatement(s.statement)
 	s.must(err)
+	node := s.device(ctx, s.w.Other.Serial).Nodes[0]
+	st.Nodes = []approval.NodeRef{{Serial: s.w.Other.Serial, Node: int(node.Node), KeyFingerprint: approval.Digest(node.KeyFingerprint)}}
+	st.Disks = []approval.DiskRef{{Node: approval.NameOf(s.w.Other.Nodes[0].ID), Disk: s.w.Other.Nodes[0].Disks[0].ID}}
+	payload, err := st.Encode()
+	s.must(err)
+	return payload
+}
+
+// decide has the internal approver and the customer approve a statement.
+func (s *Story) decide(statement []byte) [][]byte {
+	return [][]byte{
+		s.sign(statement, s.w.People["ivan"], s.keyID("ivan"), approval.Provider),
+		s.sign(statement, s.w.People["olga"], s.keyID("olga"), approval.Customer),
+	}
+}
+
+// forge signs an approval of the request, as the customer's, with anybody's key
+// under any key id.
+func (s *Story) forge(signer actor.Person, keyID string) []byte {
+	return s.sign(s.statement, signer, keyID, approval.Customer)
+}
+
+func (s *Story) sign(statement []byte, signer actor.Person, keyID string, role approval.Role) []byte {
+	st, err := approval.ParseStatement(statement)
+	s.must(err)
 	envelope, err := signer.Sign(approval.Decision{
-		RequestDigest: approval.DigestOf(s.statement), Role: approval.Customer, Verdict: approval.Approve,
+		RequestDigest: approval.DigestOf(statement), Role: role, Verdict: approval.Approve,
 		MaxDuration: st.MaxDuration, DecidedAt: time.Now().Unix(), Signer: keyID,
 	}, keyID)
 	s.must(err)
@@ -140,13 +164,16 @@ func (s *Story) refusalsOnRecord(ctx context.Context, n int) {
 
 func (s *Story) attackWithDecision(ctx context.Context) {
 	s.approveOther(ctx)
+	foreign := s.foreignStatement(ctx)
 	s.seized(ctx, func(h *actor.Hostile) {
 		r := s.deviceOpens(ctx, h, "the same order with the approver's own decision", s.good())
 		s.captured = r.Order
 
 		a := s.good()
 		a.Statement, a.Decisions, a.Correlation = s.other.statement, s.other.decisions, protocol.RequestID(s.other.requestID)
-		s.deviceRefuses(ctx, h, "the approval of another device, "+string(s.w.Other.Serial), protocol.CodeNode, a)
+		s.deviceRefuses(ctx, h, "the approval of another order's device, "+string(s.w.Other.Serial), protocol.CodePolicyDigest, a)
+		a.Statement, a.Decisions = foreign, s.decide(foreign)
+		s.deviceRefuses(ctx, h, "an approval of that device under this order's trust policy, truly signed by all", protocol.CodeNode, a)
 		s.deviceOpens(ctx, h, "this device's approval", s.good())
 
 		a = s.good()
