@@ -91,8 +91,9 @@ func (c Context) check() error {
 	return nil
 }
 
-// PrivateKey is the key of one challenge. Only its seed is kept, so that
-// wiping it wipes all. It is not safe for use by several goroutines at once.
+// PrivateKey is the key of one challenge. Only its seed is kept, which Wipe
+// overwrites; what crypto/hpke makes of it during Open is left to the garbage
+// collector. It is not safe for use by several goroutines at once.
 type PrivateKey struct {
 	seed   [seedSize]byte
 	public []byte
