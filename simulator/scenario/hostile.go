@@ -228,7 +228,7 @@ func (s *Story) replay(ctx context.Context) {
 	s.seized(ctx, func(h *actor.Hostile) {
 		a := s.good()
 		a.Replay = s.captured
-		s.deviceRefuses(ctx, h, "the captured order, while the device is unlocked", protocol.CodeNonce, a)
+		s.deviceRefuses(ctx, h, "the captured order, while the device is unlocked for the engineer", protocol.CodeBusy, a)
 	})
 	s.online(ctx, s.w.Device, protocol.Unlocked)
 	s.out.held("the device stayed unlocked for the engineer; lockboxd is back, and so is the device")
@@ -236,6 +236,9 @@ func (s *Story) replay(ctx context.Context) {
 
 func (s *Story) attackSpent(ctx context.Context) {
 	s.seized(ctx, func(h *actor.Hostile) {
+		a := s.good()
+		a.Replay = s.captured
+		s.deviceRefuses(ctx, h, "the captured order, once the device is locked again", protocol.CodeNonce, a)
 		s.deviceRefuses(ctx, h, "the approval that was used, with a fresh challenge and everything else right", protocol.CodeSpent, s.good())
 	})
 	s.online(ctx, s.w.Device, protocol.Locked)
