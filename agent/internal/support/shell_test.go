@@ -1,0 +1,483 @@
+package support
+
+import (
+	"bytes"
+	"context"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/databox-lockbox/lockbox/protocol/approval"
+	"github.com/databox-lockbox/lockbox/protocol/auditlog"
+	devicev1 "github.com/databox-lockbox/lockbox/protocol/device/v1"
+)
+
+func TestExitStatusAndStreams(t *testing.T) {
+	s := newScene(t)
+	for _, c := range []struct {
+		line     string
+		code     int
+		out, err string
+	}{
+		{"disks", 0, "disk1  locked  XTS-AES-128", ""},
+		{"shares", 0, "closed", ""},
+		{"job", 0, "no copy job", ""},
+		{"help", 0, "prepare-to-ship", ""},
+		{"pwd", 0, "/\n", ""},
+		{"ls", 1, "", "(disks-locked)"},
+		{"ls /shares", 1, "", "(disks-locked)"},
+		{"cat /shares/contoso_BlockBlob/photos/a.txt", 1, "", "(disks-locked)"},
+		{"lease", 1, "", "(disks-locked)"},
+		{"prepare-to-ship", 1, "", "(disks-locked)"},
+		{"mv a b", 1, "", "(disks-locked)"},
+		{"rm a", 1, "", "(disks-locked)"},
+		{"cat", 2, "", "usage: cat FILE"},
+		{"cat /etc/passwd | sort", 2, "", "no pipes"},
+		{"cat $HOME", 2, "", "no variables"},
+		{"cat `pwd`", 2, "", "no variables"},
+		{"a=1", 2, "", "no variables"},
+		{"pwd > /tmp/x", 2, "", "only simple commands"},
+		{"pwd &", 2, "", "only simple commands"},
+		{"for i in 1; do pwd; done", 2, "", "only simple commands"},
+		{"'", 2, "", "cannot read the line"},
+		{strings.Repeat("x", maxLine+1), 2, "", "too long"},
+		{"pwd \x1b[2J", 2, "", "control characters"},
+		{"bash", 127, "", "no such command"},
+		{"/bin/sh", 127, "", "no such command"},
+		{"ls && pwd", 1, "", "(disks-locked)"},
+		{"ls || pwd", 0, "/\n", "(disks-locked)"},
+		{"bash; pwd", 0, "/\n", "no such command"},
+		{"pwd; bash", 127, "/\n", "no such command"},
+		{"pwd; exit; bash", 0, "/\n", ""},
+	} {
+		s.wants(c.line, c.code, c.out, c.err)
+	}
+	if r := s.run("ls; pwd"); strings.Contains(r.out, "locked") || strings.Contains(r.err, "/\n") {
+		t.Errorf("the streams are mixed: %q, %q", r.out, r.err)
+	}
+	if r := s.run("cat /etc/passwd"); strings.Contains(r.out+r.err, "root") {
+		t.Error(r)
+	}
+}
+
+func TestWhileUnlocked(t *testing.T) {
+	s := newScene(t)
+	s.unlock(approval.ReadOnly, s.session.Key)
+	s.wants("disks", 0, "disk1  unlocked", "")
+	s.wants("shares", 0, "pw-of-this-lease", "")
+	if n := len(s.journal.of(auditlog.OpReadShareSecret)); n != 1 {
+		t.Errorf("%d records of shown credentials", n)
+	}
+	s.wants("lease", 0, "LockboxRequest_1", "")
+	s.wants("ls /", 0, "shares/", "")
+	s.wants("cd /shares && ls", 0, "contoso_BlockBlob/", "")
+	s.wants("cd /shares/contoso_BlockBlob/photos && pwd && cat a.txt", 0, "/shares/contoso_BlockBlob/photos\nalpha", "")
+	s.wants("find /shares/contoso_BlockBlob", 0, "/shares/contoso_BlockBlob/Wrong_Folder/c d.txt\n", "")
+	s.wants("sha256sum /shares/contoso_BlockBlob/photos/a.txt", 0, "8ed3f6ad685b959ead7022518e1af76cd816f8e8ec7ccdda1ed4018e8f2223f8", "")
+	s.wants("crc64 /shares/contoso_BlockBlob/photos/a.txt", 0, "0x", "")
+	s.wants("ls /shares/nothing", 1, "", "no such share")
+	s.wants("cat /shares/contoso_BlockBlob/photos", 1, "", "not a file")
+	s.wants("cd /shares/contoso_BlockBlob/photos/a.txt", 1, "", "not a folder")
+
+	for _, line := range []string{"mkdir /shares/contoso_BlockBlob/x", "mv /shares/contoso_BlockBlob/photos /shares/contoso_BlockBlob/y", "prepare-to-ship", "rm /shares/contoso_BlockBlob/photos/a.txt"} {
+		s.wants(line, 1, "", "(forbidden)")
+	}
+	s.unlock("everything", s.session.Key) // an access this version does not know
+	s.wants("mkdir /shares/contoso_BlockBlob/x", 1, "", "(forbidden)")
+	if len(s.journal.of(auditlog.OpPrepareToShip))+len(s.manifests) > 0 {
+		t.Error("a refused prepare-to-ship was recorded as begun")
+	}
+}
+
+func TestRepair(t *testing.T) {
+	s := newScene(t)
+	s.unlock(approval.ReadWrite, s.session.Key)
+	s.wants("cd /shares/contoso_BlockBlob; mkdir reports; mv Wrong_Folder/* reports/; ls reports", 0, "c d.txt", "")
+	for _, name := range []string{"reports/b.txt", "reports/c d.txt"} {
+		if _, err := os.Stat(filepath.Join(s.share, name)); err != nil {
+			t.Error(err)
+		}
+	}
+	moves := s.journal.of(auditlog.OpRunCommand, "command", "arguments", "status")
+	if !contains(moves, `Start command=mv Wrong_Folder/* reports/ arguments=/shares/contoso_BlockBlob/Wrong_Folder/b.txt "/shares/contoso_BlockBlob/Wrong_Folder/c d.txt" reports/`) ||
+		!contains(moves, "Success command=mv Wrong_Folder/* reports/ status=0") {
+		t.Errorf("records: %q", moves)
+	}
+	s.write("photos/b.txt", "other")
+	in := "cd /shares/contoso_BlockBlob; "
+	s.wants(in+"mv reports/b.txt photos", 1, "", "nothing is overwritten")
+	s.wants(in+"mv reports/b.txt nowhere/", 1, "", "not a folder")
+	s.wants(in+"mv reports/* photos/a.txt", 1, "", "not a folder")
+	s.wants(in+"mv nothing* photos", 1, "", "matches nothing")
+	s.wants(in+"mv . photos", 1, "", "cannot be moved")
+	s.wants(in+"mv photos photos/x", 1, "", "invalid argument")
+	s.wants(in+"rm photos/b.txt", 1, "", "(forbidden)")
+	s.wants("prepare-to-ship", 0, "contoso_BlockBlob on disk1", "")
+	if len(s.manifests) != 1 || s.manifests[0].State != "Succeeded" || len(s.manifests[0].Manifests) != 1 || s.manifests[0].Request != "LockboxRequest_1" {
+		t.Errorf("reports: %v", s.manifests)
+	}
+	shipped := s.journal.of(auditlog.OpPrepareToShip, "digest.contoso_BlockBlob")
+	if len(shipped) != 2 || shipped[0] != "Start" || !strings.HasPrefix(shipped[1], "Success digest.contoso_BlockBlob=sha256:") {
+		t.Errorf("records: %q", shipped)
+	}
+
+	s.unlock(approval.Delete, s.session.Key)
+	s.wants(in+"rm photos", 1, "", "use rm -r")
+	s.wants(in+"rm -r .", 1, "", "cannot be removed")
+	s.wants(in+"rm photos/b.txt", 0, "", "")
+	s.wants(in+"rm -r reports; ls", 0, "photos/", "")
+	if _, err := os.Stat(filepath.Join(s.share, "reports")); err == nil {
+		t.Error("reports is still there")
+	}
+}
+
+func TestNothingLeadsOutOfTheShare(t *testing.T) {
+	s := newScene(t)
+	s.unlock(approval.Delete, s.session.Key)
+	for name, target := range map[string]string{
+		"abs": "/etc", "up": "../", "file": "../secret", "deep": "photos/../../secret", "passwd": "/etc/passwd",
+	} {
+		if err := os.Symlink(target, filepath.Join(s.share, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Symlink("photos", filepath.Join(s.share, "inside")); err != nil {
+		t.Fatal(err)
+	}
+	in := "cd /shares/contoso_BlockBlob; "
+	for _, line := range []string{
+		"cat abs/passwd", "cat passwd", "cat file", "cat deep", "cat up/secret", "ls abs", "ls up", "cd abs", "find up",
+		"ls abs/*", "cat up/s*", "mkdir abs/x", "mkdir -p up/x/y", "mv photos/a.txt up/stolen", "mv photos/a.txt up",
+		"mv up/secret photos/", "rm up/secret", "rm -r up/secret", "cat ../../secret", "cat ../../../../../etc/passwd", "cat /etc/passwd",
+		"cat '../../secret'", "ls ..*",
+	} {
+		r := s.run(in + line)
+		if r.code != 1 || strings.Contains(r.out, "secret") || strings.Contains(r.out, "root:") || strings.Contains(r.err, s.dir) {
+			t.Errorf("%s: exit %d\n%s%s", line, r.code, r.out, r.err)
+		}
+	}
+	s.wants(in+"cat inside/a.txt", 0, "alpha", "")
+	s.wants(in+"ls", 0, "abs@", "")
+	s.wants(in+"rm passwd && ls", 0, "abs@", "") // the link, not its target
+	if _, err := os.Stat("/etc/passwd"); err != nil {
+		t.Fatal(err)
+	}
+	if data, err := os.ReadFile(filepath.Join(s.dir, "disk1", "secret")); string(data) != "secret" {
+		t.Errorf("the file beside the share: %q, %v", data, err)
+	}
+	s.wants(in+"rm -r up; find .", 0, "photos/a.txt", "")
+}
+
+func TestHostileNames(t *testing.T) {
+	s := newScene(t)
+	s.unlock(approval.ReadWrite, s.session.Key)
+	for _, name := range []string{"\x1b[2Jclear", "two\nlines", "right\u202eleft", "bad\xff", "-r", "*", "$HOME", "back\\slash", "quo'te", "[a]", ".hidden"} {
+		s.write("odd/"+name, "odd")
+	}
+	in := "cd /shares/contoso_BlockBlob/odd; "
+	for _, line := range []string{"ls", "find .", "sha256sum *", "cat *x", "cat \x27*lines/x\x27", "cat two*/x"} {
+		r := s.run(in + line)
+		if all := r.out + r.err; strings.Contains(all, "\x1b") || strings.Contains(all, "\xff") || strings.Contains(all, "\u202e") || strings.Contains(all, "two\nlines") {
+			t.Errorf("%s: %q", line, all)
+		}
+	}
+	s.wants(in+"cat '*'", 0, "odd", "")
+	s.wants(in+`cat \*`, 0, "odd", "")
+	s.wants(in+`cat '$HOME' "\$HOME" back\\slash "quo'te" [a] "[a]" ./-r`, 0, strings.Repeat("odd", 7), "")
+	s.wants(in+"sha256sum *", 0, "[a]", "")
+	if r := s.run(in + "sha256sum *"); strings.Contains(r.out, "hidden") || strings.Count(r.out, "\n") != 10 {
+		t.Errorf("* matched: %s", r.out)
+	}
+	s.wants(in+"sha256sum .h*", 0, ".hidden", "")
+	s.wants(in+"mkdir ../new; mv bad? ??2Jclear ../new/ && ls ../new/*", 0, "bad\uFFFD", "")
+}
+
+// TestPatternsAreBounded: what cannot be recorded is not done.
+func TestPatternsAreBounded(t *testing.T) {
+	s := newScene(t)
+	s.unlock(approval.ReadWrite, s.session.Key)
+	for i := range 200 {
+		s.write("many/"+strings.Repeat("n", 40)+string(rune('a'+i%26))+strings.Repeat("m", i/26), "")
+	}
+	s.wants("cd /shares/contoso_BlockBlob; mv many/* photos/", 1, "", "more than can be recorded")
+	if entries, _ := os.ReadDir(filepath.Join(s.share, "photos")); len(entries) != 1 {
+		t.Errorf("%d files were moved", len(entries)-1)
+	}
+	s.wants("mv /shares/*/photos /shares", 1, "", "within a share only")
+	s.wants("ls /*", 1, "", "within a share only")
+}
+
+func TestPipesAndDevicesAreNoFiles(t *testing.T) {
+	s := newScene(t)
+	s.unlock(approval.ReadOnly, s.session.Key)
+	mkfifo(t, filepath.Join(s.share, "pipe"))
+	s.wants("cat /shares/contoso_BlockBlob/pipe", 1, "", "not a file")
+}
+
+// TestRenameRace swaps a folder for a link out of the share while it is used.
+func TestRenameRace(t *testing.T) {
+	s := newScene(t)
+	s.unlock(approval.ReadWrite, s.session.Key)
+	outside := filepath.Join(s.dir, "outside")
+	link, folder := filepath.Join(s.share, "link"), filepath.Join(s.share, "swap")
+	for _, err := range []error{os.Mkdir(outside, 0o755), os.WriteFile(filepath.Join(outside, "f"), []byte("OUTSIDE"), 0o600), os.Symlink(outside, link)} {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	s.write("swap/f", "inside")
+	stop := make(chan struct{})
+	var swapper sync.WaitGroup
+	swapper.Go(func() {
+		aside := filepath.Join(s.share, "aside")
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			os.Rename(folder, aside)
+			os.Rename(link, folder)
+			os.Rename(folder, link)
+			os.Rename(aside, folder)
+		}
+	})
+	sh, out := s.shell()
+	for i := range 2000 {
+		sh.line(t.Context(), "cat /shares/contoso_BlockBlob/swap/f")
+		if i%10 == 0 {
+			sh.line(t.Context(), "mkdir /shares/contoso_BlockBlob/swap/made; ls /shares/contoso_BlockBlob/swap; find /shares/contoso_BlockBlob/swap; cat /shares/contoso_BlockBlob/s*/f")
+		}
+	}
+	close(stop)
+	swapper.Wait()
+	if strings.Contains(out.String(), "OUTSIDE") {
+		t.Error("a file outside the share was read")
+	}
+	if entries, _ := os.ReadDir(outside); len(entries) != 1 {
+		t.Errorf("something was made outside: %v", entries)
+	}
+	if !strings.Contains(out.String(), "inside") {
+		t.Error("nothing was ever read: the test shows nothing")
+	}
+}
+
+// shell returns a shell without a connection.
+func (s *scene) shell() (*shell, *bytes.Buffer) {
+	out := new(bytes.Buffer)
+	c := &connection{server: s.server, session: s.session}
+	c.idle.start(func() {})
+	s.t.Cleanup(c.idle.stop)
+	return &shell{conn: c, out: out, err: out, dir: "/"}, out
+}
+
+func TestBigOutput(t *testing.T) {
+	s := newScene(t)
+	s.unlock(approval.ReadOnly, s.session.Key)
+	content := strings.Repeat("0123456789abcdef", 1<<20)
+	s.write("big", content)
+	if r := s.run("cat /shares/contoso_BlockBlob/big"); r.code != 0 || r.out != content {
+		t.Errorf("exit %d, %d bytes: %s", r.code, len(r.out), r.err)
+	}
+}
+
+func TestShellWithoutTerminal(t *testing.T) {
+	s := newScene(t)
+	l := s.login()
+	l.stdin = strings.NewReader("pwd\n\nbash\ndisks\nls")
+	if r := s.ssh(l); r.code != 1 || r.out != "/\nDISK   STATE   METHOD       VOLUME\ndisk1  locked  XTS-AES-128  \n" || !strings.Contains(r.err, "no such command") {
+		t.Errorf("exit %d\n%q\n%q", r.code, r.out, r.err)
+	}
+	l.stdin = strings.NewReader(strings.Repeat("x", 1<<20))
+	if r := s.ssh(l); r.code != exitUsage {
+		t.Errorf("a line without end: exit %d: %s", r.code, r.err)
+	}
+}
+
+func TestTerminal(t *testing.T) {
+	s := newScene(t)
+	commands["wait"] = command{usage: "wait", run: func(ctx context.Context, _ *shell, _ []string) error {
+		<-ctx.Done()
+		return ctx.Err()
+	}}
+	defer delete(commands, "wait")
+
+	l := s.login()
+	l.options = []string{"-tt"}
+	in, typing := io.Pipe()
+	l.stdin = in
+	cmd := s.command(l)
+	out := &watchedBuffer{}
+	cmd.Stdout, cmd.Stderr = out, out
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	typed := func(keys, want string) {
+		t.Helper()
+		io.WriteString(typing, keys)
+		out.await(t, want)
+	}
+	out.await(t, "DBX0001/1 [locked]> ")
+	typed("disks\r", "disk1  locked")
+	typed("not this\x03pwd\r", "\r\n/\r\n") // Ctrl-C empties the line
+	typed("wait; bash\r", "wait; bash\r\n")
+	time.Sleep(100 * time.Millisecond)
+	typed("\x03", "wait: interrupted")
+	s.unlock(approval.ReadOnly, s.session.Key)
+	typed("shares\r", "pw-of-this-lease")
+	typed("cd /shares/contoso_BlockBlob\r", "[unlocked]> ")
+	typed("ls\r", "photos/")
+	typed("bash\r", "no such command")
+	typed("exit\r", "exit\r\n")
+	typing.Close()
+	if err := cmd.Wait(); err != nil {
+		t.Errorf("exit: %v\n%s", err, out)
+	}
+	if strings.Contains(out.String(), "bash\": no such command; type help\r\n\x1b[0mDBX0001/1 [locked]") {
+		t.Error("the line went on after Ctrl-C")
+	}
+	l.stdin = nil
+	if r := s.ssh(l, "pwd; bash"); r.code != 127 || r.out != "/\r\n\"bash\": no such command; type help\r\n" {
+		t.Errorf("a command with a terminal: exit %d, %q", r.code, r.out)
+	}
+}
+
+// watchedBuffer is output that a test waits for.
+type watchedBuffer struct {
+	mu   sync.Mutex
+	data []byte
+	seen int
+}
+
+func (b *watchedBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.data = append(b.data, p...)
+	return len(p), nil
+}
+
+func (b *watchedBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return string(b.data)
+}
+
+// await waits for text that was not awaited before.
+func (b *watchedBuffer) await(t *testing.T, want string) {
+	t.Helper()
+	for range 500 {
+		b.mu.Lock()
+		i := bytes.Index(b.data[b.seen:], []byte(want))
+		if i >= 0 {
+			b.seen += i + len(want)
+		}
+		b.mu.Unlock()
+		if i >= 0 {
+			return
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	t.Fatalf("no %q in %q", want, b.String())
+}
+
+func TestRecordedBeforeItRuns(t *testing.T) {
+	s := newScene(t)
+	s.unlock(approval.ReadWrite, s.session.Key)
+	var before []string
+	commands["look"] = command{usage: "look", run: func(context.Context, *shell, []string) error {
+		before = s.journal.of(auditlog.OpRunCommand, "command", "directory", "status")
+		return nil
+	}}
+	defer delete(commands, "look")
+	s.wants(`cd /shares; look 'one  two' three; bash -c id; ls /shares/x`, 1, "", "")
+	if want := `Start command=look "one  two" three directory=/shares`; len(before) != 3 || before[2] != want {
+		t.Errorf("when the command ran, the records were %q", before)
+	}
+	after := s.journal.of(auditlog.OpRunCommand, "command", "status")
+	for _, want := range []string{`Success command=look "one  two" three status=0`, "Refused command=bash -c id", "Failure command=ls /shares/x status=1"} {
+		if !contains(after, want) {
+			t.Errorf("no record %q in %q", want, after)
+		}
+	}
+}
+
+func TestWithoutRecordTheSessionEnds(t *testing.T) {
+	s := newScene(t)
+	s.unlock(approval.ReadWrite, s.session.Key)
+	c := s.client()
+	idle := must(c.NewSession())
+	if err := idle.Shell(); err != nil {
+		t.Fatal(err)
+	}
+	s.journal.breakNow()
+	one := must(c.NewSession())
+	var errOut bytes.Buffer
+	one.Stderr = &errOut
+	if err := one.Run("mkdir /shares/contoso_BlockBlob/x"); err == nil || !strings.Contains(errOut.String(), "(not-recorded)") {
+		t.Errorf("%v: %s", err, errOut.String())
+	}
+	ends(t, c, time.Second)
+	if _, err := os.Stat(filepath.Join(s.share, "x")); err == nil {
+		t.Error("an unrecorded command ran")
+	}
+	if r := s.run("pwd"); r.code != 255 {
+		t.Errorf("an unrecorded connection is served: exit %d", r.code)
+	}
+}
+
+func TestPanicEndsTheCommandOnly(t *testing.T) {
+	s := newScene(t)
+	commands["crash"] = command{usage: "crash", run: func(context.Context, *shell, []string) error { panic("crash") }}
+	defer delete(commands, "crash")
+	s.wants("crash; pwd", 0, "/\n", "crash: internal error")
+}
+
+func TestJobStatus(t *testing.T) {
+	s := newScene(t)
+	s.lock.job = &devicev1.JobStatus{State: "halted", FilesTotal: 5, FilesDone: 3, FilesErrored: 2}
+	s.wants("job", 0, "3 of 5 copied, 2 not", "")
+}
+
+func FuzzLine(f *testing.F) {
+	for _, line := range []string{"pwd", "ls && cd /shares || help; job", `cat 'a b' "c\"d" e\ f`, "$(x)", "`x`", "a=b", "<<x\ny\nx", "! a", "{ a; }", "(((((", "a && b && c", "* ?[a] \\*", "\\"} {
+		f.Add(line)
+	}
+	s := &scene{lock: &fakeLock{}, journal: &memoryJournal{}, clock: &testClock{}}
+	f.Fuzz(func(t *testing.T, line string) {
+		server := must(New(Config{HostKey: newKey(), Lock: s.lock, Journal: discard{}, Clock: s.clock}))
+		c := &connection{server: server, session: Session{ID: "ses-1", Engineer: "erin", Key: "SHA256:x"}}
+		c.idle.start(func() {})
+		defer c.idle.stop()
+		var out bytes.Buffer
+		sh := &shell{conn: c, out: &out, err: &out, dir: "/"}
+		start := time.Now()
+		status := sh.line(t.Context(), line)
+		if took := time.Since(start); took > 2*time.Second {
+			t.Errorf("took %s", took)
+		}
+		if status < 0 || status > 255 || sh.unrecorded {
+			t.Errorf("status %d, unrecorded %v", status, sh.unrecorded)
+		}
+		if strings.Contains(out.String(), "internal error") {
+			t.Errorf("a command panicked: %s", out.String())
+		}
+		for _, r := range out.String() {
+			if r != '\n' && r < 0x20 {
+				t.Errorf("control character in %q", out.String())
+			}
+		}
+	})
+}
+
+// discard is a journal that takes every valid record.
+type discard struct{}
+
+func (discard) Append(_ context.Context, r auditlog.Record) (int64, error) {
+	r.Origin = "DBX0001/1"
+	_, err := r.Encode()
+	return 0, err
+}
