@@ -1,0 +1,39 @@
+# Customer Lockbox for Data Box. Every target is one line; scripts are in .ci.
+PROFILE ?= databox
+WORLD   ?= .world
+SUDO    := $(shell [ "$$(id -u)" = 0 ] || echo sudo env PATH="$$PATH")
+
+.PHONY: help deps build test demo up down bench check generate clean
+
+help: ## show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1	\2/' | expand -t 18
+
+deps: ## install the Debian packages that tests and demo need, if any is missing
+	@./.ci/deps
+
+build: ## build the four programs into bin/
+	@go build -o bin/ ./agent/cmd/... ./controlplane/cmd/... ./simulator/cmd/...
+
+test: deps ## run all tests, race detector on, foreign judges included (root runs them all)
+	@$(SUDO) ./.ci/test
+
+demo: deps build ## play the story with the real programs; PROFILE=databox-heavy for two nodes
+	@$(SUDO) ./bin/databox-sim demo --profile $(PROFILE)
+
+up: deps build ## start the same world and leave it running
+	@$(SUDO) ./bin/databox-sim up --profile $(PROFILE) --dir $(WORLD)
+
+down: build ## end what 'make up' left running
+	@$(SUDO) ./bin/databox-sim down --dir $(WORLD)
+
+bench: deps build ## measure, and print one line a figure
+	@$(SUDO) ./bin/databox-sim bench
+
+check: ## formatting, vet, staticcheck, generated code
+	@./.ci/check
+
+generate: ## make the protobuf code again
+	@cd protocol && go tool -modfile=../.tools/buf/go.mod buf lint && go tool -modfile=../.tools/buf/go.mod buf generate
+
+clean: ## remove what was built
+	@rm -rf bin
