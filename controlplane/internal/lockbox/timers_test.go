@@ -47,8 +47,7 @@ func TestUnansweredRequestsExpireAtExactlyFourDays(t *testing.T) {
 		if _, err := w.decide(orderstest.Olga, late.Id, "approve"); protocol.CodeOf(err) != protocol.CodeConflict {
 			t.Errorf("an expired request was decided on: %v", err)
 		}
-		time.Sleep(time.Minute)
-		synctest.Wait()
+		w.deliver()
 		subjects := strings.Join(w.mails(string(orderstest.Olga.Person)), "\n")
 		for _, want := range []string{
 			"Lockbox request 2: Unlock Databox on DBX0001 waits for your decision", "lockbox request show 2",

@@ -3,10 +3,12 @@ package lockbox_test
 import (
 	"context"
 	"errors"
+	"flag"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/rs/zerolog"
@@ -23,7 +25,13 @@ import (
 	lockboxv1 "github.com/databox-lockbox/lockbox/protocol/lockbox/v1"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	// Every random story has a store and a device of its own.
+	if err := flag.Set("rapid.checks", "20"); err != nil {
+		panic(err)
+	}
+	goleak.VerifyTestMain(m)
+}
 
 // clock is a clock that tests set.
 type clock struct{ now time.Time }
@@ -161,21 +169,32 @@ func (w *world) session() *lockboxv1.Session {
 	return s
 }
 
-// run runs the timers and the outbox until stop is called.
+// run runs the timers until stop is called.
 func (w *world) run() (stop func()) {
 	w.t.Helper()
+	return w.start(w.lockbox.RunTimers)
+}
+
+func (w *world) start(run func(context.Context) error) (stop func()) {
 	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error, 2)
-	go func() { done <- w.lockbox.RunTimers(ctx) }()
-	go func() { done <- w.notify.Run(ctx) }()
+	done := make(chan error, 1)
+	go func() { done <- run(ctx) }()
 	return func() {
+		w.t.Helper()
 		cancel()
-		for range 2 {
-			if err := <-done; !errors.Is(err, context.Canceled) {
-				w.t.Errorf("stopped with %v", err)
-			}
+		if err := <-done; !errors.Is(err, context.Canceled) {
+			w.t.Errorf("stopped with %v", err)
 		}
 	}
+}
+
+// deliver has the outbox delivered, within the test's bubble.
+func (w *world) deliver() {
+	w.t.Helper()
+	stop := w.start(w.notify.Run)
+	time.Sleep(time.Minute)
+	synctest.Wait()
+	stop()
 }
 
 // mails are the bodies of delivered notices to somebody.

@@ -143,7 +143,7 @@ func (s *Service) takeJob(ctx context.Context, tx *store.Tx, o store.Order, job 
 	if err != nil {
 		return err
 	}
-	news := in.Event != "progress" && !slices.ContainsFunc(jobs, func(j store.NodeJob) bool { return sameJob(j, job) })
+	news := !slices.ContainsFunc(jobs, func(j store.NodeJob) bool { return sameJob(j, job) })
 	job.Order, job.Updated = o.ID, s.now()
 	if err := tx.PutNodeJob(ctx, &job); err != nil {
 		return err

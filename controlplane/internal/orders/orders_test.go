@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"go.uber.org/goleak"
+	"golang.org/x/mod/sumdb/note"
 
 	"github.com/databox-lockbox/lockbox/controlplane/internal/auth"
 	"github.com/databox-lockbox/lockbox/controlplane/internal/orders"
@@ -457,6 +458,32 @@ func TestTrustPolicies(t *testing.T) {
 	wantCode(t, submit(w.Sign(orderstest.Olga, doc)), protocol.CodeDecisionMissing)
 	wantCode(t, submit(w.Sign(orderstest.Mallory, doc)), protocol.CodeSignerUnknown)
 	wantCode(t, submit(w.Sign(orderstest.Ian, doc)), protocol.CodeSignerUnknown)
+	// A foreign service key would give disks to somebody else, a foreign log
+	// would hide it, and a policy of another order is not this one's.
+	_, foreignLog, err := note.GenerateKey(nil, "elsewhere")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, change := range map[string]func(*approval.TrustPolicy){
+		"service key": func(p *approval.TrustPolicy) { p.ServiceKeys = [][]byte{make([]byte, 32)} },
+		"log":         func(p *approval.TrustPolicy) { p.LogKey = foreignLog },
+		"order":       func(p *approval.TrustPolicy) { p.OrderID = "ORD-9999" },
+	} {
+		policy, err := approval.ParseTrustPolicy(draft(twoGroups).Payload)
+		if err != nil {
+			t.Fatal(err)
+		}
+		change(&policy)
+		payload, err := policy.Encode()
+		if err != nil {
+			t.Fatal(err)
+		}
+		foreign := &lockboxv1.Document{Payload: payload, PayloadType: string(approval.KindPolicy)}
+		if err := submit(w.SignAll(foreign, orderstest.Olga, orderstest.Adam)); protocol.CodeOf(err) != protocol.CodePolicyDigest {
+			t.Errorf("foreign %s: %v", name, err)
+		}
+	}
+
 	if err := submit(w.SignAll(doc, orderstest.Olga, orderstest.Adam)); err != nil {
 		t.Fatal(err)
 	}
@@ -468,19 +495,6 @@ func TestTrustPolicies(t *testing.T) {
 			t.Errorf("%s in a customer group: %v", name, err)
 		}
 	}
-
-	// A foreign service key would give disks to somebody else.
-	policy, err := approval.ParseTrustPolicy(draft(twoGroups).Payload)
-	if err != nil {
-		t.Fatal(err)
-	}
-	policy.ServiceKeys = [][]byte{make([]byte, 32)}
-	payload, err := policy.Encode()
-	if err != nil {
-		t.Fatal(err)
-	}
-	foreign := &lockboxv1.Document{Payload: payload, PayloadType: string(approval.KindPolicy)}
-	wantCode(t, submit(w.SignAll(foreign, orderstest.Olga, orderstest.Adam)), protocol.CodePolicyDigest)
 
 	// Version 2 has to be signed by the customers of version 1.
 	two := draft(&lockboxv1.DraftTrustPolicyRequest{})
