@@ -51,7 +51,8 @@ func newRoot() *cobra.Command {
 
   databox-sim demo   play the story with the real programs, and check every step
   databox-sim up     play it until the copy job has halted, and leave it running
-  databox-sim down   end what 'up' left running`,
+  databox-sim down   end what 'up' left running
+  databox-sim bench  measure unlocking, relocking, and a fleet of idle devices`,
 		SilenceErrors: true,
 		SilenceUsage:  true,
 		Args:          noArgs,
@@ -60,7 +61,7 @@ func newRoot() *cobra.Command {
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
 		return usageError{fmt.Errorf("%w; see '%s --help'", err, c.CommandPath())}
 	})
-	root.AddCommand(demoCommand(), upCommand(), downCommand())
+	root.AddCommand(demoCommand(), upCommand(), downCommand(), benchCommand(), partCommand())
 	return root
 }
 

@@ -45,6 +45,9 @@ func (b *Broker) Node(id protocol.NodeID) (devicev1.NodeServiceClient, error) {
 	return devicev1.NewNodeServiceClient(rpc.NewClient(peer.Client(), tunnel.BaseURL)), nil
 }
 
+// Count returns how many nodes have a tunnel now.
+func (b *Broker) Count() int { return len(b.server.Peers()) }
+
 // Online reports whether the node has a tunnel now.
 func (b *Broker) Online(id protocol.NodeID) bool {
 	_, ok := b.server.Peer(id)
