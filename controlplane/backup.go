@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -34,15 +35,15 @@ const maxBackupFile = 64 << 30
 func backupFiles(cfg Config) map[string]string {
 	return map[string]string{
 		backupStore:     cfg.StorePath(),
-		backupAuthority: filepath.Join(cfg.AuthorityDir(), certs.FileName),
+		backupAuthority: authorityFile(cfg),
 		backupService:   cfg.ServiceKeyPath(),
 		backupLog:       cfg.LogKeyPath(),
 		backupMaster:    cfg.MasterKeyPath(),
 	}
 }
 
-// Backup writes the store and all keys to a new file, mode 0600. The daemon may
-// be running: the store is copied as of one moment.
+// Backup writes the store and all keys to a new file, mode 0600, durable on
+// return. The daemon may be running: the store is copied as of one moment.
 func Backup(ctx context.Context, cfg Config, file string) (err error) {
 	fresh, err := isFresh(cfg)
 	if err != nil {
@@ -55,24 +56,19 @@ func Backup(ctx context.Context, cfg Config, file string) (err error) {
 	if err != nil {
 		return fmt.Errorf("cannot make the backup: %w", err)
 	}
-	defer func() {
-		err = errors.Join(err, out.Close())
-		if err != nil {
-			os.Remove(file)
-		}
-	}()
-	if err := writeBackup(ctx, cfg, out); err != nil {
-		return fmt.Errorf("cannot make the backup: %w", err)
+	err = errors.Join(writeBackup(ctx, cfg, out), out.Sync(), out.Close())
+	if err != nil {
+		return errors.Join(fmt.Errorf("cannot make the backup: %w", err), os.Remove(file))
 	}
-	return out.Sync()
+	return syncDir(filepath.Dir(file))
 }
 
-func writeBackup(ctx context.Context, cfg Config, out io.Writer) error {
+func writeBackup(ctx context.Context, cfg Config, out io.Writer) (err error) {
 	dir, err := os.MkdirTemp(cfg.DataDir, ".backup-*")
 	if err != nil {
 		return err
 	}
-	defer os.RemoveAll(dir)
+	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
 	snapshot := filepath.Join(dir, backupStore)
 	if err := copyStore(ctx, cfg, snapshot); err != nil {
 		return err
@@ -88,14 +84,7 @@ func writeBackup(ctx context.Context, cfg Config, out io.Writer) error {
 	return archive.Close()
 }
 
-func sortedNames(files map[string]string) []string {
-	names := make([]string, 0, len(files))
-	for name := range files {
-		names = append(names, name)
-	}
-	slices.Sort(names)
-	return names
-}
+func sortedNames(files map[string]string) []string { return slices.Sorted(maps.Keys(files)) }
 
 func copyStore(ctx context.Context, cfg Config, path string) (err error) {
 	s, err := store.Open(ctx, cfg.StorePath())
@@ -124,8 +113,12 @@ func addFile(archive *tar.Writer, name, path string) error {
 	return err
 }
 
-// Restore unpacks a backup into an empty data directory. It never writes over
-// anything.
+// restoring ends the names of parts that are not yet in place.
+const restoring = ".restoring"
+
+// Restore unpacks a backup into an empty or missing data directory, whole or
+// not at all. It never writes over anything. What it wrote is durable on
+// return.
 func Restore(cfg Config, file string) error {
 	f, err := os.Open(file)
 	if err != nil {
@@ -133,33 +126,77 @@ func Restore(cfg Config, file string) error {
 	}
 	defer f.Close()
 	files := backupFiles(cfg)
+	if err := checkEmpty(cfg.DataDir, files); err != nil {
+		return err
+	}
+	made, err := makeDirs(cfg, files)
+	if err == nil {
+		err = place(f, files)
+	}
+	if err == nil {
+		return nil
+	}
+	for _, path := range files {
+		os.Remove(path + restoring)
+		os.Remove(path) // was not there before, see checkEmpty
+	}
+	for _, dir := range slices.Backward(made) {
+		os.Remove(dir)
+	}
+	return fmt.Errorf("cannot restore from %s: %w", file, err)
+}
+
+// checkEmpty refuses a data directory that holds anything, above all the
+// remains of another store, and parts that lie elsewhere and are there already.
+func checkEmpty(dir string, files map[string]string) error {
+	entries, err := os.ReadDir(dir)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	for _, e := range entries {
+		if e.Name() != "lost+found" { // of the file system's own
+			return fmt.Errorf("%s is not empty (%s): restore into an empty data directory", dir, e.Name())
+		}
+	}
 	for _, path := range files {
 		if _, err := os.Lstat(path); !errors.Is(err, fs.ErrNotExist) {
-			return fmt.Errorf("%s is there already: restore into an empty data directory", path)
-		}
-	}
-	for _, path := range files {
-		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
-			return err
-		}
-	}
-	// Whole or not at all: the parts wait under other names until all are there.
-	if err := unpack(f, files); err != nil {
-		for _, path := range files {
-			os.Remove(path + restoring)
-		}
-		return fmt.Errorf("cannot restore from %s: %w", file, err)
-	}
-	for _, name := range sortedNames(files) { // the store last: with it the control plane is whole
-		if err := os.Rename(files[name]+restoring, files[name]); err != nil {
-			return err
+			return fmt.Errorf("%s is there already: a restore writes over nothing, move it away first", path)
 		}
 	}
 	return nil
 }
 
-// restoring ends the names of parts that are not yet in place.
-const restoring = ".restoring"
+// makeDirs makes the directories of files and returns those that were not
+// there, outermost first.
+func makeDirs(cfg Config, files map[string]string) (made []string, err error) {
+	for _, dir := range []string{cfg.DataDir, cfg.AuthorityDir(), filepath.Dir(files[backupMaster])} {
+		if _, err := os.Lstat(dir); errors.Is(err, fs.ErrNotExist) {
+			made = append(made, dir)
+		}
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return made, err
+		}
+	}
+	return made, privateDir(cfg.DataDir)
+}
+
+// place puts every part in its place: first under other names, until all are
+// there and durable, then under their own; the store last, for with it the
+// control plane is whole.
+func place(archive io.Reader, files map[string]string) error {
+	if err := unpack(archive, files); err != nil {
+		return err
+	}
+	for _, name := range sortedNames(files) {
+		if err := os.Rename(files[name]+restoring, files[name]); err != nil {
+			return err
+		}
+		if err := syncDir(filepath.Dir(files[name])); err != nil {
+			return err
+		}
+	}
+	return nil
+}
 
 func unpack(r io.Reader, files map[string]string) error {
 	missing := sortedNames(files)
@@ -170,7 +207,7 @@ func unpack(r io.Reader, files map[string]string) error {
 			break
 		}
 		if err != nil {
-			return fmt.Errorf("it is not a backup of lockboxd: %w", err)
+			return fmt.Errorf("it is not a whole backup of lockboxd: %w", err)
 		}
 		i := slices.Index(missing, h.Name)
 		if i < 0 || h.Typeflag != tar.TypeReg || h.Size > maxBackupFile {
@@ -182,7 +219,7 @@ func unpack(r io.Reader, files map[string]string) error {
 		}
 	}
 	if len(missing) > 0 {
-		return fmt.Errorf("it is not whole: %s missing", strings.Join(missing, ", "))
+		return fmt.Errorf("it is not a whole backup of lockboxd: %s missing", strings.Join(missing, ", "))
 	}
 	return nil
 }
@@ -194,7 +231,7 @@ func writePart(path string, r io.Reader, size int64) (err error) {
 	}
 	defer func() { err = errors.Join(err, f.Close()) }()
 	if _, err := io.CopyN(f, r, size); err != nil {
-		return err
+		return fmt.Errorf("it is cut short: %w", err)
 	}
 	return f.Sync()
 }

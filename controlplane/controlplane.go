@@ -77,7 +77,8 @@ type ControlPlane struct {
 	broker      *broker.Broker
 	services    api.Services
 	notify      *notify.Service
-	http        *http.Server
+	api         *api.Server
+	lock        *os.File
 
 	apiListener, tunnelListener net.Listener
 }
@@ -101,6 +102,9 @@ func New(cfg Config, opts Options) (_ *ControlPlane, err error) {
 	if err := privateDir(cfg.DataDir); err != nil {
 		return nil, err
 	}
+	if c.lock, err = lockDir(cfg.DataDir); err != nil {
+		return nil, err
+	}
 	keys, err := c.open()
 	if err != nil {
 		return nil, err
@@ -122,6 +126,11 @@ func (c *ControlPlane) open() (k keys, err error) {
 	fresh, err := isFresh(c.cfg)
 	if err != nil {
 		return k, err
+	}
+	if !fresh {
+		if err := checkOld(c.cfg); err != nil {
+			return k, err
+		}
 	}
 	if c.authorities, _, err = certs.Open(c.cfg.AuthorityDir()); err != nil {
 		return k, err
@@ -169,6 +178,9 @@ func (c *ControlPlane) APIAddress() string { return c.apiListener.Addr().String(
 // TunnelAddress is the address of the device port, host:port.
 func (c *ControlPlane) TunnelAddress() string { return c.tunnelListener.Addr().String() }
 
+// Online returns how many nodes are connected now.
+func (c *ControlPlane) Online() int { return c.broker.Count() }
+
 func (c *ControlPlane) assemble(k keys) error {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
@@ -204,7 +216,7 @@ func (c *ControlPlane) assemble(k keys) error {
 		Policies: rules, Expiry: c.cfg.Timers.RequestExpiry, Now: c.opts.Now, Logger: c.opts.Log,
 	})
 	c.services = api.Services{Accounts: people, Orders: order, Lockbox: requests, Custody: keeper, Audit: log}
-	c.http = c.newHTTP(people)
+	c.api = c.newAPI(people)
 	return c.firstAdmin(ctx, people)
 }
 
@@ -298,23 +310,15 @@ func (c *ControlPlane) revoked(serial string) bool {
 	return err != nil || ended
 }
 
-// newHTTP makes the server of the API port.
-func (c *ControlPlane) newHTTP(people *auth.Service) *http.Server {
-	protocols := new(http.Protocols)
-	protocols.SetHTTP1(true) // SSH upgrades need it, and one protocol is less to attack
-	return &http.Server{
+// newAPI makes the server of the API port.
+func (c *ControlPlane) newAPI(people *auth.Service) *api.Server {
+	return api.NewServer(api.ServerConfig{
 		Handler: api.NewHandler(api.Config{
 			Services: c.services, Identify: people.Identify, DialSession: c.dialSession, Log: c.opts.Log,
 		}),
-		TLSConfig:         certs.APIListener(c.server, c.authorities.Roots().People, c.revoked),
-		Protocols:         protocols,
-		ReadHeaderTimeout: 10 * time.Second,
-		ReadTimeout:       time.Minute,
-		WriteTimeout:      3 * time.Minute,
-		IdleTimeout:       time.Minute,
-		MaxHeaderBytes:    32 << 10,
-		ErrorLog:          newHTTPLog(c.opts.Log),
-	}
+		TLS: certs.APIListener(c.server, c.authorities.Roots().People, c.revoked),
+		Log: c.opts.Log,
+	})
 }
 
 // dialSession opens the byte stream to the SSH server of a support session, if
@@ -324,7 +328,14 @@ func (c *ControlPlane) dialSession(ctx context.Context, caller auth.Caller, id p
 	if err != nil {
 		return nil, err
 	}
-	return c.broker.SSH(ctx, node, id)
+	conn, err := c.broker.SSH(ctx, node, id)
+	if refused, ok := errors.AsType[*tunnel.UpgradeError](err); ok {
+		return nil, protocol.Errorf(protocol.CodeConflict, "node %s does not open session %s: %s", node, id, refused.Message)
+	}
+	if err != nil && protocol.CodeOf(err) == protocol.CodeInternal {
+		return nil, protocol.Errorf(protocol.CodeOffline, "the connection to node %s was lost while the session was opened: %v", node, err)
+	}
+	return conn, err
 }
 
 // Run serves until ctx ends.
@@ -340,7 +351,7 @@ func (c *ControlPlane) Run(ctx context.Context) error {
 	g.Go(func() error { return ignoreEnd(ctx, c.services.Lockbox.RunTimers(ctx)) })
 	g.Go(func() error { return ignoreEnd(ctx, c.notify.Run(ctx)) })
 	g.Go(func() error { return ignoreEnd(ctx, c.broker.Serve(ctx, c.tunnelListener)) })
-	g.Go(func() error { return c.serveAPI(ctx) })
+	g.Go(func() error { return c.api.Serve(ctx, c.apiListener) })
 	return errors.Join(g.Wait(), c.close())
 }
 
@@ -350,26 +361,6 @@ func ignoreEnd(ctx context.Context, err error) error {
 		return nil
 	}
 	return err
-}
-
-// serveAPI serves the API port. At the end, calls under way have a moment.
-func (c *ControlPlane) serveAPI(ctx context.Context) error {
-	c.http.BaseContext = func(net.Listener) context.Context { return ctx }
-	ended := make(chan struct{})
-	stop := context.AfterFunc(ctx, func() {
-		defer close(ended)
-		grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), 3*time.Second)
-		defer cancel()
-		if c.http.Shutdown(grace) != nil {
-			c.http.Close()
-		}
-	})
-	err := c.http.ServeTLS(c.apiListener, "", "")
-	if stop() { // it failed by itself
-		return fmt.Errorf("the API port failed: %w", err)
-	}
-	<-ended
-	return nil
 }
 
 // close gives back what New opened.
@@ -384,6 +375,9 @@ func (c *ControlPlane) close() error {
 	}
 	if c.store != nil {
 		errs = append(errs, c.store.Close())
+	}
+	if c.lock != nil {
+		errs = append(errs, c.lock.Close()) // which gives the lock back
 	}
 	return errors.Join(errs...)
 }

@@ -1,29 +1,34 @@
 package controlplane
 
 import (
-	"bytes"
 	"context"
 	"crypto/ed25519"
 	"errors"
 	"fmt"
 	"io/fs"
-	stdlog "log"
 	"os"
 	"path/filepath"
 
 	"github.com/google/renameio/v2"
-	"github.com/rs/zerolog"
+	"golang.org/x/sys/unix"
 
 	"github.com/databox-lockbox/lockbox/certs"
 	"github.com/databox-lockbox/lockbox/controlplane/internal/auth"
+	"github.com/databox-lockbox/lockbox/controlplane/internal/store"
+	"github.com/databox-lockbox/lockbox/protocol/auditlog"
+	lockboxv1 "github.com/databox-lockbox/lockbox/protocol/lockbox/v1"
 )
 
-// firstAdmin is the name of the administrator that a new control plane knows,
-// and the file, in the data directory, with their login token.
+// The name of the administrator that a new control plane knows, and the files
+// of the data directory that no setting names: their login token, and the lock
+// that keeps a second process out.
 const (
 	firstAdminName = "admin@lockbox.local"
 	firstAdminFile = "first-admin.token"
+	lockFile       = "lock"
 )
+
+func authorityFile(cfg Config) string { return filepath.Join(cfg.AuthorityDir(), certs.FileName) }
 
 // privateDir makes a directory that only its owner may enter, or refuses one
 // that others may.
@@ -41,25 +46,70 @@ func privateDir(path string) error {
 	return nil
 }
 
+// lockDir makes sure that one process at a time works in a data directory. The
+// system gives the lock back when the file is closed or the process ends.
+func lockDir(dir string) (*os.File, error) {
+	f, err := os.OpenFile(filepath.Join(dir, lockFile), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("cannot lock the data directory: %w", err)
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("another lockboxd works in %s: stop it first", dir)
+	}
+	return f, nil
+}
+
+// private refuses a file that is not there, or that others than its owner may
+// use.
+func private(path string) error {
+	info, err := os.Lstat(path)
+	if err != nil {
+		return err
+	}
+	if !info.Mode().IsRegular() {
+		return fmt.Errorf("%s is not a regular file", path)
+	}
+	if info.Mode().Perm()&0o077 != 0 {
+		return fmt.Errorf("others can read %s (mode %04o): run 'chmod 600 %s', and consider what is in it known", path, info.Mode().Perm(), path)
+	}
+	return nil
+}
+
+// checkOld refuses a store that others can read, or one whose authorities were
+// lost: new ones would not know any device or person.
+func checkOld(cfg Config) error {
+	if err := private(cfg.StorePath()); err != nil {
+		return err
+	}
+	if _, err := os.Lstat(authorityFile(cfg)); errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("%s is missing although there is a store: restore it from a backup", authorityFile(cfg))
+	}
+	return nil
+}
+
 // openKey reads an Ed25519 key. If there is none and create is set, it makes
 // one, durable on return.
 func openKey(path string, create bool) (ed25519.PrivateKey, error) {
-	data, err := os.ReadFile(path)
-	if errors.Is(err, fs.ErrNotExist) && create {
+	err := private(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist) && create:
 		return makeKey(path)
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, fmt.Errorf("%s is missing although there is a store: restore it from a backup", path)
+	case err != nil:
+		return nil, err
 	}
+	data, err := os.ReadFile(path)
 	if err != nil {
 		return nil, err
 	}
 	defer clear(data)
-	info, err := os.Stat(path)
+	key, err := certs.DecodeKey(data)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("%s: %w: restore it from a backup", path, err)
 	}
-	if info.Mode().Perm()&0o077 != 0 {
-		return nil, fmt.Errorf("others can read %s (mode %04o): run 'chmod 600 %s', and consider the key known", path, info.Mode().Perm(), path)
-	}
-	return certs.DecodeKey(data)
+	return key, nil
 }
 
 func makeKey(path string) (ed25519.PrivateKey, error) {
@@ -77,10 +127,15 @@ func makeKey(path string) (ed25519.PrivateKey, error) {
 
 // writePrivate writes a file of mode 0600, durable on return.
 func writePrivate(path string, data []byte) error {
-	if err := renameio.WriteFile(path, data, 0o600); err != nil {
+	if err := renameio.WriteFile(path, data, 0o600, renameio.WithStaticPermissions(0o600)); err != nil {
 		return err
 	}
-	dir, err := os.Open(filepath.Dir(path))
+	return syncDir(filepath.Dir(path))
+}
+
+// syncDir makes the names within a directory durable.
+func syncDir(path string) error {
+	dir, err := os.Open(path)
 	if err != nil {
 		return err
 	}
@@ -89,14 +144,17 @@ func writePrivate(path string, data []byte) error {
 }
 
 // firstAdmin makes the first administrator and leaves their login token in the
-// data directory. The token is made again while nobody has used it and its file
-// is gone.
+// data directory. While they have never logged in, the token is made again once
+// its file is gone or too old, so that nobody is locked out.
 func (c *ControlPlane) firstAdmin(ctx context.Context, people *auth.Service) error {
+	path := filepath.Join(c.cfg.DataDir, firstAdminFile)
 	token, err := people.FirstAdmin(ctx, firstAdminName)
+	if err == nil && token == "" {
+		token, err = c.renewFirstToken(ctx, people, path)
+	}
 	if err != nil || token == "" {
 		return err
 	}
-	path := filepath.Join(c.cfg.DataDir, firstAdminFile)
 	if err := writePrivate(path, []byte(token+"\n")); err != nil {
 		return fmt.Errorf("cannot leave the first administrator's token: %w", err)
 	}
@@ -104,12 +162,29 @@ func (c *ControlPlane) firstAdmin(ctx context.Context, people *auth.Service) err
 	return nil
 }
 
-// httpLog passes the lines of net/http on to the log: bad handshakes, mostly.
-type httpLog struct{ zerolog.Logger }
-
-func newHTTPLog(log zerolog.Logger) *stdlog.Logger { return stdlog.New(httpLog{log}, "", 0) }
-
-func (l httpLog) Write(line []byte) (int, error) {
-	l.Debug().Bytes("line", bytes.TrimSpace(line)).Msg("http")
-	return len(line), nil
+// renewFirstToken makes the first administrator another token if they still
+// need one, else it returns "".
+func (c *ControlPlane) renewFirstToken(ctx context.Context, people *auth.Service, path string) (string, error) {
+	info, err := os.Stat(path)
+	if err == nil && c.opts.Now().Sub(info.ModTime()) < auth.TokenTTL {
+		return "", nil
+	}
+	needed := false
+	err = c.store.View(ctx, func(tx *store.Tx) error {
+		p, err := tx.Person(ctx, firstAdminName)
+		if errors.Is(err, store.ErrNotFound) { // restored from elsewhere, with other admins
+			return nil
+		}
+		if err != nil || !p.Removed.IsZero() {
+			return err
+		}
+		logins, err := tx.AuditRows(ctx, store.AuditFilter{Operation: string(auditlog.OpLogin), Caller: firstAdminName, Limit: 1})
+		needed = len(logins) == 0
+		return err
+	})
+	if err != nil || !needed {
+		return "", err
+	}
+	resp, err := people.CreateLoginToken(ctx, auth.SystemCaller(), &lockboxv1.CreateLoginTokenRequest{Name: firstAdminName})
+	return resp.GetLoginToken(), err
 }

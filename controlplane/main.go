@@ -6,12 +6,14 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 	"time"
 
 	"github.com/rs/zerolog"
 	"github.com/spf13/cobra"
 
+	"github.com/databox-lockbox/lockbox/configs"
 	"github.com/databox-lockbox/lockbox/controlplane/internal/config"
 )
 
@@ -37,11 +39,21 @@ func Main() int {
 	if err == nil {
 		return exitOK
 	}
-	fmt.Fprintln(os.Stderr, "lockboxd: "+err.Error())
+	fmt.Fprintln(os.Stderr, "lockboxd: "+oneLine(err))
 	if errors.Is(err, errUsage) {
 		return exitUsage
 	}
 	return exitFailed
+}
+
+// oneLine is the text of an error: on one line, unless several things are wrong
+// with a configuration.
+func oneLine(err error) string {
+	text := err.Error()
+	if bad, ok := errors.AsType[*configs.Error](err); ok && len(bad.Problems) > 1 {
+		return text
+	}
+	return strings.Join(strings.Fields(text), " ")
 }
 
 func newCommand() *cobra.Command {

@@ -55,13 +55,15 @@ type Config struct {
 func NewHandler(cfg Config) http.Handler {
 	specs := specsOf(registerPublic)
 	server := rpc.NewServer(logInternal(cfg.Log))
+	open := map[string]bool{}
 	for _, r := range publicRoutes(cfg.Services) {
 		server.Register(connect.Method{Spec: specs[r.procedure], Handler: r.handler(cfg.Identify)})
+		open[r.procedure] = r.roles == nil
 	}
 	mux := http.NewServeMux()
 	rpc.Mount(mux, server)
 	mux.Handle("GET /v1/sessions/{id}/ssh", sshHandler(cfg))
-	return mux
+	return limitBodies(mux, open)
 }
 
 // Procedures lists what a role may call, sorted.
@@ -80,7 +82,7 @@ func Procedures(role auth.Role) []string {
 type route struct {
 	procedure string
 	roles     []auth.Role // nil: open to everybody
-	timeout   time.Duration
+	bound     func(context.Context) (context.Context, context.CancelFunc)
 	serve     func(ctx context.Context, caller auth.Caller, s connect.ServerStream) error
 }
 
@@ -88,7 +90,7 @@ func (r route) allows(role auth.Role) bool { return r.roles == nil || slices.Con
 
 func (r route) handler(identify Identify) connect.ServerFunc {
 	return func(ctx context.Context, _ connect.Spec, s connect.ServerStream) error {
-		ctx, cancel := context.WithTimeout(ctx, r.timeout)
+		ctx, cancel := r.bound(ctx)
 		defer cancel()
 		caller, err := r.authorize(ctx, identify)
 		if err != nil {
@@ -129,7 +131,7 @@ type message[M any] interface{ *M }
 
 // unary makes a row from a service method.
 func unary[Req, Resp any, P message[Req]](procedure string, roles []auth.Role, call func(context.Context, auth.Caller, P) (*Resp, error)) route {
-	return route{procedure, roles, callTimeout, func(ctx context.Context, caller auth.Caller, s connect.ServerStream) error {
+	return route{procedure, roles, within(callTimeout), func(ctx context.Context, caller auth.Caller, s connect.ServerStream) error {
 		req := P(new(Req))
 		if err := s.Receive(req); err != nil {
 			return err
@@ -142,17 +144,33 @@ func unary[Req, Resp any, P message[Req]](procedure string, roles []auth.Role, c
 	}}
 }
 
-// stream makes a row from a service method that sends many messages. A
-// message that cannot be sent is dropped: what the call does goes on, for
-// nobody stops an unlock half-way by closing a window.
-func stream[Req, Resp any, P message[Req]](procedure string, roles []auth.Role, call func(context.Context, auth.Caller, P, func(*Resp)) error) route {
-	return route{procedure, roles, streamTimeout, func(ctx context.Context, caller auth.Caller, s connect.ServerStream) error {
+// progress makes a row from a service method that tells how it goes. The call
+// goes on when nobody reads that any more: closing a window stops no unlock
+// half-way.
+func progress[Req, Resp any, P message[Req]](procedure string, roles []auth.Role, call func(context.Context, auth.Caller, P, func(*Resp)) error) route {
+	r := stream(procedure, roles, func(ctx context.Context, caller auth.Caller, req P, send func(*Resp) error) error {
+		return call(ctx, caller, req, func(m *Resp) { _ = send(m) })
+	})
+	r.bound = func(ctx context.Context) (context.Context, context.CancelFunc) { return detached(ctx, streamTimeout) }
+	return r
+}
+
+// stream makes a row from a service method that sends many messages, and is to
+// stop when one cannot be sent.
+func stream[Req, Resp any, P message[Req]](procedure string, roles []auth.Role, call func(context.Context, auth.Caller, P, func(*Resp) error) error) route {
+	return route{procedure, roles, within(streamTimeout), func(ctx context.Context, caller auth.Caller, s connect.ServerStream) error {
 		req := P(new(Req))
 		if err := s.Receive(req); err != nil {
 			return err
 		}
-		return call(ctx, caller, req, func(m *Resp) { _ = s.Send(m) })
+		return call(ctx, caller, req, func(m *Resp) error { return s.Send(m) })
 	}}
+}
+
+func within(timeout time.Duration) func(context.Context) (context.Context, context.CancelFunc) {
+	return func(ctx context.Context) (context.Context, context.CancelFunc) {
+		return context.WithTimeout(ctx, timeout)
+	}
 }
 
 // open makes a row that needs no caller.

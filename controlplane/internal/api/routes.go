@@ -24,17 +24,15 @@ type Services struct {
 // services.
 var (
 	anyone    = auth.Roles()
-	provider  = []auth.Role{auth.Admin, auth.Staff, auth.Engineer, auth.InternalApprover, auth.Auditor}
 	admins    = []auth.Role{auth.Admin}
 	staff     = []auth.Role{auth.Admin, auth.Staff}
 	customers = []auth.Role{auth.Owner, auth.Approver}
-	owners    = []auth.Role{auth.Owner}
 	ownership = []auth.Role{auth.Admin, auth.Owner}
 	engineers = []auth.Role{auth.Engineer}
 	deciders  = []auth.Role{auth.Owner, auth.Approver, auth.InternalApprover}
+	jobs      = []auth.Role{auth.Admin, auth.Staff, auth.Engineer}
 	ticketing = []auth.Role{auth.Admin, auth.Staff, auth.Engineer, auth.Owner, auth.Approver}
 	endAccess = []auth.Role{auth.Admin, auth.Engineer, auth.InternalApprover, auth.Owner, auth.Approver}
-	keyKeeper = []auth.Role{auth.Admin}
 	auditors  = []auth.Role{auth.Admin, auth.Auditor}
 )
 
@@ -69,7 +67,7 @@ func publicRoutes(s Services) []route {
 		unary(tenants+"EnableLockbox", ownership, s.Orders.EnableLockbox),
 		unary(tenants+"DisableLockbox", ownership, s.Orders.DisableLockbox),
 
-		unary(order+"PlaceOrder", []auth.Role{auth.Admin, auth.Owner}, s.Orders.PlaceOrder),
+		unary(order+"PlaceOrder", ownership, s.Orders.PlaceOrder),
 		unary(order+"GetOrder", anyone, s.Orders.GetOrder),
 		unary(order+"ListOrders", anyone, s.Orders.ListOrders),
 		unary(order+"PrepareDevice", staff, s.Orders.PrepareDevice),
@@ -81,7 +79,7 @@ func publicRoutes(s Services) []route {
 		unary(order+"SubmitConsent", customers, s.Orders.SubmitConsent),
 		unary(order+"RevokeConsent", customers, s.Orders.RevokeConsent),
 		unary(order+"CreateJoinToken", staff, s.Orders.CreateJoinToken),
-		stream(order+"StartJob", []auth.Role{auth.Admin, auth.Staff, auth.Engineer}, s.Orders.StartJob),
+		progress(order+"StartJob", jobs, s.Orders.StartJob),
 		unary(order+"GetCopyLog", anyone, s.Orders.GetCopyLog),
 		unary(order+"GetManifest", anyone, s.Orders.GetManifest),
 
@@ -109,11 +107,11 @@ func publicRoutes(s Services) []route {
 		// about their own request.
 		unary(requests+"Decide", append([]auth.Role{auth.Engineer}, deciders...), s.Lockbox.Decide),
 		unary(requests+"CancelRequest", engineers, s.Lockbox.CancelRequest),
-		stream(requests+"ExecuteRequest", engineers, s.Lockbox.ExecuteRequest),
+		progress(requests+"ExecuteRequest", engineers, s.Lockbox.ExecuteRequest),
 		unary(requests+"RevokeRequest", endAccess, s.Lockbox.RevokeRequest),
 
 		unary(keys+"ListKeys", append([]auth.Role{auth.Auditor}, staff...), s.Custody.ListKeys),
-		unary(keys+"ExportRecoveryPassword", keyKeeper, s.Custody.ExportRecoveryPassword),
+		unary(keys+"ExportRecoveryPassword", admins, s.Custody.ExportRecoveryPassword),
 
 		unary(activity+"ListRecords", append(auditors, customers...), s.Audit.ListRecords),
 		stream(activity+"ExportLog", auditors, s.exportLog),
@@ -123,10 +121,7 @@ func publicRoutes(s Services) []route {
 	}
 }
 
-// exportLog adapts the log's export, which stops when the reader has gone.
-func (s Services) exportLog(ctx context.Context, caller auth.Caller, req *lockboxv1.ExportLogRequest, send func(*lockboxv1.ExportLogResponse)) error {
-	return s.Audit.ExportLog(ctx, caller, req, func(data []byte) error {
-		send(&lockboxv1.ExportLogResponse{Data: data})
-		return ctx.Err()
-	})
+// exportLog adapts the log's export.
+func (s Services) exportLog(ctx context.Context, caller auth.Caller, req *lockboxv1.ExportLogRequest, send func(*lockboxv1.ExportLogResponse) error) error {
+	return s.Audit.ExportLog(ctx, caller, req, func(data []byte) error { return send(&lockboxv1.ExportLogResponse{Data: data}) })
 }

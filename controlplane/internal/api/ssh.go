@@ -1,7 +1,6 @@
 package api
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -34,12 +33,12 @@ func sshHandler(cfg Config) http.Handler {
 			return
 		}
 		defer conn.Close()
-		conn.SetDeadline(time.Now().Add(callTimeout))
+		conn.SetDeadline(time.Now().Add(callTimeout)) // not the server's own, of one answer
 		_, err = fmt.Fprintf(conn, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: %s\r\n\r\n", client.SSHProtocol)
 		if err != nil {
 			return
 		}
-		splice(r.Context(), peer{conn, buffered.Reader}, peer{device, nil})
+		splice(r.Context(), conn, device, buffered.Reader)
 	})
 }
 
@@ -66,39 +65,62 @@ func refuse(cfg Config, w http.ResponseWriter, err error) {
 	http.Error(w, refused.Message, http.StatusForbidden)
 }
 
-// peer is one end of a spliced connection.
-type peer struct {
-	net.Conn
-	buffered *bufio.Reader // bytes already read, or nil
-}
+// linger is how long one end may still take in what the other end said last.
+const linger = 5 * time.Second
 
-func (p peer) Read(b []byte) (int, error) {
-	p.SetReadDeadline(time.Now().Add(sshIdle))
-	if p.buffered != nil && p.buffered.Buffered() > 0 {
-		return p.buffered.Read(b)
-	}
-	return p.Conn.Read(b)
-}
-
-func (p peer) Write(b []byte) (int, error) {
-	p.SetWriteDeadline(time.Now().Add(sshIdle))
-	return p.Conn.Write(b)
-}
-
-// splice copies both ways until one end closes or ctx ends.
-func splice(ctx context.Context, a, b peer) {
-	end := func() {
-		a.Close()
-		b.Close()
-	}
-	stop := context.AfterFunc(ctx, end)
+// splice copies both ways until one end closes, for as long as anything goes
+// either way, or until ctx ends. What the device said last reaches the client:
+// its sending side is ended first, and the connection only when the client has
+// read that.
+func splice(ctx context.Context, client, device net.Conn, fromClient io.Reader) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	stop := context.AfterFunc(ctx, func() {
+		client.Close()
+		device.Close()
+	})
 	defer stop()
-	var both sync.WaitGroup
-	for _, d := range [][2]peer{{a, b}, {b, a}} {
-		both.Go(func() {
-			_, _ = io.Copy(d[0], d[1]) // how an end was lost is the other end's to say
-			end()
-		})
+	alive := func() {
+		until := time.Now().Add(sshIdle)
+		client.SetDeadline(until)
+		device.SetDeadline(until)
 	}
+	alive()
+	var both sync.WaitGroup
+	both.Go(func() {
+		pass(device, fromClient, alive)
+		time.AfterFunc(linger, cancel)
+	})
+	both.Go(func() {
+		pass(client, device, alive)
+		time.AfterFunc(linger, cancel)
+	})
 	both.Wait()
+	client.Close()
+	device.Close()
+}
+
+// pass copies what from says, calling alive for every piece, and then ends to.
+// When to takes no more, the rest is thrown away: closing a connection with
+// unread bytes would take back what was sent on it.
+func pass(to net.Conn, from io.Reader, alive func()) {
+	_, _ = io.Copy(to, tap{from, alive}) // how an end was lost is the other end's to say
+	if half, ok := to.(interface{ CloseWrite() error }); !ok || half.CloseWrite() != nil {
+		to.Close()
+	}
+	_, _ = io.Copy(io.Discard, from)
+}
+
+// tap calls read after every piece.
+type tap struct {
+	io.Reader
+	read func()
+}
+
+func (t tap) Read(p []byte) (int, error) {
+	n, err := t.Reader.Read(p)
+	if n > 0 {
+		t.read()
+	}
+	return n, err
 }
