@@ -138,9 +138,11 @@ func (s *Server) answer(w http.ResponseWriter) {
 func (s *Server) relock(w http.ResponseWriter, r *http.Request) {
 	_, err := s.lock.Lock(r.Context(), lock.Operator, "", false)
 	if err != nil {
+		code := protocol.CodeOf(err)
+		message := strings.TrimSuffix(err.Error(), " ("+string(code)+")") // the client adds it again
 		w.Header().Set("Content-Type", "application/json")
 		w.WriteHeader(http.StatusConflict)
-		_ = json.NewEncoder(w).Encode(refusal{Code: protocol.CodeOf(err), Message: err.Error()})
+		_ = json.NewEncoder(w).Encode(refusal{code, message})
 		return
 	}
 	s.answer(w)
