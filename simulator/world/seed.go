@@ -186,7 +186,7 @@ func (c *Crew) Enrol(ctx context.Context, server string, order protocol.OrderID,
 // that is theirs.
 func (c *Crew) Request(ctx context.Context, serial protocol.DeviceSerial, ticket string) (*lockboxv1.Request, error) {
 	return c.As("erin").Requests.CreateRequest(ctx, &lockboxv1.CreateRequestRequest{
-		Action: string(approval.UnlockDatabox), Serial: string(serial), Ticket: ticket,
+		Action: "Unlock Databox", Serial: string(serial), Ticket: ticket,
 		ReasonCode: "copied-to-wrong-folder", Justification: "files are in the wrong folder",
 	})
 }
