@@ -20,7 +20,6 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"crypto/x509"
-	"encoding/base64"
 	"encoding/hex"
 	"encoding/pem"
 	"errors"
@@ -64,22 +63,6 @@ func CheckPin(pin string) error {
 		return fmt.Errorf("%q is not a pin: want sha256: and 64 hex digits, as in the token", pin)
 	}
 	return nil
-}
-
-// Fingerprint returns "SHA256:<base64, unpadded>" over a public key's
-// SubjectPublicKeyInfo. Statements name a node's key by it. It fails for a key
-// that has no such encoding.
-func Fingerprint(pub crypto.PublicKey) (string, error) {
-	spki, err := x509.MarshalPKIXPublicKey(pub)
-	if err != nil {
-		return "", fmt.Errorf("cannot take a key's fingerprint: %w", err)
-	}
-	return spkiFingerprint(spki), nil
-}
-
-func spkiFingerprint(spki []byte) string {
-	sum := sha256.Sum256(spki)
-	return "SHA256:" + base64.RawStdEncoding.EncodeToString(sum[:])
 }
 
 // Serial returns a certificate's serial number in hex, the form in which

@@ -256,7 +256,7 @@ func TestWhatARequestAsksForIsIgnored(t *testing.T) {
 	}
 }
 
-func TestPinAndFingerprint(t *testing.T) {
+func TestPin(t *testing.T) {
 	a := open(t)
 	pin := Pin(a.Roots().Servers)
 	if err := CheckPin(pin); err != nil {
@@ -266,14 +266,6 @@ func TestPinAndFingerprint(t *testing.T) {
 		if CheckPin(bad) == nil {
 			t.Errorf("%q is taken for a pin", bad)
 		}
-	}
-	key, _ := request(t)
-	fp, err := Fingerprint(key.Public())
-	if err != nil || !strings.HasPrefix(fp, "SHA256:") || len(fp) != 7+43 {
-		t.Errorf("got %q, %v", fp, err)
-	}
-	if _, err := Fingerprint("no key"); err == nil {
-		t.Error("no error for what is no key")
 	}
 }
 

@@ -15,6 +15,7 @@ import (
 	"unicode"
 
 	"github.com/databox-lockbox/lockbox/protocol"
+	"github.com/databox-lockbox/lockbox/protocol/approval"
 )
 
 // IssueServer answers csr with a certificate for the device and API ports, valid
@@ -129,8 +130,9 @@ func personURI(p protocol.Person) *url.URL {
 }
 
 // DeviceFromState names the device at the other end of a verified connection:
-// its node, the fingerprint of its key, and its certificate's serial. It fails
-// if the peer's certificate was not verified or is not a device's.
+// its node, the fingerprint of its key as request statements pin it (see
+// [approval.KeyFingerprint]), and its certificate's serial. It fails if the
+// peer's certificate was not verified or is not a device's.
 func DeviceFromState(state tls.ConnectionState) (node protocol.NodeID, fingerprint, serial string, err error) {
 	leaf, uri, err := verifiedURI(state)
 	if err != nil {
@@ -139,7 +141,11 @@ func DeviceFromState(state tls.ConnectionState) (node protocol.NodeID, fingerpri
 	if node, err = protocol.ParseNodeURI(uri); err != nil {
 		return protocol.NodeID{}, "", "", fmt.Errorf("the certificate is not a device's: %w", err)
 	}
-	return node, spkiFingerprint(leaf.RawSubjectPublicKeyInfo), Serial(leaf), nil
+	key, ok := leaf.PublicKey.(ed25519.PublicKey)
+	if !ok {
+		return protocol.NodeID{}, "", "", fmt.Errorf("the certificate of %s is over a %T: want Ed25519", node, leaf.PublicKey)
+	}
+	return node, string(approval.KeyFingerprint(key)), Serial(leaf), nil
 }
 
 // PersonFromState names the person at the other end of a verified connection

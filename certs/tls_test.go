@@ -2,6 +2,7 @@ package certs
 
 import (
 	"context"
+	"crypto/ed25519"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -11,6 +12,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/databox-lockbox/lockbox/protocol/approval"
 )
 
 // ends are everything that two ends of a connection may present.
@@ -212,7 +215,7 @@ func TestWhoIsAtTheOtherEnd(t *testing.T) {
 	e := newEnds(t)
 	r := shake(t, e.devicePort(), DeviceDialer(e.device, e.a.Roots().Servers, "lockbox.example"))
 	id, fingerprint, serial, err := DeviceFromState(r.state)
-	want, _ := Fingerprint(e.device.Leaf().PublicKey)
+	want := string(approval.KeyFingerprint(e.device.Leaf().PublicKey.(ed25519.PublicKey)))
 	if err != nil || id != node || fingerprint != want || serial != Serial(e.device.Leaf()) {
 		t.Errorf("got %v %v %v, %v", id, fingerprint, serial, err)
 	}
