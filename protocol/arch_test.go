@@ -30,7 +30,7 @@ var plan = strings.Fields(`
 	controlplane/internal/orders controlplane/internal/orders/orderstest controlplane/internal/lockbox
 	controlplane/internal/api
 	controlplane/internal/cli
-	simulator/profile simulator/image simulator/fleet simulator/actor simulator/world
+	simulator/profile simulator/image simulator/netfault simulator/fleet simulator/actor simulator/world
 	simulator/scenario simulator/cli simulator/cmd/databox-sim
 `)
 
