@@ -198,13 +198,15 @@ func TestCloseDeadline(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 1200*time.Millisecond)
 	defer cancel()
 	began := time.Now()
-	var wiped time.Duration
+	wiped := make(chan time.Duration, 1)
 	go func() {
-		<-m.opened.Done()
-		wiped = time.Since(began)
+		for !m.opened.volume.Wiped() {
+			time.Sleep(time.Millisecond)
+		}
+		wiped <- time.Since(began)
 	}()
 	m.opened.Close(ctx)
-	if took := time.Since(began); took > 1300*time.Millisecond || wiped > 800*time.Millisecond {
+	if took, wiped := time.Since(began), <-wiped; took > 1300*time.Millisecond || wiped > 800*time.Millisecond {
 		t.Errorf("wiped after %v, closed after %v", wiped, took)
 	}
 	disktest.NothingLeft(t, m.spec.RunDir, 0)

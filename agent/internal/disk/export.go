@@ -42,7 +42,7 @@ func newExport(spec Spec, dir string, volume view, sync func() error) (*export, 
 	opts.MaxWrite = maxRequest
 	opts.DisableSplice = true
 	opts.DisableXAttrs = true
-	opts.Logger = log.New(io.Discard, "", 0)
+	opts.MountOptions.Logger = log.New(io.Discard, "", 0)
 	server, err := fuse.NewServer(fs.NewNodeFS(root, opts), fmt.Sprintf("/dev/fd/%d", fd), &opts.MountOptions)
 	if err != nil {
 		unmount(dir)

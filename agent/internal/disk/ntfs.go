@@ -24,6 +24,8 @@ type fileSystem struct {
 	dir    string // its mount point
 	device string // its number, as in [mountPoint]
 	child  *Child
+
+	released chan struct{} // closed when we have nothing open in it any more
 }
 
 // exitCorrupt is how ntfs-3g ends where its writes were cut off in the middle.
@@ -110,7 +112,7 @@ func startNTFS(ctx context.Context, p *places, keeper *Keeper, options, device s
 		return nil, fmt.Errorf("%w: ntfs-3g said: %s", err, said.String())
 	}
 	defer unix.Close(tree)
-	f := &fileSystem{dir: p.files, child: child}
+	f := &fileSystem{dir: p.files, child: child, released: make(chan struct{})}
 	if err := f.show(tree, keeper); err != nil {
 		child.Kill()
 		f.cutOff()

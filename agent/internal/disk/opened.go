@@ -36,8 +36,9 @@ type Opened struct {
 	done     chan struct{}
 	markDone func()
 
-	closeOnce sync.Once
-	closeErr  error
+	closeOnce   sync.Once
+	closeErr    error
+	releaseOnce sync.Once
 
 	mu         sync.Mutex
 	closing    bool
@@ -202,17 +203,21 @@ func (o *Opened) mount(ctx context.Context) error {
 		return err
 	}
 	files, err := mountNTFS(ctx, loop.path, places, o.spec)
-	if err := o.add(err, func(p *parts) { p.files = files }); err != nil {
+	if err != nil {
 		return err
 	}
-	go func() {
-		if o.redo != nil {
-			files.syncRegularly(o.redo.full)
-		}
-		<-files.child.Done()
-		o.markDone()
-	}()
-	return nil
+	go o.attend(files)
+	return o.add(nil, func(p *parts) { p.files = files })
+}
+
+// attend syncs files from time to time, and says when their file system has ended.
+func (o *Opened) attend(files *fileSystem) {
+	defer close(files.released)
+	if o.redo != nil {
+		files.syncRegularly(o.redo.full)
+	}
+	<-files.child.Done()
+	o.markDone()
 }
 
 // view returns what is exported of the volume.
@@ -262,9 +267,7 @@ func (o *Opened) Close(ctx context.Context) error {
 func (o *Opened) closeBy(end time.Time) error {
 	alarm := time.AfterFunc(time.Until(end.Add(-wipeTime)), o.Wipe)
 	defer alarm.Stop()
-	syncErr := within(end.Add(-undoTime), "sync in time, so the latest writes are lost", func() error {
-		return o.quiesce()
-	})
+	syncErr := within(end.Add(-undoTime), "sync in time, so the latest writes are lost", o.quiesce)
 	o.Wipe()
 	return errors.Join(syncErr, within(end, "undo the mount in time", o.undo))
 }
@@ -327,7 +330,7 @@ func (o *Opened) undo() error {
 		errs = append(errs, unmount(p.export.dir)) // from here on, nothing below can block
 	}
 	if p.files != nil {
-		errs = append(errs, p.files.child.wait(undoTime), evict(p.files.device), o.spec.Keeper.forget(thing{Cache: p.files.device}))
+		errs = append(errs, p.files.child.wait(undoTime))
 	}
 	if p.loop != nil {
 		errs = append(errs, p.loop.detach(undoTime))
@@ -335,13 +338,22 @@ func (o *Opened) undo() error {
 	if p.export != nil {
 		errs = append(errs, p.export.wait(undoTime))
 	}
+	if p.files != nil {
+		waitFor(p.files.released, wipeTime, "")
+		errs = append(errs, evict(p.files.device), o.spec.Keeper.forget(thing{Cache: p.files.device}))
+	}
 	if p.places != nil {
 		errs = append(errs, p.places.remove(), o.spec.Keeper.forget(p.places.things()...))
 	}
+	o.releaseOnce.Do(o.release)
+	return errors.Join(errs...)
+}
+
+// release lets go of the image, and of what is cached of it.
+func (o *Opened) release() {
 	unix.Fadvise(int(o.image.Fd()), 0, 0, unix.FADV_DONTNEED)
 	if o.redo != nil {
 		o.redo.close()
 	}
 	closeImage(o.image)
-	return errors.Join(errs...)
 }
