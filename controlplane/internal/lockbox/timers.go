@@ -27,7 +27,7 @@ const (
 	relockLease = 30 * time.Second
 	// lookAgain is how long timers are left alone when none is due: another
 	// daemon may have set one.
-	lookAgain = 15 * time.Second
+	lookAgain = time.Minute
 	// afterError is the pause after a failure, so that it is not repeated in a
 	// tight loop.
 	afterError = time.Second

@@ -27,7 +27,7 @@ import (
 
 func TestMain(m *testing.M) {
 	// Every random story has a store and a device of its own.
-	if err := flag.Set("rapid.checks", "20"); err != nil {
+	if err := flag.Set("rapid.checks", "8"); err != nil {
 		panic(err)
 	}
 	goleak.VerifyTestMain(m)
