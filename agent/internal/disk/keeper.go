@@ -94,11 +94,20 @@ func StartKeeper(argv []string) (*Keeper, error) {
 	return k, nil
 }
 
-// Done is closed when the keeper's process has ended.
-func (k *Keeper) Done() <-chan struct{} { return k.done }
+// Done is closed when the keeper's process has ended. Then nobody undoes anything,
+// so the agent had better lock.
+func (k *Keeper) Done() <-chan struct{} {
+	if k == nil {
+		return nil
+	}
+	return k.done
+}
 
 // Close ends the keeper, which undoes what it was not told to forget.
 func (k *Keeper) Close() error {
+	if k == nil {
+		return nil
+	}
 	k.mu.Lock()
 	k.notes.Close()
 	k.mu.Unlock()
