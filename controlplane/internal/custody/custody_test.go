@@ -689,6 +689,23 @@ func TestLockSaysWhenAnUnreachableNodeLocks(t *testing.T) {
 	}
 }
 
+func TestLockLeavesAnotherSubjectsLease(t *testing.T) {
+	w := newWorld(t, 1)
+	lock := func(subject approval.Digest) bool {
+		in := custody.LockIn{Caller: owner, Nodes: []protocol.NodeID{w.nodes[0].id}, Reason: "unlock-failed", Subject: subject}
+		return w.custody.Lock(t.Context(), in)[0].Confirmed
+	}
+	ours := approval.DigestOf(w.statement)
+	w.nodes[0].foreign = approval.DigestOf([]byte("another"))
+	if !lock(ours) {
+		t.Error("a node that is open under another subject does not count as locked for ours: it would be asked forever")
+	}
+	w.nodes[0].foreign = ours
+	if lock(ours) {
+		t.Error("a node that stays open under our subject counts as locked")
+	}
+}
+
 func TestExportIsRecordedFirst(t *testing.T) {
 	w := newWorld(t, 1)
 	ask := func(caller auth.Caller, reason string) (*lockboxv1.ExportRecoveryPasswordResponse, error) {

@@ -71,7 +71,10 @@ func (s *Service) lockNode(ctx context.Context, id protocol.NodeID, in LockIn) *
 	}
 	state := protocol.LockState(status.GetState())
 	out := &lockboxv1.RelockResult{Node: id.String(), State: string(state), TookMs: took}
-	out.Confirmed = state == protocol.Locked || state == protocol.Faulted
+	// What is open under another subject is none of this lock's business: of
+	// in.Subject nothing is.
+	other := in.Subject != "" && status.GetRequestDigest() != "" && status.GetRequestDigest() != string(in.Subject)
+	out.Confirmed = state == protocol.Locked || state == protocol.Faulted || other
 	if !out.Confirmed {
 		out.LocksBy = s.Now().Add(s.DeadMan).Unix()
 	}

@@ -47,6 +47,7 @@ type fakeNode struct {
 	offline bool
 	stale   bool                    // proves opening under an earlier order
 	stuck   bool                    // answers a lock, but does not lock
+	foreign approval.Digest         // it is open under this other subject, which a lock for ours leaves alone
 	fault   func(step string) error // before the step is done; a nil func never fails
 	after   func(step string) error // after the step is done: the answer is lost
 }
@@ -316,5 +317,8 @@ func (n *fakeNode) Lock(_ context.Context, in *devicev1.LockRequest) (*devicev1.
 		n.state = protocol.Locking
 	}
 	n.locks = append(n.locks, in)
+	if n.foreign != "" && in.SubjectDigest != "" {
+		return &devicev1.LockResponse{Status: &devicev1.NodeStatus{State: string(protocol.Unlocked), RequestDigest: string(n.foreign)}}, nil
+	}
 	return &devicev1.LockResponse{Status: &devicev1.NodeStatus{State: string(n.state)}, TookMs: 1}, nil
 }
