@@ -239,7 +239,14 @@ func (c *ControlPlane) serverSource() (*certs.Source, error) {
 	if err != nil {
 		return nil, err
 	}
-	return certs.NewSource(key, chain, issue, nil)
+	source, err := certs.NewSource(key, chain, issue, nil)
+	if err != nil {
+		return nil, err
+	}
+	source.Failed = func(err error, retry time.Duration) {
+		c.opts.Log.Error().Err(err).Dur("retry", retry).Msg("cannot renew the server's certificate")
+	}
+	return source, nil
 }
 
 // advertised is the address that devices are told to dial: the first name of

@@ -96,6 +96,10 @@ func open(server string, config *tls.Config) *Client {
 	}
 }
 
+// SetTimeout bounds every call from now on, until its answer is read. Without it
+// only the context of a call does. It must not be called during a call.
+func (c *Client) SetTimeout(d time.Duration) { c.http.Timeout = d }
+
 // Close drops idle connections.
 func (c *Client) Close() { c.http.CloseIdleConnections() }
 

@@ -1,6 +1,7 @@
 package client
 
 import (
+	"bytes"
 	"context"
 	"crypto/ed25519"
 	"crypto/x509"
@@ -51,7 +52,7 @@ var ErrNotLoggedIn = errors.New("not logged in: run 'lockbox login --server HOST
 func LoadIdentity(dir string) (*Identity, error) {
 	files := map[string][]byte{serverFile: nil, keyFile: nil, chainFile: nil, rootFile: nil}
 	for name := range files {
-		data, err := os.ReadFile(filepath.Join(dir, name))
+		data, err := readPrivate(filepath.Join(dir, name))
 		if errors.Is(err, fs.ErrNotExist) {
 			return nil, ErrNotLoggedIn
 		}
@@ -76,8 +77,21 @@ func LoadIdentity(dir string) (*Identity, error) {
 	return &Identity{Server: strings.TrimSpace(string(files[serverFile])), Key: key, Chain: chain, ServerRoot: root[0]}, nil
 }
 
-// Save writes the identity to dir, mode 0700, its key 0600. The server's name
-// is written last: without it there is no identity.
+// readPrivate reads a file that its owner alone may use.
+func readPrivate(path string) ([]byte, error) {
+	info, err := os.Stat(path)
+	if err != nil {
+		return nil, err
+	}
+	if info.Mode().Perm()&0o077 != 0 {
+		return nil, fmt.Errorf("others can use %s (mode %04o): run 'chmod 600 %s', and log in again if others were on this machine", path, info.Mode().Perm(), path)
+	}
+	return os.ReadFile(path)
+}
+
+// Save writes the identity to dir, mode 0700, its files 0600. The server's name
+// is written last: without it there is no identity, so that one over another key
+// replaces the old one whole or takes it away.
 func (id *Identity) Save(dir string) error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
@@ -87,6 +101,13 @@ func (id *Identity) Save(dir string) error {
 		return err
 	}
 	defer clear(key)
+	old, err := os.ReadFile(filepath.Join(dir, keyFile))
+	defer clear(old)
+	if err != nil || !bytes.Equal(old, key) {
+		if err := os.Remove(filepath.Join(dir, serverFile)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("cannot replace the identity: %w", err)
+		}
+	}
 	for _, f := range []struct {
 		name string
 		data []byte
@@ -96,7 +117,7 @@ func (id *Identity) Save(dir string) error {
 		{rootFile, certs.EncodeChain([][]byte{id.ServerRoot})},
 		{serverFile, []byte(id.Server + "\n")},
 	} {
-		if err := renameio.WriteFile(filepath.Join(dir, f.name), f.data, 0o600); err != nil {
+		if err := renameio.WriteFile(filepath.Join(dir, f.name), f.data, 0o600, renameio.WithStaticPermissions(0o600)); err != nil {
 			return fmt.Errorf("cannot store the identity: %w", err)
 		}
 	}
@@ -150,6 +171,9 @@ func Login(ctx context.Context, server, token string) (*Identity, *lockboxv1.Per
 	if err != nil || certs.Pin(root) != pin {
 		return nil, nil, fmt.Errorf("cannot log in at %s: the answer names another server root than the token", server)
 	}
+	if _, err := certs.NewSource(key, resp.Chain, nil, nil); err != nil {
+		return nil, nil, fmt.Errorf("cannot log in at %s: the answer's certificate does not fit: %w", server, err)
+	}
 	return &Identity{Server: server, Key: key, Chain: resp.Chain, ServerRoot: resp.ServerRoots[0]}, resp.Person, nil
 }
 
@@ -172,6 +196,9 @@ func (c *Client) Renew(ctx context.Context, id *Identity) (*Identity, error) {
 	resp, err := c.Accounts.RenewCertificate(ctx, &lockboxv1.RenewCertificateRequest{Csr: csr})
 	if err != nil {
 		return nil, fmt.Errorf("cannot renew the certificate: %w", err)
+	}
+	if _, err := certs.NewSource(id.Key, resp.Chain, nil, nil); err != nil {
+		return nil, fmt.Errorf("cannot renew the certificate: the answer does not fit: %w", err)
 	}
 	fresh := *id
 	fresh.Chain = resp.Chain

@@ -96,7 +96,7 @@ func publicRoutes(s Services) []route {
 		unary(sessions+"EnableSession", engineers, s.Lockbox.EnableSession),
 		unary(sessions+"GetSession", anyone, s.Lockbox.GetSession),
 		unary(sessions+"ListSessions", anyone, s.Lockbox.ListSessions),
-		unary(sessions+"DisableSession", endAccess, s.Lockbox.DisableSession),
+		unary(sessions+"DisableSession", []auth.Role{auth.Admin, auth.Staff, auth.Engineer, auth.Owner, auth.Approver}, s.Lockbox.DisableSession),
 		unary(sessions+"IssueCertificate", engineers, s.Lockbox.IssueCertificate),
 
 		unary(requests+"CreateRequest", engineers, s.Lockbox.CreateRequest),
@@ -106,7 +106,7 @@ func publicRoutes(s Services) []route {
 		// Engineers are let through to be told, by name, that nobody decides
 		// about their own request.
 		unary(requests+"Decide", append([]auth.Role{auth.Engineer}, deciders...), s.Lockbox.Decide),
-		unary(requests+"CancelRequest", engineers, s.Lockbox.CancelRequest),
+		unary(requests+"CancelRequest", []auth.Role{auth.Admin, auth.Engineer}, s.Lockbox.CancelRequest),
 		progress(requests+"ExecuteRequest", engineers, s.Lockbox.ExecuteRequest),
 		unary(requests+"RevokeRequest", endAccess, s.Lockbox.RevokeRequest),
 

@@ -8,7 +8,6 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/term"
 
 	"github.com/databox-lockbox/lockbox/controlplane/client"
 	lockboxv1 "github.com/databox-lockbox/lockbox/protocol/lockbox/v1"
@@ -51,35 +50,19 @@ line, where other users could read it.`,
 	return c
 }
 
-// readSecret reads a secret from a file, from standard input, or from the
-// terminal without echo.
-func readSecret(cmd *cobra.Command, file, prompt string) (string, error) {
-	var data []byte
-	var err error
-	stdin, _ := cmd.InOrStdin().(*os.File)
-	switch {
-	case file != "" && file != "-":
-		data, err = os.ReadFile(file)
-	case file == "" && stdin != nil && term.IsTerminal(int(stdin.Fd())):
-		fmt.Fprint(cmd.ErrOrStderr(), prompt)
-		data, err = term.ReadPassword(int(stdin.Fd()))
-		fmt.Fprintln(cmd.ErrOrStderr())
-	default:
-		data, err = io.ReadAll(io.LimitReader(cmd.InOrStdin(), 4<<10))
-	}
-	if err != nil {
-		return "", fmt.Errorf("cannot read the secret: %w", err)
-	}
-	defer clear(data)
-	return strings.TrimSpace(string(data)), nil
-}
-
 func (a *app) logoutCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "logout",
 		Short: "Delete the key and certificate of this machine",
-		Args:  args(),
-		RunE:  func(*cobra.Command, []string) error { return client.RemoveIdentity(a.home) },
+		Long: `Delete your key and certificate from this machine. What else lies in your home
+stays: the trust policies you know, and how far you saw the activity log.`,
+		Args: args(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := client.RemoveIdentity(a.home); err != nil {
+				return err
+			}
+			return a.printValue(cmd, struct{}{}, func(w io.Writer) { fmt.Fprintln(w, "Logged out.") })
+		},
 	}
 }
 
@@ -87,6 +70,7 @@ func (a *app) whoamiCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "whoami",
 		Short: "Show who you are and what you may do",
+		Long:  "Show who you are to the control plane, your role, and the calls it allows.",
 		Args:  args(),
 		RunE: a.connected(func(ctx context.Context, c *client.Client, cmd *cobra.Command, _ []string) error {
 			resp, err := c.Accounts.WhoAmI(ctx, &lockboxv1.WhoAmIRequest{})
@@ -98,7 +82,7 @@ func (a *app) whoamiCommand() *cobra.Command {
 				fields(w, "Certificate until", until(resp.CertificateExpires))
 				fmt.Fprintln(w, "\nYou may call:")
 				for _, p := range resp.May {
-					fmt.Fprintln(w, "  "+strings.TrimPrefix(p, "/lockbox.v1."))
+					fmt.Fprintln(w, "  "+printable(strings.TrimPrefix(p, "/lockbox.v1.")))
 				}
 			})
 		}),
@@ -135,11 +119,15 @@ their own SSH keys: give the public halves.`,
 				}
 				req.SshKeys = append(req.SshKeys, line)
 			}
-			resp, err := c.Accounts.CreatePerson(ctx, req)
+			file, err := newSecretFile(tokenOut)
 			if err != nil {
 				return err
 			}
-			if err := a.handOver(cmd, tokenOut, &resp.LoginToken); err != nil {
+			resp, err := c.Accounts.CreatePerson(ctx, req)
+			if err != nil {
+				return file.drop(err)
+			}
+			if err := file.take(&resp.LoginToken); err != nil {
 				return err
 			}
 			return a.print(cmd, resp, func(w io.Writer) {
@@ -150,28 +138,11 @@ their own SSH keys: give the public halves.`,
 	}
 	f := c.Flags()
 	f.StringVar(&req.Role, "role", "", "admin, staff, engineer, internal-approver, auditor, owner or approver")
+	choices(c, "role", "admin", "staff", "engineer", "internal-approver", "auditor", "owner", "approver")
 	f.StringVar(&req.Tenant, "tenant", "", "tenant of an owner or approver")
 	f.StringArrayVar(&keyFiles, "ssh-key", nil, "file with an SSH public key; may be given several times")
 	f.StringVar(&tokenOut, "token-out", "", "write the token to this new file, mode 0600, instead of showing it")
 	return c
-}
-
-// handOver moves a secret to a new file if one is named, so that it is not
-// shown.
-func (a *app) handOver(_ *cobra.Command, file string, secret *string) error {
-	if file == "" {
-		return nil
-	}
-	f, err := os.OpenFile(file, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
-	if err != nil {
-		return fmt.Errorf("cannot store the token: %w", err)
-	}
-	_, err = f.WriteString(*secret + "\n")
-	*secret = ""
-	if cerr := f.Close(); err == nil {
-		err = cerr
-	}
-	return err
 }
 
 func (a *app) personList() *cobra.Command {
@@ -179,6 +150,7 @@ func (a *app) personList() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "list",
 		Short: "List people",
+		Long:  "List people with their roles and keys. Customers see those of their own tenant.",
 		Args:  args(),
 		RunE: a.connected(func(ctx context.Context, c *client.Client, cmd *cobra.Command, _ []string) error {
 			resp, err := c.Accounts.ListPeople(ctx, req)
@@ -203,10 +175,15 @@ func (a *app) personRemove() *cobra.Command {
 	return &cobra.Command{
 		Use:   "remove NAME",
 		Short: "End a person's certificates, keys and roles",
-		Args:  args("NAME"),
-		RunE: a.connected(func(ctx context.Context, c *client.Client, _ *cobra.Command, args []string) error {
-			_, err := c.Accounts.RemovePerson(ctx, &lockboxv1.RemovePersonRequest{Name: args[0]})
-			return err
+		Long: `End a person's certificates, keys, tokens and role at once. Their name is never
+given to anybody else. Nobody can remove themselves.`,
+		Args: args("NAME"),
+		RunE: a.connected(func(ctx context.Context, c *client.Client, cmd *cobra.Command, args []string) error {
+			resp, err := c.Accounts.RemovePerson(ctx, &lockboxv1.RemovePersonRequest{Name: args[0]})
+			if err != nil {
+				return err
+			}
+			return a.print(cmd, resp, func(w io.Writer) { fields(w, "Removed", args[0]) })
 		}),
 	}
 }
@@ -216,13 +193,18 @@ func (a *app) personToken() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "token NAME",
 		Short: "Make a new one-time login token for somebody",
+		Long:  "Make a new one-time login token (24 hours) for somebody. It ends the ones made before.",
 		Args:  args("NAME"),
 		RunE: a.connected(func(ctx context.Context, c *client.Client, cmd *cobra.Command, args []string) error {
-			resp, err := c.Accounts.CreateLoginToken(ctx, &lockboxv1.CreateLoginTokenRequest{Name: args[0]})
+			file, err := newSecretFile(tokenOut)
 			if err != nil {
 				return err
 			}
-			if err := a.handOver(cmd, tokenOut, &resp.LoginToken); err != nil {
+			resp, err := c.Accounts.CreateLoginToken(ctx, &lockboxv1.CreateLoginTokenRequest{Name: args[0]})
+			if err != nil {
+				return file.drop(err)
+			}
+			if err := file.take(&resp.LoginToken); err != nil {
 				return err
 			}
 			return a.print(cmd, resp, func(w io.Writer) {

@@ -26,7 +26,9 @@ func (a *app) auditList() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "list [--operation NAME]",
 		Short: "List records",
-		Args:  args(),
+		Long: `List records of the activity log, of both sides, oldest first. Customers see
+those of their own tenant.`,
+		Args: args(),
 		RunE: a.connected(func(ctx context.Context, c *client.Client, cmd *cobra.Command, _ []string) error {
 			resp, err := c.Audit.ListRecords(ctx, req)
 			if err != nil {
@@ -68,7 +70,9 @@ func (a *app) auditExport() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "export --out FILE",
 		Short: "Write the whole log in the form that is verified offline",
-		Args:  args(),
+		Long: `Write the whole log to a file, in the form that 'lockbox audit verify' reads
+without any control plane. The export is itself on record.`,
+		Args: args(),
 		RunE: a.connected(func(ctx context.Context, c *client.Client, cmd *cobra.Command, _ []string) (err error) {
 			if out == "" {
 				return usagef("--out is missing: name the file to write")
@@ -132,13 +136,34 @@ used if you have one.`,
 			if err != nil {
 				return fmt.Errorf("%s does not verify: %w", args[0], err)
 			}
-			showReport(cmd.OutOrStdout(), report)
-			return nil
+			return a.printValue(cmd, reportOf(report), func(w io.Writer) { showReport(w, report) })
 		},
 	}
 	c.Flags().StringVar(&key, "log-key", "", "the log's public key")
 	c.Flags().StringVar(&older, "older", "", "file with an older checkpoint that somebody kept")
 	return c
+}
+
+// verified is a report as programs read it.
+type verified struct {
+	Records    int64            `json:"records"`
+	Replayed   int64            `json:"replayed"`
+	Root       string           `json:"root"`
+	First      time.Time        `json:"first"`
+	Last       time.Time        `json:"last"`
+	Older      int64            `json:"older_records"`
+	Operations map[string]int64 `json:"operations"`
+}
+
+func reportOf(r auditlog.Report) verified {
+	out := verified{
+		Records: r.Checkpoint.Size, Replayed: int64(r.Replayed), Root: r.Checkpoint.Hash.String(),
+		First: r.First, Last: r.Last, Older: r.Older.Size, Operations: map[string]int64{},
+	}
+	for op, n := range r.Operations {
+		out.Operations[string(op)] = int64(n)
+	}
+	return out
 }
 
 func showReport(w io.Writer, r auditlog.Report) {
@@ -161,7 +186,9 @@ func (a *app) auditCheckpoint() *cobra.Command {
 	return &cobra.Command{
 		Use:   "checkpoint",
 		Short: "Print the head of the log, signed, and the log's key",
-		Args:  args(),
+		Long: `Print the signed head of the log and the log's key. Kept somewhere safe, it proves
+later that nothing before it was changed: 'lockbox audit verify --older'.`,
+		Args: args(),
 		RunE: a.connected(func(ctx context.Context, c *client.Client, cmd *cobra.Command, _ []string) error {
 			resp, err := c.Audit.GetCheckpoint(ctx, &lockboxv1.GetCheckpointRequest{})
 			if err != nil {

@@ -14,6 +14,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"time"
 
@@ -49,11 +50,10 @@ func Run(ctx context.Context, args []string, in io.Reader, out, errOut io.Writer
 	if err == nil {
 		return ExitOK
 	}
-	var exit exitStatus
-	if errors.As(err, &exit) {
+	if exit, ok := errors.AsType[exitStatus](err); ok {
 		return int(exit)
 	}
-	fmt.Fprintln(errOut, "lockbox: "+err.Error())
+	_ = show(errOut, []byte("lockbox: "+err.Error()+"\n"))
 	if advice := advise(err); advice != "" {
 		fmt.Fprintln(errOut, advice)
 	}
@@ -72,15 +72,14 @@ type usageError struct{ error }
 func usagef(format string, args ...any) error { return usageError{fmt.Errorf(format, args...)} }
 
 func exitCode(err error) int {
-	var usage usageError
-	var refused *protocol.Error
-	switch {
-	case errors.As(err, &usage):
+	if _, ok := errors.AsType[usageError](err); ok {
 		return ExitUsage
-	case errors.As(err, &refused):
-		return ExitRefused
 	}
-	return ExitFailed
+	switch protocol.CodeOf(err) {
+	case protocol.CodeInternal, protocol.CodeUnavailable, protocol.CodeTimeout: // nobody refused anything
+		return ExitFailed
+	}
+	return ExitRefused
 }
 
 // advise says what to do about a refusal, where it is always the same.
@@ -92,6 +91,8 @@ func advise(err error) string {
 		return "Run 'lockbox whoami' to see who you are and what you may do."
 	case protocol.CodeUnavailable:
 		return "Is the control plane running, and is this its address? 'lockbox whoami' tries it."
+	case protocol.CodeTimeout:
+		return "It may have been done all the same: look before you repeat it."
 	case protocol.CodeOffline:
 		return "'lockbox device show SERIAL' says when the device was last seen."
 	case protocol.CodeNotApproved:
@@ -120,7 +121,10 @@ Approvers      lockbox request list --pending, lockbox request show|approve|deny
 Staff          lockbox device list, lockbox order advance, lockbox device join-token
 Admins         lockbox person create, lockbox tenant create, lockbox audit export|verify
 
-Start with 'lockbox login --server HOST:PORT'.`,
+Start with 'lockbox login --server HOST:PORT'.
+
+Exit codes: 0 done, 1 failed, 2 typed wrong, 3 refused by the control plane or
+the device (the code stands in brackets); 'lockbox ssh' ends as ssh does.`,
 		SilenceErrors: true,
 		SilenceUsage:  true,
 		Args:          noWords,
@@ -128,6 +132,9 @@ Start with 'lockbox login --server HOST:PORT'.`,
 		PersistentPreRunE: func(*cobra.Command, []string) error {
 			if a.output != "text" && a.output != "json" {
 				return usagef("--output is %q: want text or json", a.output)
+			}
+			if a.timeout <= 0 {
+				return usagef("--timeout is %s: want more than nothing, as in 30s", a.timeout)
 			}
 			return nil
 		},
@@ -137,8 +144,9 @@ Start with 'lockbox login --server HOST:PORT'.`,
 	})
 	f := root.PersistentFlags()
 	f.StringVar(&a.home, "home", defaultHome(), "folder of your key and certificate (LOCKBOX_HOME)")
-	f.StringVar(&a.output, "output", "text", "how to print: text or json")
-	f.DurationVar(&a.timeout, "timeout", 2*time.Minute, "give up after this long")
+	f.StringVar(&a.output, "output", "text", "how to print: text or json; progress is a JSON document a line")
+	f.DurationVar(&a.timeout, "timeout", 2*time.Minute, "give up a call after this long")
+	choices(root, "output", "text", "json")
 	root.AddCommand(
 		a.loginCommand(), a.logoutCommand(), a.whoamiCommand(),
 		a.personCommand(), a.tenantCommand(), a.subscriptionCommand(),
@@ -161,12 +169,21 @@ func defaultHome() string {
 	return filepath.Join(dir, "lockbox")
 }
 
+// choices names the values of a flag for shell completion.
+func choices(c *cobra.Command, flag string, values ...string) {
+	err := c.RegisterFlagCompletionFunc(flag, cobra.FixedCompletions(values, cobra.ShellCompDirectiveNoFileComp))
+	if err != nil {
+		panic("cli: internal error: " + err.Error())
+	}
+}
+
 // group returns a command that only holds others: called alone or with an
 // unknown word, it says which there are.
 func group(use, short string, subs ...*cobra.Command) *cobra.Command {
 	c := &cobra.Command{
 		Use:   use,
 		Short: short,
+		Long:  short + ".",
 		Args:  noWords,
 		RunE:  func(c *cobra.Command, _ []string) error { return c.Help() },
 	}
@@ -181,11 +198,41 @@ func noWords(c *cobra.Command, args []string) error {
 	return nil
 }
 
+func countOf(names []string) string {
+	switch len(names) {
+	case 0:
+		return "no argument"
+	case 1:
+		return "one argument, " + names[0]
+	}
+	return fmt.Sprintf("%d arguments, %s", len(names), strings.Join(names, " and "))
+}
+
 // args demands exactly these arguments, by name.
 func args(names ...string) cobra.PositionalArgs {
 	return func(c *cobra.Command, got []string) error {
 		if len(got) != len(names) {
-			return usagef("want %d argument(s) %v, got %d: usage: %s", len(names), names, len(got), c.UseLine())
+			return usagef("want %s, got %d: usage: %s", countOf(names), len(got), c.UseLine())
+		}
+		return nil
+	}
+}
+
+// optional demands at most one argument.
+func optional(name string) cobra.PositionalArgs {
+	return func(c *cobra.Command, got []string) error {
+		if len(got) > 1 {
+			return usagef("want at most one %s, got %d: usage: %s", name, len(got), c.UseLine())
+		}
+		return nil
+	}
+}
+
+// first demands at least one argument.
+func first(name string) cobra.PositionalArgs {
+	return func(c *cobra.Command, got []string) error {
+		if len(got) == 0 {
+			return usagef("%s is missing: usage: %s", name, c.UseLine())
 		}
 		return nil
 	}
@@ -195,12 +242,11 @@ func args(names ...string) cobra.PositionalArgs {
 type action func(ctx context.Context, c *client.Client, cmd *cobra.Command, args []string) error
 
 // connected wraps an action: it loads the identity, renews it when it is about
-// to end, connects, and bounds the whole by --timeout.
+// to end, and connects. Every call is bounded by --timeout; people who read and
+// type meanwhile are not.
 func (a *app) connected(do action) func(*cobra.Command, []string) error {
 	return func(cmd *cobra.Command, args []string) error {
-		ctx, cancel := context.WithTimeout(cmd.Context(), a.timeout)
-		defer cancel()
-		id, err := client.LoadIdentity(a.home)
+		id, err := a.identity()
 		if err != nil {
 			return err
 		}
@@ -209,16 +255,34 @@ func (a *app) connected(do action) func(*cobra.Command, []string) error {
 			return err
 		}
 		defer c.Close()
-		a.renewInTime(ctx, c, id)
-		return do(ctx, c, cmd, args)
+		c.SetTimeout(a.timeout)
+		a.renewInTime(cmd.Context(), c, id)
+		return do(cmd.Context(), c, cmd, args)
 	}
+}
+
+// identity loads who calls. An expired certificate is better said here than by
+// a failed handshake.
+func (a *app) identity() (*client.Identity, error) {
+	id, err := client.LoadIdentity(a.home)
+	if err != nil {
+		return nil, err
+	}
+	end, err := id.Expires()
+	if err != nil {
+		return nil, err
+	}
+	if time.Now().After(end) {
+		return nil, protocol.Errorf(protocol.CodeUnauthenticated, "your certificate expired at %s", end.Local().Format(time.DateTime))
+	}
+	return id, nil
 }
 
 // renewInTime replaces a certificate that ends within the hour. A failure is
 // no reason not to try the command: the certificate still holds.
 func (a *app) renewInTime(ctx context.Context, c *client.Client, id *client.Identity) {
 	end, err := id.Expires()
-	if err != nil || time.Until(end) > time.Hour || time.Until(end) < 0 {
+	if err != nil || time.Until(end) > time.Hour {
 		return
 	}
 	if fresh, err := c.Renew(ctx, id); err == nil {

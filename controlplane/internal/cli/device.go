@@ -22,6 +22,7 @@ func (a *app) deviceList() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "list",
 		Short: "List devices",
+		Long:  "List the nodes of devices: whether their tunnel is up, and the state of their lock.",
 		Args:  args(),
 		RunE: a.connected(func(ctx context.Context, c *client.Client, cmd *cobra.Command, _ []string) error {
 			resp, err := c.Devices.ListDevices(ctx, req)
@@ -59,7 +60,9 @@ func (a *app) deviceShow() *cobra.Command {
 	return &cobra.Command{
 		Use:   "show SERIAL",
 		Short: "Show a device: tunnel, lock, lease, disks, shares",
-		Args:  args("SERIAL"),
+		Long: `Show a device as it last reported: tunnel, lock, lease, disks and shares of each
+node. A node that is offline locks by itself within its dead-man time.`,
+		Args: args("SERIAL"),
 		RunE: a.connected(func(ctx context.Context, c *client.Client, cmd *cobra.Command, args []string) error {
 			d, err := c.Devices.GetDevice(ctx, &lockboxv1.GetDeviceRequest{Serial: args[0]})
 			return a.showDevice(cmd, d, err)
@@ -79,10 +82,10 @@ func (a *app) showDevice(cmd *cobra.Command, d *lockboxv1.Device, err error) err
 				"  Certificate until", when(n.CertificateExpires), "  Lock", strings.TrimSpace(n.State+" "+n.Purpose),
 				"  Lease ends", until(n.LeaseEnd), "  Last relock", n.LastRelockReason, "  Copy job", n.JobState, "  Fault", n.Fault)
 			for _, disk := range n.Disks {
-				fmt.Fprintf(w, "  disk   %-10s %-8s %s %s\n", disk.Disk, disk.State, disk.Method, disk.VolumeGuid)
+				fmt.Fprintf(w, "  disk   %-10s %-8s %s %s\n", printable(disk.Disk), printable(disk.State), printable(disk.Method), printable(disk.VolumeGuid))
 			}
 			for _, s := range n.Shares {
-				fmt.Fprintf(w, "  share  %-28s %-7s %s %s\n", s.Name, s.State, s.Protocol, s.Address)
+				fmt.Fprintf(w, "  share  %-28s %-7s %s %s\n", printable(s.Name), printable(s.State), printable(s.Protocol), printable(s.Address))
 			}
 		}
 	})
@@ -94,14 +97,20 @@ func (a *app) deviceJoinToken() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "join-token ORDER SERIAL",
 		Short: "Make a one-time token with which a node enrols (15 minutes)",
-		Args:  args("ORDER", "SERIAL"),
+		Long: `Make a one-time token with which one node of one device enrols, within 15
+minutes. Take it to the device in a file, for 'databox-agent enroll'.`,
+		Args: args("ORDER", "SERIAL"),
 		RunE: a.connected(func(ctx context.Context, c *client.Client, cmd *cobra.Command, args []string) error {
 			req.Order, req.Serial = args[0], args[1]
-			resp, err := c.Orders.CreateJoinToken(ctx, req)
+			file, err := newSecretFile(tokenOut)
 			if err != nil {
 				return err
 			}
-			if err := a.handOver(cmd, tokenOut, &resp.Token); err != nil {
+			resp, err := c.Orders.CreateJoinToken(ctx, req)
+			if err != nil {
+				return file.drop(err)
+			}
+			if err := file.take(&resp.Token); err != nil {
 				return err
 			}
 			return a.print(cmd, resp, func(w io.Writer) {
@@ -121,7 +130,10 @@ func (a *app) deviceRevoke() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "revoke SERIAL --node N --reason TEXT",
 		Short: "End a node's certificates and close its tunnel",
-		Args:  args("SERIAL"),
+		Long: `End a node's certificates and close its tunnel. It cannot come back but by
+enrolling again, which takes an admin; unlocked, it locks within its dead-man
+time.`,
+		Args: args("SERIAL"),
 		RunE: a.connected(func(ctx context.Context, c *client.Client, cmd *cobra.Command, args []string) error {
 			req.Serial = args[0]
 			d, err := c.Devices.RevokeDevice(ctx, req)

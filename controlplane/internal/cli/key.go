@@ -21,6 +21,7 @@ func (a *app) keyList() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "list ORDER",
 		Short: "List an order's keys, without revealing them",
+		Long:  "List the disks of which custody holds keys for an order, and what wraps them. No key is shown.",
 		Args:  args("ORDER"),
 		RunE: a.connected(func(ctx context.Context, c *client.Client, cmd *cobra.Command, args []string) error {
 			req.Order = args[0]
@@ -46,21 +47,32 @@ func (a *app) keyExport() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "export SERIAL DISK --reason TEXT --out FILE",
 		Short: "Take a recovery password out of custody; recorded before it is revealed",
-		Args:  args("SERIAL", "DISK"),
+		Long: `Take the recovery password of a disk out of custody, into a new file of mode 0600.
+Whoever holds it and the disk reads everything on it, without the customer's
+consent. That, who and why is recorded before it is revealed.`,
+		Args: args("SERIAL", "DISK"),
 		RunE: a.connected(func(ctx context.Context, c *client.Client, cmd *cobra.Command, args []string) error {
 			if out == "" {
 				return usagef("--out is missing: a recovery password goes to a file, mode 0600, never to the screen")
 			}
+			if req.Reason == "" {
+				return usagef("--reason is missing: say why, for the record")
+			}
 			req.Serial, req.Disk = args[0], args[1]
-			resp, err := c.Keys.ExportRecoveryPassword(ctx, req)
+			file, err := newSecretFile(out)
 			if err != nil {
 				return err
 			}
-			if err := a.handOver(cmd, out, &resp.RecoveryPassword); err != nil {
+			resp, err := c.Keys.ExportRecoveryPassword(ctx, req)
+			if err != nil {
+				return file.drop(err)
+			}
+			if err := file.take(&resp.RecoveryPassword); err != nil {
 				return err
 			}
-			fmt.Fprintf(cmd.OutOrStdout(), "The recovery password of %s %s is in %s. Its export is on record.\n", req.Serial, req.Disk, out)
-			return nil
+			return a.printValue(cmd, map[string]string{"serial": req.Serial, "disk": req.Disk, "file": out}, func(w io.Writer) {
+				fmt.Fprintf(w, "The recovery password of %s %s is in %s. Its export is on record.\n", req.Serial, req.Disk, out)
+			})
 		}),
 	}
 	f := c.Flags()

@@ -13,13 +13,15 @@ import (
 	"golang.org/x/mod/sumdb/note"
 
 	"github.com/databox-lockbox/lockbox/controlplane/client"
+	"github.com/databox-lockbox/lockbox/protocol"
 	"github.com/databox-lockbox/lockbox/protocol/approval"
 	"github.com/databox-lockbox/lockbox/protocol/auditlog"
 	lockboxv1 "github.com/databox-lockbox/lockbox/protocol/lockbox/v1"
 )
 
 // What this person saw before, kept in their home: the newest checkpoint of
-// the activity log, and the trust policies they signed or accepted. A control
+// the activity log, and for each order the trust policy they last signed,
+// accepted or decided under. A control
 // plane that shows another past, or another policy, is found by it.
 const (
 	checkpointFile = "last-checkpoint"
@@ -36,36 +38,50 @@ func (a *app) rememberedCheckpoint() ([]byte, error) {
 
 // checkLog demands that the activity log has only grown since this person last
 // looked, and remembers its head. logKey is the log's key as the trust policy
-// names it.
-func (a *app) checkLog(ctx context.Context, c *client.Client, logKey string) (auditlog.Checkpoint, error) {
+// names it. It returns a sentence for them.
+func (a *app) checkLog(ctx context.Context, c *client.Client, logKey string) (string, error) {
 	v, err := note.NewVerifier(logKey)
 	if err != nil {
-		return auditlog.Checkpoint{}, fmt.Errorf("cannot use the log's key: %w", err)
+		return "", fmt.Errorf("cannot use the log's key: %w", err)
 	}
-	old, err := a.rememberedCheckpoint()
+	older, err := a.olderCheckpoint(v)
 	if err != nil {
-		return auditlog.Checkpoint{}, err
-	}
-	var older auditlog.Checkpoint
-	if old != nil {
-		if older, err = auditlog.OpenCheckpoint(old, v); err != nil {
-			return auditlog.Checkpoint{}, fmt.Errorf("the checkpoint you kept in %s is not of this log: %w", filepath.Join(a.home, checkpointFile), err)
-		}
+		return "", err
 	}
 	resp, err := c.Audit.GetCheckpoint(ctx, &lockboxv1.GetCheckpointRequest{ConsistentWith: older.Size})
+	if protocol.CodeOf(err) == protocol.CodeCheckpoint {
+		return "", fmt.Errorf("%w; do not sign anything, tell your security team", err)
+	}
 	if err != nil {
-		return auditlog.Checkpoint{}, err
+		return "", err
 	}
 	newer, err := auditlog.OpenCheckpoint(resp.Checkpoint, v)
 	if err != nil {
-		return auditlog.Checkpoint{}, fmt.Errorf("the control plane's checkpoint is not signed by the log's key: %w", err)
+		return "", fmt.Errorf("the control plane's checkpoint is not signed by the log's key: do not sign anything, tell your security team: %w", err)
 	}
+	sentence := fmt.Sprintf("%d records; you look at it for the first time", newer.Size)
 	if older.Size > 0 {
 		if err := auditlog.CheckConsistency(resp.Consistency, older, newer); err != nil {
-			return auditlog.Checkpoint{}, fmt.Errorf("the activity log is not the one you saw before (size %d): do not approve anything, tell your security team: %w", older.Size, err)
+			return "", fmt.Errorf("the activity log is not the one you saw before, of %d records: do not sign anything, tell your security team: %w", older.Size, err)
 		}
+		sentence = fmt.Sprintf("%d records, grown from the %d you saw before", newer.Size, older.Size)
 	}
-	return newer, renameio.WriteFile(filepath.Join(a.home, checkpointFile), resp.Checkpoint, 0o600)
+	return sentence, renameio.WriteFile(filepath.Join(a.home, checkpointFile), resp.Checkpoint, 0o600)
+}
+
+// olderCheckpoint opens the checkpoint that this person kept. Its size is 0 if
+// there is none.
+func (a *app) olderCheckpoint(v note.Verifier) (auditlog.Checkpoint, error) {
+	kept, err := a.rememberedCheckpoint()
+	if err != nil || kept == nil {
+		return auditlog.Checkpoint{}, err
+	}
+	older, err := auditlog.OpenCheckpoint(kept, v)
+	if err != nil {
+		return auditlog.Checkpoint{}, fmt.Errorf("the checkpoint you kept in %s is not of this log: if you work with several control planes, use a --home for each; else do not sign anything, tell your security team: %w",
+			filepath.Join(a.home, checkpointFile), err)
+	}
+	return older, nil
 }
 
 // fetchPolicy gets the trust policy with this digest and checks that its bytes
@@ -85,12 +101,13 @@ func (a *app) policyFile(order string) string {
 	return filepath.Join(a.home, policiesDir, filepath.Base(order))
 }
 
-// rememberPolicy keeps the digest of a trust policy that this person signed.
+// rememberPolicy keeps the digest of a trust policy that this person signed,
+// accepted or decided under.
 func (a *app) rememberPolicy(order string, digest approval.Digest) error {
 	if err := os.MkdirAll(filepath.Join(a.home, policiesDir), 0o700); err != nil {
 		return err
 	}
-	return renameio.WriteFile(a.policyFile(order), []byte(digest+"\n"), 0o600)
+	return writeFile(a.policyFile(order), []byte(digest+"\n"))
 }
 
 // checkPolicy compares a statement's trust policy with this person's own copy.
@@ -104,7 +121,7 @@ func (a *app) checkPolicy(order string, digest approval.Digest) (string, error) 
 		return "", err
 	}
 	if own := strings.TrimSpace(string(data)); own != string(digest) {
-		return "", fmt.Errorf("the request was made under trust policy %s, but the one you signed is %s: do not approve, tell your security team", digest, own)
+		return "", fmt.Errorf("this is under trust policy %s, but the one you know is %s: sign nothing, ask those who sign for your organization whether it was changed; if so, 'lockbox trust-policy accept %s', else tell your security team", digest, own, order)
 	}
-	return "same as the one you signed", nil
+	return "same as the one you know", nil
 }

@@ -31,7 +31,7 @@ func (a *app) orderPlace() *cobra.Command {
 		Long: `Place an import order. Each storage account has up to three shares on the device:
 ACCOUNT_BlockBlob, ACCOUNT_PageBlob and ACCOUNT_AzFile. Without --share it has
 all three.`,
-		Args: cobra.MaximumNArgs(1),
+		Args: optional("ORDER"),
 		RunE: a.connected(func(ctx context.Context, c *client.Client, cmd *cobra.Command, args []string) error {
 			if len(args) == 1 {
 				req.Id = args[0]
@@ -50,6 +50,7 @@ all three.`,
 	f := c.Flags()
 	f.StringVar(&req.Subscription, "subscription", "", "the subscription that orders")
 	f.StringVar(&req.Sku, "sku", "databox", "databox or databox-heavy")
+	choices(c, "sku", "databox", "databox-heavy")
 	f.StringArrayVar(&shares, "share", nil, "only this share, as in contosodata_BlockBlob; may be given several times")
 	f.StringArrayVar(&destinations, "destination", nil, "ACCOUNT=URL of a storage account to copy to; may be given several times")
 	return c
@@ -68,6 +69,7 @@ func (a *app) orderShow() *cobra.Command {
 	return &cobra.Command{
 		Use:   "show ORDER",
 		Short: "Show an order, its job and its history",
+		Long:  "Show an order: stage, device, destinations, copy job and history.",
 		Args:  args("ORDER"),
 		RunE: a.connected(func(ctx context.Context, c *client.Client, cmd *cobra.Command, args []string) error {
 			o, err := c.Orders.GetOrder(ctx, &lockboxv1.GetOrderRequest{Id: args[0]})
@@ -91,7 +93,7 @@ func (a *app) showOrder(cmd *cobra.Command, o *lockboxv1.Order, err error) error
 			fields(w, "Destination", d.Account+" = "+d.Endpoint)
 		}
 		for _, n := range o.Nodes {
-			fmt.Fprintf(w, "Node %d  disks %s  key %s\n", n.Node, strings.Join(n.Disks, " "), n.KeyFingerprint)
+			fmt.Fprintf(w, "Node %d  disks %s  key %s\n", n.Node, printable(strings.Join(n.Disks, " ")), printable(n.KeyFingerprint))
 		}
 		showHistory(w, o.History)
 	})
@@ -108,6 +110,7 @@ func (a *app) orderList() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "list",
 		Short: "List orders",
+		Long:  "List orders. Customers see their own.",
 		Args:  args(),
 		RunE: a.connected(func(ctx context.Context, c *client.Client, cmd *cobra.Command, _ []string) error {
 			resp, err := c.Orders.ListOrders(ctx, req)
@@ -178,7 +181,9 @@ func (a *app) orderAdvance() *cobra.Command {
 	return &cobra.Command{
 		Use:   "advance ORDER STAGE",
 		Short: "Record the device's trip: Dispatched, Delivered, PickedUp, AtAzureDC",
-		Args:  args("ORDER", "STAGE"),
+		Long: `Record the device's trip, a stage at a time and never back: Dispatched, Delivered,
+PickedUp, AtAzureDC.`,
+		Args: args("ORDER", "STAGE"),
 		RunE: a.connected(func(ctx context.Context, c *client.Client, cmd *cobra.Command, args []string) error {
 			o, err := c.Orders.AdvanceOrder(ctx, &lockboxv1.AdvanceOrderRequest{Order: args[0], Stage: args[1]})
 			return a.showOrder(cmd, o, err)
@@ -191,7 +196,10 @@ func (a *app) orderStartJob() *cobra.Command {
 		Use:     "start-job ORDER",
 		Aliases: []string{"resume-job"},
 		Short:   "Start or resume the copy job under the signed consent",
-		Args:    args("ORDER"),
+		Long: `Unlock the device for its copy job, under the data-copy consent that the customer
+signed, and start or resume the job. No share opens and no session enters. The
+job goes on by itself; 'lockbox order show' says how far it is.`,
+		Args: args("ORDER"),
 		RunE: a.connected(func(ctx context.Context, c *client.Client, cmd *cobra.Command, args []string) error {
 			stream, err := c.Orders.StartJob(ctx, &lockboxv1.StartJobRequest{Order: args[0]})
 			if err != nil {
@@ -213,9 +221,9 @@ func (a *app) follow(cmd *cobra.Command, receive func() (*lockboxv1.ProgressEven
 		if err != nil {
 			return err
 		}
-		err = a.print(cmd, e, func(w io.Writer) {
+		err = a.printLine(cmd, e, func(w io.Writer) {
 			where := strings.TrimSpace(e.Node + " " + e.Disk)
-			fmt.Fprintf(w, "%-18s %-12s %s", printable(where), e.Phase, printable(e.Message))
+			fmt.Fprintf(w, "%-18s %-12s %s", printable(where), printable(e.Phase), printable(e.Message))
 			if e.LeaseEnd != 0 {
 				fmt.Fprintf(w, "  until %s", until(e.LeaseEnd))
 			}
@@ -231,6 +239,7 @@ func (a *app) orderLog() *cobra.Command {
 	return &cobra.Command{
 		Use:   "log ORDER",
 		Short: "Print the copy log (XML) of the newest run, one per node",
+		Long:  "Print the copy log of the newest run, an XML document per node: what was copied, and what was not and why.",
 		Args:  args("ORDER"),
 		RunE: a.connected(func(ctx context.Context, c *client.Client, cmd *cobra.Command, args []string) error {
 			resp, err := c.Orders.GetCopyLog(ctx, &lockboxv1.GetCopyLogRequest{Order: args[0]})
@@ -251,7 +260,9 @@ func (a *app) orderManifest() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "manifest ORDER",
 		Short: "List the bills of materials and what changed between them",
-		Args:  args("ORDER"),
+		Long: `List the bills of materials of an order's disks: the customer's own, and those that
+'prepare-to-ship' made after a repair, with what changed and under which request.`,
+		Args: args("ORDER"),
 		RunE: a.connected(func(ctx context.Context, c *client.Client, cmd *cobra.Command, args []string) error {
 			resp, err := c.Orders.GetManifest(ctx, &lockboxv1.GetManifestRequest{Order: args[0]})
 			if err != nil {
@@ -259,7 +270,7 @@ func (a *app) orderManifest() *cobra.Command {
 			}
 			return a.print(cmd, resp, func(w io.Writer) {
 				for _, m := range resp.Manifests {
-					fmt.Fprintf(w, "node %d %s %s  version %d  %s\n", m.Node, m.Disk, m.Share, m.Version, m.Digest)
+					fmt.Fprintf(w, "node %d %s %s  version %d  %s\n", m.Node, printable(m.Disk), printable(m.Share), m.Version, printable(m.Digest))
 					fields(w, "  previous", m.PreviousDigest, "  made under", m.Request, "  at", when(m.Time))
 					for line := range strings.Lines(m.Difference) {
 						fmt.Fprintln(w, "    "+printable(strings.TrimRight(line, "\n")))

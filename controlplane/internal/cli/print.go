@@ -1,37 +1,85 @@
 package cli
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"io"
 	"strings"
 	"text/tabwriter"
 	"time"
+	"unicode"
+	"unicode/utf16"
+	"unicode/utf8"
 
 	"github.com/spf13/cobra"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 )
 
-// print writes m as JSON if that was asked for, else calls text.
+// print writes m as one JSON document if that was asked for, else what text
+// writes.
 func (a *app) print(cmd *cobra.Command, m proto.Message, text func(w io.Writer)) error {
+	return a.write(cmd, "  ", func() (any, error) { return plain(m) }, text)
+}
+
+// printValue is print for what is no message.
+func (a *app) printValue(cmd *cobra.Command, v any, text func(w io.Writer)) error {
+	return a.write(cmd, "  ", func() (any, error) { return v, nil }, text)
+}
+
+// printLine is print for one of many: in JSON each is a line.
+func (a *app) printLine(cmd *cobra.Command, m proto.Message, text func(w io.Writer)) error {
+	return a.write(cmd, "", func() (any, error) { return plain(m) }, text)
+}
+
+func (a *app) write(cmd *cobra.Command, indent string, value func() (any, error), text func(w io.Writer)) error {
+	var out bytes.Buffer
 	if a.output != "json" {
-		text(cmd.OutOrStdout())
-		return nil
+		text(&out)
+		return show(cmd.OutOrStdout(), out.Bytes())
 	}
-	data, err := protojson.MarshalOptions{UseProtoNames: true, EmitUnpopulated: true}.Marshal(m)
+	v, err := value()
 	if err != nil {
 		return err
 	}
-	// protojson varies its white space on purpose; people diff this.
-	var value any
-	if err := json.Unmarshal(data, &value); err != nil {
+	enc := json.NewEncoder(&out)
+	enc.SetEscapeHTML(false)
+	enc.SetIndent("", indent)
+	if err := enc.Encode(v); err != nil {
 		return err
 	}
-	enc := json.NewEncoder(cmd.OutOrStdout())
-	enc.SetEscapeHTML(false)
-	enc.SetIndent("", "  ")
-	return enc.Encode(value)
+	_, err = cmd.OutOrStdout().Write(escapeJSON(out.Bytes()))
+	return err
+}
+
+// plain returns m as encoding/json knows it: protojson varies its white space on
+// purpose, and people compare what is printed.
+func plain(m proto.Message) (any, error) {
+	data, err := protojson.MarshalOptions{UseProtoNames: true, EmitUnpopulated: true}.Marshal(m)
+	if err != nil {
+		return nil, err
+	}
+	var value any
+	return value, json.Unmarshal(data, &value)
+}
+
+// tell writes what a person has to read before they decide, to standard error.
+func tell(cmd *cobra.Command, text func(w io.Writer)) error {
+	var out bytes.Buffer
+	text(&out)
+	return show(cmd.ErrOrStderr(), out.Bytes())
+}
+
+// show writes text to a terminal that it cannot steer, whoever wrote it.
+func show(w io.Writer, text []byte) error {
+	_, err := w.Write(bytes.Map(func(r rune) rune {
+		if r == '\n' || r == '\t' {
+			return r
+		}
+		return harmless(r)
+	}, text))
+	return err
 }
 
 // table writes rows under a header, in columns.
@@ -58,15 +106,36 @@ func fields(w io.Writer, pairs ...string) {
 	t.Flush()
 }
 
-// printable keeps what others wrote from steering the terminal: control
-// characters become visible.
-func printable(s string) string {
-	return strings.Map(func(r rune) rune {
-		if r < 0x20 || (r >= 0x7f && r < 0xa0) || (r >= 0x202a && r <= 0x202e) || (r >= 0x2066 && r <= 0x2069) {
-			return '\uFFFD'
+// printable keeps what others wrote on its line, and from steering the terminal.
+func printable(s string) string { return strings.Map(harmless, s) }
+
+// harmless replaces what is not seen but does something: control and format
+// characters, line separators.
+func harmless(r rune) rune {
+	if steers(r) {
+		return '\uFFFD'
+	}
+	return r
+}
+
+func steers(r rune) bool { return unicode.In(r, unicode.Cc, unicode.Cf, unicode.Zl, unicode.Zp) }
+
+// escapeJSON writes the characters that steer a terminal and that JSON allows
+// within strings as escapes. They mean the same.
+func escapeJSON(data []byte) []byte {
+	out := make([]byte, 0, len(data))
+	for _, r := range string(data) {
+		switch {
+		case r == '\n' || !steers(r):
+			out = utf8.AppendRune(out, r)
+		case r > 0xffff:
+			high, low := utf16.EncodeRune(r)
+			out = fmt.Appendf(out, `\u%04x\u%04x`, high, low)
+		default:
+			out = fmt.Appendf(out, `\u%04x`, r)
 		}
-		return r
-	}, s)
+	}
+	return out
 }
 
 // when shows Unix seconds as local time, "" for 0.

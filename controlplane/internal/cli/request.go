@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -19,8 +20,10 @@ func (a *app) requestCommand() *cobra.Command {
 	return group("request", "Lockbox requests: raise, decide, execute, revoke",
 		a.requestCreate(), a.requestShow(), a.requestList(),
 		a.requestDecide("approve", approval.Approve), a.requestDecide("deny", approval.Deny),
-		a.requestCancel(), a.requestExecute(), a.requestRevoke("revoke", "End an approved request: sessions closed, disks relocked"),
-		a.requestRevoke("done", "Say that the work is done: disks relocked, the approval spent"))
+		a.requestCancel(), a.requestExecute(), a.requestRevoke("revoke", "End an approved request: sessions closed, disks relocked",
+			"End an approved request at once: sessions closed, disks relocked, the approval spent.\nA device that cannot be reached locks within its dead-man time."),
+		a.requestRevoke("done", "Say that the work is done: disks relocked, the approval spent",
+			"Say that the work is done: sessions closed, disks relocked, the approval spent."))
 }
 
 func (a *app) requestCreate() *cobra.Command {
@@ -50,6 +53,8 @@ Reason codes: prepare-to-ship-not-run, copied-to-wrong-folder, incorrect-data-fo
 	f.StringVar(&req.Access, "access", "read-write", "read-only, read-write or delete")
 	f.DurationVar(&lasts, "for", 8*time.Hour, "how long, from the approval")
 	f.StringArrayVar(&req.Disks, "disk", nil, "only this disk, as NODE/DISK; may be given several times")
+	choices(c, "reason-code", "prepare-to-ship-not-run", "copied-to-wrong-folder", "incorrect-data-format")
+	choices(c, "access", "read-only", "read-write", "delete")
 	f.StringVar(&req.SshKey, "ssh-key", "", "fingerprint of the key you will use, if you have several")
 	return c
 }
@@ -75,11 +80,11 @@ func writeRequest(w io.Writer, r *lockboxv1.Request) {
 	if r.Evaluation != nil {
 		fmt.Fprintln(w, "Evaluation")
 		for _, f := range r.Evaluation.Factors {
-			fmt.Fprintf(w, "  %-7s %-20s %s\n", passedWord(f.Passed), f.Name, printable(f.Reason))
+			fmt.Fprintf(w, "  %-7s %-20s %s\n", passedWord(f.Passed), printable(f.Name), printable(f.Reason))
 		}
 	}
 	for _, d := range r.Decisions {
-		fmt.Fprintf(w, "Decision      %s by %s for the %s, %s %s\n", d.Verdict, printable(d.Person), d.Role, when(d.Time), printable(d.Reason))
+		fmt.Fprintf(w, "Decision      %s by %s for the %s, %s %s\n", printable(d.Verdict), printable(d.Person), printable(d.Role), when(d.Time), printable(d.Reason))
 	}
 	showHistory(w, r.History)
 }
@@ -102,7 +107,10 @@ func (a *app) requestShow() *cobra.Command {
 	return &cobra.Command{
 		Use:   "show N",
 		Short: "Show a request: who, why, which disks, for how long, and its history",
-		Args:  args("N"),
+		Long: `Show a request as the control plane tells it. N is its number or its id. What is
+signed by 'lockbox request approve' is shown there again, from the bytes that
+are signed.`,
+		Args: args("N"),
 		RunE: a.connected(func(ctx context.Context, c *client.Client, cmd *cobra.Command, args []string) error {
 			r, err := c.Requests.GetRequest(ctx, &lockboxv1.GetRequestRequest{Id: args[0]})
 			return a.showRequest(cmd, r, err)
@@ -115,6 +123,7 @@ func (a *app) requestList() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "list [--pending]",
 		Short: "List requests; --pending is the organization's queue",
+		Long:  "List requests. Customers see those about their own orders.",
 		Args:  args(),
 		RunE: a.connected(func(ctx context.Context, c *client.Client, cmd *cobra.Command, _ []string) error {
 			resp, err := c.Requests.ListRequests(ctx, req)
@@ -148,7 +157,7 @@ func (a *app) requestDecide(use string, verdict approval.Verdict) *cobra.Command
 	var flags decideFlags
 	c := &cobra.Command{
 		Use:   use + " N [--key FILE]",
-		Short: use + " a request with your SSH key",
+		Short: strings.ToUpper(use[:1]) + use[1:] + " a request with your SSH key",
 		Long: `Decide about a request with your SSH key, from a file or an ssh-agent.
 
 What you see is read from the request statement itself, whose digest you sign;
@@ -196,9 +205,13 @@ func (a *app) decide(ctx context.Context, c *client.Client, cmd *cobra.Command, 
 		return err
 	}
 	defer done()
-	w := cmd.ErrOrStderr()
-	showStatement(w, statement, same)
-	fields(w, "Activity log", fmt.Sprintf("%d records, grown from what you saw before", log.Size))
+	err = tell(cmd, func(w io.Writer) {
+		showStatement(w, statement, same)
+		fields(w, "Activity log", log)
+	})
+	if err != nil {
+		return err
+	}
 	decision, err := newDecision(r.Statement.Payload, statement, roleOf(policy, key.ID), verdict, key.ID, flags)
 	if err != nil {
 		return err
@@ -208,7 +221,13 @@ func (a *app) decide(ctx context.Context, c *client.Client, cmd *cobra.Command, 
 		return err
 	}
 	r, err = c.Requests.Decide(ctx, &lockboxv1.DecideRequest{Id: r.Id, Envelope: envelope})
-	return a.showRequest(cmd, r, err)
+	if err != nil {
+		return err
+	}
+	if err := a.rememberPolicy(string(statement.OrderID), statement.PolicyDigest); err != nil {
+		return err
+	}
+	return a.showRequest(cmd, r, nil)
 }
 
 func newDecision(payload []byte, s approval.Statement, role approval.Role, verdict approval.Verdict, keyID string, flags decideFlags) (approval.Decision, error) {
@@ -232,16 +251,12 @@ func newDecision(payload []byte, s approval.Statement, role approval.Role, verdi
 	return d, nil
 }
 
-// roleOf returns the side for which a key decides: the provider's if only
-// provider groups name it.
+// roleOf returns the side for which a key decides: the provider's if no customer
+// group names it.
 func roleOf(p approval.TrustPolicy, keyID string) approval.Role {
 	for _, r := range p.Rules {
-		for _, g := range r.CustomerGroups {
-			for _, k := range g.Keys {
-				if k == keyID {
-					return approval.Customer
-				}
-			}
+		if slices.ContainsFunc(r.CustomerGroups, func(g approval.Group) bool { return slices.Contains(g.Keys, keyID) }) {
+			return approval.Customer
 		}
 	}
 	return approval.Provider
@@ -262,6 +277,7 @@ func (a *app) requestCancel() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "cancel N",
 		Short: "Withdraw your own request",
+		Long:  "Withdraw a request of your own that nobody has decided yet.",
 		Args:  args("N"),
 		RunE: a.connected(func(ctx context.Context, c *client.Client, cmd *cobra.Command, args []string) error {
 			r, err := c.Requests.CancelRequest(ctx, &lockboxv1.CancelRequestRequest{Id: args[0], Reason: reason})
@@ -276,7 +292,9 @@ func (a *app) requestExecute() *cobra.Command {
 	return &cobra.Command{
 		Use:   "execute N",
 		Short: "Unlock the device under an approved request",
-		Args:  args("N"),
+		Long: `Unlock the device under an approved request of yours. The device verifies the
+approvals itself. It goes on when this command is interrupted.`,
+		Args: args("N"),
 		RunE: a.connected(func(ctx context.Context, c *client.Client, cmd *cobra.Command, args []string) error {
 			stream, err := c.Requests.ExecuteRequest(ctx, &lockboxv1.ExecuteRequestRequest{Id: args[0]})
 			if err != nil {
@@ -288,11 +306,12 @@ func (a *app) requestExecute() *cobra.Command {
 	}
 }
 
-func (a *app) requestRevoke(use, short string) *cobra.Command {
+func (a *app) requestRevoke(use, short, long string) *cobra.Command {
 	var reason string
 	c := &cobra.Command{
 		Use:   use + " N",
 		Short: short,
+		Long:  long,
 		Args:  args("N"),
 		RunE: a.connected(func(ctx context.Context, c *client.Client, cmd *cobra.Command, args []string) error {
 			resp, err := c.Requests.RevokeRequest(ctx, &lockboxv1.RevokeRequestRequest{Id: args[0], Reason: reason})

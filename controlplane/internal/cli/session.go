@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 	"time"
@@ -30,7 +31,10 @@ func (a *app) sessionEnable() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "enable --device SERIAL --ticket TICKET [--for 2h]",
 		Short: "Let yourself open SSH sessions on a device; its disks stay locked",
-		Args:  args(),
+		Long: `Let yourself open SSH sessions on one node of a device, for a ticket that you own
+or that was escalated to you. Its disks stay locked: to unlock them takes a
+request that the customer approves.`,
+		Args: args(),
 		RunE: a.connected(func(ctx context.Context, c *client.Client, cmd *cobra.Command, _ []string) error {
 			req.DurationSeconds = int64(lasts / time.Second)
 			s, err := c.Sessions.EnableSession(ctx, req)
@@ -62,6 +66,7 @@ func (a *app) sessionShow() *cobra.Command {
 	return &cobra.Command{
 		Use:   "show SESSION",
 		Short: "Show a session",
+		Long:  "Show a session: whose it is, on which node, for which ticket, until when.",
 		Args:  args("SESSION"),
 		RunE: a.connected(func(ctx context.Context, c *client.Client, cmd *cobra.Command, args []string) error {
 			s, err := c.Sessions.GetSession(ctx, &lockboxv1.GetSessionRequest{Id: args[0]})
@@ -75,6 +80,7 @@ func (a *app) sessionList() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "list",
 		Short: "List sessions",
+		Long:  "List sessions. Customers see those on devices of their own orders.",
 		Args:  args(),
 		RunE: a.connected(func(ctx context.Context, c *client.Client, cmd *cobra.Command, _ []string) error {
 			resp, err := c.Sessions.ListSessions(ctx, req)
@@ -99,7 +105,9 @@ func (a *app) sessionDisable() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "disable SESSION",
 		Short: "End a session for good; the disks it used are relocked",
-		Args:  args("SESSION"),
+		Long: `End a session for good. If its engineer had executed a request on the device, the
+disks are relocked and the approval is spent.`,
+		Args: args("SESSION"),
 		RunE: a.connected(func(ctx context.Context, c *client.Client, cmd *cobra.Command, args []string) error {
 			resp, err := c.Sessions.DisableSession(ctx, &lockboxv1.DisableSessionRequest{Id: args[0], Reason: reason})
 			if err != nil {
@@ -120,32 +128,36 @@ func (a *app) sessionDisable() *cobra.Command {
 func showRelocked(w io.Writer, results []*lockboxv1.RelockResult) {
 	for _, r := range results {
 		if r.Confirmed {
-			fmt.Fprintf(w, "%s  %s, confirmed after %d ms\n", r.Node, r.State, r.TookMs)
+			fmt.Fprintf(w, "%s  %s, confirmed after %d ms\n", printable(r.Node), printable(r.State), r.TookMs)
 		} else {
-			fmt.Fprintf(w, "%s  could not be reached; it locks by itself by %s\n", r.Node, until(r.LocksBy))
+			fmt.Fprintf(w, "%s  could not be reached; it locks by itself by %s\n", printable(r.Node), until(r.LocksBy))
 		}
 	}
 }
 
 // access is what stock ssh needs for one session.
 type access struct {
-	session             protocol.SessionID
-	user, host          string
-	key, cert, hostsDir string
+	session               protocol.SessionID // the login name, too
+	host                  string
+	key, cert, knownHosts string // files
 }
-
-func (s access) knownHosts() string { return filepath.Join(s.hostsDir, "known_hosts") }
 
 // options returns ssh's arguments up to and including the host.
 func (s access) options(self, home string) []string {
 	return []string{
-		"-o", "ProxyCommand=" + shellQuote(self) + " --home " + shellQuote(home) + " ssh-proxy " + string(s.session),
-		"-o", "UserKnownHostsFile=" + s.knownHosts(), "-o", "GlobalKnownHostsFile=/dev/null",
+		"-o", "ProxyCommand=" + noTokens(shellQuote(self)+" --home "+shellQuote(home)+" ssh-proxy "+shellQuote(string(s.session))),
+		"-o", "UserKnownHostsFile=" + sshQuote(s.knownHosts), "-o", "GlobalKnownHostsFile=/dev/null",
 		"-o", "StrictHostKeyChecking=yes", "-o", "IdentitiesOnly=yes",
-		"-o", "IdentityFile=" + s.key, "-o", "CertificateFile=" + s.cert,
-		"-l", s.user, s.host,
+		"-o", "IdentityFile=" + sshQuote(s.key), "-o", "CertificateFile=" + sshQuote(s.cert),
+		"-l", string(s.session), s.host,
 	}
 }
+
+// noTokens keeps ssh from replacing what looks like one of its % tokens.
+func noTokens(s string) string { return strings.ReplaceAll(s, "%", "%%") }
+
+// sshQuote quotes a file name for the options of ssh.
+func sshQuote(file string) string { return `"` + noTokens(file) + `"` }
 
 // shellQuote quotes s for the shell with which ssh runs a ProxyCommand.
 func shellQuote(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'" }
@@ -168,26 +180,38 @@ func (a *app) certify(ctx context.Context, c *client.Client, id, key string) (ac
 	if err != nil {
 		return access{}, err
 	}
-	dir := filepath.Join(a.home, "sessions", filepath.Base(s.Id))
+	node := protocol.NodeID{Serial: protocol.DeviceSerial(s.Serial), Node: int(s.Node)}
+	if !sessionForm.MatchString(s.Id) || !node.Serial.Valid() || resp.Principal != s.Id {
+		return access{}, fmt.Errorf("the control plane's answer about session %q on device %q cannot be given to ssh: tell your security team", s.Id, s.Serial)
+	}
+	dir, err := filepath.Abs(filepath.Join(a.home, "sessions", s.Id))
+	if err != nil {
+		return access{}, err
+	}
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return access{}, err
 	}
 	out := access{
-		session: protocol.SessionID(s.Id), user: resp.Principal,
-		host: fmt.Sprintf("%s-%d.databox", strings.ToLower(s.Serial), s.Node),
-		key:  key, cert: filepath.Join(dir, "key-cert.pub"), hostsDir: dir,
+		session: protocol.SessionID(s.Id), host: fmt.Sprintf("%s-%d.databox", strings.ToLower(s.Serial), s.Node),
+		key: key, cert: filepath.Join(dir, "key-cert.pub"), knownHosts: filepath.Join(dir, "known_hosts"),
 	}
 	return out, errors.Join(
 		writeFile(out.cert, []byte(resp.Certificate+"\n")),
-		writeFile(out.knownHosts(), []byte(resp.KnownHosts+"\n")))
+		writeFile(out.knownHosts, []byte(resp.KnownHosts+"\n")))
 }
+
+// sessionForm is what may stand in a command line of ssh's.
+var sessionForm = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9-]{0,63}$`)
 
 func (a *app) sessionCert() *cobra.Command {
 	var key string
 	c := &cobra.Command{
 		Use:   "cert SESSION --key FILE",
 		Short: "Get a certificate for stock ssh and print the ssh command",
-		Args:  args("SESSION"),
+		Long: `Get a certificate over your own SSH key for one session, valid for minutes, and
+print the command with which stock ssh, or scp and sftp with the same options,
+use it. The public half of the key must lie beside it as FILE.pub.`,
+		Args: args("SESSION"),
 		RunE: a.connected(func(ctx context.Context, c *client.Client, cmd *cobra.Command, args []string) error {
 			s, err := a.certify(ctx, c, args[0], key)
 			if err != nil {
@@ -197,20 +221,23 @@ func (a *app) sessionCert() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			words := []string{"ssh"}
-			for _, o := range s.options(self, home) {
-				if strings.ContainsAny(o, " '") {
-					o = shellQuote(o)
+			command := append([]string{"ssh"}, s.options(self, home)...)
+			return a.printValue(cmd, map[string][]string{"command": command}, func(w io.Writer) {
+				for i, word := range command {
+					if !plainWord.MatchString(word) {
+						command[i] = shellQuote(word)
+					}
 				}
-				words = append(words, o)
-			}
-			fmt.Fprintln(cmd.OutOrStdout(), strings.Join(words, " "))
-			return nil
+				fmt.Fprintln(w, strings.Join(command, " "))
+			})
 		}),
 	}
 	c.Flags().StringVar(&key, "key", "", "your SSH private key")
 	return c
 }
+
+// plainWord needs no quotes in a shell.
+var plainWord = regexp.MustCompile(`^[A-Za-z0-9_=./:@-]+$`)
 
 // self returns how to call this program again, and its home.
 func (a *app) self() (program, home string, err error) {
@@ -227,7 +254,10 @@ func (a *app) sshCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "ssh SESSION --key FILE [-- COMMAND…]",
 		Short: "Open the session with the stock ssh client",
-		Args:  cobra.MinimumNArgs(1),
+		Long: `Get a certificate for the session and run the stock ssh client with it. Without a
+command it opens a shell; what stands after -- runs on the device, and its exit
+status is that of this command.`,
+		Args: first("SESSION"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			var s access
 			get := a.connected(func(ctx context.Context, c *client.Client, _ *cobra.Command, args []string) (err error) {
@@ -264,9 +294,11 @@ func (a *app) sshProxyCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "ssh-proxy SESSION",
 		Short: "Carry an SSH connection over standard input and output (for ProxyCommand)",
-		Args:  args("SESSION"),
+		Long: `Carry an SSH connection to a session over standard input and output. It is what
+'lockbox ssh' and 'lockbox session cert' name as ProxyCommand.`,
+		Args: args("SESSION"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			id, err := client.LoadIdentity(a.home)
+			id, err := a.identity()
 			if err != nil {
 				return err
 			}

@@ -137,9 +137,13 @@ func sign(cmd *cobra.Command, doc approval.Document, keyID string, signer ssh.Si
 	if err != nil {
 		return nil, err
 	}
-	w := cmd.ErrOrStderr()
-	fmt.Fprintf(w, "\nThese %d bytes will be signed, as %s, in namespace %s,\nwith key %s (%s):\n\n%s\n\n",
-		len(env.Payload), env.PayloadType, env.PayloadType.Namespace(), keyID, ssh.FingerprintSHA256(signer.PublicKey()), env.Payload)
+	err = tell(cmd, func(w io.Writer) {
+		fmt.Fprintf(w, "\nThese %d bytes will be signed, as %s, in namespace %s,\nwith key %s (%s):\n\n%s\n\n",
+			len(env.Payload), env.PayloadType, env.PayloadType.Namespace(), keyID, ssh.FingerprintSHA256(signer.PublicKey()), env.Payload)
+	})
+	if err != nil {
+		return nil, err
+	}
 	if !yes {
 		if err := confirm(cmd, "Sign?"); err != nil {
 			return nil, err
@@ -159,7 +163,7 @@ func confirm(cmd *cobra.Command, question string) error {
 		return usagef("nobody answered: give --yes where nobody can be asked")
 	}
 	if !slices.Contains([]string{"yes", "y"}, strings.ToLower(strings.TrimSpace(line))) {
-		return errors.New("stopped: nothing was signed or sent")
+		return errors.New("stopped: nothing was done")
 	}
 	return nil
 }

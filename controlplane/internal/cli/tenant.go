@@ -16,6 +16,7 @@ func (a *app) tenantCommand() *cobra.Command {
 	createCmd := &cobra.Command{
 		Use:   "create TENANT --name NAME",
 		Short: "Register a customer's organization",
+		Long:  "Register a customer's organization. Lockbox is off for it until it is enabled.",
 		Args:  args("TENANT"),
 		RunE: a.connected(func(ctx context.Context, c *client.Client, cmd *cobra.Command, args []string) error {
 			create.Id = args[0]
@@ -29,6 +30,7 @@ func (a *app) tenantCommand() *cobra.Command {
 		&cobra.Command{
 			Use:   "show TENANT",
 			Short: "Show one tenant",
+			Long:  "Show a tenant, its subscriptions, and whether Lockbox is on.",
 			Args:  args("TENANT"),
 			RunE: a.connected(func(ctx context.Context, c *client.Client, cmd *cobra.Command, args []string) error {
 				t, err := c.Tenants.GetTenant(ctx, &lockboxv1.GetTenantRequest{Id: args[0]})
@@ -39,7 +41,10 @@ func (a *app) tenantCommand() *cobra.Command {
 		&cobra.Command{
 			Use:   "enable-lockbox TENANT",
 			Short: "Turn Lockbox on; needs support plan Developer or higher",
-			Args:  args("TENANT"),
+			Long: `Turn Lockbox on for a tenant: from now on nobody of support looks at its data
+unless it says yes. A subscription with support plan Developer or higher is
+needed.`,
+			Args: args("TENANT"),
 			RunE: a.connected(func(ctx context.Context, c *client.Client, cmd *cobra.Command, args []string) error {
 				t, err := c.Tenants.EnableLockbox(ctx, &lockboxv1.EnableLockboxRequest{Tenant: args[0]})
 				return a.showTenant(cmd, t, err)
@@ -48,7 +53,9 @@ func (a *app) tenantCommand() *cobra.Command {
 		&cobra.Command{
 			Use:   "disable-lockbox TENANT",
 			Short: "Turn Lockbox off; devices keep the trust policy they have",
-			Args:  args("TENANT"),
+			Long: `Turn Lockbox off for a tenant. Devices keep the trust policy they have, and go on
+demanding the signatures it names.`,
+			Args: args("TENANT"),
 			RunE: a.connected(func(ctx context.Context, c *client.Client, cmd *cobra.Command, args []string) error {
 				t, err := c.Tenants.DisableLockbox(ctx, &lockboxv1.DisableLockboxRequest{Tenant: args[0]})
 				return a.showTenant(cmd, t, err)
@@ -61,6 +68,7 @@ func (a *app) tenantList() *cobra.Command {
 	return &cobra.Command{
 		Use:   "list",
 		Short: "List tenants",
+		Long:  "List tenants, and whether Lockbox is on for them. Customers see their own.",
 		Args:  args(),
 		RunE: a.connected(func(ctx context.Context, c *client.Client, cmd *cobra.Command, _ []string) error {
 			resp, err := c.Tenants.ListTenants(ctx, &lockboxv1.ListTenantsRequest{})
@@ -85,7 +93,7 @@ func (a *app) showTenant(cmd *cobra.Command, t *lockboxv1.Tenant, err error) err
 	return a.print(cmd, t, func(w io.Writer) {
 		fields(w, "Tenant", t.Id, "Name", t.Name, "Lockbox", yesNo(t.LockboxEnabled), "Without Lockbox", t.WithoutLockbox)
 		for _, s := range t.Subscriptions {
-			fmt.Fprintf(w, "Subscription  %s  support plan %s\n", s.Id, s.SupportPlan)
+			fmt.Fprintf(w, "Subscription  %s  support plan %s\n", printable(s.Id), printable(s.SupportPlan))
 		}
 	})
 }
@@ -95,7 +103,8 @@ func (a *app) subscriptionCommand() *cobra.Command {
 	create := &cobra.Command{
 		Use:   "create [ID] --tenant TENANT --support-plan PLAN",
 		Short: "Register a subscription; without ID one is made",
-		Args:  cobra.MaximumNArgs(1),
+		Long:  "Register a subscription of a tenant, a GUID, with its support plan. Without ID one is made.",
+		Args:  optional("ID"),
 		RunE: a.connected(func(ctx context.Context, c *client.Client, cmd *cobra.Command, args []string) error {
 			if len(args) == 1 {
 				req.Id = args[0]
@@ -112,6 +121,7 @@ func (a *app) subscriptionCommand() *cobra.Command {
 	f := create.Flags()
 	f.StringVar(&req.Tenant, "tenant", "", "its tenant")
 	f.StringVar(&req.SupportPlan, "support-plan", "Basic", "Basic, Developer, Standard or ProfessionalDirect")
+	choices(create, "support-plan", "Basic", "Developer", "Standard", "ProfessionalDirect")
 	f.StringArrayVar(&req.Notify, "notify", nil, "alternate address to notify; being told never gives a right to approve")
 	return group("subscription", "Subscriptions", create)
 }

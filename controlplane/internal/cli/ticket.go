@@ -20,6 +20,7 @@ func (a *app) ticketFile() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "file ORDER --title TEXT [--owner ENGINEER]",
 		Short: "File a ticket for an order",
+		Long:  "File a support ticket for an order: by the customer, or for a problem that the provider detected.",
 		Args:  args("ORDER"),
 		RunE: a.connected(func(ctx context.Context, c *client.Client, cmd *cobra.Command, args []string) error {
 			req.Order = args[0]
@@ -29,7 +30,8 @@ func (a *app) ticketFile() *cobra.Command {
 	}
 	f := c.Flags()
 	f.StringVar(&req.Title, "title", "", "what is wrong")
-	f.StringVar(&req.Origin, "origin", "customer", "customer, or provider-detected")
+	f.StringVar(&req.Origin, "origin", "", "customer or provider-detected; by who you are if not given")
+	choices(c, "origin", "customer", "provider-detected")
 	f.StringVar(&req.Owner, "owner", "", "the engineer who owns it")
 	return c
 }
@@ -49,6 +51,7 @@ func (a *app) ticketShow() *cobra.Command {
 	return &cobra.Command{
 		Use:   "show TICKET",
 		Short: "Show a ticket and its history",
+		Long:  "Show a ticket and its history: comments, owners, sessions and requests.",
 		Args:  args("TICKET"),
 		RunE: a.connected(func(ctx context.Context, c *client.Client, cmd *cobra.Command, args []string) error {
 			t, err := c.Tickets.GetTicket(ctx, &lockboxv1.GetTicketRequest{Id: args[0]})
@@ -62,6 +65,7 @@ func (a *app) ticketList() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "list",
 		Short: "List tickets",
+		Long:  "List tickets. Customers see those of their own orders.",
 		Args:  args(),
 		RunE: a.connected(func(ctx context.Context, c *client.Client, cmd *cobra.Command, _ []string) error {
 			resp, err := c.Tickets.ListTickets(ctx, req)
@@ -85,6 +89,7 @@ func (a *app) ticketComment() *cobra.Command {
 	return &cobra.Command{
 		Use:   "comment TICKET TEXT",
 		Short: "Add a comment to a ticket's history",
+		Long:  "Add a comment to a ticket's history, which the customer reads.",
 		Args:  args("TICKET", "TEXT"),
 		RunE: a.connected(func(ctx context.Context, c *client.Client, cmd *cobra.Command, args []string) error {
 			t, err := c.Tickets.CommentTicket(ctx, &lockboxv1.CommentTicketRequest{Id: args[0], Text: args[1]})
@@ -98,7 +103,9 @@ func (a *app) ticketAssign() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "assign TICKET ENGINEER",
 		Short: "Make an engineer the ticket's owner; --escalate adds them",
-		Args:  args("TICKET", "ENGINEER"),
+		Long: `Make an engineer the ticket's owner. With --escalate the owner stays, and the
+engineer may open sessions and raise requests for it too.`,
+		Args: args("TICKET", "ENGINEER"),
 		RunE: a.connected(func(ctx context.Context, c *client.Client, cmd *cobra.Command, args []string) error {
 			req.Id, req.Engineer = args[0], args[1]
 			t, err := c.Tickets.AssignTicket(ctx, req)

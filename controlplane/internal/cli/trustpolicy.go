@@ -18,7 +18,7 @@ import (
 )
 
 func (a *app) trustPolicyCommand() *cobra.Command {
-	return group("trust-policy", "Whose signatures a device wants, signed by the customer", a.trustPolicySign(), a.trustPolicyShow())
+	return group("trust-policy", "Whose signatures a device wants, signed by the customer", a.trustPolicySign(), a.trustPolicyShow(), a.trustPolicyAccept())
 }
 
 func (a *app) trustPolicySign() *cobra.Command {
@@ -53,7 +53,9 @@ approvers are made, each with threshold 1. Between groups it is AND.`,
 			if err != nil {
 				return fmt.Errorf("the control plane drafted a trust policy that cannot be read: %w", err)
 			}
-			showPolicy(cmd.ErrOrStderr(), policy)
+			if err := tell(cmd, func(w io.Writer) { showPolicy(w, policy) }); err != nil {
+				return err
+			}
 			signer, k, done, err := findSigner(ctx, cmd, key, policy)
 			if err != nil {
 				return err
@@ -104,15 +106,15 @@ func parseGroups(specs []string) ([]*lockboxv1.PolicyGroup, error) {
 func showPolicy(w io.Writer, p approval.TrustPolicy) {
 	fields(w, "Trust policy", "version "+strconv.FormatInt(p.Version, 10), "Tenant", string(p.TenantID), "Order", string(p.OrderID))
 	for _, k := range p.Keys {
-		fmt.Fprintf(w, "  key %-12s %-32s %s %s\n", k.ID, printable(string(k.Person)), k.Kind, k.Fingerprint())
+		fmt.Fprintf(w, "  key %-12s %-32s %s %s\n", printable(k.ID), printable(string(k.Person)), k.Kind, k.Fingerprint())
 	}
 	for _, r := range p.Rules {
 		fmt.Fprintf(w, "  %s, at most %s:\n", r.Action, time.Duration(r.MaxDuration)*time.Second)
 		for _, g := range r.CustomerGroups {
-			fmt.Fprintf(w, "    customer group %s: %d of %s\n", g.Name, g.Threshold, strings.Join(g.Keys, ", "))
+			fmt.Fprintf(w, "    customer group %s: %d of %s\n", printable(g.Name), g.Threshold, strings.Join(g.Keys, ", "))
 		}
 		for _, g := range r.ProviderGroups {
-			fmt.Fprintf(w, "    provider group %s: %d of %s\n", g.Name, g.Threshold, strings.Join(g.Keys, ", "))
+			fmt.Fprintf(w, "    provider group %s: %d of %s\n", printable(g.Name), g.Threshold, strings.Join(g.Keys, ", "))
 		}
 	}
 }
@@ -122,7 +124,9 @@ func (a *app) trustPolicyShow() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "show ORDER [--out FILE]",
 		Short: "Show the order's trust policy; --out writes the signed envelope for 'databox-agent enroll'",
-		Args:  args("ORDER"),
+		Long: `Show the order's trust policy: whose signatures the device wants, for which action.
+With --out its signed envelope is written, for 'databox-agent enroll'.`,
+		Args: args("ORDER"),
 		RunE: a.connected(func(ctx context.Context, c *client.Client, cmd *cobra.Command, args []string) error {
 			doc, err := c.Orders.GetTrustPolicy(ctx, &lockboxv1.GetTrustPolicyRequest{Order: args[0]})
 			if err != nil {
@@ -144,6 +148,48 @@ func (a *app) trustPolicyShow() *cobra.Command {
 		}),
 	}
 	c.Flags().StringVar(&out, "out", "", "write the signed envelope to this file")
+	return c
+}
+
+func (a *app) trustPolicyAccept() *cobra.Command {
+	var yes bool
+	c := &cobra.Command{
+		Use:   "accept ORDER",
+		Short: "Keep the order's trust policy as the one you know",
+		Long: `Show the order's trust policy and keep its digest in your home as the one you
+know, instead of the one kept before. From then on 'lockbox request approve' and
+'lockbox consent sign' refuse any other. Compare the digest with somebody who
+signed the policy before you say yes.`,
+		Args: args("ORDER"),
+		RunE: a.connected(func(ctx context.Context, c *client.Client, cmd *cobra.Command, args []string) error {
+			doc, err := c.Orders.GetTrustPolicy(ctx, &lockboxv1.GetTrustPolicyRequest{Order: args[0]})
+			if err != nil {
+				return err
+			}
+			policy, err := approval.ParseTrustPolicy(doc.Payload)
+			if err != nil {
+				return fmt.Errorf("the control plane's trust policy cannot be read: %w", err)
+			}
+			digest := approval.DigestOf(doc.Payload)
+			err = tell(cmd, func(w io.Writer) {
+				showPolicy(w, policy)
+				fields(w, "Digest", string(digest))
+			})
+			if err != nil {
+				return err
+			}
+			if !yes {
+				if err := confirm(cmd, "Keep it?"); err != nil {
+					return err
+				}
+			}
+			if err := a.rememberPolicy(args[0], digest); err != nil {
+				return err
+			}
+			return a.print(cmd, doc, func(w io.Writer) { fields(w, "Kept", string(digest)) })
+		}),
+	}
+	c.Flags().BoolVar(&yes, "yes", false, "do not ask")
 	return c
 }
 
@@ -182,7 +228,9 @@ It is never valid for support.`,
 			if err != nil {
 				return err
 			}
-			showConsent(cmd.ErrOrStderr(), consent, same)
+			if err := tell(cmd, func(w io.Writer) { showConsent(w, consent, same) }); err != nil {
+				return err
+			}
 			signer, k, done, err := findSigner(ctx, cmd, key, policy)
 			if err != nil {
 				return err
@@ -194,6 +242,9 @@ It is never valid for support.`,
 			}
 			doc, err := c.Orders.SubmitConsent(ctx, &lockboxv1.SubmitConsentRequest{Order: args[0], Envelope: envelope})
 			if err != nil {
+				return err
+			}
+			if err := a.rememberPolicy(args[0], consent.PolicyDigest); err != nil {
 				return err
 			}
 			return a.print(cmd, doc, func(w io.Writer) { fields(w, "Consent", doc.Digest) })
@@ -242,6 +293,7 @@ func (a *app) consentRevoke() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "revoke ORDER --reason TEXT",
 		Short: "End the data-copy consent at once",
+		Long:  "End the data-copy consent at once. A job under way is stopped and the disks are locked.",
 		Args:  args("ORDER"),
 		RunE: a.connected(func(ctx context.Context, c *client.Client, cmd *cobra.Command, args []string) error {
 			o, err := c.Orders.RevokeConsent(ctx, &lockboxv1.RevokeConsentRequest{Order: args[0], Reason: reason})
@@ -252,9 +304,9 @@ func (a *app) consentRevoke() *cobra.Command {
 	return c
 }
 
-// writeFile is for files that others may read: certificates, known hosts.
+// writeFile replaces a file, whole or not at all.
 func writeFile(name string, data []byte) error {
-	if err := renameio.WriteFile(name, data, 0o600); err != nil {
+	if err := renameio.WriteFile(name, data, 0o600, renameio.WithStaticPermissions(0o600)); err != nil {
 		return fmt.Errorf("cannot write %s: %w", name, err)
 	}
 	return nil

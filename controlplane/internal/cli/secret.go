@@ -1,0 +1,73 @@
+package cli
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/term"
+)
+
+// readSecret reads a secret from a file, from standard input, or from the
+// terminal without echo.
+func readSecret(cmd *cobra.Command, file, prompt string) (string, error) {
+	var data []byte
+	var err error
+	stdin, _ := cmd.InOrStdin().(*os.File)
+	switch {
+	case file != "" && file != "-":
+		data, err = os.ReadFile(file)
+	case file == "" && stdin != nil && term.IsTerminal(int(stdin.Fd())):
+		fmt.Fprint(cmd.ErrOrStderr(), prompt)
+		data, err = term.ReadPassword(int(stdin.Fd()))
+		fmt.Fprintln(cmd.ErrOrStderr())
+	default:
+		data, err = io.ReadAll(io.LimitReader(cmd.InOrStdin(), 4<<10))
+	}
+	if err != nil {
+		return "", fmt.Errorf("cannot read the secret: %w", err)
+	}
+	defer clear(data)
+	return strings.TrimSpace(string(data)), nil
+}
+
+// secretFile is a new file that waits for a secret. It is made before the secret
+// is asked for: one that cannot be stored would be lost. The zero secretFile
+// takes none, so that the secret is shown.
+type secretFile struct{ file *os.File }
+
+func newSecretFile(name string) (secretFile, error) {
+	if name == "" {
+		return secretFile{}, nil
+	}
+	f, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return secretFile{}, usagef("cannot make the file for the secret: %v", err)
+	}
+	return secretFile{f}, nil
+}
+
+// take writes the secret, durably, and empties it, so that it is not shown too.
+func (s secretFile) take(secret *string) error {
+	if s.file == nil {
+		return nil
+	}
+	_, err := s.file.WriteString(*secret + "\n")
+	*secret = ""
+	if err = errors.Join(err, s.file.Sync(), s.file.Close()); err != nil {
+		return fmt.Errorf("cannot store the secret, ask for another: %w", err)
+	}
+	return nil
+}
+
+// drop removes the file, if it is there, after err.
+func (s secretFile) drop(err error) error {
+	if s.file == nil {
+		return err
+	}
+	s.file.Close()
+	return errors.Join(err, os.Remove(s.file.Name()))
+}
