@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"sync"
 
 	"github.com/databox-lockbox/lockbox/agent/bitlocker"
@@ -51,8 +52,18 @@ func (d *disks) Open(ctx context.Context, id protocol.DiskID, key bitlocker.Exte
 	return opened, nil
 }
 
-// Cleanup implements [lock.Disks].
-func (d *disks) Cleanup(ctx context.Context) error { return disk.Cleanup(ctx, d.cfg.RunDir) }
+// Cleanup implements [lock.Disks]. What was synced before a crash reaches the
+// images, so that others who read them find it.
+func (d *disks) Cleanup(ctx context.Context) error {
+	if err := disk.Cleanup(ctx, d.cfg.RunDir); err != nil {
+		return err
+	}
+	var errs []error
+	for _, one := range d.cfg.Disks {
+		errs = append(errs, disk.Disk{ID: protocol.DiskID(one.ID), Image: one.Image}.Recover())
+	}
+	return errors.Join(errs...)
+}
 
 // Status implements [lock.Disks]: what the machine shows of each disk, not what
 // the agent believes.
