@@ -669,6 +669,14 @@ func TestHighWaterRisesWithTheLease(t *testing.T) {
 		if high := s.state.HighWater(); time.Since(high) > 2*time.Minute {
 			t.Errorf("after ten minutes the high-water mark is %v old", time.Since(high))
 		}
+		s.clock.setBy(time.Hour) // before the end of the lease
+		s.keepAlive(2 * time.Minute)
+		synctest.Wait()
+		s.stateIs(protocol.Unlocked)
+		if high := s.state.HighWater(); high.After(time.Now()) {
+			t.Errorf("the date that was set became the high-water mark: %v", high)
+		}
+		s.clock.setBy(-time.Hour)
 		must(s.Lock(t.Context(), Operator, "", false))
 		s.clock.setBy(-time.Minute) // within what the order's time allows
 		if _, err := a.unlock(); protocol.CodeOf(err) != protocol.CodeClock {

@@ -430,9 +430,12 @@ func TestChallenge(t *testing.T) {
 		time.Sleep(2 * time.Second)
 		s.stateIs(protocol.Locked)
 
-		must(a.challenge())
+		req := a.order(must(a.challenge()))
 		must(s.Lock(t.Context(), Operator, "", false))
 		s.stateIs(protocol.Locked)
+		if _, err := s.Unlock(t.Context(), nil, req, nil); protocol.CodeOf(err) != protocol.CodeNonce {
+			t.Errorf("an order for a challenge that was locked away: %v", err)
+		}
 		a.open()
 		if _, err := s.newAttempt(protocol.SupportAccess).challenge(); protocol.CodeOf(err) != protocol.CodeBusy {
 			t.Errorf("a challenge while unlocked: %v", err)
