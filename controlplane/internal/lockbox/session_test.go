@@ -74,12 +74,23 @@ func TestSessions(t *testing.T) {
 	if err != nil || resp.Principal != s.Id || resp.Expires-c.now.Unix() != int64(lockbox.CertificateTTL/time.Second) || resp.KnownHosts == "" {
 		t.Errorf("%v, %v", resp, err)
 	}
+	known := w.Nodes[0].Sessions()
 	node, err := w.lockbox.Connect(ctx, w.as(orderstest.Erin), protocol.SessionID(s.Id))
 	if err != nil || node != w.Nodes[0].ID {
 		t.Errorf("%v, %v", node, err)
 	}
 	_, err = w.lockbox.Connect(ctx, w.as(orderstest.Eve), protocol.SessionID(s.Id))
 	wantCode(t, err, protocol.CodeForbidden)
+	if got := w.Nodes[0].Sessions(); !slices.Equal(got, known) {
+		t.Errorf("the node knew of the session and was told again: %v, before %v", got, known)
+	}
+	w.Nodes[0].Restart()
+	if _, err := w.lockbox.Connect(ctx, w.as(orderstest.Erin), protocol.SessionID(s.Id)); err != nil {
+		t.Errorf("after a restart of the node: %v", err)
+	}
+	if !slices.Contains(w.Nodes[0].Sessions(), s.Id) {
+		t.Error("a node that restarted was not told of the session again")
+	}
 
 	disable := &lockboxv1.DisableSessionRequest{Id: s.Id, Reason: "done"}
 	_, err = w.lockbox.DisableSession(ctx, w.as(orderstest.Eve), disable)

@@ -367,21 +367,54 @@ func (s *Service) IssueCertificate(ctx context.Context, caller auth.Caller, in *
 }
 
 // Connect admits caller to the bytes of a session, which must be their own, and
-// returns the node to connect to.
+// returns the node to connect to. A node forgets its sessions when it restarts:
+// it is told again of this one.
 func (s *Service) Connect(ctx context.Context, caller auth.Caller, id protocol.SessionID) (protocol.NodeID, error) {
-	var node protocol.NodeID
-	err := s.change(ctx, func(tx *store.Tx) error {
-		row, err := s.ownSession(ctx, tx, caller, string(id))
-		if err != nil {
+	var row store.Session
+	err := s.change(ctx, func(tx *store.Tx) (err error) {
+		if row, err = s.ownSession(ctx, tx, caller, string(id)); err != nil {
 			return err
 		}
-		node = row.Node
 		return s.recordSession(ctx, tx, caller, auditlog.OpConnectSession, auditlog.Start, row, nil)
 	})
 	if err != nil {
 		return protocol.NodeID{}, err
 	}
-	return node, nil
+	return row.Node, s.remindNode(ctx, row)
+}
+
+// remindNode enables a session on its node once more, if the node does not know
+// it.
+func (s *Service) remindNode(ctx context.Context, row store.Session) error {
+	node, err := s.cfg.Nodes.Node(row.Node)
+	if err != nil {
+		return err
+	}
+	limited, cancel := context.WithTimeout(ctx, deviceCall)
+	defer cancel()
+	resp, err := node.Status(limited, &devicev1.StatusRequest{})
+	if err != nil {
+		return err
+	}
+	known := func(one *devicev1.SessionStatus) bool { return one.Session == string(row.ID) }
+	if slices.ContainsFunc(resp.GetStatus().GetSessions(), known) {
+		return nil
+	}
+	if err := s.enableOnNode(ctx, row); err != nil {
+		return err
+	}
+	return s.disabledMeanwhile(ctx, row)
+}
+
+// disabledMeanwhile ends a session on its node again that was disabled while
+// the node was reminded of it.
+func (s *Service) disabledMeanwhile(ctx context.Context, row store.Session) error {
+	now, err := view(ctx, s.cfg.Store, func(tx *store.Tx) (store.Session, error) { return tx.Session(ctx, row.ID) })
+	if err != nil || now.State == SessionEnabled {
+		return err
+	}
+	s.sessionOff(context.WithoutCancel(ctx), now)
+	return conflict("session %s has ended: enable another", row.ID)
 }
 
 // ownSession reads a session that caller may use now.

@@ -138,6 +138,15 @@ func (n *Node) Relock() {
 	n.lockLocked()
 }
 
+// Restart locks the node by itself and has it forget its sessions, as a start of
+// its agent does.
+func (n *Node) Restart() {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.lockLocked()
+	n.sessions = nil
+}
+
 // Report is what the node's heartbeat says.
 func (n *Node) Report() *devicev1.HeartbeatRequest {
 	n.mu.Lock()
@@ -158,6 +167,9 @@ func (n *Node) statusLocked() *devicev1.NodeStatus {
 		s.Disks = append(s.Disks, &devicev1.DiskStatus{Disk: string(d), State: "locked"})
 	}
 	slices.SortFunc(s.Disks, func(a, b *devicev1.DiskStatus) int { return bytes.Compare([]byte(a.Disk), []byte(b.Disk)) })
+	for _, id := range n.sessions {
+		s.Sessions = append(s.Sessions, &devicev1.SessionStatus{Session: id})
+	}
 	return s
 }
 
