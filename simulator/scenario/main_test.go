@@ -1,0 +1,219 @@
+package scenario
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"github.com/databox-lockbox/lockbox/simulator/profile"
+	"github.com/databox-lockbox/lockbox/simulator/world"
+)
+
+// programs is the folder of the programs that the tests play with.
+var programs string
+
+func TestMain(m *testing.M) { os.Exit(testMain(m)) }
+
+func testMain(m *testing.M) int {
+	dir, err := os.MkdirTemp("", "databox-programs-")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	defer os.RemoveAll(dir)
+	programs = dir
+	code := m.Run()
+	if code == 0 {
+		if err := goleak.Find(); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
+	}
+	return code
+}
+
+// build builds the programs, once. They are as they are shipped, without the
+// race detector: bounds of seconds are measured on them.
+var build = sync.OnceValue(func() error {
+	out, err := exec.Command("go", "build", "-race=false", "-o", programs, "../../agent/cmd/...", "../../controlplane/cmd/...", "../../simulator/cmd/...").CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("go build: %w\n%s", err, out)
+	}
+	return nil
+})
+
+// needWorld skips a test where devices cannot be played; under CI=true it fails
+// instead. It builds the programs.
+func needWorld(t *testing.T) {
+	t.Helper()
+	missing := ""
+	if os.Geteuid() != 0 {
+		missing = "root"
+	}
+	for _, file := range []string{"/dev/fuse", "/dev/loop-control"} {
+		if _, err := os.Stat(file); err != nil {
+			missing = file
+		}
+	}
+	for _, name := range []string{"mkntfs", "ntfs-3g", "ntfscat", "smbclient", "smbd", "ssh", "cryptsetup", "dislocker-file"} {
+		if _, err := exec.LookPath(name); err != nil {
+			missing = name
+		}
+	}
+	switch {
+	case missing != "" && os.Getenv("CI") == "true":
+		t.Fatalf("this test needs %s", missing)
+	case missing != "":
+		t.Skipf("this test needs %s", missing)
+	}
+	if err := build(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// tale collects what a story prints, for when it fails.
+type tale struct {
+	mu  sync.Mutex
+	buf bytes.Buffer
+}
+
+func (w *tale) Write(p []byte) (int, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.buf.Write(p)
+}
+
+// end returns the last part of it.
+func (w *tale) end() string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	const most = 6000
+	text := w.buf.Bytes()
+	return string(text[max(0, len(text)-most):])
+}
+
+// smallProfile is a device with small disks: one node with the first two, or a
+// Heavy with one on each of two nodes.
+func smallProfile(t *testing.T, name string) profile.Profile {
+	t.Helper()
+	p, err := profile.Get(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.DiskSize = 16 << 20
+	for i := range p.Nodes {
+		p.Nodes[i].Disks = p.Nodes[i].Disks[:2/len(p.Nodes)]
+	}
+	return p
+}
+
+// stage is a world with a story under way in it.
+type stage struct {
+	*Story
+	t    *testing.T
+	told *tale
+}
+
+// newStage lays a world out. When the test ends, so does the world, and nothing
+// may be left of it.
+func newStage(t *testing.T, cfg world.Config) *stage {
+	t.Helper()
+	needWorld(t)
+	cfg.Dir = filepath.Join(t.TempDir(), "world")
+	w, err := world.New(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	told := &tale{}
+	s := newStory(Config{Bin: programs, Dir: cfg.Dir, Profile: cfg.Profile, Out: told}, w)
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Logf("the end of the story:\n%s", told.end())
+		}
+		if err := s.cleanUp(); err != nil {
+			t.Error(err)
+		}
+	})
+	return &stage{s, t, told}
+}
+
+// do does a part of the story that is not one of its steps. It ends the test if
+// it does not hold.
+func (s *stage) do(what string, part func(context.Context)) {
+	s.t.Helper()
+	if err := s.try(what, part); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+func (s *stage) try(what string, part func(context.Context)) error {
+	return s.playStep(s.t.Context(), step{"test", what, func(_ *Story, ctx context.Context) { part(ctx) }})
+}
+
+// play plays steps by their numbers.
+func (s *stage) play(numbers ...string) {
+	s.t.Helper()
+	for _, number := range numbers {
+		i := slices.IndexFunc(steps, func(st step) bool { return st.number == number })
+		if err := s.playStep(s.t.Context(), steps[i]); err != nil {
+			s.t.Fatal(err)
+		}
+	}
+}
+
+// toApproved plays the story as shortly as can be until a request is approved.
+func (s *stage) toApproved() {
+	s.t.Helper()
+	s.play("1", "2", "3", "4", "6", "7", "9")
+}
+
+// killAgents kills the agents of the story's device, all at once.
+func (s *Story) killAgents() {
+	for _, n := range s.w.Device.Nodes {
+		s.must(s.procs.end(agentName(n), syscall.SIGKILL))
+	}
+}
+
+// startAgents starts them again.
+func (s *Story) startAgents() {
+	for _, n := range s.w.Device.Nodes {
+		s.startAgent(n)
+	}
+}
+
+// goneWithin waits until nothing is left of a node and says how long it took.
+func goneWithin(n world.Node, limit time.Duration) (took time.Duration, left []string) {
+	for began := time.Now(); ; time.Sleep(10 * time.Millisecond) {
+		left, took = leftOf(n), time.Since(began)
+		if len(left) == 0 || took > limit {
+			return took, left
+		}
+	}
+}
+
+// background runs a lockbox command whose outcome is read later.
+func (s *Story) background(ctx context.Context, out io.Writer, who string, args ...string) (wait func() command) {
+	cmd := exec.CommandContext(ctx, filepath.Join(s.cfg.Bin, "lockbox"), append([]string{"--home", s.w.People[who].Home()}, args...)...)
+	var errOut bytes.Buffer
+	cmd.Stdout, cmd.Stderr, cmd.WaitDelay = out, &errOut, time.Second
+	s.must(cmd.Start())
+	return func() command {
+		err := cmd.Wait()
+		if cmd.ProcessState == nil {
+			s.must(err)
+		}
+		return command{code: cmd.ProcessState.ExitCode(), err: strings.TrimSpace(errOut.String())}
+	}
+}
