@@ -38,7 +38,10 @@ func sshHandler(cfg Config) http.Handler {
 		if err != nil {
 			return
 		}
-		splice(r.Context(), conn, device, buffered.Reader)
+		// Further reads go to conn itself: net/http ends the request's context when
+		// its own reader sees the client's end.
+		early := io.LimitReader(buffered, int64(buffered.Reader.Buffered()))
+		splice(r.Context(), conn, device, io.MultiReader(early, conn))
 	})
 }
 
@@ -68,10 +71,9 @@ func refuse(cfg Config, w http.ResponseWriter, err error) {
 // linger is how long one end may still take in what the other end said last.
 const linger = 5 * time.Second
 
-// splice copies both ways until one end closes, for as long as anything goes
-// either way, or until ctx ends. What the device said last reaches the client:
-// its sending side is ended first, and the connection only when the client has
-// read that.
+// splice copies both ways, for as long as anything goes either way, or until ctx
+// ends. When one end closes, the other may still say its last words, and the
+// first take them in, for linger; then both connections are closed.
 func splice(ctx context.Context, client, device net.Conn, fromClient io.Reader) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -100,13 +102,14 @@ func splice(ctx context.Context, client, device net.Conn, fromClient io.Reader) 
 	device.Close()
 }
 
-// pass copies what from says, calling alive for every piece, and then ends to.
-// When to takes no more, the rest is thrown away: closing a connection with
-// unread bytes would take back what was sent on it.
+// pass copies what from says, calling alive for every piece, and then ends the
+// sending side of to, if it has one of its own. When to takes no more, the rest
+// is thrown away: closing a connection with unread bytes would take back what
+// was sent on it.
 func pass(to net.Conn, from io.Reader, alive func()) {
 	_, _ = io.Copy(to, tap{from, alive}) // how an end was lost is the other end's to say
-	if half, ok := to.(interface{ CloseWrite() error }); !ok || half.CloseWrite() != nil {
-		to.Close()
+	if half, ok := to.(interface{ CloseWrite() error }); ok {
+		_ = half.CloseWrite()
 	}
 	_, _ = io.Copy(io.Discard, from)
 }

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/google/renameio/v2"
 	"github.com/spf13/cobra"
 
 	"github.com/databox-lockbox/lockbox/controlplane/client"
@@ -73,7 +74,7 @@ func (a *app) auditExport() *cobra.Command {
 		Long: `Write the whole log to a file, in the form that 'lockbox audit verify' reads
 without any control plane. The export is itself on record.`,
 		Args: args(),
-		RunE: a.connected(func(ctx context.Context, c *client.Client, cmd *cobra.Command, _ []string) (err error) {
+		RunE: a.connected(func(ctx context.Context, c *client.Client, cmd *cobra.Command, _ []string) error {
 			if out == "" {
 				return usagef("--out is missing: name the file to write")
 			}
@@ -82,27 +83,43 @@ without any control plane. The export is itself on record.`,
 				return err
 			}
 			defer stream.Close()
-			f, err := openFile(out)
+			f, err := renameio.NewPendingFile(out, renameio.WithStaticPermissions(0o600))
 			if err != nil {
 				return err
 			}
-			defer func() { err = errors.Join(err, f.Close()) }()
-			for {
-				part, err := stream.Receive()
-				if errors.Is(err, io.EOF) {
-					return nil
-				}
-				if err != nil {
-					return err
-				}
-				if _, err := f.Write(part.Data); err != nil {
-					return err
-				}
+			defer f.Cleanup()
+			size, err := receiveLog(stream, f)
+			if err != nil {
+				return err
 			}
+			if err := f.CloseAtomicallyReplace(); err != nil {
+				return err
+			}
+			return a.printValue(cmd, map[string]any{"file": out, "bytes": size}, func(w io.Writer) {
+				fields(w, "Log", out, "Bytes", fmt.Sprint(size))
+			})
 		}),
 	}
 	c.Flags().StringVar(&out, "out", "", "file to write")
 	return c
+}
+
+// receiveLog writes an export as it comes and returns its size in bytes.
+func receiveLog(stream lockboxv1.AuditServiceExportLogClientStream, w io.Writer) (size int64, err error) {
+	for {
+		part, err := stream.Receive()
+		if errors.Is(err, io.EOF) {
+			return size, nil
+		}
+		if err != nil {
+			return size, err
+		}
+		n, err := w.Write(part.Data)
+		size += int64(n)
+		if err != nil {
+			return size, err
+		}
+	}
 }
 
 func (a *app) auditVerify() *cobra.Command {

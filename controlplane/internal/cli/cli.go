@@ -90,7 +90,7 @@ func advise(err error) string {
 	case protocol.CodeForbidden:
 		return "Run 'lockbox whoami' to see who you are and what you may do."
 	case protocol.CodeUnavailable:
-		return "Is the control plane running, and is this its address? 'lockbox whoami' tries it."
+		return "Try again. If it stays so: does the control plane run, at the address you logged in to?"
 	case protocol.CodeTimeout:
 		return "It may have been done all the same: look before you repeat it."
 	case protocol.CodeOffline:
@@ -155,7 +155,16 @@ the device (the code stands in brackets); 'lockbox ssh' ends as ssh does.`,
 		a.sessionCommand(), a.sshCommand(), a.sshProxyCommand(),
 		a.requestCommand(), a.keyCommand(), a.auditCommand(),
 	)
+	plainUse(root)
 	return root
+}
+
+// plainUse leaves the usage lines as they are written.
+func plainUse(c *cobra.Command) {
+	c.DisableFlagsInUseLine = true
+	for _, sub := range c.Commands() {
+		plainUse(sub)
+	}
 }
 
 func defaultHome() string {

@@ -188,6 +188,9 @@ func (a *app) certify(ctx context.Context, c *client.Client, id, key string) (ac
 	if err != nil {
 		return access{}, err
 	}
+	if key, err = filepath.Abs(key); err != nil {
+		return access{}, err
+	}
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return access{}, err
 	}
