@@ -99,7 +99,7 @@ func (w *tale) Write(p []byte) (int, error) {
 func (w *tale) end() string {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	const most = 6000
+	const most = 20_000
 	text := w.buf.Bytes()
 	return string(text[max(0, len(text)-most):])
 }
@@ -122,13 +122,13 @@ func smallProfile(t *testing.T, name string) profile.Profile {
 // stage is a world with a story under way in it.
 type stage struct {
 	*Story
-	t    *testing.T
-	told *tale
+	t *testing.T
 }
 
 // newStage lays a world out. When the test ends, so does the world, and nothing
-// may be left of it.
-func newStage(t *testing.T, cfg world.Config) *stage {
+// may be left of it. before, which may be nil, is called on the world as it lies
+// on disk.
+func newStage(t *testing.T, cfg world.Config, before func(*world.World)) *stage {
 	t.Helper()
 	needWorld(t)
 	cfg.Dir = filepath.Join(t.TempDir(), "world")
@@ -136,17 +136,24 @@ func newStage(t *testing.T, cfg world.Config) *stage {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if before != nil {
+		before(w)
+	}
 	told := &tale{}
 	s := newStory(Config{Bin: programs, Dir: cfg.Dir, Profile: cfg.Profile, Out: told}, w)
 	t.Cleanup(func() {
-		if t.Failed() {
-			t.Logf("the end of the story:\n%s", told.end())
-		}
+		t.Logf("the end of the story:\n%s", told.end()) // shown when the test fails
 		if err := s.cleanUp(); err != nil {
 			t.Error(err)
 		}
 	})
-	return &stage{s, t, told}
+	return &stage{s, t}
+}
+
+// in runs a part of a test on the stage.
+func (s *stage) in(name string, part func(*stage)) {
+	s.t.Helper()
+	s.t.Run(name, func(t *testing.T) { part(&stage{s.Story, t}) })
 }
 
 // do does a part of the story that is not one of its steps. It ends the test if
