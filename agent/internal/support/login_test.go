@@ -92,6 +92,9 @@ func TestWhileUnlockedOnlyTheApprovedKeyGetsIn(t *testing.T) {
 	if r := s.run("pwd"); r.code != 255 {
 		t.Errorf("a certificate of the control plane's beats the statement: exit %d, %s", r.code, r.out)
 	}
+	if list := s.journal.of(auditlog.OpRefuseSession, "reason"); !contains(list, "not for this key") {
+		t.Errorf("records: %q", list)
+	}
 	ends(t, c, 2*watchInterval+time.Second)
 	s.unlock(approval.ReadWrite, s.session.Key)
 	s.wants("ls /shares/contoso_BlockBlob", 0, "photos/", "")

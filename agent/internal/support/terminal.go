@@ -153,7 +153,7 @@ func (t *terminal) run(ctx context.Context, sh *shell, line string, isExec bool)
 func (t *terminal) interact(ctx context.Context, sh *shell) int {
 	one := t.conn.session
 	fmt.Fprintf(sh.out, "Support session %s on node %s for %s, ticket %s.\nEverything you do is recorded. Type help for the commands.\n",
-		one.ID, t.conn.server.cfg.Node, one.Engineer, one.Ticket)
+		visible(string(one.ID)), t.conn.server.cfg.Node, visible(string(one.Engineer)), visible(string(one.Ticket)))
 	return lines(ctx, sh, func() (string, error) {
 		t.editor.SetPrompt(t.prompt())
 		return t.editor.ReadLine()

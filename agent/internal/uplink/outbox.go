@@ -22,6 +22,8 @@ import (
 type report interface{ proto.Message }
 
 // outbox keeps reports, one file each, until the control plane has taken them.
+// One whose answer was lost is delivered again: the control plane takes a report
+// that it knows for what it is.
 // Progress of the job is not worth a file: the newest waits in memory.
 type outbox struct {
 	dir string
