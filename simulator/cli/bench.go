@@ -99,11 +99,14 @@ func (b bench) run(ctx context.Context, out, note io.Writer) (err error) {
 		}
 		show(figures)
 	}
-	choice := fleet.Choice{Memory: wants(fleet.FigureMemory), Reconnect: wants(reconnect)}
-	if choice.Memory || choice.Reconnect {
+	costs := fleet.Costs{
+		Dir: filepath.Join(dir, "fleet"), Devices: b.devices, Memory: wants(fleet.FigureMemory), Reconnect: wants(reconnect),
+		Settle: fleet.Settle, Note: note,
+	}
+	if costs.Memory || costs.Reconnect {
 		r := agent.DefaultConfig().Reconnect
 		fmt.Fprintf(note, "devices dial again after a random pause of up to %s, doubling up to %s\n", r.Min, r.Max)
-		figures, err := fleet.FleetCosts(ctx, filepath.Join(dir, "fleet"), b.devices, choice, note)
+		figures, err := costs.Measure(ctx)
 		if err != nil {
 			return err
 		}

@@ -10,15 +10,12 @@ import (
 	"time"
 )
 
-const (
-	connectWithin = 5 * time.Minute // all devices of a fleet
-	// settle is how long a fleet is left alone before it counts as idle: longer
-	// than the agents' heartbeat, so that every device has had a quiet one.
-	settle = 20 * time.Second
-)
+// connectWithin bounds the time until all devices of a fleet are connected.
+const connectWithin = 5 * time.Minute
 
-// Choice says what [FleetCosts] measures.
-type Choice struct{ Memory, Reconnect bool }
+// Settle is how long a fleet is left alone before it counts as idle: longer than
+// the agents' heartbeat, so that every device has had a quiet one.
+const Settle = 20 * time.Second
 
 // The figures' names, but for the number of devices.
 const (
@@ -26,53 +23,61 @@ const (
 	FigureReconnect = "reconnect_"
 )
 
-// FleetCosts makes a fleet of n devices in a new world below dir, and measures
-// the control plane with it:
+// Costs says what is measured with a fleet.
+type Costs struct {
+	Dir       string // of the world; made
+	Devices   int
+	Memory    bool          // measure it
+	Reconnect bool          // measure it
+	Settle    time.Duration // before memory is read, see [Settle]
+	Note      io.Writer     // told of progress
+}
+
+// Measure makes the fleet in a new world, and measures the control plane with it:
 //
 //   - its resident memory for each device that is connected and idle, above what
 //     it has just after its start with the same data, next to that of a server
 //     that only holds as many raw TLS connections; and
 //   - how long after kill -9 and a restart all devices are connected again,
 //     counted from the kill, with the agents' default pauses between dials.
-func FleetCosts(ctx context.Context, dir string, n int, want Choice, note io.Writer) (figures []Figure, err error) {
-	s, err := newScene(ctx, dir)
+func (c Costs) Measure(ctx context.Context) (figures []Figure, err error) {
+	s, err := newScene(ctx, c.Dir)
 	if err != nil {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, s.close()) }()
-	if err := s.makeFleet(ctx, n, note); err != nil {
+	if err := s.makeFleet(ctx, c); err != nil {
 		return nil, err
 	}
-	held, err := s.connectFleet(ctx, n, note)
+	held, err := s.connectFleet(ctx, c)
 	if err != nil {
 		return nil, err
 	}
-	if want.Reconnect {
-		took, err := s.reconnect(ctx, n)
+	if c.Reconnect {
+		took, err := s.reconnect(ctx, c.Devices)
 		if err != nil {
 			return nil, err
 		}
-		figures = append(figures, Figure{Name: FigureReconnect + strconv.Itoa(n), Value: took.Seconds(), Unit: "s"})
+		figures = append(figures, Figure{Name: FigureReconnect + strconv.Itoa(c.Devices), Value: took.Seconds(), Unit: "s"})
 	}
-	if !want.Memory {
+	if !c.Memory {
 		return figures, nil
 	}
-	if err := s.devices.Stop(); err != nil {
+	if err := s.stopDevices(); err != nil {
 		return nil, err
 	}
-	s.devices = nil
-	raw, err := s.rawMemory(ctx, n, note)
+	raw, err := s.rawMemory(ctx, c)
 	if err != nil {
 		return nil, err
 	}
 	return append([]Figure{{Name: FigureMemory, Value: held, Unit: "bytes", Peer: "rawtls", PeerValue: raw}}, figures...), nil
 }
 
-func (s *scene) makeFleet(ctx context.Context, n int, note io.Writer) error {
+func (s *scene) makeFleet(ctx context.Context, c Costs) error {
 	began := time.Now()
-	err := Make(ctx, s.w, s.crew, n, func(done int) {
+	err := Make(ctx, s.w, s.crew, c.Devices, func(done int) {
 		if done%500 == 0 {
-			fmt.Fprintf(note, "%d of %d devices made and enrolled, after %s\n", done, n, time.Since(began).Round(time.Second))
+			fmt.Fprintf(c.Note, "%d of %d devices made and enrolled, after %s\n", done, c.Devices, time.Since(began).Round(time.Second))
 		}
 	})
 	if err != nil {
@@ -87,16 +92,16 @@ func (s *scene) makeFleet(ctx context.Context, n int, note io.Writer) error {
 
 // connectFleet starts the fleet and returns the bytes that each of its devices
 // holds at the control plane once it is idle.
-func (s *scene) connectFleet(ctx context.Context, n int, note io.Writer) (float64, error) {
-	return perDevice(ctx, s.control, n, note, func() (err error) {
+func (s *scene) connectFleet(ctx context.Context, c Costs) (float64, error) {
+	return c.perDevice(ctx, s.control, func() (err error) {
 		s.devices, err = startPart(ctx, partFleet, Dir(s.w))
 		return err
 	})
 }
 
-// perDevice returns the resident memory that n connections cost a server, each.
+// perDevice returns the resident memory that the connections cost a server, each.
 // connect has them made.
-func perDevice(ctx context.Context, server *Process, n int, note io.Writer, connect func() error) (float64, error) {
+func (c Costs) perDevice(ctx context.Context, server *Process, connect func() error) (float64, error) {
 	before, err := server.Resident(ctx)
 	if err != nil {
 		return 0, err
@@ -105,12 +110,12 @@ func perDevice(ctx context.Context, server *Process, n int, note io.Writer, conn
 	if err := connect(); err != nil {
 		return 0, err
 	}
-	if err := server.Await(ctx, n, connectWithin); err != nil {
+	if err := server.Await(ctx, c.Devices, connectWithin); err != nil {
 		return 0, err
 	}
-	fmt.Fprintf(note, "%d devices connected to the %s within %s\n", n, server.name, time.Since(began).Round(100*time.Millisecond))
+	fmt.Fprintf(c.Note, "%d devices connected to the %s within %s\n", c.Devices, server.name, time.Since(began).Round(100*time.Millisecond))
 	select {
-	case <-time.After(settle):
+	case <-time.After(c.Settle):
 	case <-ctx.Done():
 		return 0, ctx.Err()
 	}
@@ -118,11 +123,11 @@ func perDevice(ctx context.Context, server *Process, n int, note io.Writer, conn
 	if err != nil {
 		return 0, err
 	}
-	fmt.Fprintf(note, "%s: %d kB before, %d kB with %d devices\n", server.name, before>>10, after>>10, n)
-	if have, err := server.Count(ctx); err != nil || have != n {
-		return 0, errors.Join(err, fmt.Errorf("%d of %d devices are connected to the %s", have, n, server.name))
+	fmt.Fprintf(c.Note, "%s: %d kB before, %d kB with %d devices\n", server.name, before>>10, after>>10, c.Devices)
+	if have, err := server.Count(ctx); err != nil || have != c.Devices {
+		return 0, errors.Join(err, fmt.Errorf("%d of %d devices are connected to the %s", have, c.Devices, server.name))
 	}
-	return float64(after-before) / float64(n), nil
+	return float64(after-before) / float64(c.Devices), nil
 }
 
 // reconnect kills the control plane, starts it again, and waits for all devices.
@@ -141,7 +146,7 @@ func (s *scene) reconnect(ctx context.Context, n int) (time.Duration, error) {
 }
 
 // rawMemory is what connectFleet returns, of a server of raw TLS connections.
-func (s *scene) rawMemory(ctx context.Context, n int, note io.Writer) (held float64, err error) {
+func (s *scene) rawMemory(ctx context.Context, c Costs) (held float64, err error) {
 	authority := filepath.Join(s.w.DataDir(), "authority")
 	server, err := startPart(ctx, partRawServer, authority)
 	if err != nil {
@@ -154,8 +159,8 @@ func (s *scene) rawMemory(ctx context.Context, n int, note io.Writer) (held floa
 			err = errors.Join(err, clients.Stop())
 		}
 	}()
-	return perDevice(ctx, server, n, note, func() (err error) {
-		clients, err = startPart(ctx, partRawClients, authority, server.said, strconv.Itoa(n))
+	return c.perDevice(ctx, server, func() (err error) {
+		clients, err = startPart(ctx, partRawClients, authority, server.said, strconv.Itoa(c.Devices))
 		return err
 	})
 }

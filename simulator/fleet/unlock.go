@@ -88,10 +88,7 @@ func (s *scene) startControl(ctx context.Context) (err error) {
 
 // close ends everything, devices first: they have something to lock.
 func (s *scene) close() error {
-	var errs []error
-	if s.devices != nil {
-		errs = append(errs, s.devices.Stop())
-	}
+	errs := []error{s.stopDevices()}
 	if s.crew != nil {
 		s.crew.Close()
 	}
@@ -99,6 +96,15 @@ func (s *scene) close() error {
 		errs = append(errs, s.control.Stop())
 	}
 	return errors.Join(append(errs, s.w.RemoveRun())...)
+}
+
+func (s *scene) stopDevices() error {
+	if s.devices == nil {
+		return nil
+	}
+	err := s.devices.Stop()
+	s.devices = nil
+	return err
 }
 
 // bringDevice makes the world's device and runs its agent.
