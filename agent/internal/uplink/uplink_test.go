@@ -136,8 +136,9 @@ func (c *control) set(f func()) { locked(c, func() int { f(); return 0 }) }
 
 func (c *control) beats() int { return locked(c, func() int { return len(c.heartbeats) }) }
 
+// got returns the reports. One whose answer was lost comes twice.
 func (c *control) got() []string {
-	return locked(c, func() []string { return slices.Clone(c.reports) })
+	return locked(c, func() []string { return slices.Compact(slices.Clone(c.reports)) })
 }
 
 func (c *control) Heartbeat(_ context.Context, r *devicev1.HeartbeatRequest) (*devicev1.HeartbeatResponse, error) {
