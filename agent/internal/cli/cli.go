@@ -102,7 +102,10 @@ itself; no command here, and nobody in the datacenter, can unlock.
   databox-agent enroll   once, with a join token and the customer's trust policy
   databox-agent run      the daemon
   databox-agent status   how the node is
-  databox-agent lock     lock it now`,
+  databox-agent lock     lock it now
+
+Exit codes: 0 done, 1 failed, 2 typed wrong or a bad configuration, 3 refused (the
+code stands in brackets).`,
 		SilenceErrors: true,
 		SilenceUsage:  true,
 		Args: func(c *cobra.Command, args []string) error {
@@ -140,7 +143,9 @@ func (a *app) runCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "run",
 		Short: "Run the daemon",
-		Args:  noArgs,
+		Long: `Run the daemon, on an enrolled node. Whatever it finds open at its start, it locks;
+before it ends, it locks.`,
+		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cfg, err := a.load()
 			if err != nil {
@@ -155,6 +160,7 @@ func (a *app) checkConfigCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "check-config",
 		Short: "Say whether the configuration file can be used",
+		Long:  "Say whether the configuration file can be used, and everything that is wrong with it.",
 		Args:  noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			_, err := a.load()
@@ -268,19 +274,25 @@ func (a *app) confirmPolicy(cmd *cobra.Command, policy []byte, want string) erro
 }
 
 func (a *app) statusCommand() *cobra.Command {
-	return a.askCommand("status", "Show how the node is: lock, lease, disks, shares, sessions, job", a.Status)
+	return a.askCommand("status", "Show how the node is: lock, lease, disks, shares, sessions, job",
+		`Ask the running agent how the node is: lock, lease, disks and what the machine shows
+open of them, shares, sessions, copy job.`, a.Status)
 }
 
 func (a *app) lockCommand() *cobra.Command {
-	return a.askCommand("lock", "Lock the node now; the approval is not spent", a.Lock)
+	return a.askCommand("lock", "Lock the node now; the approval is not spent",
+		`Lock the node now, without asking anybody: shares and sessions are closed, disks
+locked, keys wiped. The approval is not spent: within its time, it can be executed
+again.`, a.Lock)
 }
 
 // askCommand is a command that asks the running agent and shows its answer.
-func (a *app) askCommand(use, short string, ask func(context.Context, config.Config) (*devicev1.NodeStatus, error)) *cobra.Command {
+func (a *app) askCommand(use, short, long string, ask func(context.Context, config.Config) (*devicev1.NodeStatus, error)) *cobra.Command {
 	var output string
 	c := &cobra.Command{
 		Use:   use,
 		Short: short,
+		Long:  long,
 		Args:  noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if output != "text" && output != "json" {

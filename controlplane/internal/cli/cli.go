@@ -86,7 +86,7 @@ func exitCode(err error) int {
 func advise(err error) string {
 	switch protocol.CodeOf(err) {
 	case protocol.CodeUnauthenticated:
-		return "Your certificate is missing, expired or was revoked: run 'lockbox login' with a new token from an administrator."
+		return "Run 'lockbox login' with a new token from an administrator."
 	case protocol.CodeForbidden:
 		return "Run 'lockbox whoami' to see who you are and what you may do."
 	case protocol.CodeUnavailable:
@@ -117,8 +117,9 @@ func newRoot() *cobra.Command {
 the customer says yes, only on that device, only for that long, on record.
 
 Engineers      lockbox session enable, lockbox ssh, lockbox request create|execute
+Customers      lockbox order place, lockbox trust-policy sign, lockbox ticket file
 Approvers      lockbox request list --pending, lockbox request show|approve|deny
-Staff          lockbox device list, lockbox order advance, lockbox device join-token
+Staff          lockbox order prepare|advance|start-job, lockbox device join-token
 Admins         lockbox person create, lockbox tenant create, lockbox audit export|verify
 
 Start with 'lockbox login --server HOST:PORT'.
@@ -202,6 +203,10 @@ func group(use, short string, subs ...*cobra.Command) *cobra.Command {
 
 func noWords(c *cobra.Command, args []string) error {
 	if len(args) > 0 {
+		c.SuggestionsMinimumDistance = 2
+		if near := c.SuggestionsFor(args[0]); len(near) > 0 {
+			return usagef("unknown command %q for %q: did you mean %s?", args[0], c.CommandPath(), strings.Join(near, " or "))
+		}
 		return usagef("unknown command %q for %q; see '%s --help'", args[0], c.CommandPath(), c.CommandPath())
 	}
 	return nil
@@ -235,6 +240,25 @@ func optional(name string) cobra.PositionalArgs {
 		}
 		return nil
 	}
+}
+
+// need demands flags that have no default.
+func need(c *cobra.Command, flags ...string) error {
+	for _, name := range flags {
+		if c.Flag(name).Value.String() == "" {
+			return usagef("--%s is missing: usage: %s", name, c.UseLine())
+		}
+	}
+	return nil
+}
+
+// seconds returns what --for says. Nothing and less is a mistake: it must not
+// be taken for a flag that was not given.
+func seconds(c *cobra.Command, d time.Duration) (int64, error) {
+	if c.Flags().Changed("for") && d < time.Second {
+		return 0, usagef("--for is %s: want at least a second, as in 2h", d)
+	}
+	return int64(d / time.Second), nil
 }
 
 // first demands at least one argument.

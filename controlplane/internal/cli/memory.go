@@ -64,7 +64,7 @@ func (a *app) checkLog(ctx context.Context, c *client.Client, logKey string) (st
 		if err := auditlog.CheckConsistency(resp.Consistency, older, newer); err != nil {
 			return "", fmt.Errorf("the activity log is not the one you saw before, of %d records: do not sign anything, tell your security team: %w", older.Size, err)
 		}
-		sentence = fmt.Sprintf("%d records, grown from the %d you saw before", newer.Size, older.Size)
+		sentence = fmt.Sprintf("%d records, the %d you saw before unchanged among them", newer.Size, older.Size)
 	}
 	return sentence, renameio.WriteFile(filepath.Join(a.home, checkpointFile), resp.Checkpoint, 0o600)
 }

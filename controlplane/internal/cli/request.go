@@ -39,7 +39,13 @@ the customer.
 Reason codes: prepare-to-ship-not-run, copied-to-wrong-folder, incorrect-data-format.`,
 		Args: args(),
 		RunE: a.connected(func(ctx context.Context, c *client.Client, cmd *cobra.Command, _ []string) error {
-			req.DurationSeconds = int64(lasts / time.Second)
+			if err := need(cmd, "device", "ticket", "reason-code", "justification"); err != nil {
+				return err
+			}
+			var err error
+			if req.DurationSeconds, err = seconds(cmd, lasts); err != nil {
+				return err
+			}
 			r, err := c.Requests.CreateRequest(ctx, req)
 			return a.showRequest(cmd, r, err)
 		}),
@@ -166,6 +172,9 @@ log with what you saw of it before. Customers decide for the customer, internal
 approvers for the provider.`,
 		Args: args("N"),
 		RunE: a.connected(func(ctx context.Context, c *client.Client, cmd *cobra.Command, args []string) error {
+			if _, err := seconds(cmd, flags.shorten); err != nil {
+				return err
+			}
 			return a.decide(ctx, c, cmd, args[0], verdict, flags)
 		}),
 	}

@@ -28,7 +28,7 @@ func readSecret(cmd *cobra.Command, file, prompt string) (string, error) {
 		data, err = io.ReadAll(io.LimitReader(cmd.InOrStdin(), 4<<10))
 	}
 	if err != nil {
-		return "", fmt.Errorf("cannot read the secret: %w", err)
+		return "", fmt.Errorf("cannot read the login token: %w", err)
 	}
 	defer clear(data)
 	return strings.TrimSpace(string(data)), nil

@@ -36,7 +36,13 @@ or that was escalated to you. Its disks stay locked: to unlock them takes a
 request that the customer approves.`,
 		Args: args(),
 		RunE: a.connected(func(ctx context.Context, c *client.Client, cmd *cobra.Command, _ []string) error {
-			req.DurationSeconds = int64(lasts / time.Second)
+			if err := need(cmd, "device", "ticket"); err != nil {
+				return err
+			}
+			var err error
+			if req.DurationSeconds, err = seconds(cmd, lasts); err != nil {
+				return err
+			}
 			s, err := c.Sessions.EnableSession(ctx, req)
 			return a.showSession(cmd, s, err)
 		}),
@@ -57,7 +63,7 @@ func (a *app) showSession(cmd *cobra.Command, s *lockboxv1.Session, err error) e
 		fields(w, "Session", s.Id, "Device", s.Serial+"/"+strconv.Itoa(int(s.Node)), "Ticket", s.Ticket, "Engineer", s.Engineer,
 			"Key", s.KeyFingerprint, "State", s.State, "Until", until(s.Expires))
 		if s.State == "enabled" {
-			fields(w, "Next", "lockbox ssh "+s.Id)
+			fields(w, "Next", "lockbox ssh "+s.Id+" --key FILE")
 		}
 	})
 }

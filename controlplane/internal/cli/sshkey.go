@@ -138,8 +138,12 @@ func sign(cmd *cobra.Command, doc approval.Document, keyID string, signer ssh.Si
 		return nil, err
 	}
 	err = tell(cmd, func(w io.Writer) {
-		fmt.Fprintf(w, "\nThese %d bytes will be signed, as %s, in namespace %s,\nwith key %s (%s):\n\n%s\n\n",
-			len(env.Payload), env.PayloadType, env.PayloadType.Namespace(), keyID, ssh.FingerprintSHA256(signer.PublicKey()), env.Payload)
+		key := ssh.FingerprintSHA256(signer.PublicKey())
+		if keyID != key {
+			key = keyID + " (" + key + ")"
+		}
+		fmt.Fprintf(w, "\nThese %d bytes will be signed, as %s, in namespace %s,\nwith key %s:\n\n%s\n\n",
+			len(env.Payload), env.PayloadType, env.PayloadType.Namespace(), key, env.Payload)
 	})
 	if err != nil {
 		return nil, err

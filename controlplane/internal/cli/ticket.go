@@ -23,6 +23,9 @@ func (a *app) ticketFile() *cobra.Command {
 		Long:  "File a support ticket for an order: by the customer, or for a problem that the provider detected.",
 		Args:  args("ORDER"),
 		RunE: a.connected(func(ctx context.Context, c *client.Client, cmd *cobra.Command, args []string) error {
+			if err := need(cmd, "title"); err != nil {
+				return err
+			}
 			req.Order = args[0]
 			t, err := c.Tickets.FileTicket(ctx, req)
 			return a.showTicket(cmd, t, err)
