@@ -95,13 +95,17 @@ func (w *tale) Write(p []byte) (int, error) {
 	return w.buf.Write(p)
 }
 
-// end returns the last part of it.
-func (w *tale) end() string {
+func (w *tale) all() string {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	return w.buf.String()
+}
+
+// end returns the last part of it.
+func (w *tale) end() string {
 	const most = 20_000
-	text := w.buf.Bytes()
-	return string(text[max(0, len(text)-most):])
+	text := w.all()
+	return text[max(0, len(text)-most):]
 }
 
 // smallProfile is a device with small disks: one node with the first two, or a

@@ -161,8 +161,13 @@ func (s *Story) hold(ok bool, format string, args ...any) {
 
 // cleanUp ends what the story started and looks whether anything is left.
 func (s *Story) cleanUp() error {
-	err := s.procs.stopAll()
-	for _, n := range s.w.Nodes() {
+	return errors.Join(s.procs.stopAll(), removeRuns(s.w.Nodes()))
+}
+
+// removeRuns removes the run directories of nodes whose agents have ended,
+// unless something is still open there.
+func removeRuns(nodes []world.Node) (err error) {
+	for _, n := range nodes {
 		if left := leftOf(n); len(left) > 0 {
 			err = errors.Join(err, fmt.Errorf("left behind by node %s: %s", n.ID, strings.Join(left, ", ")))
 			continue

@@ -27,7 +27,13 @@ type running struct {
 	Program string // resolved path, so that no other process is taken for it
 }
 
-// runningFile lists the daemons that were left running.
+// upWorld is what [Down] has to know of a world that is up.
+type upWorld struct {
+	Daemons []running
+	Nodes   []world.Node
+}
+
+// runningFile holds an upWorld.
 const runningFile = "running.json"
 
 // Up plays the story until the copy job has halted, leaves the daemons running
@@ -68,15 +74,18 @@ func Up(ctx context.Context, cfg Config) (err error) {
 func (s *Story) leaveRunning() error {
 	s.procs.mu.Lock()
 	defer s.procs.mu.Unlock()
-	var list []running
+	up := upWorld{Nodes: s.w.Nodes()}
+	for i := range up.Nodes {
+		up.Nodes[i].Disks = nil // with all that is on them
+	}
 	for name, p := range s.procs.all {
 		program, err := filepath.EvalSymlinks(p.cmd.Path)
 		if err != nil {
 			return err
 		}
-		list = append(list, running{name, p.cmd.Process.Pid, program})
+		up.Daemons = append(up.Daemons, running{name, p.cmd.Process.Pid, program})
 	}
-	data, err := json.MarshalIndent(list, "", "  ")
+	data, err := json.MarshalIndent(up, "", "  ")
 	if err != nil {
 		return err
 	}
@@ -133,12 +142,12 @@ func Down(dir string) error {
 	if err != nil {
 		return err
 	}
-	var list []running
-	if err := json.Unmarshal(data, &list); err != nil {
+	var up upWorld
+	if err := json.Unmarshal(data, &up); err != nil {
 		return fmt.Errorf("cannot read %s: %w", runningFile, err)
 	}
 	for _, agentsFirst := range []bool{true, false} {
-		for _, r := range list {
+		for _, r := range up.Daemons {
 			if (r.Name != controlPlane) == agentsFirst {
 				if err := r.end(); err != nil {
 					return err
@@ -146,7 +155,7 @@ func Down(dir string) error {
 			}
 		}
 	}
-	return os.RemoveAll(dir)
+	return errors.Join(removeRuns(up.Nodes), os.RemoveAll(dir))
 }
 
 // end ends a daemon, if the process of that id still is it.
