@@ -153,15 +153,17 @@ func detached(ctx context.Context, timeout time.Duration) (context.Context, cont
 	return ctx, func() { stop(); cancel() }
 }
 
-// limitBodies bounds what a request's body may hold.
+// limitBodies bounds what a request's body may hold. The request is copied for
+// it: net/http takes what is left of a body for the next request unless it finds
+// its own body in the request it made.
 func limitBodies(next http.Handler, open map[string]bool) http.Handler {
+	large, small := http.MaxBytesHandler(next, maxBody), http.MaxBytesHandler(next, maxOpenBody)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		limit := int64(maxBody)
 		if open[r.URL.Path] {
-			limit = maxOpenBody
+			small.ServeHTTP(w, r)
+		} else {
+			large.ServeHTTP(w, r)
 		}
-		r.Body = http.MaxBytesReader(w, r.Body, limit)
-		next.ServeHTTP(w, r)
 	})
 }
 
