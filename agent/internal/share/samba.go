@@ -22,8 +22,15 @@ const dirPrefix = "smb-"
 // environment of all programs of Samba.
 var environment = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C.UTF-8"}
 
+// account is the Unix account of the lease's user: one of every Debian that owns
+// nothing. It must not be root, whom Samba lets replace the access list of a share
+// ([noDelete]) over RPC, and not Samba's guest account. The files belong to root:
+// each share's section says that it reads and writes as root.
+const account = "daemon"
+
 // global is what all shares have in common: no printers, no NetBIOS, no guests, no
-// links, nothing that leaves marks in the customer's files.
+// links, no remote procedures, no privileges, nothing that leaves marks in the
+// customer's files.
 const global = `[global]
 	server role = standalone server
 	workgroup = DATABOX
@@ -37,6 +44,9 @@ const global = `[global]
 	ntlm auth = ntlmv2-only
 	restrict anonymous = 2
 	map to guest = never
+	enable privileges = no
+	rpc start on demand helpers = no
+	enable core files = no
 	passdb backend = smbpasswd:{dir}/private/smbpasswd
 	username map = {dir}/private/users
 	private dir = {dir}/private
@@ -68,7 +78,8 @@ const global = `[global]
 // section publishes one folder.
 const section = `[{name}]
 	path = {path}
-	valid users = root
+	valid users = {account}
+	force user = root
 	read only = {readOnly}
 	create mask = 0600
 	directory mask = 0700
@@ -132,14 +143,14 @@ func (s *Server) prepare(ctx context.Context, cfg Config, shares []Share, access
 	}
 	files := map[string]string{
 		"smb.conf":      configuration(cfg, s.dir, shares, access),
-		"private/users": "root = " + s.user + "\n",
+		"private/users": account + " = " + s.user + "\n",
 	}
 	for name, text := range files {
 		if err := os.WriteFile(s.path(name), []byte(text), 0o600); err != nil {
 			return err
 		}
 	}
-	if err := s.run(ctx, s.password+"\n"+s.password+"\n", "smbpasswd", "-c", s.path("smb.conf"), "-s", "-a", "root"); err != nil {
+	if err := s.run(ctx, s.password+"\n"+s.password+"\n", "smbpasswd", "-c", s.path("smb.conf"), "-s", "-a", account); err != nil {
 		return err
 	}
 	if access != approval.ReadWrite {
@@ -165,7 +176,7 @@ func configuration(cfg Config, dir string, shares []Share, access approval.Acces
 	var text strings.Builder
 	strings.NewReplacer("{port}", fmt.Sprint(cfg.Port), "{interfaces}", interfaces, "{dir}", dir).WriteString(&text, global)
 	for _, s := range shares {
-		strings.NewReplacer("{name}", s.Name, "{path}", s.Dir, "{readOnly}", readOnly).WriteString(&text, section)
+		strings.NewReplacer("{name}", s.Name, "{account}", account, "{path}", s.Dir, "{readOnly}", readOnly).WriteString(&text, section)
 	}
 	return text.String()
 }

@@ -6,7 +6,8 @@
 //   - The server touches nothing of the system's Samba: configuration, users,
 //     databases, sockets and logs are in one private directory, which goes with it.
 //   - It speaks SMB 3 with encryption only, knows one user with a password made for
-//     this lease, no guests, and follows no links.
+//     this lease, no guests and no remote procedures, and follows no links. The user
+//     is nobody special to it, and root only on the files of a share.
 //   - It lives in a process namespace of its own: whatever it has started dies with
 //     it at once, and it dies with the agent.
 package share
@@ -33,7 +34,7 @@ type Config struct {
 	RunDir  string       // private directory of the agent, made if missing; the server's own lies below
 	SMBD    string       // path of smbd; "" looks it up
 	Address string       // IP address to listen on, and no other; "" is 127.0.0.1
-	Port    int          // TCP port; 0 is 445
+	Port    int          // TCP port; 0 chooses a free one
 	Keeper  *disk.Keeper // ends the server when the agent is killed; nil only where that does not matter
 }
 
@@ -94,7 +95,9 @@ func (c *Config) complete() (err error) {
 		return fmt.Errorf("cannot share at %q: want an IP address", c.Address)
 	}
 	if c.Port == 0 {
-		c.Port = 445
+		if c.Port, err = freePort(c.Address); err != nil {
+			return err
+		}
 	}
 	if c.SMBD == "" {
 		c.SMBD = "smbd"
@@ -113,6 +116,16 @@ func (c *Config) complete() (err error) {
 }
 
 func (c *Config) address() string { return net.JoinHostPort(c.Address, strconv.Itoa(c.Port)) }
+
+// freePort returns a port of address that nobody listens at.
+func freePort(address string) (int, error) {
+	listener, err := net.Listen("tcp", net.JoinHostPort(address, "0"))
+	if err != nil {
+		return 0, fmt.Errorf("cannot share at %s: %w", address, err)
+	}
+	defer listener.Close()
+	return listener.Addr().(*net.TCPAddr).Port, nil
+}
 
 // findProgram finds a program of the package samba. Programs for administrators
 // need not be on everybody's path.

@@ -51,13 +51,17 @@ const shareName = "contosodata_BlockBlob"
 
 func needSamba(t *testing.T) {
 	t.Helper()
-	disktest.NeedPrograms(t, "smbd", "smbclient", "smbpasswd", "sharesec")
+	disktest.NeedPrograms(t, "smbd", "smbclient", "smbpasswd", "sharesec", "net", "rpcclient")
 }
 
 func newShare(t *testing.T) *shareTest {
 	t.Helper()
 	needSamba(t)
-	st := &shareTest{cfg: Config{RunDir: disktest.RunDir(t), Port: freePort(t)}, folder: t.TempDir()}
+	port, err := freePort("127.0.0.1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	st := &shareTest{cfg: Config{RunDir: disktest.RunDir(t), Port: port}, folder: t.TempDir()}
 	writeFile(t, filepath.Join(st.folder, "file"), "content")
 	return st
 }
@@ -79,16 +83,6 @@ func (st *shareTest) start(t *testing.T, folder string, access approval.Access) 
 	t.Logf("started in %v", time.Since(began))
 	st.server = server
 	t.Cleanup(func() { server.Stop(context.Background()) })
-}
-
-func freePort(t *testing.T) int {
-	t.Helper()
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer listener.Close()
-	return listener.Addr().(*net.TCPAddr).Port
 }
 
 func writeFile(t *testing.T, path, text string) {
@@ -152,6 +146,11 @@ func TestRefusals(t *testing.T) {
 		"SMB 2.1":        func() (string, error) { return st.client("ls", "-m", "SMB2_10") },
 		"other share": func() (string, error) {
 			return smbclientAt("root", st.cfg.Port, user, password, "ls")
+		},
+		"remote procedure": func() (string, error) {
+			out, err := exec.CommandContext(t.Context(), "rpcclient", "-s", "/dev/null", "-p", strconv.Itoa(st.cfg.Port),
+				"-U", user+"%"+password, "--client-protection=encrypt", "-c", "netshareenum", "127.0.0.1").CombinedOutput()
+			return string(out), err
 		},
 	}
 	for name, try := range tests {
@@ -267,6 +266,91 @@ func TestAccess(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestAccessListStays tries to replace the access list that keeps read-write from
+// deleting, over RPC, with that of a server of the client's own.
+func TestAccessListStays(t *testing.T) {
+	needSamba(t)
+	const withRPC = "\n[global]\nrpc start on demand helpers = yes\n"
+	own := newShare(t)
+	own.cfg.Address = "::1"
+	own.startWith(t, approval.Delete, withRPC)
+	user, password := own.server.Credentials()
+	for name, more := range map[string]string{"as configured": "", "had it RPC": withRPC} {
+		t.Run(name, func(t *testing.T) {
+			st := newShare(t)
+			st.folder, st.cfg.Port = own.folder, own.cfg.Port // what net wants to be the same
+			st.startWith(t, approval.ReadWrite, more, user, password)
+			migrate := exec.CommandContext(t.Context(), "net", "rpc", "share", "migrate", "security", shareName,
+				"-S", "::1", "--destination=127.0.0.1", "-p", strconv.Itoa(st.cfg.Port),
+				"-U", user+"%"+password, "--client-protection=encrypt", "-s", "/dev/null")
+			out, err := migrate.CombinedOutput()
+			t.Logf("migrate: %v: %s", err, out)
+			if err == nil {
+				t.Error("the access list could be replaced")
+			}
+			st.client("del file")
+			if _, err := os.Stat(filepath.Join(st.folder, "file")); err != nil {
+				t.Errorf("deleted: %v", err)
+			}
+			if out, err := st.client("lcd /etc; put hostname new"); err != nil || strings.Contains(out, "NT_STATUS") { // the control
+				t.Errorf("put: %v: %s", err, out)
+			}
+		})
+	}
+}
+
+// startWith starts the server with more lines in its configuration and, if given,
+// with the user and password of another.
+func (st *shareTest) startWith(t *testing.T, access approval.Access, more string, credentials ...string) {
+	t.Helper()
+	if err := st.cfg.complete(); err != nil {
+		t.Fatal(err)
+	}
+	var err error
+	if st.server, err = newServer(st.cfg); err != nil {
+		t.Fatal(err)
+	}
+	if len(credentials) > 0 {
+		st.server.user, st.server.password = credentials[0], credentials[1]
+	}
+	if err := st.server.prepare(t.Context(), st.cfg, []Share{{Name: shareName, Dir: st.folder}}, access); err != nil {
+		t.Fatal(err)
+	}
+	path := st.server.path("smb.conf")
+	text, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	writeFile(t, path, string(text)+more)
+	if err := st.server.start(t.Context(), st.cfg); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { st.server.Stop(context.Background()) })
+}
+
+func TestFreePort(t *testing.T) {
+	needSamba(t)
+	var servers []*Server
+	for range 2 {
+		cfg := Config{RunDir: disktest.RunDir(t)}
+		server, err := Start(t.Context(), cfg, []Share{{Name: shareName, Dir: t.TempDir()}}, approval.ReadOnly)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { server.Stop(context.Background()) })
+		servers = append(servers, server)
+		_, text, _ := net.SplitHostPort(server.Address())
+		port, _ := strconv.Atoi(text)
+		user, password := server.Credentials()
+		if out, err := smbclient(port, user, password, "ls"); err != nil || port == 445 {
+			t.Errorf("at port %s: %v: %s", text, err, out)
+		}
+	}
+	if servers[0].Address() == servers[1].Address() {
+		t.Errorf("both at %s", servers[0].Address())
 	}
 }
 
