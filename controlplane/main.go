@@ -30,6 +30,7 @@ var errUsage = errors.New("usage")
 type usageError struct{ error }
 
 func (usageError) Is(target error) bool { return target == errUsage }
+func (e usageError) Unwrap() error      { return e.error }
 
 // Main is the lockboxd program. It returns the exit code.
 func Main() int {
