@@ -66,14 +66,15 @@ func (s *Server) Admits(id protocol.SessionID) error {
 
 // findLocked finds a session that may be entered now.
 func (s *Server) findLocked(id protocol.SessionID) (*session, error) {
-	one, wait := s.sessions[id], s.refuse-s.cfg.Clock.Boot()
+	one := s.sessions[id]
 	switch {
 	case s.stopped:
 		return nil, protocol.Errorf(protocol.CodeUnavailable, "the agent of node %s is stopping: try again", s.cfg.Node)
-	case wait > 0:
-		return nil, protocol.Errorf(protocol.CodeLimit, "%d logins failed: node %s lets nobody in for another %s", maxFailures, s.cfg.Node, wait.Round(time.Second))
 	case one == nil || one.ended || s.over(one.Session):
 		return nil, protocol.Errorf(protocol.CodeNotFound, "there is no support session %q on node %s: enable one first", id, s.cfg.Node)
+	case one.refuse > s.cfg.Clock.Boot():
+		wait := (one.refuse - s.cfg.Clock.Boot()).Round(time.Second)
+		return nil, protocol.Errorf(protocol.CodeLimit, "%d logins failed: session %s lets nobody in for another %s", maxFailures, id, wait)
 	case len(one.conns) >= maxConnections:
 		return nil, protocol.Errorf(protocol.CodeLimit, "session %s has %d connections already", id, maxConnections)
 	}
@@ -105,7 +106,7 @@ func (s *Server) join(in Session, raw net.Conn) error {
 	case unlocked && !letsIn(lease, in.Key):
 		return protocol.Errorf(protocol.CodeForbidden, "the node was unlocked for somebody else")
 	}
-	s.failures = nil
+	one.failures = nil
 	one.conns[raw] = true
 	return nil
 }
@@ -145,7 +146,7 @@ func (s *Server) login(one Session, meta ssh.ConnMetadata, key ssh.PublicKey) (*
 	if err == nil {
 		return &ssh.Permissions{}, nil
 	}
-	s.failed()
+	s.failed(one.ID)
 	rec := s.record(auditlog.OpRefuseSession, auditlog.Refused, one)
 	rec.Properties["reason"] = err.Error()
 	rec.Properties["offered"] = ssh.FingerprintSHA256(cert.Key)
@@ -182,15 +183,20 @@ func (s *Server) checkAuthorities(one Session, cert *ssh.Certificate) error {
 	return errors.Join(errs...)
 }
 
-// failed counts a failed login; the fifth within the lock-out time locks out.
-func (s *Server) failed() {
+// failed counts a failed login to a session; the fifth within the lock-out time
+// locks out whoever wants in there. Other sessions go on.
+func (s *Server) failed(id protocol.SessionID) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	one := s.sessions[id]
+	if one == nil {
+		return // it ended meanwhile
+	}
 	now := s.cfg.Clock.Boot()
-	s.failures = append(s.failures, now)
-	s.failures = slices.DeleteFunc(s.failures, func(at time.Duration) bool { return now-at > lockOut })
-	if len(s.failures) >= maxFailures {
-		s.refuse, s.failures = now+lockOut, nil
+	one.failures = append(one.failures, now)
+	one.failures = slices.DeleteFunc(one.failures, func(at time.Duration) bool { return now-at > lockOut })
+	if len(one.failures) >= maxFailures {
+		one.refuse, one.failures = now+lockOut, nil
 	}
 }
 

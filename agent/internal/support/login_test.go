@@ -67,7 +67,9 @@ func TestLogin(t *testing.T) {
 func (s *Server) forgive() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.refuse, s.failures = 0, nil
+	for _, one := range s.sessions {
+		one.refuse, one.failures = 0, nil
+	}
 }
 
 func TestHostKeyIsVerified(t *testing.T) {
@@ -108,6 +110,9 @@ func TestWhileUnlockedOnlyTheApprovedKeyGetsIn(t *testing.T) {
 
 func TestLockOut(t *testing.T) {
 	s := newScene(t)
+	other := s.session
+	other.ID = "ses-2"
+	s.enable(other)
 	bad := s.login()
 	bad.cert = s.cert(s.erin, "ses-2", s.node)
 	for range maxFailures - 1 {
@@ -122,6 +127,9 @@ func TestLockOut(t *testing.T) {
 	}
 	if err := s.server.Admits("ses-1"); protocol.CodeOf(err) != protocol.CodeLimit {
 		t.Errorf("Admits: %v", err)
+	}
+	if err := s.server.Admits("ses-2"); err != nil {
+		t.Errorf("another session is locked out too: %v", err)
 	}
 	s.clock.add(-24*time.Hour, lockOut-time.Minute) // the wall clock means nothing
 	if err := s.server.Admits("ses-1"); protocol.CodeOf(err) != protocol.CodeLimit {

@@ -42,7 +42,7 @@ const (
 	maxSessions      = 256
 	maxConnections   = 16 // per session
 	maxChannels      = 16 // per connection
-	maxFailures      = 5  // failed logins, then
+	maxFailures      = 5  // failed logins to one session, then
 	lockOut          = 15 * time.Minute
 	watchInterval    = time.Second
 	forgetAfter      = 24 * time.Hour  // a session that expired and was never disabled
@@ -96,16 +96,16 @@ type Server struct {
 
 	mu       sync.Mutex // guards what follows
 	sessions map[protocol.SessionID]*session
-	failures []time.Duration // of the newest failed logins, since boot
-	refuse   time.Duration   // nobody may log in before; since boot
 	stopped  bool            // Run has ended: nothing is added to handlers
 	handlers sync.WaitGroup  // one per connection, and one per close under way
 }
 
 type session struct {
 	Session
-	ended bool              // it expired; kept for whoever disables it
-	conns map[net.Conn]bool // whether somebody has logged in on it
+	ended    bool              // it expired; kept for whoever disables it
+	conns    map[net.Conn]bool // whether somebody has logged in on it
+	failures []time.Duration   // of the newest failed logins, since boot
+	refuse   time.Duration     // nobody may log in before; since boot
 }
 
 // New returns a server. It starts nothing: connections are served by whoever
