@@ -137,8 +137,8 @@ func (b bench) keeper(note io.Writer) []string {
 func machine() string {
 	var kernel unix.Utsname
 	_ = unix.Uname(&kernel) // it cannot fail with memory of our own
-	return fmt.Sprintf("machine=%q cores=%d kernel=%s go=%s agent=%s commit=%s command=%q",
-		cpuModel(), runtime.NumCPU(), unix.ByteSliceToString(kernel.Release[:]), runtime.Version(), agent.Version, commit(), strings.Join(os.Args, " "))
+	return fmt.Sprintf("machine=%q cores=%d load=%s kernel=%s go=%s agent=%s commit=%s command=%q",
+		cpuModel(), runtime.NumCPU(), load(), unix.ByteSliceToString(kernel.Release[:]), runtime.Version(), agent.Version, commit(), strings.Join(os.Args, " "))
 }
 
 func cpuModel() string {
@@ -149,6 +149,14 @@ func cpuModel() string {
 		}
 	}
 	return runtime.GOARCH
+}
+
+// load is how many processes wanted to run in the last minute, on average: beside
+// a busy machine's figures it says what they are worth.
+func load() string {
+	data, _ := os.ReadFile("/proc/loadavg")
+	minute, _, _ := strings.Cut(string(data), " ")
+	return minute
 }
 
 // commit is the source that this program was built from, if the build knows.

@@ -50,25 +50,44 @@ func Make(ctx context.Context, w *world.World, crew *world.Crew, n int, progress
 	if n < 1 || n > MaxDevices {
 		return fmt.Errorf("a fleet of %d devices: want 1 to %d", n, MaxDevices)
 	}
-	var done atomic.Int64
+	m := &maker{w: w, crew: crew}
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(makers)
-	for i := range n {
+	for range n {
 		g.Go(func() error {
-			if ctx.Err() != nil {
-				return ctx.Err()
+			if err := m.one(ctx); err != nil {
+				return err
 			}
-			serial := protocol.DeviceSerial(fmt.Sprintf("FLT%05d", i+1))
-			if err := makeDevice(ctx, w, crew, serial); err != nil {
-				return fmt.Errorf("cannot make device %s: %w", serial, err)
-			}
-			if now := done.Add(1); progress != nil {
-				progress(int(now))
+			if done := m.done.Add(1); progress != nil {
+				progress(int(done))
 			}
 			return nil
 		})
 	}
 	return g.Wait()
+}
+
+// maker makes devices. A device that could not be made, because a machine with
+// much else to do stalled the control plane, is left out, and the next tried.
+type maker struct {
+	w          *world.World
+	crew       *world.Crew
+	last, done atomic.Int64
+}
+
+func (m *maker) one(ctx context.Context) (err error) {
+	const tries = 3
+	for range tries {
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		serial := protocol.DeviceSerial(fmt.Sprintf("FLT%05d", m.last.Add(1)))
+		if err = makeDevice(ctx, m.w, m.crew, serial); err == nil {
+			return nil
+		}
+		err = errors.Join(fmt.Errorf("cannot make device %s: %w", serial, err), os.RemoveAll(filepath.Join(Dir(m.w), string(serial))))
+	}
+	return err
 }
 
 func makeDevice(ctx context.Context, w *world.World, crew *world.Crew, serial protocol.DeviceSerial) error {

@@ -54,7 +54,7 @@ func (c Costs) Measure(ctx context.Context) (figures []Figure, err error) {
 		return nil, err
 	}
 	if c.Reconnect {
-		took, err := s.reconnect(ctx, c.Devices)
+		took, err := s.reconnect(ctx, c)
 		if err != nil {
 			return nil, err
 		}
@@ -131,7 +131,7 @@ func (c Costs) perDevice(ctx context.Context, server *Process, connect func() er
 }
 
 // reconnect kills the control plane, starts it again, and waits for all devices.
-func (s *scene) reconnect(ctx context.Context, n int) (time.Duration, error) {
+func (s *scene) reconnect(ctx context.Context, c Costs) (time.Duration, error) {
 	began := time.Now()
 	if err := s.control.Kill(); err != nil {
 		return 0, err
@@ -139,10 +139,17 @@ func (s *scene) reconnect(ctx context.Context, n int) (time.Duration, error) {
 	if err := s.startControl(ctx); err != nil {
 		return 0, err
 	}
-	if err := s.control.Await(ctx, n, connectWithin); err != nil {
+	if err := s.control.Await(ctx, c.Devices, connectWithin); err != nil {
 		return 0, err
 	}
-	return time.Since(began), nil
+	took := time.Since(began)
+	used, err := s.control.CPU()
+	if err != nil {
+		return 0, err
+	}
+	fmt.Fprintf(c.Note, "all %d devices are back; the control plane used %s of processor time since its start, %s a device\n",
+		c.Devices, used, (used / time.Duration(c.Devices)).Round(time.Microsecond))
+	return took, nil
 }
 
 // rawMemory is what connectFleet returns, of a server of raw TLS connections.

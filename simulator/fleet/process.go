@@ -135,6 +135,26 @@ func (p *Process) Resident(ctx context.Context) (int64, error) {
 	return 0, errors.New("the kernel tells no resident memory")
 }
 
+// CPU returns how much processor time the part has used.
+func (p *Process) CPU() (time.Duration, error) {
+	const tick = time.Second / 100 // USER_HZ of every Linux
+	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.cmd.Process.Pid))
+	if err != nil {
+		return 0, err
+	}
+	_, rest, _ := strings.Cut(string(data), ") ") // of the name; the third field follows
+	fields := strings.Fields(rest)
+	if len(fields) < 13 {
+		return 0, errors.New("the kernel tells no processor time")
+	}
+	user, err := strconv.ParseInt(fields[11], 10, 64)
+	if err != nil {
+		return 0, err
+	}
+	system, err := strconv.ParseInt(fields[12], 10, 64)
+	return time.Duration(user+system) * tick, err
+}
+
 // Stop has the part end, and returns how it did. It may be called again.
 func (p *Process) Stop() error {
 	p.close.Do(func() { p.in.Close() })
