@@ -281,9 +281,9 @@ open of them, shares, sessions, copy job.`, a.Status)
 
 func (a *app) lockCommand() *cobra.Command {
 	return a.askCommand("lock", "Lock the node now; the approval is not spent",
-		`Lock the node now, without asking anybody: shares and sessions are closed, disks
-locked, keys wiped. The approval is not spent: within its time, it can be executed
-again.`, a.Lock)
+		`Lock the node now, without asking anybody: shares and connections of sessions are
+closed, disks locked, keys wiped. The approval is not spent: within its time it can
+be executed again, until it is revoked or the session is disabled.`, a.Lock)
 }
 
 // askCommand is a command that asks the running agent and shows its answer.

@@ -111,6 +111,9 @@ owner, approver for a tenant. Engineers and approvers sign and sign in with
 their own SSH keys: give the public halves.`,
 		Args: args("NAME"),
 		RunE: a.connected(func(ctx context.Context, c *client.Client, cmd *cobra.Command, args []string) error {
+			if err := need(cmd, "role"); err != nil {
+				return err
+			}
 			req.Name = args[0]
 			for _, f := range keyFiles {
 				line, err := readPublicKey(f)

@@ -128,13 +128,16 @@ minutes. Take it to the device in a file, for 'databox-agent enroll'.`,
 func (a *app) deviceRevoke() *cobra.Command {
 	req := &lockboxv1.RevokeDeviceRequest{}
 	c := &cobra.Command{
-		Use:   "revoke SERIAL --node N --reason TEXT",
+		Use:   "revoke SERIAL --reason TEXT [--node N]",
 		Short: "End a node's certificates and close its tunnel",
 		Long: `End a node's certificates and close its tunnel. It cannot come back but by
 enrolling again, which takes an admin; unlocked, it locks within its dead-man
 time.`,
 		Args: args("SERIAL"),
 		RunE: a.connected(func(ctx context.Context, c *client.Client, cmd *cobra.Command, args []string) error {
+			if err := need(cmd, "reason"); err != nil {
+				return err
+			}
 			req.Serial = args[0]
 			d, err := c.Devices.RevokeDevice(ctx, req)
 			return a.showDevice(cmd, d, err)

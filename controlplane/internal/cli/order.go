@@ -43,6 +43,9 @@ all three.`,
 				}
 				req.Destinations = append(req.Destinations, &lockboxv1.Destination{Account: account, Endpoint: endpoint, Shares: sharesOf(account, shares)})
 			}
+			if err := need(cmd, "subscription"); err != nil {
+				return err
+			}
 			o, err := c.Orders.PlaceOrder(ctx, req)
 			return a.showOrder(cmd, o, err)
 		}),

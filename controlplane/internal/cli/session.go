@@ -218,8 +218,7 @@ func (a *app) sessionCert() *cobra.Command {
 		Use:   "cert SESSION --key FILE",
 		Short: "Get a certificate for stock ssh and print the ssh command",
 		Long: `Get a certificate over your own SSH key for one session, valid for minutes, and
-print the command with which stock ssh, or scp and sftp with the same options,
-use it. The public half of the key must lie beside it as FILE.pub.`,
+print the command with which stock ssh uses it. The public half of the key must lie beside it as FILE.pub.`,
 		Args: args("SESSION"),
 		RunE: a.connected(func(ctx context.Context, c *client.Client, cmd *cobra.Command, args []string) error {
 			s, err := a.certify(ctx, c, args[0], key)

@@ -19,6 +19,9 @@ func (a *app) tenantCommand() *cobra.Command {
 		Long:  "Register a customer's organization. Lockbox is off for it until it is enabled.",
 		Args:  args("TENANT"),
 		RunE: a.connected(func(ctx context.Context, c *client.Client, cmd *cobra.Command, args []string) error {
+			if err := need(cmd, "name"); err != nil {
+				return err
+			}
 			create.Id = args[0]
 			t, err := c.Tenants.CreateTenant(ctx, create)
 			return a.showTenant(cmd, t, err)
@@ -106,6 +109,9 @@ func (a *app) subscriptionCommand() *cobra.Command {
 		Long:  "Register a subscription of a tenant, a GUID, with its support plan. Without ID one is made.",
 		Args:  optional("ID"),
 		RunE: a.connected(func(ctx context.Context, c *client.Client, cmd *cobra.Command, args []string) error {
+			if err := need(cmd, "tenant"); err != nil {
+				return err
+			}
 			if len(args) == 1 {
 				req.Id = args[0]
 			}

@@ -295,6 +295,9 @@ func (a *app) consentRevoke() *cobra.Command {
 		Long:  "End the data-copy consent at once. A job under way is stopped and the disks are locked.",
 		Args:  args("ORDER"),
 		RunE: a.connected(func(ctx context.Context, c *client.Client, cmd *cobra.Command, args []string) error {
+			if err := need(cmd, "reason"); err != nil {
+				return err
+			}
 			o, err := c.Orders.RevokeConsent(ctx, &lockboxv1.RevokeConsentRequest{Order: args[0], Reason: reason})
 			return a.showOrder(cmd, o, err)
 		}),
