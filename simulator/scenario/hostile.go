@@ -193,6 +193,7 @@ func (s *Story) attackWithDecision(ctx context.Context) {
 		s.deviceOpens(ctx, h, "the same, with a fresh challenge", s.good())
 	})
 	s.online(ctx, s.w.Device, protocol.Locked)
+	s.refusalsOnRecord(ctx, 8)
 	s.provesLocked(ctx)
 }
 
@@ -231,6 +232,7 @@ func (s *Story) replay(ctx context.Context) {
 		s.deviceRefuses(ctx, h, "the captured order, while the device is unlocked for the engineer", protocol.CodeBusy, a)
 	})
 	s.online(ctx, s.w.Device, protocol.Unlocked)
+	s.refusalsOnRecord(ctx, 9)
 	s.out.held("the device stayed unlocked for the engineer; lockboxd is back, and so is the device")
 }
 
@@ -242,6 +244,7 @@ func (s *Story) attackSpent(ctx context.Context) {
 		s.deviceRefuses(ctx, h, "the approval that was used, with a fresh challenge and everything else right", protocol.CodeSpent, s.good())
 	})
 	s.online(ctx, s.w.Device, protocol.Locked)
+	s.refusalsOnRecord(ctx, 11)
 	s.provesLocked(ctx)
 }
 
@@ -262,7 +265,8 @@ func (s *Story) sideStories(ctx context.Context) {
 	log, err := os.ReadFile(s.procs.logFile(controlPlane))
 	s.must(err)
 	s.hold(bytes.Contains(log, []byte("demo_timers is on")), "lockboxd does not warn of demo_timers")
-	s.out.held("it warns of it")
+	_, warning, _ := strings.Cut(string(log), "demo_timers is on")
+	s.out.back("demo_timers is on" + warning[:strings.IndexAny(warning, "\x1b\n")]) // without colours
 	s.online(ctx, s.w.Other, protocol.Locked)
 	left := s.otherRequest(ctx, "one that nobody answers")
 	s.until(ctx, "the request has expired", func() bool { return s.request(ctx, left).Status == "Expired" })
@@ -283,6 +287,9 @@ func (s *Story) verifyLog(ctx context.Context) {
 			s.ask(ctx, found, "admin", "audit", "list", "--operation", op)
 			return len(found.Records) > 0
 		})
+	}
+	for _, op := range []string{"Create Lockbox Request", "Approve Lockbox Request", "Deny Lockbox Request", "Lockbox Request Expiry"} {
+		s.ok(ctx, "admin", "audit", "list", "--operation", op)
 	}
 	s.ok(ctx, "admin", "audit", "list", "--operation", "Unlock Databox Intent")
 	s.ok(ctx, "admin", "audit", "list", "--operation", "Lock BitLocker Volume")

@@ -24,9 +24,9 @@ func (r *report) tried(format string, args ...any) {
 	fmt.Fprintf(r.w, "   tried  %s\n", fmt.Sprintf(format, args...))
 }
 
-// back says what came of it: the first lines.
+// back says what came of it: all of it, short of a flood.
 func (r *report) back(text string) {
-	const most = 14
+	const most = 60
 	lines := strings.Split(strings.TrimRight(text, "\n"), "\n")
 	for i, line := range lines {
 		if i == most {

@@ -81,6 +81,13 @@ func (s *Story) ask(ctx context.Context, m proto.Message, who string, args ...st
 	s.must(protojson.UnmarshalOptions{DiscardUnknown: true}.Unmarshal([]byte(c.out), m))
 }
 
+// tell is ask with the command in the report. What came of it is shown by
+// another command.
+func (s *Story) tell(ctx context.Context, m proto.Message, who string, args ...string) {
+	s.out.tried("lockbox %s   (%s)", shown(args), who)
+	s.ask(ctx, m, who, args...)
+}
+
 // agent runs a databox-agent command on a node.
 func (s *Story) agent(ctx context.Context, n world.Node, args ...string) command {
 	s.out.tried("databox-agent --config %s %s   (datacenter staff)", filepath.Base(n.Dir)+"/agent.yaml", shown(args))

@@ -13,6 +13,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/databox-lockbox/lockbox/simulator/profile"
 	"github.com/databox-lockbox/lockbox/simulator/world"
 )
 
@@ -59,12 +60,12 @@ func Up(ctx context.Context, cfg Config) (err error) {
 		if err := s.playStep(ctx, st); err != nil {
 			return err
 		}
+		if err := s.leaveRunning(); err != nil { // for Down, should Up be killed
+			return err
+		}
 		if st.number == upUntil {
 			break
 		}
-	}
-	if err := s.leaveRunning(); err != nil {
-		return err
 	}
 	s.explain(cfg.Out)
 	return nil
@@ -101,20 +102,24 @@ func (s *Story) explain(w io.Writer) {
 	agent := filepath.Join(s.cfg.Bin, "databox-agent") + " --config " + n.ConfigFile()
 	fmt.Fprintf(w, `
 The world is up in %s: the copy job of %s has halted, its disks are locked.
-What to type next, for each kind of user (N is the number of the request, S the
-session, T the ticket):
+What to type next, for each kind of user (T is the ticket, S the session, N the
+number of the request). In the story's order: the ticket; session and request;
+ivan approves, then olga; execute, repair, disable; resume the job; the log.
 
 customer (olga)
   %[3]s ticket file %[2]s --title "our copy has halted" --owner %[4]s
   %[3]s request list --pending
   %[3]s request show N
   %[3]s request approve N --key %[5]s
+  %[3]s order show %[2]s
 
 engineer (erin)
   %[6]s session enable --device %[7]s --ticket T
   %[6]s ssh S --key %[8]s
   %[6]s request create --device %[7]s --ticket T --reason-code copied-to-wrong-folder --justification "move the files"
   %[6]s request execute N
+  %[6]s ssh S --key %[8]s -- 'mv %[14]s/%[15]s %[14]s/%[16]s && prepare-to-ship'
+  %[6]s session disable S --reason repaired
 
 internal approver (ivan)
   %[9]s request approve N --key %[10]s
@@ -127,10 +132,13 @@ datacenter staff
 administrator
   %[13]s audit list
   %[13]s device show %[7]s
+  %[13]s audit export --out activity-log
+  %[13]s audit verify activity-log --log-key %[17]s
 
 'make down' ends it.
 `, s.w.Dir, s.w.Device.Order, as("olga"), s.w.People["erin"].Name, s.w.People["olga"].KeyFile(), as("erin"), n.ID.Serial,
-		s.w.People["erin"].KeyFile(), as("ivan"), s.w.People["ivan"].KeyFile(), agent, as("sam"), as("admin"))
+		s.w.People["erin"].KeyFile(), as("ivan"), s.w.People["ivan"].KeyFile(), agent, as("sam"), as("admin"),
+		"/shares/"+s.shareName(), profile.WrongFolder, profile.RightFolder, s.logKey)
 }
 
 // Down ends the world in dir and removes it.

@@ -9,6 +9,7 @@ import (
 	"path"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -77,6 +78,7 @@ func keysOf(m map[string]bool) string {
 	for k := range m {
 		list = append(list, k)
 	}
+	slices.Sort(list)
 	return strings.Join(list, ", ")
 }
 
@@ -97,13 +99,12 @@ func (s *Story) blobs() map[string][]byte {
 
 func (s *Story) openSession(ctx context.Context) {
 	t := &lockboxv1.Ticket{}
-	s.ok(ctx, "olga", "ticket", "list")
-	s.ask(ctx, t, "olga", "ticket", "file", string(s.w.Device.Order), "--title", "The copy of our data has halted", "--owner", string(s.w.People["erin"].Name))
+	s.tell(ctx, t, "olga", "ticket", "file", string(s.w.Device.Order), "--title", "The copy of our data has halted", "--owner", string(s.w.People["erin"].Name))
 	s.ticket = t.Id
 	s.ok(ctx, "erin", "ticket", "show", s.ticket)
 	n := s.w.Device.Nodes[0]
 	session := &lockboxv1.Session{}
-	s.ask(ctx, session, "erin", "session", "enable", "--device", string(n.ID.Serial), "--ticket", s.ticket)
+	s.tell(ctx, session, "erin", "session", "enable", "--device", string(n.ID.Serial), "--ticket", s.ticket)
 	s.session = session.Id
 	s.ok(ctx, "erin", "session", "show", s.session)
 	line := s.ok(ctx, "erin", "session", "cert", s.session, "--key", s.w.People["erin"].KeyFile())
@@ -156,7 +157,7 @@ func (s *Story) smbRefused(ctx context.Context, n world.Node) {
 
 func (s *Story) raiseRequest(ctx context.Context) {
 	r := &lockboxv1.Request{}
-	s.ask(ctx, r, "erin", "request", "create", "--device", string(s.w.Device.Serial), "--ticket", s.ticket,
+	s.tell(ctx, r, "erin", "request", "create", "--device", string(s.w.Device.Serial), "--ticket", s.ticket,
 		"--reason-code", "copied-to-wrong-folder", "--justification", "Files lie in "+profile.WrongFolder+", which is no valid container name; move them to "+profile.RightFolder)
 	s.number, s.requestID = fmt.Sprint(r.Number), r.Id
 	s.ok(ctx, "erin", "request", "show", s.number)
@@ -352,6 +353,7 @@ func (s *Story) judge(ctx context.Context) {
 	exported := &lockboxv1.ListRecordsResponse{}
 	s.ask(ctx, exported, "admin", "audit", "list", "--operation", "Export Recovery Password")
 	s.hold(len(exported.Records) > 0, "the export is not on record")
+	s.out.held("the activity log says so: Export Recovery Password")
 	plain := filepath.Join(s.w.Dir, "dislocker.ntfs")
 	defer os.Remove(plain)
 	s.out.tried("dislocker-file -V %s.img -p… -- plain; ntfscat plain %s/…", d.ID, profile.RightFolder)
