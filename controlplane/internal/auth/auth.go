@@ -7,7 +7,8 @@
 //     first one comes from a login token: one use, 24 hours, and a lock-out
 //     after five wrong secrets.
 //   - A certificate says only who somebody is. What they may do is read from
-//     the store on every call, so a removal takes effect at once.
+//     the store on every call, so a removal takes effect at once; what the person
+//     had opened ends in the same transaction.
 //   - A name, once removed, is never given to another person.
 //   - A key belongs to one person.
 package auth
@@ -97,13 +98,20 @@ type Authority interface {
 	Roots() certs.Roots
 }
 
-// Config are the parts of a [Service]. All but Now and May are needed.
+// EndPerson ends what a person has opened on the floors above, within the
+// transaction that removes them. The function it returns is called once that is
+// committed, to tell the world outside.
+type EndPerson func(ctx context.Context, tx *store.Tx, caller Caller, name protocol.Person) (tell func(context.Context), err error)
+
+// Config are the parts of a [Service]. All but Now, May and EndPerson are
+// needed.
 type Config struct {
 	Store     *store.Store
 	Audit     Recorder
 	Authority Authority
 	Now       func() time.Time    // default time.Now
 	May       func(Role) []string // procedures a role may call, for WhoAmI; default none
+	EndPerson EndPerson           // default: nothing else has to end
 }
 
 // Service answers AccountService. Its methods may be called concurrently.
@@ -118,6 +126,11 @@ func New(cfg Config) *Service {
 	}
 	if cfg.May == nil {
 		cfg.May = func(Role) []string { return nil }
+	}
+	if cfg.EndPerson == nil {
+		cfg.EndPerson = func(context.Context, *store.Tx, Caller, protocol.Person) (func(context.Context), error) {
+			return func(context.Context) {}, nil
+		}
 	}
 	return &Service{cfg}
 }

@@ -115,13 +115,14 @@ func (s *Service) ListPeople(ctx context.Context, caller Caller, in *lockboxv1.L
 	return out, nil
 }
 
-// RemovePerson ends a person's rights, certificates, keys and tokens at once.
-// Nobody removes themselves, so that an admin remains.
+// RemovePerson ends a person's rights, certificates, keys and tokens at once, and
+// whatever they have opened. Nobody removes themselves, so that an admin remains.
 func (s *Service) RemovePerson(ctx context.Context, caller Caller, in *lockboxv1.RemovePersonRequest) (*lockboxv1.RemovePersonResponse, error) {
 	name := protocol.Person(in.Name)
 	if name == caller.Person {
 		return nil, protocol.Errorf(protocol.CodeForbidden, "nobody can remove themselves: ask another admin")
 	}
+	var tell func(context.Context)
 	err := s.Store.Tx(ctx, func(tx *store.Tx) error {
 		row, err := s.find(ctx, tx, caller, name)
 		if err != nil {
@@ -137,12 +138,16 @@ func (s *Service) RemovePerson(ctx context.Context, caller Caller, in *lockboxv1
 		if err := tx.DeleteLoginTokens(ctx, name); err != nil {
 			return err
 		}
-		_, err = s.Audit.Record(ctx, tx, s.record(caller, auditlog.OpDeleteUser, row))
+		if _, err := s.Audit.Record(ctx, tx, s.record(caller, auditlog.OpDeleteUser, row)); err != nil {
+			return err
+		}
+		tell, err = s.EndPerson(ctx, tx, caller, name)
 		return err
 	})
 	if err != nil {
 		return nil, err
 	}
+	tell(ctx)
 	return &lockboxv1.RemovePersonResponse{}, nil
 }
 

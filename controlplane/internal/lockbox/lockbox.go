@@ -159,11 +159,16 @@ func (s *Service) addHistory(ctx context.Context, tx *store.Tx, r store.Request,
 // timers that f may have set.
 func (s *Service) change(ctx context.Context, f func(tx *store.Tx) error) error {
 	err := s.cfg.Store.Tx(ctx, f)
+	s.wakeTimers()
+	return err
+}
+
+// wakeTimers has [Service.RunTimers] look at the timers now.
+func (s *Service) wakeTimers() {
 	select {
 	case s.wake <- struct{}{}:
 	default:
 	}
-	return err
 }
 
 // view reads one consistent state.
