@@ -73,7 +73,7 @@ func (s *Story) registerEverybody(ctx context.Context) {
 	}
 	s.out.held("everybody is logged in, each with a key made on their own machine")
 	s.refused(ctx, []protocol.Code{protocol.CodeUnauthenticated}, "erin", "login", "--server", s.w.API, "--token-file", s.w.TokenFile("erin"))
-	s.refused(ctx, []protocol.Code{protocol.CodeForbidden}, "erin", "tenant", "create", "evil")
+	s.refused(ctx, []protocol.Code{protocol.CodeForbidden}, "erin", "tenant", "create", "evil", "--name", "Evil")
 }
 
 func (s *Story) prepareOrder(ctx context.Context) {
