@@ -229,12 +229,27 @@ func (g *saga) challengeNode(ctx context.Context, n *sagaNode) error {
 		return err
 	}
 	n.seen = resp.GetLogSize()
-	n.challenge, err = approval.VerifyChallenge(resp.GetChallenge(), n.ref, g.subject.digest, g.s.Now())
-	if err != nil {
+	if n.challenge, err = verifyFresh(resp.GetChallenge(), n.ref, g.subject.digest, g.s.Now()); err != nil {
 		return err
 	}
 	g.tell(n, "", "challenge")
 	return nil
+}
+
+// verifyFresh verifies a challenge that was made for this call. If it has
+// expired all the same, the node's clock is behind: it would refuse the order
+// for that, so people are told now.
+func verifyFresh(envelope []byte, node approval.NodeRef, subject approval.Digest, now time.Time) (approval.Challenge, error) {
+	c, err := approval.VerifyChallenge(envelope, node, subject, time.Unix(0, 0))
+	if err != nil {
+		return approval.Challenge{}, err
+	}
+	if end := time.Unix(c.Expires, 0).UTC(); !now.Before(end) {
+		return approval.Challenge{}, protocol.Errorf(protocol.CodeClock,
+			"the clock is behind: a challenge made just now lasts until %s, but it is %s at the control plane: set the clock right",
+			end.Format(time.RFC3339), now.UTC().Format(time.RFC3339))
+	}
+	return c, nil
 }
 
 // recordIntent puts what is about to be done on disk, before any key is
