@@ -14,6 +14,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"net"
 	"os"
 	"path/filepath"
@@ -232,29 +233,37 @@ func (w *World) Nodes() []Node { return append(append([]Node{}, w.Device.Nodes..
 func (w *World) PrepareDevices(ctx context.Context, progress func(string)) (map[string]Keys, error) {
 	keys := make(map[string]Keys)
 	for _, d := range []Device{w.Device, w.Other} {
-		req := &lockboxv1.PrepareDeviceRequest{Order: string(d.Order), Serial: string(d.Serial)}
-		for _, n := range d.Nodes {
-			for _, one := range n.Disks {
-				if progress != nil {
-					progress(fmt.Sprintf("making %s %s", n.ID, one.ID))
-				}
-				prepared, k, err := w.makeDisk(ctx, n, one)
-				if err != nil {
-					return nil, fmt.Errorf("cannot make disk %s of %s: %w", one.ID, n.ID, err)
-				}
-				req.Disks = append(req.Disks, prepared)
-				keys[KeyName(n.ID, one.ID)] = k
-			}
-		}
-		data, err := protojson.Marshal(req)
+		one, err := w.PrepareDevice(ctx, d, progress)
 		if err != nil {
 			return nil, err
 		}
-		if err := os.WriteFile(w.PreparedFile(d), data, 0o600); err != nil {
-			return nil, err
-		}
+		maps.Copy(keys, one)
 	}
 	return keys, nil
+}
+
+// PrepareDevice is PrepareDevices for one of them.
+func (w *World) PrepareDevice(ctx context.Context, d Device, progress func(string)) (map[string]Keys, error) {
+	keys := make(map[string]Keys)
+	req := &lockboxv1.PrepareDeviceRequest{Order: string(d.Order), Serial: string(d.Serial)}
+	for _, n := range d.Nodes {
+		for _, one := range n.Disks {
+			if progress != nil {
+				progress(fmt.Sprintf("making %s %s", n.ID, one.ID))
+			}
+			prepared, k, err := w.makeDisk(ctx, n, one)
+			if err != nil {
+				return nil, fmt.Errorf("cannot make disk %s of %s: %w", one.ID, n.ID, err)
+			}
+			req.Disks = append(req.Disks, prepared)
+			keys[KeyName(n.ID, one.ID)] = k
+		}
+	}
+	data, err := protojson.Marshal(req)
+	if err != nil {
+		return nil, err
+	}
+	return keys, os.WriteFile(w.PreparedFile(d), data, 0o600)
 }
 
 // KeyName is the name of a disk's keys in what [World.PrepareDevices] returns.
