@@ -15,7 +15,7 @@ import (
 
 // DraftConsent makes the data-copy consent for the customer to sign. It names
 // every node with its key, the disks and the destinations, so all nodes must be
-// enrolled.
+// enrolled, and no destination may belong to another tenant.
 func (s *Service) DraftConsent(ctx context.Context, caller auth.Caller, in *lockboxv1.DraftConsentRequest) (*lockboxv1.Document, error) {
 	var doc *lockboxv1.Document
 	err := s.cfg.Store.Tx(ctx, func(tx *store.Tx) error {
@@ -25,6 +25,9 @@ func (s *Service) DraftConsent(ctx context.Context, caller auth.Caller, in *lock
 		}
 		c, err := s.draftConsent(ctx, tx, o, in.Until)
 		if err != nil {
+			return err
+		}
+		if err := s.claim(ctx, tx, o); err != nil {
 			return err
 		}
 		shown, err := document("consent", c)

@@ -23,7 +23,8 @@ const maxAccounts = 10
 
 var orderForm = regexp.MustCompile(`^[A-Z0-9][A-Z0-9-]{2,31}$`)
 
-// PlaceOrder makes an import order.
+// PlaceOrder makes an import order. The storage accounts it names become the
+// tenant's; those of another tenant are refused with [protocol.CodeForbidden].
 func (s *Service) PlaceOrder(ctx context.Context, caller auth.Caller, in *lockboxv1.PlaceOrderRequest) (*lockboxv1.Order, error) {
 	if in.Id != "" && !orderForm.MatchString(in.Id) {
 		return nil, invalid("%q is no order id: want 3 to 32 of A-Z, 0-9 and dash, or leave it out", in.Id)
@@ -57,6 +58,9 @@ func (s *Service) PlaceOrder(ctx context.Context, caller auth.Caller, in *lockbo
 			o.ID = protocol.OrderID(fmt.Sprintf("ORD-%d", 1001+len(all)))
 		}
 		about(rec, o)
+		if err := s.claim(ctx, tx, o); err != nil {
+			return err
+		}
 		if err := tx.InsertOrder(ctx, &o); err != nil {
 			return err
 		}

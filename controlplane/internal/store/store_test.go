@@ -83,6 +83,9 @@ func TestRecordsComeBackAsTheyWere(t *testing.T) {
 	},
 		func(c ctx, x tx, r *store.Order) error { return x.InsertOrder(c, r) },
 		func(c ctx, x tx) (store.Order, error) { return x.OrderOfDevice(c, "DBX0009") })
+	same(t, s, store.StorageAccount{Account: "a", Endpoint: "file:///x", Tenant: "t", Created: at(1)},
+		func(c ctx, x tx, r *store.StorageAccount) error { return x.InsertStorageAccount(c, r) },
+		func(c ctx, x tx) (store.StorageAccount, error) { return first(x.StorageAccounts(c)) })
 	same(t, s, store.Node{
 		ID: protocol.NodeID{Serial: "DBX0009", Node: 2}, Order: "o", KeyFingerprint: "sha256:k", SPKI: []byte{1}, CertSerial: "ab", CertExpires: at(1),
 		SSHHostKey: []byte{2}, Enrolled: at(2), Revoked: at(3), LastSeen: at(4), Status: []byte{3}, LogSize: 5, ChainSize: 6, ChainCheckpoint: []byte{7},
