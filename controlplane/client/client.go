@@ -69,14 +69,14 @@ func New(id *Identity) (*Client, error) {
 
 func open(server string, config *tls.Config) *Client {
 	h := &http.Client{
-		Transport: &http.Transport{
+		Transport: explaining{&http.Transport{
 			TLSClientConfig:        config,
 			DialContext:            (&net.Dialer{Timeout: dialTimeout}).DialContext,
 			TLSHandshakeTimeout:    dialTimeout,
 			ResponseHeaderTimeout:  headerTimeout,
 			IdleConnTimeout:        30 * time.Second,
 			MaxResponseHeaderBytes: 64 << 10,
-		},
+		}},
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}
 	c := rpc.NewClient(h, "https://"+server)
@@ -94,6 +94,14 @@ func open(server string, config *tls.Config) *Client {
 		tls:      config,
 		http:     h,
 	}
+}
+
+// explaining is a transport whose errors say so when a clock is wrong.
+type explaining struct{ *http.Transport }
+
+func (t explaining) RoundTrip(r *http.Request) (*http.Response, error) {
+	resp, err := t.Transport.RoundTrip(r)
+	return resp, certs.Explain(err, time.Now())
 }
 
 // SetTimeout bounds every call from now on, until its answer is read. Without it

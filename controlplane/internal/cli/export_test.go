@@ -1,0 +1,4 @@
+package cli
+
+// NewRoot is the whole command.
+var NewRoot = newRoot
