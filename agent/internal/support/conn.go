@@ -45,6 +45,9 @@ func (s *Server) ServeConn(ctx context.Context, raw net.Conn, id protocol.Sessio
 	if err := s.join(one, raw); err != nil {
 		return err
 	}
+	if err := s.pace(ctx, id); err != nil {
+		return err
+	}
 	rec := s.record(auditlog.OpConnectSession, auditlog.Success, one)
 	rec.Properties["client"] = visible(string(sc.ClientVersion()))
 	if _, err := s.cfg.Journal.Append(ctx, rec); err != nil {

@@ -226,6 +226,9 @@ func (s *shell) command(ctx context.Context, words []word) int {
 	if len(words) == 0 {
 		return s.status
 	}
+	if err := s.conn.server.pace(ctx, s.conn.session.ID); err != nil {
+		return s.fail(exitInterrupted, "%v", err)
+	}
 	name, args := words[0].text, words[1:]
 	c, known := commands[name]
 	if !known {

@@ -429,6 +429,27 @@ func TestWithoutRecordTheSessionEnds(t *testing.T) {
 	}
 }
 
+// TestFloodWaits types commands faster than is worth recording.
+func TestFloodWaits(t *testing.T) {
+	s := newScene(t)
+	other := s.session
+	other.ID = "ses-2"
+	s.enable(other)
+	const more = 20
+	began := time.Now()
+	s.wants(strings.Repeat("pwd;", recordBurst+more)+"pwd", 0, "/\n", "")
+	if took := time.Since(began); took < more*recordEvery {
+		t.Errorf("%d commands in %v", recordBurst+more, took)
+	}
+	if n := len(s.journal.of(auditlog.OpRunCommand)); n != 2*(recordBurst+more+1) {
+		t.Errorf("%d records", n)
+	}
+	began = time.Now()
+	if err := s.server.pace(t.Context(), "ses-2"); err != nil || time.Since(began) > recordEvery {
+		t.Errorf("another session waits too: %v, %v", time.Since(began), err)
+	}
+}
+
 func TestPanicEndsTheCommandOnly(t *testing.T) {
 	s := newScene(t)
 	commands["crash"] = command{usage: "crash", run: func(context.Context, *shell, []string) error { panic("crash") }}

@@ -9,7 +9,7 @@
 //     while the copy job has the disks. Who is in already and may not stay is
 //     put out within two seconds.
 //   - Every command is recorded before it runs, and how it ended after. If that
-//     fails, the connection ends.
+//     fails, the connection ends. Who types faster than is worth recording waits.
 //   - There is no process behind the shell: its commands are this package's own,
 //     they see the share folders of the lease and nothing else.
 package support
@@ -44,6 +44,8 @@ const (
 	maxChannels      = 16 // per connection
 	maxFailures      = 5  // failed logins to one session, then
 	lockOut          = 15 * time.Minute
+	recordEvery      = 50 * time.Millisecond // of one session, commands and connections; more wait
+	recordBurst      = 40                    // of which so many may come at once
 	watchInterval    = time.Second
 	forgetAfter      = 24 * time.Hour  // a session that expired and was never disabled
 	stopWithin       = 5 * time.Second // waiting for what hangs when the process ends
@@ -96,8 +98,8 @@ type Server struct {
 
 	mu       sync.Mutex // guards what follows
 	sessions map[protocol.SessionID]*session
-	stopped  bool            // Run has ended: nothing is added to handlers
-	handlers sync.WaitGroup  // one per connection, and one per close under way
+	stopped  bool           // Run has ended: nothing is added to handlers
+	handlers sync.WaitGroup // one per connection, and one per close under way
 }
 
 type session struct {
@@ -106,6 +108,7 @@ type session struct {
 	conns    map[net.Conn]bool // whether somebody has logged in on it
 	failures []time.Duration   // of the newest failed logins, since boot
 	refuse   time.Duration     // nobody may log in before; since boot
+	paced    time.Duration     // when the newest thing to be recorded is due; since boot
 }
 
 // New returns a server. It starts nothing: connections are served by whoever
@@ -355,6 +358,29 @@ func (s *Server) record(op auditlog.Operation, result auditlog.Result, one Sessi
 	r.CorrelationID = string(one.ID)
 	r.Properties = map[string]string{"ticket": string(one.Ticket), "key": one.Key}
 	return r
+}
+
+// pace waits so that one session cannot fill the journal, without which nothing
+// unlocks any more. An error says that ctx or the session has ended.
+func (s *Server) pace(ctx context.Context, id protocol.SessionID) error {
+	s.mu.Lock()
+	one, now := s.sessions[id], s.cfg.Clock.Boot()
+	if one == nil {
+		s.mu.Unlock()
+		return protocol.Errorf(protocol.CodeNotFound, "session %s has ended", id)
+	}
+	one.paced = max(one.paced, now-recordBurst*recordEvery) + recordEvery
+	wait := one.paced - now
+	s.mu.Unlock()
+	if wait <= 0 {
+		return nil
+	}
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-time.After(wait):
+		return nil
+	}
 }
 
 // recordAfter records what has already happened: an ending never waits for the
