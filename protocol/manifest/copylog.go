@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/xml"
 	"fmt"
+	"math"
 	"regexp"
 )
 
@@ -31,33 +32,46 @@ type CopyLog struct {
 	Status     Status
 	TotalFiles int64 // copied or not
 	Errored    []ErroredEntity
+	Unlisted   int64 // files that errored too, beyond those listed in Errored
 }
 
 var codeForm = regexp.MustCompile(`^[A-Z0-9_]{1,80}$`)
 
 // Encode returns the copy log as XML.
-func (l CopyLog) Encode() ([]byte, error) {
+func (l CopyLog) Encode() ([]byte, error) { return l.EncodeWithin(math.MaxInt) }
+
+// EncodeWithin returns the copy log as XML of at most limit bytes: files that
+// errored are listed from the first on as far as there is room, and counted all.
+func (l CopyLog) EncodeWithin(limit int) ([]byte, error) {
 	if l.Status != Succeeded && l.Status != CompletedWithErrors && l.Status != Failed {
 		return nil, invalid("copy status %.50q is unknown", l.Status)
 	}
-	if l.TotalFiles < int64(len(l.Errored)) {
-		return nil, invalid("%d files errored of %d in all", len(l.Errored), l.TotalFiles)
+	errored := int64(len(l.Errored)) + l.Unlisted
+	if l.Unlisted < 0 || l.TotalFiles < errored {
+		return nil, invalid("%d files errored of %d in all", errored, l.TotalFiles)
 	}
-	if l.Status == Succeeded && len(l.Errored) > 0 {
-		return nil, invalid("an upload with %d errored files did not succeed", len(l.Errored))
+	if l.Status == Succeeded && errored > 0 {
+		return nil, invalid("an upload with %d errored files did not succeed", errored)
 	}
 	var out bytes.Buffer
 	out.WriteString(xmlHeader)
 	fmt.Fprintf(&out, "<CopyLog Summary=\"Summary\">\n  <Status>%s</Status>\n  <TotalFiles>%d</TotalFiles>\n  <FilesErrored>%d</FilesErrored>\n",
-		l.Status, l.TotalFiles, len(l.Errored))
+		l.Status, l.TotalFiles, errored)
 	for _, e := range l.Errored {
+		before := out.Len()
 		if err := e.encode(&out); err != nil {
 			return nil, err
 		}
+		if out.Len() > limit-len(copyLogEnd) {
+			out.Truncate(before)
+			break
+		}
 	}
-	out.WriteString("</CopyLog>\n")
+	out.WriteString(copyLogEnd)
 	return out.Bytes(), nil
 }
+
+const copyLogEnd = "</CopyLog>\n"
 
 func (e ErroredEntity) encode(out *bytes.Buffer) error {
 	if err := checkPath(e.Path); err != nil {
@@ -84,6 +98,7 @@ func ParseCopyLog(data []byte) (CopyLog, error) {
 		XMLName    xml.Name `xml:"CopyLog"`
 		Status     Status
 		TotalFiles int64
+		Count      int64 `xml:"FilesErrored"`
 		Errored    []struct {
 			Path     string      `xml:"Path,attr"`
 			Encoding string      `xml:"name_encoding,attr"`
@@ -93,7 +108,7 @@ func ParseCopyLog(data []byte) (CopyLog, error) {
 	if err := xml.Unmarshal(data, &doc); err != nil {
 		return CopyLog{}, invalid("the copy log is not XML of the expected form: %v", err)
 	}
-	l := CopyLog{Status: doc.Status, TotalFiles: doc.TotalFiles}
+	l := CopyLog{Status: doc.Status, TotalFiles: doc.TotalFiles, Unlisted: doc.Count - int64(len(doc.Errored))}
 	for _, e := range doc.Errored {
 		path, err := decodePath(e.Encoding != "", e.Path)
 		if err != nil {

@@ -304,7 +304,7 @@ func testCopyLog() CopyLog {
 }
 
 func TestCopyLogRoundTrip(t *testing.T) {
-	for _, l := range []CopyLog{{Status: Succeeded}, {Status: Succeeded, TotalFiles: 45}, {Status: Failed, TotalFiles: 1}, testCopyLog()} {
+	for _, l := range []CopyLog{{Status: Succeeded}, {Status: Succeeded, TotalFiles: 45}, {Status: Failed, TotalFiles: 1}, {Status: Failed, TotalFiles: 2, Unlisted: 2}, testCopyLog()} {
 		data, err := l.Encode()
 		if err != nil {
 			t.Fatal(err)
@@ -328,7 +328,7 @@ func TestCopyLogRoundTrip(t *testing.T) {
 }
 
 func TestCopyLogForm(t *testing.T) {
-	data, err := CopyLog{CompletedWithErrors, 45, []ErroredEntity{{"contosodata_BlockBlob/Wrong_Folder/a & b", []ErrorCode{NameAlphaNumeric}}}}.Encode()
+	data, err := CopyLog{Status: CompletedWithErrors, TotalFiles: 45, Errored: []ErroredEntity{{"contosodata_BlockBlob/Wrong_Folder/a & b", []ErrorCode{NameAlphaNumeric}}}}.Encode()
 	const want = `<?xml version="1.0" encoding="utf-8"?>
 <CopyLog Summary="Summary">
   <Status>CompletedWithErrors</Status>
@@ -344,11 +344,34 @@ func TestCopyLogForm(t *testing.T) {
 	}
 }
 
+func TestCopyLogWithin(t *testing.T) {
+	l := CopyLog{Status: Failed, TotalFiles: 10_000}
+	for i := range 10_000 {
+		l.Errored = append(l.Errored, ErroredEntity{fmt.Sprintf("contosodata_BlockBlob/%d", i), []ErrorCode{NameLength}})
+	}
+	const limit = 64 << 10
+	data, err := l.EncodeWithin(limit)
+	if err != nil || len(data) > limit || len(data) < limit-1000 {
+		t.Fatalf("%d bytes, %v", len(data), err)
+	}
+	got, err := ParseCopyLog(data)
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := len(got.Errored)
+	want := CopyLog{Status: Failed, TotalFiles: 10_000, Errored: l.Errored[:n], Unlisted: int64(10_000 - n)}
+	if diff := cmp.Diff(want, got); diff != "" || n == 0 {
+		t.Error(diff)
+	}
+}
+
 func TestCopyLogRefusals(t *testing.T) {
 	entity := []ErroredEntity{{"a", []ErrorCode{NameLength}}}
 	for name, l := range map[string]CopyLog{
 		"no status":      {},
 		"odd status":     {Status: "Fine"},
+		"fewer than 0":   {Status: Failed, TotalFiles: 1, Unlisted: -1, Errored: entity},
+		"too many":       {Status: Failed, TotalFiles: 1, Unlisted: 1, Errored: entity},
 		"more than all":  {Status: Failed, Errored: entity},
 		"succeeded":      {Status: Succeeded, TotalFiles: 1, Errored: entity},
 		"without code":   {Status: Failed, TotalFiles: 1, Errored: []ErroredEntity{{"a", nil}}},

@@ -57,7 +57,7 @@ type Result struct {
 	State    State
 	Progress Progress
 	Codes    []manifest.ErrorCode // distinct, in order of appearance
-	CopyLog  []byte               // XML; nil when Paused
+	CopyLog  []byte               // XML of at most 2 MiB; nil when Paused
 	Failure  error                // set by callers for a job that could not run
 }
 
@@ -224,7 +224,11 @@ func (r *run) done(ctx context.Context, f *file, code manifest.ErrorCode) {
 	}
 }
 
-// result draws up the copy log.
+// maxCopyLog bounds a copy log, in bytes: half of what one message carries.
+const maxCopyLog = 2 << 20
+
+// result draws up the copy log, with the first of the files that errored, as many
+// as there is room for, and the number of all.
 func (r *run) result() (Result, error) {
 	log := manifest.CopyLog{Status: manifest.Succeeded, TotalFiles: int64(len(r.files))}
 	state := Completed
@@ -240,7 +244,7 @@ func (r *run) result() (Result, error) {
 			state, log.Status = CompletedWithErrors, manifest.CompletedWithErrors
 		}
 	}
-	data, err := log.Encode()
+	data, err := log.EncodeWithin(maxCopyLog)
 	if err != nil {
 		return Result{}, err
 	}

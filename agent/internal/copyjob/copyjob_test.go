@@ -21,6 +21,7 @@ import (
 	"github.com/databox-lockbox/lockbox/protocol"
 	"github.com/databox-lockbox/lockbox/protocol/approval"
 	"github.com/databox-lockbox/lockbox/protocol/manifest"
+	"github.com/databox-lockbox/lockbox/protocol/rpc"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -208,6 +209,26 @@ func TestCodesOfFiles(t *testing.T) {
 	}
 	if got := slices.Sorted(maps.Keys(w.stored(t))); !slices.Equal(got, []string{"contosodata/disks/good.vhd"}) {
 		t.Errorf("stored %q", got)
+	}
+}
+
+func TestLongCopyLogIsCut(t *testing.T) {
+	long := strings.Repeat("x", 4000)
+	r := run{tell: func(Progress) {}}
+	for range 1000 {
+		r.files = append(r.files, &file{path: long, codes: []manifest.ErrorCode{manifest.NameLength}})
+	}
+	r.files = append(r.files, &file{path: "last", codes: []manifest.ErrorCode{ReadFailed}})
+	got, err := r.result()
+	if err != nil || len(got.CopyLog) > maxCopyLog || 2*maxCopyLog > rpc.MaxMessage {
+		t.Errorf("%d bytes, %v", len(got.CopyLog), err)
+	}
+	log, err := manifest.ParseCopyLog(got.CopyLog)
+	if err != nil || int64(len(log.Errored))+log.Unlisted != 1001 || log.Unlisted == 0 {
+		t.Errorf("%d listed and %d not, %v", len(log.Errored), log.Unlisted, err)
+	}
+	if !slices.Equal(got.Codes, []manifest.ErrorCode{manifest.NameLength, ReadFailed}) {
+		t.Errorf("codes: %v", got.Codes)
 	}
 }
 
