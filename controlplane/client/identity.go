@@ -37,6 +37,15 @@ func (id *Identity) Expires() (time.Time, error) {
 	return leaf.NotAfter, nil
 }
 
+// Person returns the name that the identity's certificate was issued for.
+func (id *Identity) Person() (protocol.Person, error) {
+	leaf, err := x509.ParseCertificate(id.Chain[0])
+	if err != nil {
+		return "", fmt.Errorf("cannot read the stored certificate, log in again: %w", err)
+	}
+	return protocol.Person(leaf.Subject.CommonName), nil
+}
+
 // The files of an identity in its directory.
 const (
 	serverFile = "server"

@@ -94,7 +94,19 @@ func fetchPolicy(ctx context.Context, c *client.Client, order string, digest app
 	if got := approval.DigestOf(doc.Payload); digest != "" && got != digest {
 		return approval.TrustPolicy{}, fmt.Errorf("the control plane sent trust policy %s for %s: do not sign anything, tell your security team", got, digest)
 	}
-	return approval.ParseTrustPolicy(doc.Payload)
+	p, err := approval.ParseTrustPolicy(doc.Payload)
+	if err != nil {
+		return p, err
+	}
+	return p, checkOrder(p, order)
+}
+
+// checkOrder refuses a trust policy of another order.
+func checkOrder(p approval.TrustPolicy, order string) error {
+	if p.OrderID != "" && string(p.OrderID) != order {
+		return fmt.Errorf("the control plane sent the trust policy of order %s for %s: do not sign anything, tell your security team", p.OrderID, order)
+	}
+	return nil
 }
 
 func (a *app) policyFile(order string) string {

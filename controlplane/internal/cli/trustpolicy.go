@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/databox-lockbox/lockbox/controlplane/client"
+	"github.com/databox-lockbox/lockbox/protocol"
 	"github.com/databox-lockbox/lockbox/protocol/approval"
 	lockboxv1 "github.com/databox-lockbox/lockbox/protocol/lockbox/v1"
 )
@@ -22,7 +23,7 @@ func (a *app) trustPolicyCommand() *cobra.Command {
 
 func (a *app) trustPolicySign() *cobra.Command {
 	req := &lockboxv1.DraftTrustPolicyRequest{}
-	var key string
+	var key, recovery string
 	var yes bool
 	var customer, provider []string
 	var longest time.Duration
@@ -33,11 +34,18 @@ func (a *app) trustPolicySign() *cobra.Command {
 
 Groups are NAME:THRESHOLD:PERSON,PERSON… Without any, one customer group of all
 the tenant's owners and approvers and one provider group of all internal
-approvers are made, each with threshold 1. Between groups it is AND.`,
+approvers are made, each with threshold 1. Between groups it is AND.
+
+The draft is the control plane's: it is refused if it differs from what you
+asked for, if it counts people of another domain than yours for the customer
+whom you did not name, or if it names a recovery key that you did not.`,
 		Args: args("ORDER"),
 		RunE: a.connected(func(ctx context.Context, c *client.Client, cmd *cobra.Command, args []string) (err error) {
 			req.Order = args[0]
 			req.MaxDurationSeconds = int64(longest / time.Second)
+			if longest < time.Second {
+				return usagef("--max-duration is %s: want more than nothing, as in 8h", longest)
+			}
 			if req.CustomerGroups, err = parseGroups(customer); err != nil {
 				return err
 			}
@@ -52,14 +60,29 @@ approvers are made, each with threshold 1. Between groups it is AND.`,
 			if err != nil {
 				return fmt.Errorf("the control plane drafted a trust policy that cannot be read: %w", err)
 			}
+			wish, err := a.policyWish(ctx, c, req, recovery)
+			if err != nil {
+				return err
+			}
 			if err := tell(cmd, func(w io.Writer) { showPolicy(w, policy) }); err != nil {
 				return err
+			}
+			if err := wish.check(policy); err != nil {
+				return err
+			}
+			if policy.PreviousDigest != "" {
+				if _, err := a.checkPolicy(args[0], policy.PreviousDigest); err != nil {
+					return err
+				}
 			}
 			signer, k, done, err := findSigner(ctx, cmd, key, policy)
 			if err != nil {
 				return err
 			}
 			defer done()
+			if err := wish.checkSigner(policy, k); err != nil {
+				return err
+			}
 			envelope, err := sign(cmd, policy, k.ID, signer, yes)
 			if err != nil {
 				return err
@@ -83,7 +106,29 @@ approvers are made, each with threshold 1. Between groups it is AND.`,
 	f.StringArrayVar(&customer, "customer-group", nil, "NAME:THRESHOLD:PERSON,… of the customer; may be given several times")
 	f.StringArrayVar(&provider, "provider-group", nil, "NAME:THRESHOLD:PERSON,… of the provider; may be given several times")
 	f.DurationVar(&longest, "max-duration", 8*time.Hour, "longest access one approval can give")
+	f.StringVar(&recovery, "recovery-key", "", "fingerprint of your organization's recovery key; any other, or any at all without this, is refused")
 	return c
+}
+
+// policyWish is what the flags ask for, by and for whom.
+func (a *app) policyWish(ctx context.Context, c *client.Client, req *lockboxv1.DraftTrustPolicyRequest, recovery string) (policyWish, error) {
+	id, err := a.identity()
+	if err != nil {
+		return policyWish{}, err
+	}
+	me, err := id.Person()
+	if err != nil {
+		return policyWish{}, err
+	}
+	resp, err := c.Accounts.WhoAmI(ctx, &lockboxv1.WhoAmIRequest{})
+	if err != nil {
+		return policyWish{}, err
+	}
+	return policyWish{
+		signer: me, tenant: protocol.TenantID(resp.GetPerson().GetTenant()), order: protocol.OrderID(req.Order),
+		customers: req.CustomerGroups, providers: req.ProviderGroups,
+		longest: time.Duration(req.MaxDurationSeconds) * time.Second, recoveryKey: recovery,
+	}, nil
 }
 
 func parseGroups(specs []string) ([]*lockboxv1.PolicyGroup, error) {
@@ -102,20 +147,42 @@ func parseGroups(specs []string) ([]*lockboxv1.PolicyGroup, error) {
 	return groups, nil
 }
 
+// showPolicy shows all that a trust policy trusts, first who could replace it
+// alone.
 func showPolicy(w io.Writer, p approval.TrustPolicy) {
-	fields(w, "Trust policy", "version "+strconv.FormatInt(p.Version, 10), "Tenant", string(p.TenantID), "Order", string(p.OrderID))
+	recovery := "none: the policy changes only as its customers sign"
+	if k := p.RecoveryKey; k != nil {
+		recovery = fmt.Sprintf("%s of %s (%s) MAY REPLACE THIS POLICY ALONE", keyFingerprint(*k), k.Person, k.Kind)
+	}
+	fields(w, "Recovery key", recovery, "Trust policy", "version "+strconv.FormatInt(p.Version, 10), "Replaces", string(p.PreviousDigest),
+		"Tenant", string(p.TenantID), "Order", string(p.OrderID))
 	for _, k := range p.Keys {
-		fmt.Fprintf(w, "  key %-12s %-32s %s %s\n", printable(k.ID), printable(string(k.Person)), k.Kind, k.Fingerprint())
+		fmt.Fprintf(w, "  key of %-32s %s %s\n", printable(string(k.Person)), k.Kind, keyFingerprint(k))
+		if k.Kind != approval.SSHKey {
+			fmt.Fprintf(w, "    used at %s by %s\n", printable(strings.Join(k.Origins, ", ")), printable(k.RPID))
+		}
 	}
 	for _, r := range p.Rules {
 		fmt.Fprintf(w, "  %s, at most %s:\n", r.Action, time.Duration(r.MaxDuration)*time.Second)
 		for _, g := range r.CustomerGroups {
-			fmt.Fprintf(w, "    customer group %s: %d of %s\n", printable(g.Name), g.Threshold, strings.Join(g.Keys, ", "))
+			showGroup(w, p, "customer", g)
 		}
 		for _, g := range r.ProviderGroups {
-			fmt.Fprintf(w, "    provider group %s: %d of %s\n", printable(g.Name), g.Threshold, strings.Join(g.Keys, ", "))
+			showGroup(w, p, "provider", g)
 		}
 	}
+	for _, k := range p.ServiceKeys {
+		fields(w, "Service key", string(approval.KeyFingerprint(k)))
+	}
+	fields(w, "Log key", p.LogKey)
+}
+
+func showGroup(w io.Writer, p approval.TrustPolicy, side string, g approval.Group) {
+	var people []string
+	for _, who := range peopleOf(p, g) {
+		people = append(people, string(who))
+	}
+	fmt.Fprintf(w, "    %s group %s: %d of %s\n", side, printable(g.Name), g.Threshold, printable(strings.Join(people, ", ")))
 }
 
 func (a *app) trustPolicyShow() *cobra.Command {
@@ -169,6 +236,9 @@ signed the policy before you say yes.`,
 			if err != nil {
 				return fmt.Errorf("the control plane's trust policy cannot be read: %w", err)
 			}
+			if err := checkOrder(policy, args[0]); err != nil {
+				return err
+			}
 			digest := approval.DigestOf(doc.Payload)
 			err = tell(cmd, func(w io.Writer) {
 				showPolicy(w, policy)
@@ -221,6 +291,9 @@ It is never valid for support.`,
 			}
 			policy, err := fetchPolicy(ctx, c, args[0], consent.PolicyDigest)
 			if err != nil {
+				return err
+			}
+			if err := checkConsent(consent, policy, args[0], end, time.Now()); err != nil {
 				return err
 			}
 			same, err := a.checkPolicy(args[0], consent.PolicyDigest)
