@@ -357,14 +357,20 @@ func TestSpliceEndsBothEnds(t *testing.T) {
 }
 
 func TestTheLastWordsArrive(t *testing.T) {
-	client, device, _, ended := spliced(t)
+	client, near := pair(t)
+	device, far := net.Pipe() // which takes nothing back when it is closed
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		api.Splice(t.Context(), near, far, near)
+	}()
 	last := bytes.Repeat([]byte("exit status 0 "), 100_000)
 	go func() {
 		device.Write(last)
 		device.Close()
 	}()
 	time.Sleep(100 * time.Millisecond) // a client that is slow to read,
-	fmt.Fprintf(client, "too late")    // and says what nobody can read any more
+	fmt.Fprintf(client, "too late")    // and says what nobody reads any more
 	time.Sleep(100 * time.Millisecond)
 	got, err := io.ReadAll(client)
 	if err != nil || !bytes.Equal(got, last) {

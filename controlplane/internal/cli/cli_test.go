@@ -68,6 +68,7 @@ func TestScripts(t *testing.T) {
 			"person":   person,
 			"prepared": prepared,
 			"device":   device,
+			"offline":  func(ts *testscript.TestScript, _ bool, _ []string) { worldOf(ts).offline() },
 			"mode":     mode,
 			"visible":  visible,
 			"hostile":  hostile,
@@ -158,6 +159,7 @@ type world struct {
 	cfg     controlplane.Config
 	admin   *client.Client
 	end     context.CancelFunc
+	offline func() // cuts the device off
 	running sync.WaitGroup
 	failed  error
 }
@@ -298,7 +300,12 @@ func (w *world) device(token string) error {
 	run, end := context.WithCancel(context.Background())
 	stop := w.end
 	w.end = func() { end(); stop() }
-	w.running.Go(func() { _ = n.tunnel.Run(run) })
+	gone := make(chan struct{})
+	w.offline = func() { end(); <-gone }
+	w.running.Go(func() {
+		defer close(gone)
+		_ = n.tunnel.Run(run)
+	})
 	select {
 	case <-up:
 	case <-ctx.Done():
