@@ -1,17 +1,21 @@
 package scenario
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
 
+	"github.com/databox-lockbox/lockbox/certs"
 	"github.com/databox-lockbox/lockbox/protocol"
 	lockboxv1 "github.com/databox-lockbox/lockbox/protocol/lockbox/v1"
+	"github.com/databox-lockbox/lockbox/simulator/profile"
 	"github.com/databox-lockbox/lockbox/simulator/world"
 )
 
@@ -21,7 +25,7 @@ func (s *Story) startControlPlane(ctx context.Context) {
 	s.out.tried("lockboxd --config %s serve   (empty directory)", filepath.Base(s.w.ControlConfig()))
 	s.startControl(ctx)
 	first := s.identity()
-	s.out.held("made: X.509 and SSH authorities, store, activity log, service key, master key, first-admin.token (all 0600)")
+	s.out.back(s.madeFiles())
 	s.ok(ctx, "admin", "login", "--server", s.w.API, "--token-file", s.w.TokenFile("admin"))
 	before := &lockboxv1.GetCheckpointResponse{}
 	s.ask(ctx, before, "admin", "audit", "checkpoint")
@@ -35,6 +39,35 @@ func (s *Story) startControlPlane(ctx context.Context) {
 	s.hold(s.identity() == first, "the second start made other keys")
 	s.hold(after.VerifierKey == before.VerifierKey, "the activity log has another key after a restart")
 	s.out.held("the second start found the same authorities and keys; the administrator is still logged in")
+}
+
+var authorityLine = regexp.MustCompile(`(?m)^Authority: (.*)$`)
+
+// madeFiles lists what the control plane made, which nobody else may read.
+func (s *Story) madeFiles() string {
+	var b strings.Builder
+	s.must(filepath.WalkDir(s.w.ControlDir(), func(name string, e os.DirEntry, err error) error {
+		if err != nil || name == s.w.ControlConfig() {
+			return err
+		}
+		info, err := e.Info()
+		if err != nil {
+			return err
+		}
+		s.hold(info.Mode().Perm()&0o077 == 0, "others may use %s: its mode is %04o", name, info.Mode().Perm())
+		rel, err := filepath.Rel(s.w.ControlDir(), name)
+		fmt.Fprintf(&b, "%s  %s\n", info.Mode(), rel)
+		return err
+	}))
+	authorities, err := os.ReadFile(filepath.Join(s.w.DataDir(), "authority", "authorities.pem"))
+	s.must(err)
+	var names []string
+	for _, m := range authorityLine.FindAllStringSubmatch(string(authorities), -1) {
+		names = append(names, m[1])
+	}
+	slices.Sort(names)
+	fmt.Fprintf(&b, "authorities: %s\n", strings.Join(slices.Compact(names), ", "))
+	return b.String()
 }
 
 // identity is a digest of the control plane's authorities and keys.
@@ -83,6 +116,7 @@ func (s *Story) prepareOrder(ctx context.Context) {
 	s.must(err)
 	s.keys = keys
 	s.out.held("%d real BitLocker volumes of %d MiB with NTFS inside, in %s", len(keys)-1, s.w.Profile.DiskSize>>20, time.Since(began).Round(100*time.Millisecond))
+	s.showDisk(ctx)
 	for _, d := range []world.Device{s.w.Device, s.w.Other} {
 		args := []string{"order", "place", string(d.Order), "--subscription", string(world.Subscription), "--sku", d.SKU}
 		for _, account := range s.w.Profile.Accounts() {
@@ -95,8 +129,9 @@ func (s *Story) prepareOrder(ctx context.Context) {
 	s.out.held("the keys are in custody; the file that held them is destroyed")
 	s.ok(ctx, "admin", "key", "list", string(s.w.Device.Order))
 
-	s.ok(ctx, "olga", "trust-policy", "sign", string(s.w.Device.Order), "--key", s.w.People["olga"].KeyFile(), "--yes")
-	s.ok(ctx, "olga", "trust-policy", "sign", string(s.w.Other.Order), "--key", s.w.People["olga"].KeyFile(), "--yes")
+	s.signs(ctx, "olga", "trust-policy", "sign", string(s.w.Device.Order), "--key", s.w.People["olga"].KeyFile(), "--yes")
+	c := s.quietly(ctx, "olga", "trust-policy", "sign", string(s.w.Other.Order), "--key", s.w.People["olga"].KeyFile(), "--yes")
+	s.hold(c.code == 0, "olga cannot sign the other device's trust policy: %s", c.err)
 	for _, d := range []world.Device{s.w.Device, s.w.Other} {
 		for _, stage := range []string{"Dispatched", "Delivered", "PickedUp", "AtAzureDC"} {
 			c := s.quietly(ctx, "sam", "order", "advance", string(d.Order), stage)
@@ -104,6 +139,37 @@ func (s *Story) prepareOrder(ctx context.Context) {
 		}
 	}
 	s.ok(ctx, "sam", "order", "show", string(s.w.Device.Order))
+}
+
+// showDisk shows what cryptsetup says of the first disk, and what the customer
+// put on it.
+func (s *Story) showDisk(ctx context.Context) {
+	d := s.w.Device.Nodes[0].Disks[0]
+	s.out.tried("cryptsetup bitlkDump %s.img", d.ID)
+	c, err := run(ctx, "", "cryptsetup", "bitlkDump", d.Image)
+	s.must(err)
+	var facts []string
+	for line := range strings.Lines(c.out) {
+		for _, word := range []string{"Cipher", "Protection", "VMK"} {
+			if strings.Contains(line, word) {
+				facts = append(facts, strings.Join(strings.Fields(line), " "))
+				break
+			}
+		}
+	}
+	s.out.back(strings.Join(facts, "\n"))
+	for _, want := range []string{"xts", "Startup key", "Recovery"} {
+		s.hold(strings.Contains(strings.ToLower(c.out), strings.ToLower(want)), "cryptsetup does not say %q of %s:\n%s", want, d.Image, c.out)
+	}
+	var files []string
+	for _, share := range d.Shares {
+		for name, content := range share.Files {
+			files = append(files, fmt.Sprintf("%8d  %s/%s", len(content), share.Name, name))
+		}
+	}
+	slices.SortFunc(files, func(a, b string) int { return strings.Compare(a[10:], b[10:]) })
+	s.out.held("copied to it, and listed in its bill of materials; %s is no valid container name:", profile.WrongFolder)
+	s.out.more(strings.Join(files, "\n"))
 }
 
 // policyPath is where staff got the signed trust policy of an order.
@@ -128,7 +194,51 @@ func (s *Story) enrol(ctx context.Context) {
 	s.online(ctx, s.w.Device, protocol.Locked)
 	s.online(ctx, s.w.Other, protocol.Locked)
 	s.ok(ctx, "sam", "device", "show", string(s.w.Device.Serial))
-	s.ok(ctx, "olga", "consent", "sign", string(s.w.Device.Order), "--key", s.w.People["olga"].KeyFile(), "--yes")
+	s.showTunnel(ctx)
+	s.keysStayHome(s.w.Device.Nodes[0])
+	s.signs(ctx, "olga", "consent", "sign", string(s.w.Device.Order), "--key", s.w.People["olga"].KeyFile(), "--yes")
+}
+
+// showTunnel shows what the device port asks of whoever dials.
+func (s *Story) showTunnel(ctx context.Context) {
+	s.out.tried("openssl s_client -connect %s -alpn databox/1   (no certificate)", s.w.Tunnel)
+	c, err := run(ctx, "", "openssl", "s_client", "-connect", s.w.Tunnel, "-alpn", "databox/1", "-brief", "-ign_eof")
+	s.must(err)
+	text := c.out + c.err
+	var said []string
+	for line := range strings.Lines(text) {
+		if strings.Contains(line, "Protocol version") || strings.Contains(line, "certificate required") {
+			said = append(said, strings.TrimSpace(line))
+		}
+	}
+	s.out.back(strings.Join(said, "\n"))
+	s.hold(strings.Contains(text, "TLSv1.3") && strings.Contains(text, "certificate required"), "the device port let somebody in without a certificate:\n%s", text)
+	log, err := os.ReadFile(s.procs.logFile(controlPlane))
+	s.must(err)
+	s.hold(bytes.Contains(log, []byte("a device connected")), "lockboxd did not see the device connect")
+	s.out.held("TLS 1.3 with both certificates; the agents dialled out and are connected over it")
+}
+
+// keysStayHome shows that a node's private key is nowhere but in its own state
+// directory: not in the control plane's memory, nor in its files.
+func (s *Story) keysStayHome(n world.Node) {
+	data, err := os.ReadFile(filepath.Join(n.StateDir(), "node.key"))
+	s.must(err)
+	key, err := certs.DecodeKey(data)
+	s.must(err)
+	seed := secret{"the private key of " + n.ID.String(), key.Seed()}
+	found, err := findInMemory(s.procs.pid(controlPlane), []secret{seed})
+	s.must(err)
+	s.hold(len(found) == 0, "in lockboxd's memory: %v", found)
+	s.must(filepath.WalkDir(s.w.ControlDir(), func(name string, e os.DirEntry, err error) error {
+		if err != nil || e.IsDir() {
+			return err
+		}
+		data, err := os.ReadFile(name)
+		s.hold(!bytes.Contains(data, seed.value), "%s is in %s", seed.name, name)
+		return err
+	}))
+	s.out.held("the private key of %s is in its own state directory only: not in lockboxd's memory, nor in its files", n.ID)
 }
 
 // enrolNode enrols a node; with faults, it first shows what is refused.
@@ -154,7 +264,6 @@ func (s *Story) enrolNode(ctx context.Context, d world.Device, n world.Node, dig
 	info, err := os.Stat(n.StateDir())
 	s.must(err)
 	s.hold(info.Mode().Perm() == 0o700, "the state directory has mode %04o", info.Mode().Perm())
-	s.out.held("the node's private key was made in its state directory (0700) and only a CSR left it")
 }
 
 func (s *Story) enrolRefused(ctx context.Context, n world.Node, args []string, code protocol.Code) {

@@ -293,7 +293,7 @@ func (s *stage) storeFull() {
 		defer free()
 		s.refusesAndLocks(ctx, protocol.CodeStorageFull, protocol.CodeNotRecorded)
 		began := time.Now()
-		s.refused(ctx, []protocol.Code{protocol.CodeStorageFull}, "olga", "ticket", "file", string(s.w.Device.Order), "--title", "there is no room for this one", "--owner", string(s.w.People["erin"].Name))
+		s.refused(ctx, []protocol.Code{protocol.CodeStorageFull}, "olga", "ticket", "file", string(s.w.Device.Order), "--title", "there is no room for this one")
 		s.hold(time.Since(began) < 5*time.Second, "the refusal took %s", time.Since(began))
 		s.hold(s.request(ctx, s.number).Status == "Approved", "the request is lost")
 	})

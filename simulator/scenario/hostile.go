@@ -214,7 +214,8 @@ func (s *Story) approveOther(ctx context.Context) {
 // internally.
 func (s *Story) otherRequest(ctx context.Context, why string) string {
 	t := &lockboxv1.Ticket{}
-	s.ask(ctx, t, "olga", "ticket", "file", string(s.w.Other.Order), "--title", why, "--owner", string(s.w.People["erin"].Name))
+	s.ask(ctx, t, "olga", "ticket", "file", string(s.w.Other.Order), "--title", why)
+	s.ok(ctx, "sam", "ticket", "assign", t.Id, string(s.w.People["erin"].Name))
 	r := &lockboxv1.Request{}
 	s.ask(ctx, r, "erin", "request", "create", "--device", string(s.w.Other.Serial), "--ticket", t.Id,
 		"--reason-code", "prepare-to-ship-not-run", "--justification", why)
@@ -237,15 +238,37 @@ func (s *Story) replay(ctx context.Context) {
 }
 
 func (s *Story) attackSpent(ctx context.Context) {
+	number, fresh := s.freshApproval(ctx)
 	s.seized(ctx, func(h *actor.Hostile) {
 		a := s.good()
 		a.Replay = s.captured
 		s.deviceRefuses(ctx, h, "the captured order, once the device is locked again", protocol.CodeNonce, a)
 		s.deviceRefuses(ctx, h, "the approval that was used, with a fresh challenge and everything else right", protocol.CodeSpent, s.good())
+		s.deviceOpens(ctx, h, "an approval that was not used yet", fresh)
 	})
 	s.online(ctx, s.w.Device, protocol.Locked)
 	s.refusalsOnRecord(ctx, 11)
+	s.ok(ctx, "olga", "request", "revoke", number, "--reason", "only a control")
 	s.provesLocked(ctx)
+}
+
+// freshApproval gets a second approval of the device, and an attempt with it.
+func (s *Story) freshApproval(ctx context.Context) (number string, a actor.Attempt) {
+	r := &lockboxv1.Request{}
+	s.ask(ctx, r, "erin", "request", "create", "--device", string(s.w.Device.Serial), "--ticket", s.ticket,
+		"--reason-code", "copied-to-wrong-folder", "--justification", "look once more")
+	number = fmt.Sprint(r.Number)
+	for _, who := range []string{"ivan", "olga"} {
+		c := s.quietly(ctx, who, "request", "approve", number, "--key", s.w.People[who].KeyFile(), "--yes")
+		s.hold(c.code == 0, "%s cannot approve: %s", who, c.err)
+	}
+	a = s.good()
+	approved := s.request(ctx, number)
+	a.Statement, a.Correlation, a.Decisions = approved.Statement.Payload, protocol.RequestID(approved.Id), nil
+	for _, d := range approved.Decisions {
+		a.Decisions = append(a.Decisions, d.Envelope)
+	}
+	return number, a
 }
 
 func (s *Story) sideStories(ctx context.Context) {

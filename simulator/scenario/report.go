@@ -46,6 +46,13 @@ func (r *report) held(format string, args ...any) {
 	fmt.Fprintf(r.w, "   held   %s\n", fmt.Sprintf(format, args...))
 }
 
+// more adds lines to what was said last.
+func (r *report) more(text string) {
+	for line := range strings.Lines(text) {
+		fmt.Fprintln(r.w, "          "+strings.TrimRight(line, "\n"))
+	}
+}
+
 func (r *report) failed(err error, tails map[string]string) {
 	fmt.Fprintf(r.w, "   FAILED %v\n", err)
 	for name, tail := range tails {

@@ -61,6 +61,14 @@ func (s *Story) ok(ctx context.Context, who string, args ...string) string {
 	return c.out
 }
 
+// signs runs a command that signs, and shows what it showed before it did.
+func (s *Story) signs(ctx context.Context, who string, args ...string) {
+	c := s.lockbox(ctx, who, args...)
+	s.hold(c.code == 0, "lockbox %s exited with %d: %s%s", shown(args), c.code, c.out, c.err)
+	s.hold(strings.Contains(c.err, "bytes will be signed"), "the command did not show the bytes it signed")
+	s.out.back(c.err + c.out)
+}
+
 // refused runs the command, which must be refused with one of the codes.
 func (s *Story) refused(ctx context.Context, codes []protocol.Code, who string, args ...string) {
 	c := s.lockbox(ctx, who, args...)

@@ -103,11 +103,11 @@ func (s *Story) explain(w io.Writer) {
 	fmt.Fprintf(w, `
 The world is up in %s: the copy job of %s has halted, its disks are locked.
 What to type next, for each kind of user (T is the ticket, S the session, N the
-number of the request). In the story's order: the ticket; session and request;
-ivan approves, then olga; execute, repair, disable; resume the job; the log.
+number of the request). In the story's order: the ticket, which sam assigns; session and
+request; ivan approves, then olga; execute, repair, disable; resume the job; the log.
 
 customer (olga)
-  %[3]s ticket file %[2]s --title "our copy has halted" --owner %[4]s
+  %[3]s ticket file %[2]s --title "our copy has halted"
   %[3]s request list --pending
   %[3]s request show N
   %[3]s request approve N --key %[5]s
@@ -124,7 +124,8 @@ engineer (erin)
 internal approver (ivan)
   %[9]s request approve N --key %[10]s
 
-datacenter staff
+datacenter staff (sam)
+  %[12]s ticket assign T %[4]s
   %[11]s status
   %[11]s lock
   %[12]s order resume-job %[2]s

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/databox-lockbox/lockbox/protocol"
+	"github.com/databox-lockbox/lockbox/protocol/approval"
 	lockboxv1 "github.com/databox-lockbox/lockbox/protocol/lockbox/v1"
 	"github.com/databox-lockbox/lockbox/protocol/manifest"
 	"github.com/databox-lockbox/lockbox/simulator/profile"
@@ -70,6 +71,13 @@ func (s *Story) copyAndHalt(ctx context.Context) {
 	s.hold(strings.Contains(log, errorCode) && strings.Contains(log, profile.WrongFolder), "the copy log does not name the misplaced files")
 	s.hold(len(s.blobs()) > 0, "nothing was uploaded")
 	s.out.held("%d files are in the blob store; no share opened while the job ran (seen: %s)", len(s.blobs()), keysOf(watched.states))
+	for _, op := range []string{"Open Shares", "Connect Support Session"} {
+		found := &lockboxv1.ListRecordsResponse{}
+		s.ask(ctx, found, "admin", "audit", "list", "--operation", op)
+		s.hold(len(found.Records) == 0, "the log has %q while the copy job ran", op)
+	}
+	s.out.held("neither a share nor a session opened, says the activity log too")
+	s.out.back(s.agent(ctx, s.w.Device.Nodes[0], "status").out)
 	s.provesLocked(ctx)
 }
 
@@ -99,8 +107,9 @@ func (s *Story) blobs() map[string][]byte {
 
 func (s *Story) openSession(ctx context.Context) {
 	t := &lockboxv1.Ticket{}
-	s.tell(ctx, t, "olga", "ticket", "file", string(s.w.Device.Order), "--title", "The copy of our data has halted", "--owner", string(s.w.People["erin"].Name))
+	s.tell(ctx, t, "olga", "ticket", "file", string(s.w.Device.Order), "--title", "The copy of our data has halted")
 	s.ticket = t.Id
+	s.ok(ctx, "sam", "ticket", "assign", s.ticket, string(s.w.People["erin"].Name))
 	s.ok(ctx, "erin", "ticket", "show", s.ticket)
 	n := s.w.Device.Nodes[0]
 	session := &lockboxv1.Session{}
@@ -110,6 +119,11 @@ func (s *Story) openSession(ctx context.Context) {
 	line := s.ok(ctx, "erin", "session", "cert", s.session, "--key", s.w.People["erin"].KeyFile())
 	// Nobody's own configuration takes part, and nobody can be asked.
 	s.ssh = strings.Replace(strings.TrimSpace(line), "ssh ", "ssh -F none -o BatchMode=yes ", 1)
+	cert := filepath.Join(s.w.People["erin"].Home(), "sessions", s.session, "key-cert.pub")
+	s.out.tried("ssh-keygen -L -f …/key-cert.pub")
+	c, err := run(ctx, "", "ssh-keygen", "-L", "-f", cert)
+	s.must(err)
+	s.out.back(c.out)
 	disks := s.inSession(ctx, 0, "disks")
 	s.hold(strings.Count(disks, "locked") == len(n.Disks) && !strings.Contains(disks, "unlocked"), "disks does not say locked:\n%s", disks)
 	shares := s.inSession(ctx, 0, "shares")
@@ -167,8 +181,9 @@ func (s *Story) raiseRequest(ctx context.Context) {
 	c := s.lockbox(ctx, "erin", "request", "approve", s.number, "--key", s.w.People["erin"].KeyFile(), "--yes")
 	s.out.back(c.err)
 	s.hold(c.code != 0, "the engineer approved their own request")
+	s.selfApproval(ctx, r)
 
-	s.ok(ctx, "ivan", "request", "approve", s.number, "--key", s.w.People["ivan"].KeyFile(), "--yes")
+	s.approveByAgent(ctx, "ivan", s.number)
 	s.ok(ctx, "olga", "request", "list", "--pending")
 	r = s.request(ctx, s.number)
 	s.hold(r.ShownStatus == "Customer Notified", "the request is %s (%s)", r.Status, r.ShownStatus)
@@ -177,6 +192,33 @@ func (s *Story) raiseRequest(ctx context.Context) {
 	s.until(ctx, "the notice is in the outbox", func() bool { return s.notice("lockbox request show "+s.number) != "" })
 	s.out.tried("read the outbox")
 	s.out.back(s.notice("lockbox request show " + s.number))
+}
+
+// selfApproval has the engineer send an approval of their own, past the lockbox
+// command.
+func (s *Story) selfApproval(ctx context.Context, r *lockboxv1.Request) {
+	s.statement = r.Statement.Payload
+	s.out.tried("erin signs a decision all the same, and sends it to the API")
+	api, err := s.w.Client(ctx, "erin")
+	s.must(err)
+	defer api.Close()
+	for _, role := range []approval.Role{approval.Provider, approval.Customer} {
+		envelope := s.sign(s.statement, s.w.People["erin"], s.keyID("erin"), role)
+		_, err = api.Requests.Decide(ctx, &lockboxv1.DecideRequest{Id: r.Id, Envelope: envelope})
+		s.hold(err != nil, "the control plane took the engineer's own approval, for the %s", role)
+		s.out.back(fmt.Sprintf("for the %s: %v", role, err))
+	}
+}
+
+// approveByAgent approves with the key in an ssh-agent.
+func (s *Story) approveByAgent(ctx context.Context, who, number string) {
+	p := s.w.People[who]
+	line := fmt.Sprintf("ssh-add -q %s && %s --home %s request approve %s --yes", p.KeyFile(), filepath.Join(s.cfg.Bin, "lockbox"), p.Home(), number)
+	s.out.tried("ssh-agent sh -c 'ssh-add … && lockbox request approve %s --yes'   (%s, key in an ssh-agent)", number, who)
+	c, err := run(ctx, "", "ssh-agent", "sh", "-c", line)
+	s.must(err)
+	s.hold(c.code == 0, "%s cannot approve with an ssh-agent: %s%s", who, c.out, c.err)
+	s.out.back(c.err + c.out)
 }
 
 // notice returns the notice that holds text.
