@@ -216,7 +216,9 @@ func (s *Service) endSession(ctx context.Context, caller auth.Caller, id protoco
 	if err != nil {
 		return nil, err
 	}
-	s.sessionOff(ctx, row)
+	// Locking first: it puts everybody out too, and its answer says how long
+	// the disks took to be locked.
+	defer s.sessionOff(ctx, row)
 	var results []*lockboxv1.RelockResult
 	for _, r := range ended {
 		relocked, err := s.relock(ctx, caller, r)
