@@ -135,12 +135,16 @@ func (s *scene) bringDevice(ctx context.Context, keeper []string, note io.Writer
 		return err
 	}
 	ticket, err := s.crew.As("olga").Tickets.FileTicket(ctx, &lockboxv1.FileTicketRequest{
-		Order: string(d.Order), Title: "files are in the wrong folder", Owner: string(s.w.People["erin"].Name),
+		Order: string(d.Order), Title: "files are in the wrong folder",
 	})
 	if err != nil {
 		return err
 	}
 	s.ticket = ticket.Id
+	_, err = s.crew.As("sam").Tickets.AssignTicket(ctx, &lockboxv1.AssignTicketRequest{Id: s.ticket, Engineer: string(s.w.People["erin"].Name)})
+	if err != nil {
+		return err
+	}
 	return s.reported(ctx, protocol.Locked)
 }
 

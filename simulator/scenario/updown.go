@@ -103,8 +103,9 @@ func (s *Story) explain(w io.Writer) {
 	fmt.Fprintf(w, `
 The world is up in %s: the copy job of %s has halted, its disks are locked.
 What to type next, for each kind of user (T is the ticket, S the session, N the
-number of the request). In the story's order: the ticket, which sam assigns; session and
-request; ivan approves, then olga; execute, repair, disable; resume the job; the log.
+number of the request). In the story's order: the ticket, which sam assigns;
+session and request; ivan approves, then olga; execute, repair, disable; resume
+the job; the log.
 
 customer (olga)
   %[3]s ticket file %[2]s --title "our copy has halted"

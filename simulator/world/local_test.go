@@ -134,8 +134,10 @@ func (l *local) approved() *lockboxv1.Request {
 	l.t.Helper()
 	ctx := l.t.Context()
 	ticket, err := l.crew.As("olga").Tickets.FileTicket(ctx, &lockboxv1.FileTicketRequest{
-		Order: string(l.w.Other.Order), Title: "it has halted", Owner: string(l.w.People["erin"].Name),
+		Order: string(l.w.Other.Order), Title: "it has halted",
 	})
+	l.must(err)
+	_, err = l.crew.As("sam").Tickets.AssignTicket(ctx, &lockboxv1.AssignTicketRequest{Id: ticket.Id, Engineer: string(l.w.People["erin"].Name)})
 	l.must(err)
 	r, err := l.crew.Request(ctx, l.w.Other.Serial, ticket.Id)
 	l.must(err)

@@ -200,7 +200,8 @@ func waiting(t *testing.T) *world {
 	if err := w.device(strings.TrimSpace(string(data))); err != nil {
 		t.Fatal(err)
 	}
-	w.must(t, "olga", "ticket", "file", order, "--title", "upload halted", "--owner", "erin@provider.example")
+	w.must(t, "olga", "ticket", "file", order, "--title", "upload halted")
+	w.must(t, "admin", "ticket", "assign", "SR-2001", "erin@provider.example")
 	for _, n := range []string{"1", "2"} {
 		w.must(t, "erin", "request", "create", "--device", serial, "--ticket", "SR-2001", "--reason-code", "copied-to-wrong-folder", "--justification", "wrong folder")
 		w.must(t, "ian", "request", "approve", n, "--key", w.key("ian"), "--yes")

@@ -20,8 +20,10 @@ func (a *app) ticketFile() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "file ORDER --title TEXT [--owner ENGINEER]",
 		Short: "File a ticket for an order",
-		Long:  "File a support ticket for an order: by the customer, or for a problem that the provider detected.",
-		Args:  args("ORDER"),
+		Long: `File a support ticket for an order: by the customer, or for a problem that the
+provider detected. Staff say which engineer works on it, here with --owner or
+later with 'lockbox ticket assign'.`,
+		Args: args("ORDER"),
 		RunE: a.connected(func(ctx context.Context, c *client.Client, cmd *cobra.Command, args []string) error {
 			if err := need(cmd, "title"); err != nil {
 				return err
@@ -35,7 +37,7 @@ func (a *app) ticketFile() *cobra.Command {
 	f.StringVar(&req.Title, "title", "", "what is wrong")
 	f.StringVar(&req.Origin, "origin", "", "customer or provider-detected; by who you are if not given")
 	choices(c, "origin", "customer", "provider-detected")
-	f.StringVar(&req.Owner, "owner", "", "the engineer who owns it")
+	f.StringVar(&req.Owner, "owner", "", "the engineer who owns it; for staff only")
 	return c
 }
 

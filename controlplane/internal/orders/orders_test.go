@@ -562,8 +562,33 @@ func TestTickets(t *testing.T) {
 		t.Fatal(err)
 	}
 	got, err := w.Orders.GetTicket(ctx, orderstest.Olga, &lockboxv1.GetTicketRequest{Id: id})
-	if err != nil || got.Origin != "customer" || got.Owner != string(orderstest.Erin.Person) || !slices.Equal(got.EscalatedTo, []string{string(orderstest.Eve.Person)}) || len(got.History) != 4 {
+	if err != nil || got.Origin != "customer" || got.Owner != string(orderstest.Erin.Person) || !slices.Equal(got.EscalatedTo, []string{string(orderstest.Eve.Person)}) || len(got.History) != 5 {
 		t.Errorf("%v, %v", got, err)
+	}
+}
+
+// Nobody but staff gives work to an engineer, above all no engineer to themself.
+func TestOnlyStaffSayWhoWorksOnATicket(t *testing.T) {
+	w := newWorld(t, 1)
+	w.ToDatacenter()
+	file := func(c auth.Caller, owner, origin string) (*lockboxv1.Ticket, error) {
+		return w.Orders.FileTicket(t.Context(), c, &lockboxv1.FileTicketRequest{Order: orderstest.Order, Title: "x", Owner: owner, Origin: origin})
+	}
+	for _, c := range []auth.Caller{orderstest.Olga, orderstest.Adam, orderstest.Eve} {
+		_, err := file(c, string(orderstest.Eve.Person), "")
+		wantCode(t, err, protocol.CodeForbidden)
+	}
+	_, err := file(orderstest.Eve, "", orders.FromCustomer)
+	wantCode(t, err, protocol.CodeInvalid)
+	own, err := file(orderstest.Eve, "", "")
+	if err != nil || own.Owner != "" || own.Origin != orders.ProviderDetected {
+		t.Errorf("an engineer's ticket: %v, %v", own, err)
+	}
+	for _, c := range []auth.Caller{orderstest.Staff, orderstest.Admin} {
+		given, err := file(c, string(orderstest.Eve.Person), orders.FromCustomer)
+		if err != nil || given.Owner != string(orderstest.Eve.Person) {
+			t.Errorf("the control, by %s: %v, %v", c.Role, given, err)
+		}
 	}
 }
 

@@ -22,11 +22,15 @@ const (
 const maxText = 1024
 
 // FileTicket files a support ticket about an order. Its origin is recorded: the
-// customer's own, or a problem that the provider found.
+// customer's own, or a problem that the provider found. Who works on it is for
+// staff to say: a ticket of anybody else's is nobody's until they assign it.
 func (s *Service) FileTicket(ctx context.Context, caller auth.Caller, in *lockboxv1.FileTicketRequest) (*lockboxv1.Ticket, error) {
 	origin, err := originOf(caller, in.Origin)
 	if err != nil {
 		return nil, err
+	}
+	if in.Owner != "" && !caller.Is(auth.Admin, auth.Staff) {
+		return nil, protocol.Errorf(protocol.CodeForbidden, "%s may not choose who works on a ticket: leave the owner out, staff assign it", caller.Person)
 	}
 	if in.Title == "" || len(in.Title) > maxText {
 		return nil, invalid("a ticket's title has 1 to %d bytes", maxText)
@@ -62,8 +66,9 @@ func (s *Service) FileTicket(ctx context.Context, caller auth.Caller, in *lockbo
 	return s.GetTicket(ctx, caller, &lockboxv1.GetTicketRequest{Id: string(id)})
 }
 
-// originOf returns where a ticket of caller's comes from. The provider may file
-// one for a customer who called; a customer files their own only.
+// originOf returns where a ticket of caller's comes from. Staff may file one for
+// a customer who called; a customer files their own only, and an engineer what
+// the provider found.
 func originOf(caller auth.Caller, origin string) (string, error) {
 	customer := caller.Role.OfCustomer()
 	switch {
@@ -75,6 +80,8 @@ func originOf(caller auth.Caller, origin string) (string, error) {
 		return "", invalid("origin %q is unknown: want %s or %s", origin, FromCustomer, ProviderDetected)
 	case customer && origin != FromCustomer:
 		return "", invalid("a customer's ticket has the origin %s", FromCustomer)
+	case caller.Is(auth.Engineer) && origin != ProviderDetected:
+		return "", invalid("an engineer's ticket has the origin %s", ProviderDetected)
 	}
 	return origin, nil
 }

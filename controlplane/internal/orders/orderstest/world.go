@@ -374,10 +374,12 @@ func (w *World) CopyLog() []byte {
 	}.Encode())(w.T)
 }
 
-// Ticket files a ticket about the order, owned by Erin.
+// Ticket has Olga file a ticket about the order, and staff give it to Erin.
 func (w *World) Ticket() string {
 	w.T.Helper()
-	return must(w.Orders.FileTicket(w.T.Context(), Olga, &lockboxv1.FileTicketRequest{Order: Order, Title: "upload halted", Owner: string(Erin.Person)}))(w.T).Id
+	id := must(w.Orders.FileTicket(w.T.Context(), Olga, &lockboxv1.FileTicketRequest{Order: Order, Title: "upload halted"}))(w.T).Id
+	must(w.Orders.AssignTicket(w.T.Context(), Staff, &lockboxv1.AssignTicketRequest{Id: id, Engineer: string(Erin.Person)}))(w.T)
+	return id
 }
 
 // Order reads the order.
