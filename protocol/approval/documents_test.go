@@ -252,8 +252,10 @@ func TestFields(t *testing.T) {
 	order("with a short hash", func(o *Order) { o.LogProof[0] = o.LogProof[0][:31] })
 	order("with a long proof", func(o *Order) { o.LogConsistency = make([][]byte, 65) })
 
-	opened := Opened{Node: "DBX0001/1", NodeKey: seed("k"), OrderDigest: "", RequestDigest: DigestOf(nil), OpenedAt: created}
+	opened := Opened{Node: "DBX0001/1", NodeKey: seed("k"), IntentDigest: DigestOf(nil), RequestDigest: DigestOf(nil), OpenedAt: created}
 	tests = append(tests, test{"opened without order", opened})
+	opened.OrderDigest, opened.IntentDigest = DigestOf(nil), ""
+	tests = append(tests, test{"opened without intent", opened})
 	tests = append(tests, test{"commit without proof", Commit{RequestDigest: DigestOf(nil), IssuedAt: created}})
 	tests = append(tests, test{"commit with three proofs", Commit{RequestDigest: DigestOf(nil), Opened: [][]byte{{1}, {2}, {3}}, IssuedAt: created}})
 

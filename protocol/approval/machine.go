@@ -44,17 +44,19 @@ func (p *Policy) VerifyOrder(envelope []byte) (Order, Digest, error) {
 
 // CommitRequest is what [Policy.VerifyCommit] judges.
 type CommitRequest struct {
-	Commit      []byte          // envelope
-	Subject     Digest          // of the statement or the consent
-	Nodes       []NodeRef       // all nodes that must have opened
-	Self        protocol.NodeID // the node that asks
-	OrderDigest Digest          // of the order that node has carried out
-	Now         time.Time
+	Commit       []byte          // envelope
+	Subject      Digest          // of the statement or the consent
+	Nodes        []NodeRef       // all nodes that must have opened
+	Self         protocol.NodeID // the node that asks
+	OrderDigest  Digest          // of the order that node has carried out
+	IntentDigest Digest          // of the intent recorded in that order
+	Now          time.Time
 }
 
 // VerifyCommit verifies that the service signed a commit and that every node
-// proves to have opened just now, this one under the order it has carried out.
-// What lacks a proof is refused with [protocol.CodeNotOpened].
+// proves to have opened just now and in the same attempt, this one under the
+// order it has carried out. The intent tells attempts apart: it has the nonces of
+// all nodes, and this one has found its own in it. What lacks a proof is refused with [protocol.CodeNotOpened].
 func (p *Policy) VerifyCommit(in CommitRequest) (Commit, error) {
 	e, err := open[Commit](in.Commit)
 	if err != nil {
@@ -99,6 +101,8 @@ func (in CommitRequest) checkProof(o Opened) error {
 		return notOpened("node %s opened for another request", o.Node)
 	case o.Node == NameOf(in.Self) && o.OrderDigest != in.OrderDigest:
 		return notOpened("the proof of node %s is of an earlier order", o.Node)
+	case o.IntentDigest != in.IntentDigest:
+		return notOpened("the proof of node %s is of another attempt", o.Node)
 	case age > Skew || age < -Skew:
 		return notOpened("node %s opened at %s, which is not now", o.Node, stamp(unixTime(o.OpenedAt)))
 	}

@@ -48,6 +48,7 @@ func newMachines(t testing.TB) *machines {
 	for i, n := range m.nodes {
 		m.opened = append(m.opened, Opened{
 			Node: NameOf(n.ID()), NodeKey: machinePublic(m.openedKeys[i]), RequestDigest: subject, OpenedAt: created + 715,
+			IntentDigest: DigestOf(m.order.LogRecord),
 		})
 	}
 	m.commit = Commit{RequestDigest: subject, IssuedAt: created + 718}
@@ -115,7 +116,7 @@ func (m *machines) verify(t testing.TB, step string) error {
 func (m *machines) commitRequest(s signedMachines) CommitRequest {
 	return CommitRequest{
 		Commit: s.commit, Subject: m.subject, Nodes: m.nodes, Self: m.nodes[0].ID(),
-		OrderDigest: s.orderDigest, Now: time.Unix(m.now, 0),
+		OrderDigest: s.orderDigest, IntentDigest: m.order.IntentDigest(), Now: time.Unix(m.now, 0),
 	}
 }
 
@@ -175,6 +176,10 @@ var machineCases = []machineCase{
 	}, protocol.CodeNode},
 	{"commit-proof-of-other-request", "commit", func(_ testing.TB, m *machines) { m.opened[1].RequestDigest = DigestOf(nil) }, protocol.CodeNotOpened},
 	{"commit-own-proof-of-other-order", "commit", func(_ testing.TB, m *machines) { m.opened[0].OrderDigest = DigestOf(nil) }, protocol.CodeNotOpened},
+	{"commit-proof-of-other-attempt", "commit", func(_ testing.TB, m *machines) {
+		m.opened[1].IntentDigest = DigestOf([]byte("an earlier attempt"))
+	}, protocol.CodeNotOpened},
+	{"commit-own-proof-of-other-attempt", "commit", func(_ testing.TB, m *machines) { m.opened[0].IntentDigest = DigestOf(nil) }, protocol.CodeNotOpened},
 	{"commit-old-proof", "commit", func(_ testing.TB, m *machines) { m.opened[1].OpenedAt = created + 720 - 121 }, protocol.CodeNotOpened},
 	{"commit-proof-of-the-future", "commit", func(_ testing.TB, m *machines) { m.opened[1].OpenedAt = created + 720 + 121 }, protocol.CodeNotOpened},
 }

@@ -83,6 +83,10 @@ func (o Order) Encode() ([]byte, error) { o.V = Version; return encode(o) }
 // Kind returns [KindOrder].
 func (Order) Kind() Kind { return KindOrder }
 
+// IntentDigest is the digest of the recorded intent, which the orders to all
+// nodes of one attempt share, and no other order.
+func (o Order) IntentDigest() Digest { return DigestOf(o.LogRecord) }
+
 func (o Order) check() error {
 	_, err := o.Node.ID()
 	return cmp.Or(
@@ -144,8 +148,9 @@ func checkProof(field string, hashes [][]byte) error {
 type Opened struct {
 	Header
 	Node          NodeName `json:"node"`
-	NodeKey       []byte   `json:"nodeKey"`     // the node's Ed25519 public key, 32 bytes
-	OrderDigest   Digest   `json:"orderDigest"` // of the order's payload
+	NodeKey       []byte   `json:"nodeKey"`      // the node's Ed25519 public key, 32 bytes
+	OrderDigest   Digest   `json:"orderDigest"`  // of the order's payload
+	IntentDigest  Digest   `json:"intentDigest"` // of the order's LogRecord: which attempt it is
 	RequestDigest Digest   `json:"requestDigest"`
 	OpenedAt      int64    `json:"openedAt"` // Unix seconds
 }
@@ -165,6 +170,7 @@ func (o Opened) check() error {
 		err,
 		checkBytes("nodeKey", o.NodeKey, 32),
 		checkDigest("orderDigest", o.OrderDigest),
+		checkDigest("intentDigest", o.IntentDigest),
 		checkDigest("requestDigest", o.RequestDigest),
 		checkTime("openedAt", o.OpenedAt),
 	)

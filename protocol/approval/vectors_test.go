@@ -122,7 +122,8 @@ func (v vector) verify(t *testing.T) (vector, error) {
 	case "commit":
 		_, err = p.VerifyCommit(CommitRequest{
 			Commit: []byte(v.one("commit")), Subject: Digest(v.one("subject")), Nodes: v.nodes(t, "node"),
-			Self: v.nodes(t, "self")[0].ID(), OrderDigest: Digest(v.one("order-digest")), Now: v.now(t),
+			Self: v.nodes(t, "self")[0].ID(), OrderDigest: Digest(v.one("order-digest")),
+			IntentDigest: Digest(v.one("intent-digest")), Now: v.now(t),
 		})
 	default:
 		t.Fatalf("unknown kind %q", kind)
@@ -399,6 +400,7 @@ func machineVector(t *testing.T, name, step string, code protocol.Code, m *machi
 			v.add("node", nodeHeader(n))
 		}
 		v.add("order-digest", string(s.orderDigest))
+		v.add("intent-digest", string(m.order.IntentDigest()))
 		v.add("commit", string(s.commit))
 	}
 	return v.finish(t)

@@ -17,8 +17,8 @@ import (
 
 // Commit publishes the shares of the opened disks, or starts the copy job. The
 // envelope is an [approval.Commit]: the service's word, with the proof of every
-// node that it opened for the same approval, this one under the order it has
-// carried out. A refused commit leaves the disks open until their time is up;
+// node that it opened for the same approval in the same attempt, this one under
+// the order it has carried out. A refused commit leaves the disks open until their time is up;
 // anything that fails later locks them at once.
 func (m *Machine) Commit(ctx context.Context, envelope []byte) (leaseEnd time.Time, shares []*devicev1.ShareStatus, err error) {
 	ctx, cancel := context.WithCancel(ctx)
@@ -108,7 +108,8 @@ func (m *Machine) verifyCommit(l *lease, envelope []byte) ([]peer, error) {
 	}
 	boot := m.cfg.Clock.Boot()
 	c, err := policy.VerifyCommit(approval.CommitRequest{
-		Commit: envelope, Subject: l.subject, Nodes: l.nodes, Self: m.cfg.Node, OrderDigest: l.orderDigest, Now: l.wallAt(boot),
+		Commit: envelope, Subject: l.subject, Nodes: l.nodes, Self: m.cfg.Node,
+		OrderDigest: l.orderDigest, IntentDigest: l.intentDigest, Now: l.wallAt(boot),
 	})
 	if err != nil {
 		return nil, err

@@ -17,19 +17,20 @@ type lease struct {
 	gone chan struct{}  // closed when it has ended
 	work sync.WaitGroup // opens, mounts and the job under way; see [Machine.enter]
 
-	// Guarded by Machine.mu. The scope, order digest and base of the clocks do
+	// Guarded by Machine.mu. The scope, the digests and base of the clocks do
 	// not change once the order was adopted.
 	scope
-	orderDigest approval.Digest
-	ended       bool
-	cancels     []context.CancelFunc // of what is under way
-	disks       []Disk
-	mounted     []protocol.DiskID
-	shares      []copyjob.Share
-	folders     []Folder
-	server      ShareServer
-	committing  bool
-	peers       []peer
+	orderDigest  approval.Digest
+	intentDigest approval.Digest // the attempt, of which all nodes' proofs must be
+	ended        bool
+	cancels      []context.CancelFunc // of what is under way
+	disks        []Disk
+	mounted      []protocol.DiskID
+	shares       []copyjob.Share
+	folders      []Folder
+	server       ShareServer
+	committing   bool
+	peers        []peer
 
 	// The clocks. A time.Duration is boot time.
 	wall     time.Time     // of the unlock, when it was confirmed by the order

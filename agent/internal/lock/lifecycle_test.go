@@ -137,7 +137,7 @@ func TestCallsInEveryState(t *testing.T) {
 		"Commit": func(s *scene, a *attempt) error {
 			a.sign()
 			proof := must(approval.SignEd25519(approval.Opened{
-				Node: approval.NameOf(s.nodes[0]), NodeKey: public("node 1"), OrderDigest: approval.DigestOf(nil), RequestDigest: a.subject, OpenedAt: time.Now().Unix(),
+				Node: approval.NameOf(s.nodes[0]), NodeKey: public("node 1"), OrderDigest: approval.DigestOf(nil), IntentDigest: approval.DigestOf(nil), RequestDigest: a.subject, OpenedAt: time.Now().Unix(),
 			}, key("node 1")))
 			_, _, err := s.Commit(s.t.Context(), a.commitEnvelope(proof))
 			return err
@@ -366,12 +366,12 @@ func TestCommitRefusals(t *testing.T) {
 		}},
 		"proof by another key": {protocol.CodeNode, func(a *attempt, proof []byte) []byte {
 			return a.commitEnvelope(must(approval.SignEd25519(approval.Opened{
-				Node: "DBX0001/1", NodeKey: public("mallory"), OrderDigest: approval.DigestOf(nil), RequestDigest: a.subject, OpenedAt: time.Now().Unix(),
+				Node: "DBX0001/1", NodeKey: public("mallory"), OrderDigest: approval.DigestOf(nil), IntentDigest: a.intent, RequestDigest: a.subject, OpenedAt: time.Now().Unix(),
 			}, key("mallory"))))
 		}},
 		"proof of an earlier order": {protocol.CodeNotOpened, func(a *attempt, proof []byte) []byte {
 			return a.commitEnvelope(must(approval.SignEd25519(approval.Opened{
-				Node: "DBX0001/1", NodeKey: public("node 1"), OrderDigest: approval.DigestOf(nil), RequestDigest: a.subject, OpenedAt: time.Now().Unix(),
+				Node: "DBX0001/1", NodeKey: public("node 1"), OrderDigest: approval.DigestOf(nil), IntentDigest: a.intent, RequestDigest: a.subject, OpenedAt: time.Now().Unix(),
 			}, key("node 1"))))
 		}},
 	} {
@@ -434,12 +434,18 @@ func TestPeers(t *testing.T) {
 		}
 		// The peer's clock is a minute ahead, which is allowed.
 		born := time.Now()
+		intent := a.intent
 		peerOpened := func(made time.Time, order string) []byte {
 			return must(approval.SignEd25519(approval.Opened{
 				Node: "DBX0001/2", NodeKey: public("node 2"), OrderDigest: approval.DigestOf([]byte(order)), RequestDigest: a.subject,
-				OpenedAt: made.Add(time.Minute).Unix(),
+				IntentDigest: intent, OpenedAt: made.Add(time.Minute).Unix(),
 			}, key("node 2")))
 		}
+		intent = approval.DigestOf([]byte("an attempt a moment ago"))
+		if _, _, err := s.Commit(t.Context(), a.commitEnvelope(proof, peerOpened(born, "peer's"))); protocol.CodeOf(err) != protocol.CodeNotOpened {
+			t.Fatalf("a commit with the peer's proof of an earlier attempt: %v", err)
+		}
+		intent = a.intent
 		if _, _, err := s.Commit(t.Context(), a.commitEnvelope(proof, peerOpened(born, "peer's"))); err != nil {
 			t.Fatal(err)
 		}

@@ -504,6 +504,7 @@ type attempt struct {
 	service   string // whose key signs the order
 	logKey    string // whose key signs the checkpoint
 	subject   approval.Digest
+	intent    approval.Digest // that the order was logged with
 
 	challengeFor approval.Digest        // in place of the subject
 	challengeAs  protocol.Purpose       // in place of the purpose
@@ -622,6 +623,7 @@ func (a *attempt) order(c approval.Challenge) *devicev1.UnlockRequest {
 		a.onRecord(&r)
 	}
 	record, index := s.logRecord(r)
+	a.intent = approval.DigestOf(record)
 	signer := must(auditlog.NewSigner(logName, key(a.logKey)))
 	o := approval.Order{
 		Purpose: a.purpose, Node: approval.NameOf(node), RequestDigest: a.subject, DecisionsDigest: decided, Nonce: c.Nonce,

@@ -122,7 +122,7 @@ func (m *Machine) adopt(l *lease, v verified) error {
 	if reason, ok := m.used[v.subject]; ok {
 		return usedUp(string(reason))
 	}
-	l.scope, l.orderDigest = v.scope, v.orderDigest
+	l.scope, l.orderDigest, l.intentDigest = v.scope, v.orderDigest, v.order.IntentDigest()
 	l.start(v.now, m.cfg.Clock.Boot(), v.end, m.cfg.MaxLease)
 	return nil
 }
@@ -222,8 +222,8 @@ func (m *Machine) becomeOpened(l *lease) error {
 // CLOCK_BOOTTIME counted since, so that setting the date changes nothing.
 func (m *Machine) signOpened(l *lease) ([]byte, error) {
 	return approval.SignEd25519(approval.Opened{
-		Node: approval.NameOf(m.cfg.Node), NodeKey: m.pub, OrderDigest: l.orderDigest, RequestDigest: l.subject,
-		OpenedAt: l.wallAt(m.cfg.Clock.Boot()).Unix(),
+		Node: approval.NameOf(m.cfg.Node), NodeKey: m.pub, OrderDigest: l.orderDigest, IntentDigest: l.intentDigest,
+		RequestDigest: l.subject, OpenedAt: l.wallAt(m.cfg.Clock.Boot()).Unix(),
 	}, m.cfg.Key)
 }
 

@@ -40,6 +40,7 @@ type fakeNode struct {
 	nonce   []byte
 	hpke    *sealing.PrivateKey
 	order   approval.Digest
+	intent  approval.Digest
 	request approval.Digest
 	seen    *auditlog.Checkpoint // of the activity log
 	locks   []*devicev1.LockRequest
@@ -207,12 +208,13 @@ func (n *fakeNode) open(in *devicev1.UnlockRequest) ([]byte, error) {
 	if len(order.Keys) != len(n.disks) {
 		return nil, protocol.Errorf(protocol.CodeDisks, "%d keys for %d disks", len(order.Keys), len(n.disks))
 	}
-	n.state, n.order, n.request = protocol.Opened, digest, subject
+	n.state, n.order, n.intent, n.request = protocol.Opened, digest, order.IntentDigest(), subject
 	if n.stale {
 		digest = approval.DigestOf([]byte("an earlier order"))
 	}
 	return approval.SignEd25519(approval.Opened{
-		Node: approval.NameOf(n.id), NodeKey: n.public(), OrderDigest: digest, RequestDigest: subject, OpenedAt: time.Now().Unix(),
+		Node: approval.NameOf(n.id), NodeKey: n.public(), OrderDigest: digest, IntentDigest: n.intent,
+		RequestDigest: subject, OpenedAt: time.Now().Unix(),
 	}, n.key)
 }
 
@@ -298,7 +300,7 @@ func (n *fakeNode) commit(envelope []byte) error {
 		return protocol.Errorf(protocol.CodeNotOpened, "node %s is %s", n.id, n.state)
 	}
 	_, err := n.policy.VerifyCommit(approval.CommitRequest{
-		Commit: envelope, Subject: n.request, Nodes: allRefs(n.t), Self: n.id, OrderDigest: n.order, Now: time.Now(),
+		Commit: envelope, Subject: n.request, Nodes: allRefs(n.t), Self: n.id, OrderDigest: n.order, IntentDigest: n.intent, Now: time.Now(),
 	})
 	if err == nil {
 		n.state = protocol.Unlocked

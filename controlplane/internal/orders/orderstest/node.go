@@ -40,6 +40,7 @@ type Node struct {
 	nonce    []byte
 	hpke     *sealing.PrivateKey
 	order    approval.Digest
+	intent   approval.Digest // that was recorded for it
 	subject  approval.Digest
 	end      time.Time
 	spent    []approval.Digest
@@ -252,9 +253,10 @@ func (n *Node) open(in *devicev1.UnlockRequest) ([]byte, error) {
 			return nil, protocol.Errorf(protocol.CodeDiskKey, "the key does not open disk %s", k.Disk)
 		}
 	}
-	n.state, n.order, n.subject = protocol.Opened, digest, subject
+	n.state, n.order, n.intent, n.subject = protocol.Opened, digest, order.IntentDigest(), subject
 	return approval.SignEd25519(approval.Opened{
-		Node: approval.NameOf(n.ID), NodeKey: n.public(), OrderDigest: digest, RequestDigest: subject, OpenedAt: n.now().Unix(),
+		Node: approval.NameOf(n.ID), NodeKey: n.public(), OrderDigest: digest, IntentDigest: n.intent,
+		RequestDigest: subject, OpenedAt: n.now().Unix(),
 	}, n.Key)
 }
 
@@ -287,7 +289,7 @@ func (n *Node) Commit(_ context.Context, in *devicev1.CommitRequest) (*devicev1.
 		return nil, protocol.Errorf(protocol.CodeNotOpened, "node %s is %s", n.ID, n.state)
 	}
 	_, err := n.policy.VerifyCommit(approval.CommitRequest{
-		Commit: in.Commit, Subject: n.subject, Nodes: n.peers, Self: n.ID, OrderDigest: n.order, Now: n.now(),
+		Commit: in.Commit, Subject: n.subject, Nodes: n.peers, Self: n.ID, OrderDigest: n.order, IntentDigest: n.intent, Now: n.now(),
 	})
 	if err != nil {
 		return nil, err
