@@ -17,6 +17,7 @@ import (
 
 	"github.com/rs/zerolog"
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/term"
 
 	"github.com/databox-lockbox/lockbox/agent/internal/config"
 	"github.com/databox-lockbox/lockbox/agent/internal/copyjob"
@@ -294,7 +295,7 @@ func newLogger(cfg config.Log) zerolog.Logger {
 	}
 	log := zerolog.New(os.Stderr)
 	if cfg.Format == "console" {
-		log = log.Output(zerolog.ConsoleWriter{Out: os.Stderr, TimeFormat: time.RFC3339})
+		log = log.Output(zerolog.ConsoleWriter{Out: os.Stderr, TimeFormat: time.RFC3339, NoColor: !term.IsTerminal(int(os.Stderr.Fd()))})
 	}
 	return log.Level(level).With().Timestamp().Logger()
 }

@@ -12,6 +12,7 @@ import (
 
 	"github.com/rs/zerolog"
 	"github.com/spf13/cobra"
+	"golang.org/x/term"
 
 	"github.com/databox-lockbox/lockbox/configs"
 	"github.com/databox-lockbox/lockbox/controlplane/internal/config"
@@ -190,7 +191,7 @@ func newLogger(cfg config.Log) zerolog.Logger {
 	}
 	log := zerolog.New(os.Stderr)
 	if cfg.Format == "console" {
-		log = log.Output(zerolog.ConsoleWriter{Out: os.Stderr, TimeFormat: time.RFC3339})
+		log = log.Output(zerolog.ConsoleWriter{Out: os.Stderr, TimeFormat: time.RFC3339, NoColor: !term.IsTerminal(int(os.Stderr.Fd()))})
 	}
 	return log.Level(level).With().Timestamp().Logger()
 }

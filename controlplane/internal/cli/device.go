@@ -79,16 +79,29 @@ func (a *app) showDevice(cmd *cobra.Command, d *lockboxv1.Device, err error) err
 		for _, n := range d.Nodes {
 			fmt.Fprintf(w, "\nNode %d\n", n.Node)
 			fields(w, "  Tunnel", onlineWord(n), "  Last seen", when(n.LastSeen), "  Key", n.KeyFingerprint,
-				"  Certificate until", when(n.CertificateExpires), "  Lock", strings.TrimSpace(n.State+" "+n.Purpose),
+				"  Certificate until", when(n.CertificateExpires), "  Lock", lockWords(n),
 				"  Lease ends", until(n.LeaseEnd), "  Last relock", n.LastRelockReason, "  Copy job", n.JobState, "  Fault", n.Fault)
 			for _, disk := range n.Disks {
 				fmt.Fprintf(w, "  disk   %-10s %-8s %s %s\n", printable(disk.Disk), printable(disk.State), printable(disk.Method), printable(disk.VolumeGuid))
+			}
+			if len(n.Shares) == 0 && n.Enrolled {
+				fmt.Fprintln(w, "  share  (all)                        closed")
 			}
 			for _, s := range n.Shares {
 				fmt.Fprintf(w, "  share  %-28s %-7s %s %s\n", printable(s.Name), printable(s.State), printable(s.Protocol), printable(s.Address))
 			}
 		}
 	})
+}
+
+// lockWords says how a node's lock is, and whether that is only what it said
+// last.
+func lockWords(n *lockboxv1.DeviceNode) string {
+	words := strings.TrimSpace(n.State + " " + n.Purpose)
+	if words != "" && !n.Online {
+		words += ", as last reported; it locks by itself within the dead-man time"
+	}
+	return words
 }
 
 func (a *app) deviceJoinToken() *cobra.Command {
