@@ -76,6 +76,42 @@ func TestAStorageAccountBelongsToOneTenant(t *testing.T) {
 	wantCode(t, placeInto(t, w, orderstest.Admin, theirs, "contosodata", "file:///srv/blobs"), protocol.CodeForbidden)
 }
 
+// Whatever ids customers choose, the next order without one gets its own.
+func TestOneOrderHoldsUpNoOther(t *testing.T) {
+	w := newWorld(t, 1)
+	w.People()
+	w.Enable()
+	theirs := fabrikam(t, w)
+	place := func(who auth.Caller, subscription, id, account string) (string, error) {
+		o, err := w.Orders.PlaceOrder(t.Context(), who, &lockboxv1.PlaceOrderRequest{
+			Id: id, Subscription: subscription, Sku: "databox",
+			Destinations: []*lockboxv1.Destination{{Account: account, Endpoint: "file:///srv/blobs", Shares: []string{account + "_BlockBlob"}}},
+		})
+		return o.GetId(), err
+	}
+	seen := make(map[string]bool)
+	for range 3 {
+		id, err := place(orderstest.Olga, orderstest.Subscription, "", "contosodata")
+		if err != nil || seen[id] {
+			t.Fatalf("got order %q, %v", id, err)
+		}
+		seen[id] = true
+		for _, taken := range []string{"ORD-1001", "ORD-1002", "ORD-1003", "ORD-1004", "ORD-1005", "ORD-9999999999999999999"} {
+			_, err := place(orderstest.Mallory, theirs, taken, "fabrikam")
+			if code := protocol.CodeOf(err); code != "" && code != protocol.CodeConflict {
+				t.Errorf("%s: %v", taken, err)
+			}
+		}
+		for _, ours := range []string{"ORD-A1002", "ORD-A1003", "ORD-A1004", "ORD-A9223372036854775806", "ORD-A9X"} {
+			_, err := place(orderstest.Mallory, theirs, ours, "fabrikam")
+			wantCode(t, err, protocol.CodeInvalid)
+		}
+	}
+	if _, err := place(orderstest.Olga, orderstest.Subscription, "ORD-AZURE", "contosodata"); err != nil {
+		t.Errorf("the control, an id of their own: %v", err)
+	}
+}
+
 // A consent names no place of another tenant, whatever the order's row says.
 func TestNoConsentForAnotherTenantsAccount(t *testing.T) {
 	w := newWorld(t, 1)

@@ -2,7 +2,6 @@ package orders
 
 import (
 	"context"
-	"fmt"
 	"net/url"
 	"regexp"
 	"slices"
@@ -23,11 +22,18 @@ const maxAccounts = 10
 
 var orderForm = regexp.MustCompile(`^[A-Z0-9][A-Z0-9-]{2,31}$`)
 
+// numberedForm is the form of ids that are given out here: no customer may take
+// one, or they could keep all others from ordering.
+var numberedForm = regexp.MustCompile(`^` + store.NumberedOrder + `[0-9]`)
+
 // PlaceOrder makes an import order. The storage accounts it names become the
 // tenant's; those of another tenant are refused with [protocol.CodeForbidden].
 func (s *Service) PlaceOrder(ctx context.Context, caller auth.Caller, in *lockboxv1.PlaceOrderRequest) (*lockboxv1.Order, error) {
 	if in.Id != "" && !orderForm.MatchString(in.Id) {
 		return nil, invalid("%q is no order id: want 3 to 32 of A-Z, 0-9 and dash, or leave it out", in.Id)
+	}
+	if numberedForm.MatchString(in.Id) {
+		return nil, invalid("ids like %s are given out by the service: choose another, or leave it out", in.Id)
 	}
 	if nodesOf[in.Sku] == 0 {
 		return nil, invalid("sku %q is unknown: want databox or databox-heavy", in.Sku)
@@ -51,11 +57,9 @@ func (s *Service) PlaceOrder(ctx context.Context, caller auth.Caller, in *lockbo
 		}
 		o.Tenant = sub.Tenant
 		if o.ID == "" {
-			all, err := tx.Orders(ctx, "")
-			if err != nil {
+			if o.ID, err = tx.NextOrderID(ctx); err != nil {
 				return err
 			}
-			o.ID = protocol.OrderID(fmt.Sprintf("ORD-%d", 1001+len(all)))
 		}
 		about(rec, o)
 		if err := s.claim(ctx, tx, o); err != nil {

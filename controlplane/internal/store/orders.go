@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"fmt"
 	"time"
 
 	"github.com/databox-lockbox/lockbox/protocol"
@@ -48,6 +49,17 @@ func (r *Order) fields() []any {
 		&r.TrustPolicyVersion, &r.TrustPolicyDigest, &r.Consent, &r.ConsentDigest, &r.JobState, js[string]{&r.ErrorCodes},
 		&r.FilesTotal, &r.FilesDone, &r.FilesErrored, &r.BytesDone, ms{&r.Created}, ms{&r.Updated}, &r.Rev,
 	}
+}
+
+// NumberedOrder begins the ids of orders whose customers chose none.
+const NumberedOrder = "ORD-A"
+
+// NextOrderID returns the id for an order whose customer chose none.
+func (tx *Tx) NextOrderID(ctx context.Context) (protocol.OrderID, error) {
+	var n int64
+	err := tx.tx.QueryRowContext(ctx, `SELECT COALESCE(MAX(CAST(SUBSTR(id, LENGTH($1) + 1) AS INTEGER)), 1000) + 1
+		FROM orders WHERE id GLOB $1 || '[0-9]*'`, NumberedOrder).Scan(&n)
+	return protocol.OrderID(fmt.Sprintf("%s%d", NumberedOrder, n)), refine(err)
 }
 
 // InsertOrder adds r.
