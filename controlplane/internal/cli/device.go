@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/databox-lockbox/lockbox/controlplane/client"
+	"github.com/databox-lockbox/lockbox/protocol"
 	lockboxv1 "github.com/databox-lockbox/lockbox/protocol/lockbox/v1"
 )
 
@@ -98,8 +99,12 @@ func (a *app) showDevice(cmd *cobra.Command, d *lockboxv1.Device, err error) err
 // last.
 func lockWords(n *lockboxv1.DeviceNode) string {
 	words := strings.TrimSpace(n.State + " " + n.Purpose)
-	if words != "" && !n.Online {
-		words += ", as last reported; it locks by itself within the dead-man time"
+	if words == "" || n.Online {
+		return words
+	}
+	words += ", as last reported"
+	if n.State != string(protocol.Locked) {
+		words += "; it locks by itself within the dead-man time"
 	}
 	return words
 }
