@@ -59,8 +59,8 @@ var ErrNotLoggedIn = errors.New("not logged in: run 'lockbox login --server HOST
 
 // LoadIdentity reads the identity in dir.
 func LoadIdentity(dir string) (*Identity, error) {
-	files := map[string][]byte{serverFile: nil, keyFile: nil, chainFile: nil, rootFile: nil}
-	for name := range files {
+	files := map[string][]byte{}
+	for _, name := range []string{serverFile, keyFile, chainFile, rootFile} { // without the first there is no identity
 		data, err := readPrivate(filepath.Join(dir, name))
 		if errors.Is(err, fs.ErrNotExist) {
 			return nil, ErrNotLoggedIn
