@@ -157,7 +157,7 @@ func (s *Service) RevokeRequest(ctx context.Context, caller auth.Caller, in *loc
 	if len(in.Reason) > maxText {
 		return nil, invalid("a reason has at most %d bytes", maxText)
 	}
-	var ended store.Request
+	var asked, ended store.Request
 	err := s.change(ctx, func(tx *store.Tx) error {
 		r, err := request(ctx, tx, caller, in.Id)
 		if err != nil {
@@ -170,6 +170,8 @@ func (s *Service) RevokeRequest(ctx context.Context, caller auth.Caller, in *loc
 		if caller.Person != r.Engineer && !caller.Is(auth.Owner, auth.Approver, auth.InternalApprover, auth.Admin) {
 			return forbidden("%s is %s: an approver, an admin or the engineer revokes a request", caller.Person, caller.Role)
 		}
+		asked = r
+		asked.CloseReason = reason
 		if err := s.end(ctx, tx, caller, &r, event, reason, in.Reason); err != nil {
 			return err
 		}
@@ -177,7 +179,7 @@ func (s *Service) RevokeRequest(ctx context.Context, caller auth.Caller, in *loc
 		return nil
 	})
 	if err != nil {
-		return nil, err
+		return nil, s.lockAnyway(ctx, caller, asked, err)
 	}
 	relocked, err := s.relock(context.WithoutCancel(ctx), caller, ended)
 	if err != nil {
@@ -188,6 +190,43 @@ func (s *Service) RevokeRequest(ctx context.Context, caller auth.Caller, in *loc
 		return nil, err
 	}
 	return &lockboxv1.RevokeRequestResponse{Request: shown, Relocked: relocked}, nil
+}
+
+// lockAnyway locks the device of an access that was to end when that could not be
+// written: locking waits for no disk. The device forgets the approval; here, the
+// end has still to be written.
+func (s *Service) lockAnyway(ctx context.Context, caller auth.Caller, r store.Request, why error) error {
+	if State(r.Status) != Approved || !unwritten(why) {
+		return why
+	}
+	lock, err := lockOf(caller, r)
+	if err != nil {
+		return err
+	}
+	for _, result := range s.cfg.Custody.Lock(ctx, lock) {
+		if !result.Confirmed {
+			return why
+		}
+	}
+	return lockedUnwritten(why)
+}
+
+// unwritten reports whether a change failed for want of a store that takes it,
+// not because it was refused.
+func unwritten(err error) bool {
+	switch protocol.CodeOf(err) {
+	case protocol.CodeStorageFull, protocol.CodeNotRecorded, protocol.CodeTimeout, protocol.CodeUnavailable, protocol.CodeInternal:
+		return true
+	}
+	return false
+}
+
+func lockedUnwritten(why error) error {
+	text := why.Error()
+	if e, ok := errors.AsType[*protocol.Error](why); ok {
+		text = e.Message // the code is said once
+	}
+	return protocol.Errorf(protocol.CodeOf(why), "the device is locked, but that could not be written down, so do this again: %s", text)
 }
 
 // operationsOfEnd name the ways in which a request ends without a decision.

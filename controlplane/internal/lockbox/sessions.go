@@ -214,7 +214,7 @@ func (s *Service) endSession(ctx context.Context, caller auth.Caller, id protoco
 		return err
 	})
 	if err != nil {
-		return nil, err
+		return nil, s.offAnyway(ctx, id, err)
 	}
 	// Locking first: it puts everybody out too, and its answer says how long
 	// the disks took to be locked.
@@ -228,6 +228,20 @@ func (s *Service) endSession(ctx context.Context, caller auth.Caller, id protoco
 		results = append(results, relocked...)
 	}
 	return results, nil
+}
+
+// offAnyway ends a session on its node when that could not be written: the node
+// locks first if it is unlocked for the session's engineer. Here, the end has
+// still to be written.
+func (s *Service) offAnyway(ctx context.Context, id protocol.SessionID, why error) error {
+	if !unwritten(why) {
+		return why
+	}
+	row, err := view(ctx, s.cfg.Store, func(tx *store.Tx) (store.Session, error) { return tx.Session(ctx, id) })
+	if err != nil || row.State != SessionEnabled || s.disableOnNode(ctx, row) != nil {
+		return why
+	}
+	return lockedUnwritten(why)
 }
 
 // closeSession ends a session in the store, with a timer that sees to it that
