@@ -60,20 +60,27 @@ func (s *Story) chain(n world.Node) [][]byte {
 // and holds the whole chain of every node: each record once, in order, with its
 // very bytes.
 func (s *Story) nothingLost(ctx context.Context, before []string) {
-	var now []string
-	for _, n := range s.w.Nodes() {
-		chain := s.chain(n)
-		s.until(ctx, "the chain of "+n.ID.String()+" is in the activity log", func() bool {
-			now = s.exported(ctx)
-			return len(s.replayed(now, n)) >= len(chain)
-		})
-		got := s.replayed(now, n)
-		for i, record := range chain {
+	nodes, now := s.w.Nodes(), []string(nil)
+	chains, got := make([][][]byte, len(nodes)), make([][]string, len(nodes))
+	for i, n := range nodes {
+		chains[i] = s.chain(n)
+	}
+	s.until(ctx, "the nodes' chains are in the activity log", func() bool {
+		now = s.exported(ctx)
+		complete := true
+		for i, n := range nodes {
+			got[i] = s.replayed(now, n)
+			complete = complete && len(got[i]) >= len(chains[i])
+		}
+		return complete
+	})
+	for k, n := range nodes {
+		for i, record := range chains[k] {
 			want, err := auditlog.Replay(n.ID, int64(i), record)
 			s.must(err)
 			text, err := want.Encode()
 			s.must(err)
-			s.hold(got[i] == string(text), "record %d of %s is not in the activity log as it is in the node's own chain", i, n.ID)
+			s.hold(got[k][i] == string(text), "record %d of %s is not in the activity log as it is in the node's own chain", i, n.ID)
 		}
 	}
 	s.hold(len(now) >= len(before), "the log had %d records and has %d", len(before), len(now))

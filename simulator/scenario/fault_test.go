@@ -68,7 +68,7 @@ func (s *Story) opens(ctx context.Context) {
 func (s *Story) locksAgain(ctx context.Context) {
 	c := s.agent(ctx, s.target(), "lock")
 	s.hold(c.code == 0, "databox-agent lock: %s", c.err)
-	s.provesLocked(ctx)
+	s.nothingOpen()
 }
 
 // refusesAndLocks executes, which must be refused soon, with one of the codes,
@@ -283,6 +283,23 @@ func (s *stage) journalFull() {
 	})
 }
 
+// exhaust writes until the store takes no more: its write-ahead log may have some
+// room that it got before the disk was full.
+func (s *Story) exhaust(ctx context.Context) {
+	s.out.tried("lockbox ticket file, until there is no room")
+	for range 500 {
+		began := time.Now()
+		c := s.quietly(ctx, "olga", "ticket", "file", string(s.w.Device.Order), "--title", strings.Repeat("fill it up ", 40))
+		s.hold(time.Since(began) < 5*time.Second, "an answer took %s", time.Since(began))
+		if c.code != 0 {
+			s.out.back(c.err)
+			s.hold(c.code == 3 && strings.Contains(c.err, "("+string(protocol.CodeStorageFull)+")"), "exit %d: %s", c.code, c.err)
+			return
+		}
+	}
+	s.fail("the store goes on with a full disk")
+}
+
 // storeFull leaves no room for the control plane's store and activity log.
 func (s *stage) storeFull() {
 	var before []string
@@ -291,15 +308,41 @@ func (s *stage) storeFull() {
 		before = s.exported(ctx)
 		free := s.fill(s.w.ControlDir())
 		defer free()
+		s.exhaust(ctx)
 		s.refusesAndLocks(ctx, protocol.CodeStorageFull, protocol.CodeNotRecorded)
-		began := time.Now()
-		s.refused(ctx, []protocol.Code{protocol.CodeStorageFull}, "olga", "ticket", "file", string(s.w.Device.Order), "--title", "there is no room for this one")
-		s.hold(time.Since(began) < 5*time.Second, "the refusal took %s", time.Since(began))
 		s.hold(s.request(ctx, s.number).Status == "Approved", "the request is lost")
 	})
 	s.do("there is room again", func(ctx context.Context) {
 		s.opens(ctx)
 		s.locksAgain(ctx)
 		s.nothingLost(ctx, before)
+	})
+	s.locksWithoutRoom("revoke", func(ctx context.Context) command {
+		return s.lockbox(ctx, "olga", "request", "revoke", s.number)
+	})
+	s.play("7", "9")
+	s.locksWithoutRoom("disable the session", func(ctx context.Context) command {
+		return s.lockbox(ctx, "erin", "session", "disable", s.session)
+	})
+}
+
+// locksWithoutRoom ends an access that cannot be written down: the device locks
+// at once all the same, and people are told to do it again. Then it is written.
+func (s *stage) locksWithoutRoom(what string, end func(context.Context) command) {
+	s.do(what+" without room", func(ctx context.Context) {
+		s.opens(ctx)
+		free := s.fill(s.w.ControlDir())
+		s.exhaust(ctx)
+		began := time.Now()
+		c := end(ctx)
+		s.out.back(c.err)
+		s.hold(time.Since(began) < 5*time.Second, "it took %s", time.Since(began))
+		s.hold(c.code == 3 && strings.Contains(c.err, "("+string(protocol.CodeStorageFull)+")"), "exit %d: %s", c.code, c.err)
+		s.provesLocked(ctx)
+		free()
+		c = end(ctx)
+		s.hold(c.code == 0, "once there is room: %s", c.err)
+		status := s.request(ctx, s.number).Status
+		s.hold(status == "Revoked" || status == "Completed", "the request is %s", status)
 	})
 }

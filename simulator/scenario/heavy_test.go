@@ -132,10 +132,7 @@ func (h *heavy) cutAt(dir netfault.Direction, bytes int64, hole bool) {
 		c := wait()
 		h.t.Logf("execute exited with %d: %s", c.code, c.err)
 		h.online(ctx, h.w.Device, protocol.Locked)
-		for _, n := range h.w.Device.Nodes {
-			left := h.mountsOf(n)
-			h.hold(len(left) == 0, "still there: %s", strings.Join(left, ", "))
-		}
+		h.nothingOpen()
 	})
 	h.do("with the line repaired it opens", func(ctx context.Context) {
 		h.opens(ctx)

@@ -10,20 +10,14 @@ import (
 	"time"
 
 	"github.com/databox-lockbox/lockbox/protocol"
-	"github.com/databox-lockbox/lockbox/simulator/profile"
 )
 
 // playDisturbed plays the whole story and disturbs it after every step.
 func playDisturbed(t *testing.T, disturb func(s *Story, ctx context.Context, step string)) {
 	needWorld(t)
 	t.Parallel()
-	p, err := profile.Get("databox")
-	if err != nil {
-		t.Fatal(err)
-	}
-	p.DiskSize = 16 << 20
 	told := &tale{}
-	err = Play(t.Context(), Config{Bin: programs, Dir: t.TempDir(), Profile: p, Out: told, After: func(ctx context.Context, s *Story, number string) error {
+	err := Play(t.Context(), Config{Bin: programs, Dir: t.TempDir(), Profile: smallProfile(t, "databox"), Out: told, After: func(ctx context.Context, s *Story, number string) error {
 		return s.playStep(ctx, step{number + "!", "the test disturbs", func(s *Story, ctx context.Context) { disturb(s, ctx, number) }})
 	}})
 	if err != nil {
@@ -69,7 +63,7 @@ func (s *Story) killAgent(ctx context.Context) {
 func (s *Story) comesBackLocked(ctx context.Context, before []string, chain [][]byte) {
 	s.startAgents()
 	s.online(ctx, s.w.Device, protocol.Locked)
-	s.provesLocked(ctx)
+	s.nothingOpen()
 	s.chainKept(s.target(), chain)
 	s.nothingLost(ctx, before)
 }
@@ -170,7 +164,7 @@ func (s *Story) killControlInUnlock(ctx context.Context, after time.Duration) {
 	s.startControl(ctx)
 	s.hold(c.code != 0, "the execution succeeded although lockboxd was killed")
 	s.online(ctx, s.w.Device, protocol.Locked)
-	s.provesLocked(ctx)
+	s.nothingOpen()
 	s.nothingLost(ctx, before)
 	s.hold(s.request(ctx, s.number).Status == "Approved", "the request is %s", fmt.Sprint(s.request(ctx, s.number)))
 }

@@ -14,7 +14,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/databox-lockbox/lockbox/simulator/profile"
 	"github.com/databox-lockbox/lockbox/simulator/world"
 )
 
@@ -138,14 +137,9 @@ func TestInterruptedDemo(t *testing.T) {
 func TestFailingStep(t *testing.T) {
 	needWorld(t)
 	t.Parallel()
-	p, err := profile.Get("databox")
-	if err != nil {
-		t.Fatal(err)
-	}
-	p.DiskSize = 16 << 20
 	broken := errors.New("broken on purpose")
 	var nodes []world.Node
-	err = Play(t.Context(), Config{Bin: programs, Dir: t.TempDir(), Profile: p, Out: &tale{}, After: func(ctx context.Context, s *Story, step string) error {
+	err := Play(t.Context(), Config{Bin: programs, Dir: t.TempDir(), Profile: smallProfile(t, "databox"), Out: &tale{}, After: func(ctx context.Context, s *Story, step string) error {
 		if step != "10" {
 			return nil
 		}

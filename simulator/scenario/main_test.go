@@ -204,6 +204,15 @@ func (s *Story) startAgents() {
 	}
 }
 
+// nothingOpen shows that the kernel knows of nothing open of the device. Programs
+// that have just started need no search of their memory.
+func (s *Story) nothingOpen() {
+	for _, n := range s.w.Device.Nodes {
+		left := s.mountsOf(n)
+		s.hold(len(left) == 0, "open on %s: %s", n.ID, strings.Join(left, ", "))
+	}
+}
+
 // goneWithin waits until nothing is left of a node and says how long it took.
 func goneWithin(n world.Node, limit time.Duration) (took time.Duration, left []string) {
 	for began := time.Now(); ; time.Sleep(10 * time.Millisecond) {
