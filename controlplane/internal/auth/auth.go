@@ -9,8 +9,10 @@
 //   - A certificate says only who somebody is. What they may do is read from
 //     the store on every call, so a removal takes effect at once; what the person
 //     had opened ends in the same transaction.
-//   - A name, once removed, is never given to another person.
-//   - A key belongs to one person.
+//   - A name, once removed, is never given to another person. An owner gives
+//     names of their own domain only: those of others are not theirs to take.
+//   - A key belongs to one person of a tenant, and of the provider. Who registers
+//     the public key of somebody elsewhere gets nothing by it and blocks nobody.
 package auth
 
 import (

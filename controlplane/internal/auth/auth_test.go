@@ -296,8 +296,13 @@ func TestWhoMayCreateWhom(t *testing.T) {
 	}{
 		{"admin, engineer", admin, "a@x", "engineer", "", ""},
 		{"admin, owner", admin, "b@x", "owner", "contoso", ""},
-		{"owner, approver of theirs", owner, "c@x", "approver", "contoso", ""},
-		{"owner, approver of others", owner, "d@x", "approver", "fabrikam", protocol.CodeForbidden},
+		{"owner, approver of theirs", owner, "c@contoso.example", "approver", "contoso", ""},
+		{"owner, approver of others", owner, "d@contoso.example", "approver", "fabrikam", protocol.CodeForbidden},
+		{"owner, a name of others", owner, "c@fabrikam.example", "approver", "contoso", protocol.CodeForbidden},
+		{"owner, a name of a part of others", owner, "c@x.contoso.example", "approver", "contoso", protocol.CodeForbidden},
+		{"owner, a name that only looks like theirs", owner, "c@contoso.example@fabrikam.example", "approver", "contoso", protocol.CodeForbidden},
+		{"owner, a name without a domain", owner, "root", "approver", "contoso", protocol.CodeForbidden},
+		{"admin, a name of another domain", admin, "c@consultant.example", "approver", "contoso", ""},
 		{"owner, admin", owner, "e@x", "admin", "", protocol.CodeForbidden},
 		{"engineer, approver", engineer, "f@x", "approver", "contoso", protocol.CodeForbidden},
 		{"nobody", auth.Caller{}, "g@x", "engineer", "", protocol.CodeForbidden},
@@ -319,12 +324,37 @@ func TestKeysBelongToOnePerson(t *testing.T) {
 	w := newWorld(t)
 	key := sshKey(t)
 	w.mustCreate("a@x", "engineer", "", key)
-	_, err := w.create(admin, "b@x", "approver", "contoso", key)
-	wantCode(t, "the engineer's key for an approver", err, protocol.CodeConflict)
+	_, err := w.create(admin, "b@x", "internal-approver", "", key)
+	wantCode(t, "the engineer's key for an internal approver", err, protocol.CodeConflict)
 	_, err = w.create(admin, "c@x", "engineer", "", "ssh-rsa nonsense")
 	wantCode(t, "a malformed key", err, protocol.CodeInvalid)
 	_, err = w.create(admin, "d@x", "engineer", "", slices.Repeat([]string{key}, 9)...)
 	wantCode(t, "nine keys", err, protocol.CodeInvalid)
+}
+
+// Public keys are public: registering another's must not keep them out.
+func TestRegisteringAnothersKeyBlocksNobody(t *testing.T) {
+	w := newWorld(t)
+	key := sshKey(t)
+	mallory := auth.Caller{Person: "mallory@fabrikam.example", Role: auth.Owner, Tenant: "fabrikam"}
+	if _, err := w.create(mallory, "x@fabrikam.example", "approver", "fabrikam", key); err != nil {
+		t.Fatal(err)
+	}
+	_, err := w.create(mallory, "y@fabrikam.example", "approver", "fabrikam", key)
+	wantCode(t, "twice in a tenant", err, protocol.CodeConflict)
+	if _, err := w.create(admin, "erin@provider.example", "engineer", "", key); err != nil {
+		t.Errorf("its owner, of the provider: %v", err)
+	}
+	if _, err := w.create(admin, "adam@contoso.example", "approver", "contoso", key); err != nil {
+		t.Errorf("its owner, of another tenant: %v", err)
+	}
+	storetest.Tx(t, w.store, func(ctx context.Context, tx *store.Tx) error {
+		keys, err := tx.PersonKeys(ctx, "erin@provider.example")
+		if err != nil || len(keys) != 1 || keys[0].Person != "erin@provider.example" {
+			t.Errorf("Erin's keys are %v, %v", keys, err)
+		}
+		return nil
+	})
 }
 
 func TestCustomersSeeTheirOwn(t *testing.T) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"regexp"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/databox-lockbox/lockbox/controlplane/internal/store"
@@ -37,13 +38,17 @@ func (s *Service) WhoAmI(ctx context.Context, caller Caller, _ *lockboxv1.WhoAmI
 }
 
 // CreatePerson registers somebody and returns a login token for them. Admins
-// register anyone; an owner registers owners and approvers of their own tenant.
+// register anyone; an owner registers owners and approvers of their own tenant,
+// by names of the domain of their own.
 func (s *Service) CreatePerson(ctx context.Context, caller Caller, in *lockboxv1.CreatePersonRequest) (*lockboxv1.CreatePersonResponse, error) {
 	row := store.Person{Name: protocol.Person(in.Name), Role: in.Role, Tenant: protocol.TenantID(in.Tenant), Created: s.Now()}
 	if err := checkPerson(row, len(in.SshKeys)); err != nil {
 		return nil, err
 	}
 	if err := mayManage(caller, row); err != nil {
+		return nil, err
+	}
+	if err := mayName(caller, row.Name); err != nil {
 		return nil, err
 	}
 	keys, err := readKeys(row, in.SshKeys)
@@ -193,6 +198,21 @@ func mayManage(caller Caller, p store.Person) error {
 	return protocol.Errorf(protocol.CodeForbidden, "%s may not manage a person with role %s: ask an admin, or an owner of their tenant", caller.Person, p.Role)
 }
 
+// mayName keeps owners from taking names that others will want: a name is given
+// once in the whole service.
+func mayName(caller Caller, name protocol.Person) error {
+	if caller.Is(Owner) && domainOf(name) != domainOf(caller.Person) {
+		return protocol.Errorf(protocol.CodeForbidden, "%s may give names of %s only: for %q ask an admin", caller.Person, domainOf(caller.Person), name)
+	}
+	return nil
+}
+
+// domainOf is the part of a name after its last @; the name of who has none is
+// their domain.
+func domainOf(name protocol.Person) string {
+	return string(name)[strings.LastIndex(string(name), "@")+1:]
+}
+
 func checkPerson(p store.Person, keys int) error {
 	refuse := func(format string, args ...any) error { return protocol.Errorf(protocol.CodeInvalid, format, args...) }
 	switch role := Role(p.Role); {
@@ -217,7 +237,7 @@ func readKeys(p store.Person, lines []string) ([]store.PersonKey, error) {
 		if err != nil {
 			return nil, err
 		}
-		keys = append(keys, store.PersonKey{Fingerprint: k.Fingerprint(), Person: p.Name, PublicKey: k.PublicKey, Created: p.Created})
+		keys = append(keys, store.PersonKey{Fingerprint: k.Fingerprint(), Tenant: p.Tenant, Person: p.Name, PublicKey: k.PublicKey, Created: p.Created})
 	}
 	return keys, nil
 }

@@ -47,26 +47,23 @@ func (tx *Tx) People(ctx context.Context, tenant protocol.TenantID, role string)
 
 // PersonKey is an SSH public key with which a person signs and opens sessions.
 type PersonKey struct {
-	Fingerprint string // "SHA256:…"
+	Fingerprint string            // "SHA256:…"
+	Tenant      protocol.TenantID // of the person
 	Person      protocol.Person
 	PublicKey   string // authorized_keys line
 	Created     time.Time
 }
 
-var personKeys = table{"person_keys", "key", 1, "fingerprint, person, public_key, created"}
+var personKeys = table{"person_keys", "key", 2, "fingerprint, tenant, person, public_key, created"}
 
 func (r *PersonKey) fields() []any {
-	return []any{&r.Fingerprint, &r.Person, &r.PublicKey, ms{&r.Created}}
+	return []any{&r.Fingerprint, &r.Tenant, &r.Person, &r.PublicKey, ms{&r.Created}}
 }
 
-// InsertPersonKey adds r. A key belongs to one person only.
+// InsertPersonKey adds r. Within a tenant, and within the provider, a key belongs
+// to one person only.
 func (tx *Tx) InsertPersonKey(ctx context.Context, r *PersonKey) error {
 	return insert(ctx, tx, personKeys, r.fields())
-}
-
-// PersonKey reads the key with that fingerprint.
-func (tx *Tx) PersonKey(ctx context.Context, fingerprint string) (PersonKey, error) {
-	return get[PersonKey](ctx, tx, personKeys, `WHERE fingerprint = $1`, fingerprint)
 }
 
 // PersonKeys reads a person's keys, oldest first.

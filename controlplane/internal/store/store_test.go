@@ -69,7 +69,7 @@ func TestRecordsComeBackAsTheyWere(t *testing.T) {
 	same(t, s, store.Person{Name: "p", Role: "owner", Tenant: "t", Created: at(1), Removed: at(2)},
 		func(c ctx, x tx, r *store.Person) error { return x.InsertPerson(c, r) },
 		func(c ctx, x tx) (store.Person, error) { return x.Person(c, "p") })
-	same(t, s, store.PersonKey{Fingerprint: "SHA256:x", Person: "p", PublicKey: "ssh-ed25519 AAAA", Created: at(1)},
+	same(t, s, store.PersonKey{Fingerprint: "SHA256:x", Tenant: "t", Person: "p", PublicKey: "ssh-ed25519 AAAA", Created: at(1)},
 		func(c ctx, x tx, r *store.PersonKey) error { return x.InsertPersonKey(c, r) },
 		func(c ctx, x tx) (store.PersonKey, error) { return first(x.PersonKeys(c, "p")) })
 	same(t, s, store.LoginToken{ID: "l", Person: "p", SecretHash: []byte{1}, Created: at(1), Expires: at(2), Used: at(3), Failures: 4, LockedUntil: at(5)},

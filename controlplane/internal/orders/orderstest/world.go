@@ -183,7 +183,7 @@ func (w *World) People() {
 			if err != nil {
 				return err
 			}
-			if err := tx.InsertPersonKey(ctx, &store.PersonKey{Fingerprint: fingerprint, Person: c.Person, PublicKey: line, Created: now}); err != nil {
+			if err := tx.InsertPersonKey(ctx, &store.PersonKey{Fingerprint: fingerprint, Tenant: c.Tenant, Person: c.Person, PublicKey: line, Created: now}); err != nil {
 				return err
 			}
 		}
