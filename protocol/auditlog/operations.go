@@ -112,6 +112,7 @@ const (
 	OpRefuseLogin      Operation = "Refuse Login"
 	OpLogout           Operation = "Logout"
 	OpCreateLoginToken Operation = "Create Login Token"
+	OpRenewLogin       Operation = "Renew Login"
 	OpCreateUser       Operation = "Create User"
 	OpUpdateUser       Operation = "Update User"
 	OpDeleteUser       Operation = "Delete User"
@@ -156,7 +157,7 @@ var categories = table(map[Category][]Operation{
 		OpSignConsent, OpRevokeConsent,
 		OpStoreDiskKeys, OpSealDiskKeys, OpExportRecoveryPassword, OpRotateMasterKey, OpMoveToCustomerKey,
 		OpDeleteDiskKeys, OpRegisterApproverKey, OpRemoveApproverKey,
-		OpLogin, OpRefuseLogin, OpLogout, OpCreateLoginToken, OpAssignRole, OpRemoveRole, OpRefuseCall,
+		OpLogin, OpRefuseLogin, OpLogout, OpCreateLoginToken, OpRenewLogin, OpAssignRole, OpRemoveRole, OpRefuseCall,
 	},
 	Administrative: {
 		OpFileTicket, OpUpdateTicket, OpReadTicket, OpUpdateTenant, OpCreateTenant, OpCreateSubscription,

@@ -5,7 +5,8 @@
 //
 //   - A person calls with a certificate over a key that never leaves them. The
 //     first one comes from a login token: one use, 24 hours, and a lock-out
-//     after five wrong secrets.
+//     after five wrong secrets. It is renewed for that key only, and a new token
+//     ends it: that is how a stolen one is got rid of.
 //   - A certificate says only who somebody is. What they may do is read from
 //     the store on every call, so a removal takes effect at once; what the person
 //     had opened ends in the same transaction.
@@ -17,8 +18,10 @@ package auth
 
 import (
 	"context"
+	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/hex"
 	"slices"
 	"time"
 
@@ -61,6 +64,8 @@ type Caller struct {
 	Role    Role
 	Tenant  protocol.TenantID // "" for people of the provider
 	Expires time.Time         // of the certificate; zero for the service itself
+	Cert    string            // serial of the certificate; "" for the service itself
+	Key     string            // SHA-256 of the certificate's key; "" for the service itself
 }
 
 // SystemCaller is who calls when the service acts by itself.
@@ -174,7 +179,15 @@ func (s *Service) caller(ctx context.Context, name protocol.Person, serial strin
 	if err != nil {
 		return Caller{}, err
 	}
-	return Caller{Person: p.Name, Role: Role(p.Role), Tenant: p.Tenant, Expires: leaf.NotAfter}, nil
+	return Caller{
+		Person: p.Name, Role: Role(p.Role), Tenant: p.Tenant, Expires: leaf.NotAfter, Cert: serial, Key: keyOf(leaf.RawSubjectPublicKeyInfo),
+	}, nil
+}
+
+// keyOf names a key by the SHA-256 of its SPKI.
+func keyOf(spki []byte) string {
+	sum := sha256.Sum256(spki)
+	return "sha256:" + hex.EncodeToString(sum[:])
 }
 
 func unauthenticated(format string, args ...any) error {

@@ -109,18 +109,28 @@ func (w *world) mustCreate(name, role, tenant string, keys ...string) string {
 	return token
 }
 
+func newKey(t *testing.T) (key ed25519.PrivateKey, csr []byte) {
+	t.Helper()
+	key, err := certs.NewKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if csr, err = certs.NewCSR(key); err != nil {
+		t.Fatal(err)
+	}
+	return key, csr
+}
+
 // login returns the state of a connection with the certificate that the token
 // brought.
 func (w *world) login(token string) (tls.ConnectionState, error) {
 	w.t.Helper()
-	key, err := certs.NewKey()
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	csr, err := certs.NewCSR(key)
-	if err != nil {
-		w.t.Fatal(err)
-	}
+	_, csr := newKey(w.t)
+	return w.loginFor(token, csr)
+}
+
+func (w *world) loginFor(token string, csr []byte) (tls.ConnectionState, error) {
+	w.t.Helper()
 	resp, err := w.auth.Login(w.t.Context(), &lockboxv1.LoginRequest{Token: token, Csr: csr})
 	if err != nil {
 		return tls.ConnectionState{}, err
@@ -421,7 +431,8 @@ func TestFirstAdmin(t *testing.T) {
 
 func TestRenew(t *testing.T) {
 	w := newWorld(t)
-	conn, err := w.login(w.mustCreate("erin@provider.example", "engineer", ""))
+	key, csr := newKey(t)
+	conn, err := w.loginFor(w.mustCreate("erin@provider.example", "engineer", ""), csr)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -429,11 +440,41 @@ func TestRenew(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	key, err := certs.NewKey()
+	_, foreign := newKey(t)
+	for what, bad := range map[string]struct {
+		csr  []byte
+		code protocol.Code
+	}{"another key": {foreign, protocol.CodeForbidden}, "nonsense": {[]byte("nonsense"), protocol.CodeInvalid}} {
+		_, err = w.auth.RenewCertificate(t.Context(), caller, &lockboxv1.RenewCertificateRequest{Csr: bad.csr})
+		wantCode(t, what, err, bad.code)
+	}
+	again, err := certs.NewCSR(key)
 	if err != nil {
 		t.Fatal(err)
 	}
-	csr, err := certs.NewCSR(key)
+	resp, err := w.auth.RenewCertificate(t.Context(), caller, &lockboxv1.RenewCertificateRequest{Csr: again})
+	if err != nil {
+		t.Fatal(err)
+	}
+	renewed, err := w.auth.Identify(t.Context(), state(t, resp.Chain))
+	if err != nil || renewed.Person != caller.Person {
+		t.Errorf("identified %+v, %v", renewed, err)
+	}
+	if !w.log.has(auditlog.OpRenewLogin) {
+		t.Errorf("recorded %v", w.log.ops)
+	}
+}
+
+// A new login token ends every certificate that a thief may hold, renewed ones
+// included, and nobody else's.
+func TestANewTokenEndsStolenCertificates(t *testing.T) {
+	w := newWorld(t)
+	_, csr := newKey(t)
+	first, err := w.loginFor(w.mustCreate("erin@provider.example", "engineer", ""), csr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	caller, err := w.auth.Identify(t.Context(), first)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -441,9 +482,30 @@ func TestRenew(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	again, err := w.auth.Identify(t.Context(), state(t, resp.Chain))
-	if err != nil || again.Person != caller.Person {
-		t.Errorf("identified %+v, %v", again, err)
+	other, err := w.login(w.mustCreate("eve@provider.example", "engineer", ""))
+	if err != nil {
+		t.Fatal(err)
+	}
+	token, err := w.auth.CreateLoginToken(t.Context(), admin, &lockboxv1.CreateLoginTokenRequest{Name: "erin@provider.example"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for what, conn := range map[string]tls.ConnectionState{"the first certificate": first, "the renewed one": state(t, resp.Chain)} {
+		_, err = w.auth.Identify(t.Context(), conn)
+		wantCode(t, what, err, protocol.CodeUnauthenticated)
+	}
+	// A renewal that was on its way when the token was made.
+	_, err = w.auth.RenewCertificate(t.Context(), caller, &lockboxv1.RenewCertificateRequest{Csr: csr})
+	wantCode(t, "a renewal under way", err, protocol.CodeUnauthenticated)
+	if _, err := w.auth.Identify(t.Context(), other); err != nil {
+		t.Errorf("somebody else: %v", err)
+	}
+	fresh, err := w.login(token.LoginToken)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.auth.Identify(t.Context(), fresh); err != nil {
+		t.Errorf("with the new token: %v", err)
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"crypto/subtle"
+	"crypto/x509"
 	"encoding/hex"
 	"strings"
 	"time"
@@ -105,7 +106,7 @@ func (s *Service) admit(ctx context.Context, tx *store.Tx, token store.LoginToke
 	if !row.Removed.IsZero() {
 		return nil, errToken
 	}
-	chain, err := s.issue(csr, row.Name)
+	chain, err := s.issue(ctx, tx, csr, row.Name)
 	if err != nil {
 		return nil, err
 	}
@@ -124,21 +125,59 @@ func (s *Service) admit(ctx context.Context, tx *store.Tx, token store.LoginToke
 	return &lockboxv1.LoginResponse{Chain: chain, ServerRoots: [][]byte{s.Authority.Roots().Servers.Raw}, Person: person}, nil
 }
 
-// RenewCertificate replaces the caller's certificate before it expires.
+// RenewCertificate replaces the caller's certificate before it expires, for the
+// same key.
 func (s *Service) RenewCertificate(ctx context.Context, caller Caller, in *lockboxv1.RenewCertificateRequest) (*lockboxv1.RenewCertificateResponse, error) {
-	chain, err := s.issue(in.Csr, caller.Person)
+	csr, err := x509.ParseCertificateRequest(in.Csr)
+	if err != nil {
+		return nil, protocol.Errorf(protocol.CodeInvalid, "the certificate request cannot be read")
+	}
+	if keyOf(csr.RawSubjectPublicKeyInfo) != caller.Key {
+		return nil, protocol.Errorf(protocol.CodeForbidden, "a certificate is renewed for its own key only: for another, log in with a new token")
+	}
+	var chain [][]byte
+	err = s.Store.Tx(ctx, func(tx *store.Tx) error {
+		row, err := s.stillIn(ctx, tx, caller)
+		if err != nil {
+			return err
+		}
+		if chain, err = s.issue(ctx, tx, in.Csr, row.Name); err != nil {
+			return err
+		}
+		_, err = s.Audit.Record(ctx, tx, s.record(caller, auditlog.OpRenewLogin, row))
+		return err
+	})
 	if err != nil {
 		return nil, err
 	}
 	return &lockboxv1.RenewCertificateResponse{Chain: chain}, nil
 }
 
-func (s *Service) issue(csr []byte, person protocol.Person) ([][]byte, error) {
+// stillIn reads the caller, who was identified before: their certificate may
+// have been ended, or they removed, since.
+func (s *Service) stillIn(ctx context.Context, tx *store.Tx, caller Caller) (store.Person, error) {
+	row, err := tx.Person(ctx, caller.Person)
+	if err != nil {
+		return row, err
+	}
+	ended, err := tx.CertRevoked(ctx, caller.Cert)
+	if err == nil && (ended || !row.Removed.IsZero()) {
+		err = unauthenticated("the certificate of %s was ended: log in again", caller.Person)
+	}
+	return row, err
+}
+
+// issue makes a certificate and notes it, so that it can be ended.
+func (s *Service) issue(ctx context.Context, tx *store.Tx, csr []byte, person protocol.Person) ([][]byte, error) {
 	chain, err := s.Authority.IssuePerson(csr, person, CertificateTTL)
 	if err != nil {
 		return nil, protocol.Errorf(protocol.CodeInvalid, "%v", err)
 	}
-	return chain, nil
+	leaf, err := x509.ParseCertificate(chain[0])
+	if err != nil {
+		return nil, err
+	}
+	return chain, tx.InsertPersonCert(ctx, person, certs.Serial(leaf))
 }
 
 // newToken ends a person's earlier tokens and makes a new one. Only a hash of

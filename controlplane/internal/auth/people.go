@@ -156,13 +156,16 @@ func (s *Service) RemovePerson(ctx context.Context, caller Caller, in *lockboxv1
 	return &lockboxv1.RemovePersonResponse{}, nil
 }
 
-// CreateLoginToken makes a token for somebody who is registered, and ends the
-// ones made before.
+// CreateLoginToken makes a token for somebody who is registered. It ends the
+// ones made before, and every certificate they have: whoever stole one is out.
 func (s *Service) CreateLoginToken(ctx context.Context, caller Caller, in *lockboxv1.CreateLoginTokenRequest) (*lockboxv1.CreateLoginTokenResponse, error) {
 	out := &lockboxv1.CreateLoginTokenResponse{}
 	err := s.Store.Tx(ctx, func(tx *store.Tx) error {
 		row, err := s.find(ctx, tx, caller, protocol.Person(in.Name))
 		if err != nil {
+			return err
+		}
+		if err := tx.EndPersonCerts(ctx, row.Name, s.Now()); err != nil {
 			return err
 		}
 		if _, err := s.Audit.Record(ctx, tx, s.record(caller, auditlog.OpCreateLoginToken, row)); err != nil {

@@ -196,8 +196,9 @@ func (a *app) personToken() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "token NAME",
 		Short: "Make a new one-time login token for somebody",
-		Long:  "Make a new one-time login token (24 hours) for somebody. It ends the ones made before.",
-		Args:  args("NAME"),
+		Long: `Make a new one-time login token (24 hours) for somebody. It ends the ones made
+before, and every certificate they have: do this when one may be stolen.`,
+		Args: args("NAME"),
 		RunE: a.connected(func(ctx context.Context, c *client.Client, cmd *cobra.Command, args []string) error {
 			file, err := newSecretFile(tokenOut)
 			if err != nil {
