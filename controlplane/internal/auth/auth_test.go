@@ -216,6 +216,27 @@ func TestGuessingLocksOut(t *testing.T) {
 	}
 }
 
+// Who has a used token cannot fill the log with it.
+func TestAUsedTokenIsLockedToo(t *testing.T) {
+	w := newWorld(t)
+	token := w.mustCreate("erin@provider.example", "engineer", "")
+	if _, err := w.login(token); err != nil {
+		t.Fatal(err)
+	}
+	for range auth.MaxFailures {
+		_, err := w.login(token)
+		wantCode(t, "a used token", err, protocol.CodeUnauthenticated)
+	}
+	before := len(w.log.ops)
+	for range 50 {
+		_, err := w.login(token)
+		wantCode(t, "a used token, again and again", err, protocol.CodeLimit)
+	}
+	if n := len(w.log.ops) - before; n != 0 {
+		t.Errorf("%d records of a locked token", n)
+	}
+}
+
 func TestMalformedTokensTeachNothing(t *testing.T) {
 	w := newWorld(t)
 	token := w.mustCreate("erin@provider.example", "engineer", "")

@@ -21,7 +21,7 @@ import (
 const (
 	TokenTTL       = 24 * time.Hour   // of a login token
 	CertificateTTL = 12 * time.Hour   // of a person's certificate
-	MaxFailures    = 5                // wrong secrets for one token before it is locked
+	MaxFailures    = 5                // refusals of one token before it is locked
 	LockOut        = 15 * time.Minute // how long it then stays locked
 )
 
@@ -65,19 +65,21 @@ func (s *Service) Login(ctx context.Context, in *lockboxv1.LoginRequest) (*lockb
 	return out, nil
 }
 
-// judge says why a token is refused, and counts wrong secrets. What it writes
-// must be committed even though the login is refused.
+// judge says why a token is refused, and counts that: a token that is refused too
+// often is locked, so that nobody guesses, or fills the log. What it writes must
+// be committed even though the login is refused.
 func (s *Service) judge(ctx context.Context, tx *store.Tx, token *store.LoginToken, secret string) (refused, err error) {
 	now := s.Now()
 	if now.Before(token.LockedUntil) {
 		return protocol.Errorf(protocol.CodeLimit, "too many wrong login tokens: locked until %s", token.LockedUntil.Format(time.RFC3339)), nil
 	}
 	sum := sha256.Sum256([]byte(secret))
+	why := "wrong secret"
 	if subtle.ConstantTimeCompare(sum[:], token.SecretHash) == 1 {
-		if !token.Used.IsZero() || !now.Before(token.Expires) {
-			return errToken, s.refuse(ctx, tx, token.Person, "used or expired")
+		if token.Used.IsZero() && now.Before(token.Expires) {
+			return nil, nil
 		}
-		return nil, nil
+		why = "used or expired"
 	}
 	token.Failures++
 	if token.Failures >= MaxFailures {
@@ -86,7 +88,7 @@ func (s *Service) judge(ctx context.Context, tx *store.Tx, token *store.LoginTok
 	if err := tx.UpdateLoginToken(ctx, token); err != nil {
 		return nil, err
 	}
-	return errToken, s.refuse(ctx, tx, token.Person, "wrong secret")
+	return errToken, s.refuse(ctx, tx, token.Person, why)
 }
 
 func (s *Service) refuse(ctx context.Context, tx *store.Tx, person protocol.Person, why string) error {

@@ -25,8 +25,10 @@ import (
 // joinWord begins every join token: "lbxjoin.<id>.<secret>.<pin>".
 const joinWord = "lbxjoin"
 
-// maxToken bounds a join token in bytes.
-const maxToken = 256
+const (
+	maxToken    = 256 // bytes of a join token
+	maxRefusals = 20  // that are recorded of one token: whoever has it could fill the log
+)
 
 // CreateJoinToken makes a token with which one node may enrol, once, within
 // [JoinTokenTTL]. For a node that is enrolled it must say that it replaces, and
@@ -81,7 +83,8 @@ func mayEnrol(caller auth.Caller, n store.Node, replace bool) error {
 
 // Enrol gives a node its first certificate. The join token authenticates it;
 // the key in the certificate request becomes the node's identity, which
-// statements and consents pin. Refusals are recorded.
+// statements and consents pin. Refusals are recorded; after as many wrong secrets
+// as for a login token the token is locked for as long.
 func (s *Service) Enrol(ctx context.Context, in *devicev1.EnrolRequest) (*devicev1.EnrolResponse, error) {
 	node := protocol.NodeID{Serial: protocol.DeviceSerial(in.Serial), Node: int(in.Node)}
 	if _, err := protocol.ParseNodeID(node.String()); err != nil {
@@ -96,7 +99,7 @@ func (s *Service) Enrol(ctx context.Context, in *devicev1.EnrolRequest) (*device
 		return err
 	})
 	if refusal, ok := errors.AsType[*refusedToken](err); ok {
-		return nil, s.refused(ctx, node.URI().String(), auditlog.OpRefuseEnrolment, "/devices/"+in.Serial, refusal.properties(node), refusal.why)
+		return nil, s.refusedEnrolment(ctx, node, refusal)
 	}
 	if err != nil {
 		return nil, err
@@ -111,14 +114,49 @@ func (s *Service) Enrol(ctx context.Context, in *devicev1.EnrolRequest) (*device
 // it is recorded.
 type refusedToken struct {
 	token string // its id
+	guess bool   // the secret was wrong
 	why   error
 }
 
 func (r *refusedToken) Error() string { return r.why.Error() }
 func (r *refusedToken) Unwrap() error { return r.why }
 
-func (r *refusedToken) properties(node protocol.NodeID) map[string]string {
-	return map[string]string{"serial": string(node.Serial), "node": node.String(), "token": r.token}
+// refusedEnrolment counts and records a refusal, and returns why.
+func (s *Service) refusedEnrolment(ctx context.Context, node protocol.NodeID, r *refusedToken) error {
+	err := s.cfg.Store.Tx(ctx, func(tx *store.Tx) error {
+		token, err := tx.JoinToken(ctx, r.token)
+		if err != nil {
+			return err
+		}
+		if r.guess {
+			token.Failures++
+		}
+		if token.Failures >= auth.MaxFailures {
+			token.Failures, token.LockedUntil = 0, s.now().Add(auth.LockOut)
+		}
+		if token.Refusals < maxRefusals {
+			token.Refusals++
+			if err := s.recordRefusal(ctx, tx, node, r); err != nil {
+				return err
+			}
+		}
+		return tx.UpdateJoinToken(ctx, &token)
+	})
+	if err != nil {
+		return err
+	}
+	return r.why
+}
+
+func (s *Service) recordRefusal(ctx context.Context, tx *store.Tx, node protocol.NodeID, r *refusedToken) error {
+	rec := auditlog.NewRecord(s.now(), auditlog.OpRefuseEnrolment, auditlog.Refused)
+	rec.Caller, rec.ResourceID = node.URI().String(), "/devices/"+string(node.Serial)
+	rec.Properties = map[string]string{
+		"serial": string(node.Serial), "node": node.String(), "token": r.token,
+		"code": string(protocol.CodeOf(r.why)), "reason": r.why.Error(),
+	}
+	_, err := s.cfg.Audit.Record(ctx, tx, rec)
+	return err
 }
 
 // enrolment is one call of [Service.Enrol].
@@ -139,7 +177,7 @@ func (e *enrolment) run(ctx context.Context) (*devicev1.EnrolResponse, error) {
 	}
 	out, err := e.admit(ctx, token)
 	if err != nil && protocol.CodeOf(err) != protocol.CodeInternal {
-		return nil, &refusedToken{token.ID, err}
+		return nil, &refusedToken{token: token.ID, why: err}
 	}
 	return out, err
 }
@@ -159,9 +197,12 @@ func (e *enrolment) token(ctx context.Context) (store.JoinToken, error) {
 	if err != nil {
 		return store.JoinToken{}, err
 	}
+	if e.s.now().Before(token.LockedUntil) {
+		return store.JoinToken{}, protocol.Errorf(protocol.CodeLimit, "too many wrong join tokens: this one is locked until %s, have a new one made", token.LockedUntil.Format(time.RFC3339))
+	}
 	hash := sha256.Sum256([]byte(parts[2]))
 	if subtle.ConstantTimeCompare(hash[:], token.SecretHash) != 1 {
-		return store.JoinToken{}, &refusedToken{token.ID, unknown}
+		return store.JoinToken{}, &refusedToken{token: token.ID, guess: true, why: unknown}
 	}
 	return token, nil
 }

@@ -318,6 +318,58 @@ func TestJoinTokens(t *testing.T) {
 	}
 }
 
+func TestGuessingAJoinTokenLocksIt(t *testing.T) {
+	now := time.Now()
+	w := orderstest.New(t, 1, keys{}, func() time.Time { return now })
+	w.People()
+	w.Enable()
+	w.Place()
+	w.Trust(&lockboxv1.DraftTrustPolicyRequest{}, orderstest.Olga)
+	enrol := func(token string) error {
+		_, err := w.Orders.Enrol(t.Context(), w.EnrolRequest(w.Nodes[0], token))
+		return err
+	}
+	token, other := w.Token(w.Nodes[0]), w.Token(w.Nodes[0])
+	guess := strings.Split(token, ".")
+	guess[2] = strings.Repeat("0", len(guess[2]))
+	for range auth.MaxFailures {
+		wantCode(t, enrol(strings.Join(guess, ".")), protocol.CodeUnauthenticated)
+	}
+	for range 50 {
+		wantCode(t, enrol(strings.Join(guess, ".")), protocol.CodeLimit)
+	}
+	wantCode(t, enrol(token), protocol.CodeLimit)
+	if n := len(w.Records(auditlog.OpRefuseEnrolment)); n != auth.MaxFailures {
+		t.Errorf("%d refusals recorded, want %d", n, auth.MaxFailures)
+	}
+	now = now.Add(auth.LockOut)
+	wantCode(t, enrol(token), protocol.CodeTokenExpired)
+	now = now.Add(-time.Second)
+	if err := enrol(other); err != nil {
+		t.Errorf("the control, another token: %v", err)
+	}
+}
+
+// Who has a token, even a used one, cannot fill the log with it.
+func TestRefusalsOfAJoinTokenAreRecordedSoOften(t *testing.T) {
+	w := newWorld(t, 1)
+	w.People()
+	w.Enable()
+	w.Place()
+	w.Trust(&lockboxv1.DraftTrustPolicyRequest{}, orderstest.Olga)
+	token := w.Token(w.Nodes[0])
+	if _, err := w.Orders.Enrol(t.Context(), w.EnrolRequest(w.Nodes[0], token)); err != nil {
+		t.Fatal(err)
+	}
+	for range 30 {
+		_, err := w.Orders.Enrol(t.Context(), w.EnrolRequest(w.Nodes[0], token))
+		wantCode(t, err, protocol.CodeTokenUsed)
+	}
+	if n := len(w.Records(auditlog.OpRefuseEnrolment)); n == 0 || n > 20 {
+		t.Errorf("%d refusals recorded, want some and at most 20", n)
+	}
+}
+
 func TestSecondEnrolmentNeedsAnAdmin(t *testing.T) {
 	w := newWorld(t, 1)
 	w.ToDatacenter()

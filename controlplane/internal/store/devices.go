@@ -186,22 +186,29 @@ func (tx *Tx) DiskKeys(ctx context.Context, order protocol.OrderID) ([]DiskKey, 
 
 // JoinToken lets one node enrol once. Only a hash of its secret is kept.
 type JoinToken struct {
-	ID         string
-	SecretHash []byte
-	Order      protocol.OrderID
-	Node       protocol.NodeID
-	Replaces   bool // the node enrols again: its first certificate ends
-	CreatedBy  protocol.Person
-	Created    time.Time
-	Expires    time.Time
-	Used       time.Time
-	Rev        int64
+	ID          string
+	SecretHash  []byte
+	Order       protocol.OrderID
+	Node        protocol.NodeID
+	Replaces    bool // the node enrols again: its first certificate ends
+	CreatedBy   protocol.Person
+	Created     time.Time
+	Expires     time.Time
+	Used        time.Time
+	Failures    int64     // wrong secrets since the last lock-out
+	LockedUntil time.Time // after too many of them
+	Refusals    int64     // recorded so far
+	Rev         int64
 }
 
-var joinTokens = table{"join_tokens", "join token", 1, "id, secret_hash, order_id, serial, node, replaces, created_by, created, expires, used, rev"}
+var joinTokens = table{"join_tokens", "join token", 1, "id, secret_hash, order_id, serial, node, replaces, created_by, created, expires, used, " +
+	"failures, locked_until, refusals, rev"}
 
 func (r *JoinToken) fields() []any {
-	return []any{&r.ID, &r.SecretHash, &r.Order, &r.Node.Serial, &r.Node.Node, &r.Replaces, &r.CreatedBy, ms{&r.Created}, ms{&r.Expires}, ms{&r.Used}, &r.Rev}
+	return []any{
+		&r.ID, &r.SecretHash, &r.Order, &r.Node.Serial, &r.Node.Node, &r.Replaces, &r.CreatedBy, ms{&r.Created}, ms{&r.Expires}, ms{&r.Used},
+		&r.Failures, ms{&r.LockedUntil}, &r.Refusals, &r.Rev,
+	}
 }
 
 // InsertJoinToken adds r.

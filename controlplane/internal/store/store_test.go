@@ -99,7 +99,7 @@ func TestRecordsComeBackAsTheyWere(t *testing.T) {
 	same(t, s, store.DiskKey{Node: nine, Disk: "disk1", Kind: store.ExternalKey, Order: "o", Tenant: "t", Wrapper: "w", Wrapped: []byte{9}, Created: at(1)},
 		func(c ctx, x tx, r *store.DiskKey) error { return x.InsertDiskKey(c, r) },
 		func(c ctx, x tx) (store.DiskKey, error) { return x.DiskKey(c, nine, "disk1", store.ExternalKey) })
-	same(t, s, store.JoinToken{ID: "j", SecretHash: []byte{1}, Order: "o", Node: nine, Replaces: true, CreatedBy: "p", Created: at(1), Expires: at(2), Used: at(3)},
+	same(t, s, store.JoinToken{ID: "j", SecretHash: []byte{1}, Order: "o", Node: nine, Replaces: true, CreatedBy: "p", Created: at(1), Expires: at(2), Used: at(3), Failures: 4, LockedUntil: at(5), Refusals: 6},
 		func(c ctx, x tx, r *store.JoinToken) error { return x.InsertJoinToken(c, r) },
 		func(c ctx, x tx) (store.JoinToken, error) { return x.JoinToken(c, "j") })
 	same(t, s, store.TrustPolicy{Order: "o", Version: 1, Digest: "sha256:p", Payload: []byte{1}, Envelope: []byte{2}, Created: at(1)},
