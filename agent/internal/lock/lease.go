@@ -162,14 +162,48 @@ func (m *Machine) Lease() (Lease, bool) {
 	return out, true
 }
 
-// Heard says that the control plane has answered just now. When it has not done
-// so for the dead-man time, the node locks.
-func (m *Machine) Heard() {
+// Holder is whom a node is challenged, opened or unlocked for.
+type Holder struct {
+	Purpose  protocol.Purpose
+	Subject  approval.Digest   // of the request statement or the consent
+	Engineer approval.Engineer // zero for data-copy, and until an order was verified
+}
+
+// Holder returns whom the node is held for, from the challenge on, and whether it
+// is held.
+func (m *Machine) Holder() (Holder, bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.lease != nil {
-		m.lease.heard = m.cfg.Clock.Boot()
+	switch {
+	case m.lease != nil:
+		return Holder{m.lease.purpose, m.lease.subject, m.lease.engineer}, true
+	case m.challenge != nil:
+		return Holder{Purpose: m.challenge.purpose, Subject: m.challenge.subject}, true
 	}
+	return Holder{}, false
+}
+
+// Heard says that the control plane has answered just now, and what time it said
+// it was; zero if it said none. When it has not answered for the dead-man time,
+// the node locks. A time that agrees with the wall clock raises the high-water
+// mark, so that a wall clock that is set back later revives no approval whose
+// window is over, even if it was never executed.
+func (m *Machine) Heard(theirs time.Time) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	wall, boot := m.cfg.Clock.Now(), m.cfg.Clock.Boot()
+	if m.lease != nil {
+		m.lease.heard = boot
+	}
+	if off := wall.Sub(theirs); theirs.IsZero() || off > maxClockError || off < -maxClockError || boot < m.nextMark {
+		return
+	}
+	m.nextMark = boot + maxClockError // a finer mark says no more
+	earlier := theirs
+	if wall.Before(theirs) {
+		earlier = wall
+	}
+	m.writer.try(func() error { return m.cfg.State.RaiseHighWater(earlier) })
 }
 
 // PeersOpened takes the newest proofs of opening of the device's other nodes.

@@ -317,10 +317,10 @@ func TestLimitsOfALease(t *testing.T) {
 // keepAlive has the control plane heard of for d.
 func (s *scene) keepAlive(d time.Duration) {
 	for end := time.Now().Add(d); time.Now().Before(end); {
-		s.Heard()
+		s.Heard(time.Time{})
 		time.Sleep(min(15*time.Second, time.Until(end)))
 	}
-	s.Heard()
+	s.Heard(time.Time{})
 }
 
 func TestLongestLease(t *testing.T) {
@@ -451,14 +451,14 @@ func TestPeers(t *testing.T) {
 		}
 		for range 20 { // five minutes of good proofs
 			time.Sleep(15 * time.Second)
-			s.Heard()
+			s.Heard(time.Time{})
 			s.PeersOpened([][]byte{[]byte("garbage"), peerOpened(time.Now(), "peer's")})
 		}
 		s.stateIs(protocol.Unlocked)
 		last := time.Now()
 		for range 3 { // proofs that were held back, or are of another unlock, keep nothing alive
 			time.Sleep(15 * time.Second)
-			s.Heard()
+			s.Heard(time.Time{})
 			s.PeersOpened([][]byte{peerOpened(last, "peer's"), peerOpened(time.Now(), "another")})
 		}
 		s.stateIs(protocol.Unlocked)
@@ -692,6 +692,85 @@ func TestHighWaterRisesWithTheLease(t *testing.T) {
 		a.unlock()
 		s.clock.setBy(-24*time.Hour + time.Minute)
 		a.open()
+	})
+}
+
+// The word of the control plane, where it agrees with the wall clock, keeps an
+// approval that was never executed from coming back to life.
+func TestHighWaterRisesWithHeartbeats(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		s := newScene(t)
+		a := s.newAttempt(protocol.SupportAccess) // signed, and nobody executes it
+		a.sign()
+		beat := func(theirs time.Time) time.Time {
+			s.Heard(theirs)
+			synctest.Wait()
+			return s.state.HighWater()
+		}
+		if high := beat(time.Time{}); !high.IsZero() {
+			t.Errorf("raised to %v by no time at all", high)
+		}
+		s.clock.setBy(24 * time.Hour)
+		if high := beat(time.Now()); !high.IsZero() {
+			t.Errorf("raised to %v by a wall clock that is wrong", high)
+		}
+		s.clock.setBy(-24 * time.Hour)
+		if high := beat(time.Now().Add(24 * time.Hour)); !high.IsZero() {
+			t.Errorf("raised to %v by a control plane that is wrong", high)
+		}
+		if high := beat(time.Now().Add(time.Minute)); time.Since(high).Abs() > time.Second {
+			t.Errorf("raised to %v, want the earlier clock", high)
+		}
+		first := s.state.HighWater()
+		time.Sleep(time.Minute)
+		if high := beat(time.Now()); !high.Equal(first) {
+			t.Errorf("written again after a minute")
+		}
+		late := time.Unix(a.statement.Expires+a.statement.MaxDuration, 0).Add(time.Hour)
+		time.Sleep(time.Until(late))
+		if high := beat(time.Now().Add(-time.Minute)); time.Since(high).Abs() > time.Minute+time.Second {
+			t.Errorf("the mark is %v old", time.Since(high))
+		}
+		// The window is over; somebody sets both clocks back into it.
+		s.clock.setBy(-time.Until(time.Unix(a.statement.Created, 0).Add(time.Minute)).Abs())
+		a.onOrder = func(o *approval.Order) { o.IssuedAt = s.clock.Now().Unix() }
+		if _, err := a.unlock(); protocol.CodeOf(err) != protocol.CodeClock {
+			t.Errorf("revived: %v", err)
+		}
+	})
+}
+
+// fullState remembers no more revocations of what it has never seen.
+type fullState struct{ State }
+
+func (f fullState) SpendUnknown(digest, reason string, until time.Time) error {
+	if _, known := f.Spent(digest); known {
+		return f.State.SpendUnknown(digest, reason, until)
+	}
+	return protocol.Errorf(protocol.CodeLimit, "full")
+}
+
+// Nobody fills disk, memory or journal by revoking what was never approved.
+func TestMadeUpRevocationsAreBounded(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		s := newScene(t, func(s *scene) { s.cfg.State = fullState{s.state} })
+		madeUp := approval.DigestOf([]byte("made up"))
+		if _, err := s.Lock(t.Context(), Revoked, madeUp, false); protocol.CodeOf(err) != protocol.CodeLimit {
+			t.Errorf("Lock: %v", err)
+		}
+		if n := s.journal.count(auditlog.OpSpendApproval, auditlog.Success); n != 0 {
+			t.Errorf("%d records", n)
+		}
+		a := s.open(protocol.SupportAccess) // a real one is spent all the same
+		for range 3 {
+			must(s.Lock(t.Context(), SessionDisabled, a.subject, true))
+		}
+		if n := s.journal.count(auditlog.OpSpendApproval, auditlog.Success); n != 1 {
+			t.Errorf("spending once made %d records", n)
+		}
+		if _, err := a.unlock(); protocol.CodeOf(err) != protocol.CodeSpent {
+			t.Errorf("unlock after that: %v", err)
+		}
 	})
 }
 

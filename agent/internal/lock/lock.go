@@ -46,6 +46,7 @@ const (
 	cleanWithin   = 30 * time.Second       // undoing what an earlier process left
 	goneWithin    = time.Second            // after cleaning, until nothing is seen of it
 	lookAgain     = 20 * time.Millisecond  // for what is still there
+	maxUsed       = 10_000                 // approvals that count as used up before that is durable
 	watchInterval = 250 * time.Millisecond // how often the clocks are read while anything is open
 	stopWithin    = 5 * time.Second        // waiting for what hangs when the process ends
 )
@@ -117,6 +118,10 @@ type Journal interface {
 type State interface {
 	Spent(digest string) (reason string, ok bool)
 	Spend(digest, reason string, until time.Time) error
+	// SpendUnknown is Spend for a digest of which the node has seen no approval.
+	// It remembers a bounded number of them and refuses more with
+	// [protocol.CodeLimit].
+	SpendUnknown(digest, reason string, until time.Time) error
 	HighWater() time.Time
 	RaiseHighWater(now time.Time) error
 	Checkpoint() []byte
@@ -190,6 +195,7 @@ type Machine struct {
 	job        *devicev1.JobStatus
 	jobsSeen   map[approval.Digest]bool   // consents under which a job has run
 	used       map[approval.Digest]Reason // spent by this process, durably or about to be
+	nextMark   time.Duration              // when a heartbeat may raise the high-water mark again, since boot
 }
 
 // New returns the machine of a node, Locked. It starts nothing.

@@ -121,6 +121,7 @@ type plan struct {
 	ending *ending               // to wait for; nil if nothing is open
 	drop   func(start time.Time) // leads there; nil if another is at it already
 	spend  approval.Digest       // what can never be used again; "" if nothing
+	proven bool                  // an approval of it was verified
 	until  time.Time             // until when that matters
 }
 
@@ -146,7 +147,8 @@ func (m *Machine) beginDrop(reason Reason, subject approval.Digest, spend bool, 
 	m.moveLocked(dropping)
 	e := &ending{done: make(chan struct{})}
 	m.ending = e
-	return m.spendLocked(plan{l, e, func(start time.Time) { m.drop(l, e, reason, start) }, "", time.Time{}}, reason, subject, spend)
+	p := plan{lease: l, ending: e, drop: func(start time.Time) { m.drop(l, e, reason, start) }}
+	return m.spendLocked(p, reason, subject, spend)
 }
 
 // spendLocked adds to a plan what is spent by it.
@@ -154,14 +156,16 @@ func (m *Machine) spendLocked(p plan, reason Reason, subject approval.Digest, sp
 	p.until = m.cfg.Clock.Now().Add(forever)
 	spend = spend || reason == Revoked
 	if l := p.lease; l != nil {
-		subject, spend = l.subject, spend || l.spentBy(reason)
+		subject, spend, p.proven = l.subject, spend || l.spentBy(reason), !l.wall.IsZero()
 		if !l.expires.IsZero() {
 			p.until = l.expires
 		}
 	}
 	if spend && subject != "" {
 		p.spend = subject
-		m.used[subject] = reason
+		if p.proven || len(m.used) < maxUsed { // nobody fills memory with what was never approved
+			m.used[subject] = reason
+		}
 	}
 	return p
 }
@@ -315,11 +319,19 @@ func (m *Machine) remember(p plan, reason Reason) error {
 	if p.spend == "" {
 		return nil
 	}
+	known := false
 	err := m.writer.do(recordWithin, func() error {
-		return m.cfg.State.Spend(string(p.spend), string(reason), p.until)
+		_, known = m.cfg.State.Spent(string(p.spend))
+		if p.proven {
+			return m.cfg.State.Spend(string(p.spend), string(reason), p.until)
+		}
+		return m.cfg.State.SpendUnknown(string(p.spend), string(reason), p.until)
 	})
 	if err != nil {
 		return fmt.Errorf("locked, but that the approval is used up could not be made durable: %w", err)
+	}
+	if known {
+		return nil // it is on record
 	}
 	m.recordAfter(m.record(scope{subject: p.spend}, auditlog.OpSpendApproval, auditlog.Success, "reason", string(reason)))
 	return nil

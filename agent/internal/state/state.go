@@ -44,6 +44,10 @@ const (
 	checkpointFile = "checkpoint"
 )
 
+// maxUnknown bounds the digests that [Dir.SpendUnknown] remembers: many more than a
+// device sees requests, and less than a megabyte.
+const maxUnknown = 4096
+
 // spentMargin is how long a spent approval is remembered beyond its end.
 const spentMargin = 24 * time.Hour
 
@@ -62,8 +66,9 @@ type Dir struct {
 
 // spent is why a request can never be used again, and until when that matters.
 type spent struct {
-	Reason string    `json:"reason"`
-	Until  time.Time `json:"until"`
+	Reason  string    `json:"reason"`
+	Until   time.Time `json:"until"`
+	Unknown bool      `json:"unknown,omitempty"` // no approval of it was ever seen here
 }
 
 // Open opens the state directory at path, which is made if it is missing, and
@@ -203,14 +208,42 @@ func (d *Dir) writePolicyLocked(policy []byte) error {
 // If the disk refuses, Spend returns the error, and the digest still counts as
 // spent until the process ends; the next Spend tries again to write it.
 func (d *Dir) Spend(digest, reason string, until time.Time) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.spendLocked(digest, spent{Reason: reason, Until: until.UTC()})
+}
+
+// SpendUnknown is [Dir.Spend] for a digest of which the node has seen no approval,
+// as when a request is revoked before it was executed. Whoever makes digests up
+// must not fill the disk, nor drive out a real one: of these the node remembers
+// 4096, and refuses more with [protocol.CodeLimit].
+func (d *Dir) SpendUnknown(digest, reason string, until time.Time) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if _, known := d.spent[digest]; !known && d.unknownLocked() >= maxUnknown {
+		return protocol.Errorf(protocol.CodeLimit, "%d approvals are remembered as used up that were never seen here: %s is not added", maxUnknown, digest)
+	}
+	return d.spendLocked(digest, spent{Reason: reason, Until: until.UTC(), Unknown: true})
+}
+
+func (d *Dir) unknownLocked() (n int) {
+	for _, s := range d.spent {
+		if s.Unknown && !d.pastLocked(s) {
+			n++
+		}
+	}
+	return n
+}
+
+// pastLocked reports whether it does not matter any more that something is spent.
+func (d *Dir) pastLocked(s spent) bool { return s.Until.Add(spentMargin).Before(d.highWater) }
+
+func (d *Dir) spendLocked(digest string, entry spent) error {
 	if digest == "" {
 		return protocol.Errorf(protocol.CodeInvalid, "nothing to spend: the digest is empty")
 	}
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	entry := spent{reason, until.UTC()}
 	if old, ok := d.spent[digest]; ok {
-		entry.Reason = old.Reason
+		entry.Reason, entry.Unknown = old.Reason, old.Unknown && entry.Unknown
 		if old.Until.After(entry.Until) {
 			entry.Until = old.Until
 		}
@@ -219,7 +252,7 @@ func (d *Dir) Spend(digest, reason string, until time.Time) error {
 		d.spent = make(map[string]spent)
 	}
 	for digest, s := range d.spent {
-		if s.Until.Add(spentMargin).Before(d.highWater) {
+		if d.pastLocked(s) {
 			delete(d.spent, digest)
 		}
 	}

@@ -7,6 +7,7 @@ import (
 	"crypto/rand"
 	"crypto/x509"
 	"errors"
+	"fmt"
 	"math/big"
 	"os"
 	"path/filepath"
@@ -236,6 +237,37 @@ func TestSpentIsForgottenByTheHighWaterMark(t *testing.T) {
 	}
 	if _, ok := d.Spent("new"); !ok {
 		t.Error("forgotten too early")
+	}
+}
+
+func TestUnknownSpendsAreBounded(t *testing.T) {
+	d := newDir(t)
+	now := time.Now()
+	d.spent = make(map[string]spent)
+	for i := range maxUnknown - 1 {
+		d.spent[fmt.Sprintf("sha256:%064x", i)] = spent{"revoked", now.Add(time.Hour), true}
+	}
+	must(t, d.SpendUnknown("last", "revoked", now.Add(time.Hour)))
+	must(t, d.SpendUnknown("last", "revoked", now.Add(2*time.Hour))) // known already
+	for range 2 {
+		if err := d.SpendUnknown("more", "revoked", now.Add(time.Hour)); protocol.CodeOf(err) != protocol.CodeLimit {
+			t.Errorf("one more: %v", err)
+		}
+		if _, ok := d.Spent("more"); ok {
+			t.Error("it was refused, and remembered")
+		}
+		if _, ok := d.Spent("last"); !ok {
+			t.Error("another one was forgotten for it")
+		}
+		d = reopen(t, d)
+	}
+	must(t, d.Spend("real", "engineer-done", now.Add(time.Hour))) // whatever anybody made up
+	must(t, d.Spend("last", "session-disabled", now.Add(time.Hour)))
+	must(t, d.SpendUnknown("more", "revoked", now.Add(time.Hour))) // for last is a real one now
+	must(t, d.RaiseHighWater(now.AddDate(1, 0, 0)))
+	must(t, d.SpendUnknown("much later", "revoked", now.AddDate(1, 0, 0)))
+	if n := len(d.spent); n != 1 {
+		t.Errorf("%d are remembered, want 1", n)
 	}
 }
 
