@@ -89,6 +89,7 @@ func (n node) Commit(ctx context.Context, r *devicev1.CommitRequest) (*devicev1.
 func (n node) Lock(ctx context.Context, r *devicev1.LockRequest) (*devicev1.LockResponse, error) {
 	took, err := n.cfg.Lock.Lock(ctx, lock.Reason(r.Reason), approval.Digest(r.SubjectDigest), r.Spend)
 	if err != nil {
+		n.cfg.Log.Warn().Err(err).Str("reason", r.Reason).Msg("locking did not go as it should")
 		return nil, err
 	}
 	return &devicev1.LockResponse{Status: n.cfg.Lock.Status(), TookMs: took.Milliseconds()}, nil
@@ -110,17 +111,18 @@ func (n node) EnableSession(ctx context.Context, r *devicev1.EnableSessionReques
 	return &devicev1.EnableSessionResponse{HostKey: key}, nil
 }
 
-// DisableSession ends a session for good. If the node is unlocked for the
-// session's engineer, it relocks first, and the approval is spent. If the
-// session is not known here, as after a restart, it relocks to be sure, and
-// nothing is spent.
+// DisableSession ends a session for good. If the node is opened or unlocked for
+// the session's engineer, it relocks first, and the approval is spent. If the
+// session is not known here, as after a restart, or nobody knows yet whom an
+// unlock under way is for, it relocks to be sure, and nothing is spent.
 func (n node) DisableSession(ctx context.Context, r *devicev1.DisableSessionRequest) (*devicev1.DisableSessionResponse, error) {
 	id := protocol.SessionID(r.Session)
 	engineer, known := n.cfg.Sessions.Engineer(id)
-	lease, unlocked := n.cfg.Lock.Lease()
+	h, held := n.cfg.Lock.Holder()
+	unsure := !known || h.Engineer.Person == ""
 	var err error
-	if unlocked && lease.Purpose == protocol.SupportAccess && (!known || engineer == lease.Engineer.Person) {
-		_, err = n.lockFor(ctx, known, lease.Subject)
+	if held && h.Purpose == protocol.SupportAccess && (unsure || engineer == h.Engineer.Person) {
+		_, err = n.lockFor(ctx, !unsure, h.Subject)
 	}
 	n.cfg.Sessions.Disable(id, r.Reason)
 	n.hurry()
@@ -139,8 +141,8 @@ func (n node) lockFor(ctx context.Context, spend bool, subject approval.Digest) 
 	return n.cfg.Lock.Lock(ctx, unknownSession, subject, false)
 }
 
-// unknownSession is why a node locks that was asked to disable a session that
-// it does not know.
+// unknownSession is why a node locks that was asked to disable a session of which
+// it cannot tell whether it is that of the approved engineer.
 const unknownSession lock.Reason = "unknown-session-disabled"
 
 func (n node) OpenBulk(ctx context.Context, _ *devicev1.OpenBulkRequest) (*devicev1.OpenBulkResponse, error) {

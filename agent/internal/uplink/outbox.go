@@ -116,7 +116,12 @@ const (
 	pauseMax = 30 * time.Second
 )
 
-// run delivers reports in order until ctx ends, each until deliver returns nil.
+// errTooLarge is what deliver returns for a report that no call can carry: it is
+// set aside.
+var errTooLarge = errors.New("the report is too large")
+
+// run delivers reports in order until ctx ends, each until deliver returns nil or
+// errTooLarge.
 func (o *outbox) run(ctx context.Context, deliver func(context.Context, report) error) error {
 	pause := pauseMin
 	for {
@@ -187,7 +192,9 @@ func (o *outbox) deliverFile(ctx context.Context, name string, deliver func(cont
 	if proto.Unmarshal(data, m) != nil {
 		return os.Rename(file, file+".damaged") // kept for people, out of the way of others
 	}
-	if err := deliver(ctx, m); err != nil {
+	if err := deliver(ctx, m); errors.Is(err, errTooLarge) {
+		return os.Rename(file, file+".too-large")
+	} else if err != nil {
 		return err
 	}
 	return errors.Join(os.Remove(file), state.SyncDir(o.dir))

@@ -5,7 +5,8 @@
 //     sessions.
 //   - The dead-man time runs from the last heartbeat that was answered.
 //   - Records come from the journal, reports from a small outbox on disk: both
-//     are delivered in order, however long the control plane was away.
+//     are delivered in order, however long the control plane was away. What no
+//     message can carry stays here, on record, and holds up nothing.
 package uplink
 
 import (
@@ -16,6 +17,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"strconv"
 	"time"
 
 	"github.com/rs/zerolog"
@@ -28,6 +30,7 @@ import (
 	"github.com/databox-lockbox/lockbox/certs"
 	"github.com/databox-lockbox/lockbox/protocol"
 	"github.com/databox-lockbox/lockbox/protocol/approval"
+	"github.com/databox-lockbox/lockbox/protocol/auditlog"
 	devicev1 "github.com/databox-lockbox/lockbox/protocol/device/v1"
 	"github.com/databox-lockbox/lockbox/protocol/rpc"
 	"github.com/databox-lockbox/lockbox/protocol/tunnel"
@@ -37,6 +40,7 @@ const (
 	callTimeout = 15 * time.Second       // of one call of the control plane
 	changePause = 100 * time.Millisecond // least time between heartbeats
 	maxReport   = 3 << 20                // bytes of one report, below what a call may carry
+	maxBill     = maxReport - 64<<10     // bytes of one bill of materials in it
 )
 
 // Lock is the node's lock.
@@ -46,9 +50,9 @@ type Lock interface {
 	Commit(ctx context.Context, envelope []byte) (leaseEnd time.Time, shares []*devicev1.ShareStatus, err error)
 	Lock(ctx context.Context, reason lock.Reason, subject approval.Digest, spend bool) (took time.Duration, err error)
 	Status() *devicev1.NodeStatus
-	Lease() (lock.Lease, bool)
+	Holder() (lock.Holder, bool)
 	Opened() []byte
-	Heard()
+	Heard(theirs time.Time)
 	PeersOpened(envelopes [][]byte)
 	Changed() <-chan struct{}
 }
@@ -213,7 +217,11 @@ func (u *Uplink) heartbeat(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	u.cfg.Lock.Heard()
+	var theirs time.Time
+	if resp.Time > 0 {
+		theirs = time.Unix(resp.Time, 0)
+	}
+	u.cfg.Lock.Heard(theirs)
 	u.cfg.Lock.PeersOpened(resp.PeersOpened)
 	return nil
 }
@@ -266,11 +274,17 @@ func (u *Uplink) ReportJob(e lock.JobEvent) {
 }
 
 // ReportManifest brings new bills of materials to the control plane, in as many
-// reports as their size asks for.
+// reports as their size asks for. A bill that no report can carry stays on its
+// disk, which is recorded.
 func (u *Uplink) ReportManifest(m *devicev1.ReportManifestRequest) {
 	one := proto.CloneOf(m)
 	one.Manifests = nil
-	for _, next := range m.Manifests {
+	for _, bill := range m.Manifests {
+		next := fitting(bill)
+		if next == nil {
+			u.recordUnsent(m.Request, "disk", bill.Disk, "share", bill.Share, "digest", bill.Digest, "bytes", strconv.Itoa(len(bill.Bom)))
+			continue
+		}
 		if len(one.Manifests) > 0 && proto.Size(one)+proto.Size(next) > maxReport {
 			u.put(proto.CloneOf(one))
 			one.Manifests = nil
@@ -280,6 +294,36 @@ func (u *Uplink) ReportManifest(m *devicev1.ReportManifestRequest) {
 	u.put(one)
 }
 
+// fitting returns what of a bill a report can carry, nil if there is too much of
+// it. The difference is left out first: the control plane makes its own.
+func fitting(bill *devicev1.Manifest) *devicev1.Manifest {
+	if proto.Size(bill) <= maxBill {
+		return bill
+	}
+	short := proto.CloneOf(bill)
+	short.Difference = ""
+	if proto.Size(short) > maxBill {
+		return nil
+	}
+	return short
+}
+
+// recordUnsent records that something stays here because no message can carry it.
+// properties are names and values in turn.
+func (u *Uplink) recordUnsent(correlation string, properties ...string) {
+	r := auditlog.NewRecord(time.Now(), auditlog.OpPrepareToShip, auditlog.Failure)
+	r.Origin, r.Caller = u.cfg.Node.String(), u.cfg.Node.URI().String()
+	r.ResourceID = fmt.Sprintf("/devices/%s/nodes/%d", u.cfg.Node.Serial, u.cfg.Node.Node)
+	r.CorrelationID = correlation
+	r.Properties = map[string]string{"unsent": "too large for one message: it stays on the node"}
+	for i := 0; i+1 < len(properties); i += 2 {
+		r.Properties[properties[i]] = properties[i+1]
+	}
+	if _, err := u.cfg.Journal.Append(context.Background(), r); err != nil {
+		u.cfg.Log.Error().Err(err).Str("operation", string(r.Operation)).Msg("cannot record")
+	}
+}
+
 func (u *Uplink) put(m report) {
 	if err := u.outbox.put(m); err != nil {
 		u.cfg.Log.Error().Err(err).Msg("cannot keep a report for the control plane")
@@ -287,8 +331,27 @@ func (u *Uplink) put(m report) {
 }
 
 // deliver sends one report. An answer that will never change is logged and
-// counts as delivered, so that one bad report holds up no other.
+// counts as delivered, or is errTooLarge, so that one bad report holds up no
+// other.
 func (u *Uplink) deliver(ctx context.Context, m report) error {
+	err := u.send(ctx, m)
+	kind := string(m.ProtoReflect().Descriptor().Name())
+	switch protocol.CodeOf(err) {
+	case protocol.CodeInvalid, protocol.CodeNotFound, protocol.CodeConflict, protocol.CodeForbidden:
+		u.cfg.Log.Error().Err(err).Str("report", kind).Msg("the control plane refused a report: dropped")
+		return nil
+	case protocol.CodeLimit:
+		u.cfg.Log.Error().Err(err).Str("report", kind).Msg("no message can carry a report: set aside")
+		u.recordUnsent("", "report", kind, "bytes", strconv.Itoa(proto.Size(m)))
+		return errTooLarge
+	}
+	return err
+}
+
+func (u *Uplink) send(ctx context.Context, m report) error {
+	if size := proto.Size(m); size > rpc.MaxMessage { // Connect would send it empty
+		return protocol.Errorf(protocol.CodeLimit, "the report has %d bytes: a message carries %d", size, rpc.MaxMessage)
+	}
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	var err error
@@ -297,11 +360,6 @@ func (u *Uplink) deliver(ctx context.Context, m report) error {
 		_, err = u.control.ReportJob(ctx, m)
 	case *devicev1.ReportManifestRequest:
 		_, err = u.control.ReportManifest(ctx, m)
-	}
-	switch protocol.CodeOf(err) {
-	case protocol.CodeInvalid, protocol.CodeNotFound, protocol.CodeConflict, protocol.CodeForbidden:
-		u.cfg.Log.Error().Err(err).Str("report", string(m.ProtoReflect().Descriptor().Name())).Msg("the control plane refused a report: dropped")
-		return nil
 	}
 	return err
 }

@@ -145,7 +145,7 @@ func (c *control) Heartbeat(_ context.Context, r *devicev1.HeartbeatRequest) (*d
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.heartbeats = append(c.heartbeats, r)
-	return &devicev1.HeartbeatResponse{PeersOpened: [][]byte{[]byte("peer")}}, c.refuse
+	return &devicev1.HeartbeatResponse{Time: 1_800_000_000, PeersOpened: [][]byte{[]byte("peer")}}, c.refuse
 }
 
 func (c *control) AppendRecords(_ context.Context, r *devicev1.AppendRecordsRequest) (*devicev1.AppendRecordsResponse, error) {
@@ -192,7 +192,8 @@ type fakeLock struct {
 	mu    sync.Mutex
 	calls []string
 	heard int
-	lease *lock.Lease
+	clock time.Time // of the control plane, as it was last heard
+	lease *lock.Holder
 	known protocol.Person // whose session "ses-1" is
 }
 
@@ -245,20 +246,21 @@ func (f *fakeLock) Lock(_ context.Context, reason lock.Reason, subject approval.
 
 func (f *fakeLock) Status() *devicev1.NodeStatus { return &devicev1.NodeStatus{Serial: "DBX0001"} }
 
-func (f *fakeLock) Lease() (lock.Lease, bool) {
+func (f *fakeLock) Holder() (lock.Holder, bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.lease == nil {
-		return lock.Lease{}, false
+		return lock.Holder{}, false
 	}
 	return *f.lease, true
 }
 
 func (f *fakeLock) Opened() []byte { return []byte("opened") }
 
-func (f *fakeLock) Heard() {
+func (f *fakeLock) Heard(theirs time.Time) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	f.clock = theirs
 	f.heard++
 }
 
@@ -378,6 +380,11 @@ func TestHeartbeats(t *testing.T) {
 	}
 
 	eventually(t, "heard", func() bool { return n.lock.count() == c.beats() })
+	n.lock.mu.Lock()
+	if n.lock.clock.Unix() != 1_800_000_000 {
+		t.Errorf("the control plane's clock was passed on as %v", n.lock.clock)
+	}
+	n.lock.mu.Unlock()
 	c.set(func() { c.refuse = protocol.Errorf(protocol.CodeUnavailable, "busy") })
 	heard := n.lock.count()
 	n.lock.changed <- struct{}{}
@@ -444,6 +451,36 @@ func TestLargeManifestsAreSplit(t *testing.T) {
 	eventually(t, "three reports, and one without bills", func() bool {
 		return slices.Equal(c.got(), []string{"manifest 2", "manifest 1", "manifest 0"}) && locked(c, func() int { return len(c.reports) }) == 4
 	})
+}
+
+// TestTooLargeStays checks that what no message can carry holds up nothing, and
+// is on record.
+func TestTooLargeStays(t *testing.T) {
+	c := newControl(t)
+	n := newNode(t, c, time.Hour)
+	n.run(time.Hour)
+	n.uplink.ReportJob(lock.JobEvent{Event: "halted", CopyLog: make([]byte, rpc.MaxMessage+1)})
+	n.uplink.ReportManifest(&devicev1.ReportManifestRequest{State: "Succeeded", Request: "req-1", Manifests: []*devicev1.Manifest{
+		{Disk: "disk1", Bom: make([]byte, rpc.MaxMessage+1)},
+		{Disk: "disk2", Bom: make([]byte, 2<<20), Difference: strings.Repeat("x", 2<<20)},
+		{Disk: "disk3", Bom: make([]byte, 1<<10)},
+	}})
+	n.uplink.ReportJob(lock.JobEvent{Event: "resumed"})
+	eventually(t, "all that can be carried", func() bool { return slices.Equal(c.got(), []string{"manifest 2", "resumed 0"}) })
+	eventually(t, "an empty outbox", func() bool { names, err := n.uplink.outbox.list(); return err == nil && len(names) == 0 })
+	if kept := must(filepath.Glob(filepath.Join(n.dir, "outbox", "*.job.too-large"))); len(kept) != 1 {
+		t.Errorf("set aside: %v", kept)
+	}
+	var unsent []string
+	for _, e := range must(n.journal.Read(0)) {
+		if r := must(auditlog.ParseRecord(e.Record)); r.Properties["unsent"] != "" {
+			unsent = append(unsent, r.CorrelationID+r.Properties["disk"]+r.Properties["report"])
+		}
+	}
+	slices.Sort(unsent)
+	if !slices.Equal(unsent, []string{"ReportJobRequest", "req-1disk1"}) {
+		t.Errorf("records: %q", unsent)
+	}
 }
 
 func TestRecordsAreForwarded(t *testing.T) {
@@ -551,10 +588,11 @@ func TestDisableSession(t *testing.T) {
 	n := newNode(t, c, time.Hour)
 	n.run(time.Hour)
 	s := n.service()
-	lease := &lock.Lease{Purpose: protocol.SupportAccess, Subject: "sha256:s", Engineer: approval.Engineer{Person: "erin"}}
+	lease := &lock.Holder{Purpose: protocol.SupportAccess, Subject: "sha256:s", Engineer: approval.Engineer{Person: "erin"}}
+	unsure := &lock.Holder{Purpose: protocol.SupportAccess, Subject: "sha256:s"}
 	for _, one := range []struct {
 		name    string
-		lease   *lock.Lease
+		lease   *lock.Holder
 		session string
 		known   protocol.Person
 		want    []string
@@ -563,7 +601,8 @@ func TestDisableSession(t *testing.T) {
 		{"the engineer's", lease, "ses-1", "erin", []string{"lock session-disabled sha256:s true", "disable ses-1 x"}},
 		{"another engineer's", lease, "ses-1", "otto", []string{"disable ses-1 x"}},
 		{"unknown", lease, "ses-2", "", []string{"lock unknown-session-disabled sha256:s false", "disable ses-2 x"}},
-		{"during the copy job", &lock.Lease{Purpose: protocol.DataCopy}, "ses-1", "erin", []string{"disable ses-1 x"}},
+		{"before the order was verified", unsure, "ses-1", "erin", []string{"lock unknown-session-disabled sha256:s false", "disable ses-1 x"}},
+		{"during the copy job", &lock.Holder{Purpose: protocol.DataCopy}, "ses-1", "erin", []string{"disable ses-1 x"}},
 	} {
 		n.lock.mu.Lock()
 		n.lock.lease, n.lock.known = one.lease, one.known
