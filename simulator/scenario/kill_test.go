@@ -2,7 +2,6 @@ package scenario
 
 import (
 	"context"
-	"fmt"
 	"io"
 	"slices"
 	"syscall"
@@ -117,9 +116,9 @@ func TestKillControlPlaneAfterEveryStep(t *testing.T) {
 		case "4":
 			s.killControlInCopyJob(ctx)
 		case "9":
-			for _, after := range []time.Duration{50, 200, 400} {
-				s.killControlInUnlock(ctx, after*time.Millisecond)
-			}
+			s.killControlInUnlock(ctx, protocol.Challenged)
+			s.killControlInUnlock(ctx, protocol.Opening)
+			s.killControlInUnlock(ctx, protocol.Opened)
 		}
 		want := protocol.Locked
 		if slices.Contains(unlockedAfter, step) {
@@ -152,19 +151,24 @@ func (s *Story) killControlInCopyJob(ctx context.Context) {
 	s.nothingLost(ctx, before)
 }
 
-// killControlInUnlock kills lockboxd some time after an execution has begun.
-// What it left half open gets locked; what it committed stays.
-func (s *Story) killControlInUnlock(ctx context.Context, after time.Duration) {
+// killControlInUnlock kills lockboxd as soon as an execution has brought the
+// node to a state. What it left half open gets locked; only if it has answered
+// that the unlock is committed, it stays.
+func (s *Story) killControlInUnlock(ctx context.Context, state protocol.LockState) {
 	before := s.exported(ctx)
-	s.out.tried("kill -9 of lockboxd %s after an execution has begun", after)
+	s.out.tried("kill -9 of lockboxd in the middle of an unlock: once the node is %s", state)
 	wait := s.background(ctx, io.Discard, "erin", "request", "execute", s.number)
-	time.Sleep(after)
+	s.awaitState(ctx, state)
 	s.must(s.procs.end(controlPlane, syscall.SIGKILL))
 	c := wait()
+	s.out.back(c.err)
 	s.startControl(ctx)
-	s.hold(c.code != 0, "the execution succeeded although lockboxd was killed")
+	if c.code == 0 {
+		s.online(ctx, s.w.Device, protocol.Unlocked)
+		s.locksAgain(ctx)
+	}
 	s.online(ctx, s.w.Device, protocol.Locked)
 	s.nothingOpen()
 	s.nothingLost(ctx, before)
-	s.hold(s.request(ctx, s.number).Status == "Approved", "the request is %s", fmt.Sprint(s.request(ctx, s.number)))
+	s.hold(s.request(ctx, s.number).Status == "Approved", "the request is %s", s.request(ctx, s.number).Status)
 }

@@ -157,3 +157,31 @@ func run(ctx context.Context, in string, name string, args ...string) (command, 
 	}
 	return command{cmd.ProcessState.ExitCode(), out.String(), errOut.String()}, ctx.Err()
 }
+
+// sshAgent starts an ssh-agent that ends when stop is called or ctx ends. Left to
+// itself, one that outlives its command stays for another ten seconds.
+func (s *Story) sshAgent(ctx context.Context) (socket string, stop func()) {
+	socket = filepath.Join(filepath.Dir(s.w.Device.Nodes[0].Run), "ssh-agent.sock")
+	ctx, cancel := context.WithCancel(ctx)
+	cmd := exec.CommandContext(ctx, "ssh-agent", "-D", "-a", socket)
+	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
+	cmd.WaitDelay = time.Second
+	if err := cmd.Start(); err != nil {
+		cancel()
+		s.fail("cannot start ssh-agent: %w", err)
+	}
+	stop = func() {
+		cancel()
+		_ = cmd.Wait() // it ends by our signal
+		os.Remove(socket)
+	}
+	for began := time.Now(); ; time.Sleep(5 * time.Millisecond) {
+		if _, err := os.Stat(socket); err == nil {
+			return socket, stop
+		}
+		if ctx.Err() != nil || time.Since(began) > patience {
+			stop()
+			s.fail("ssh-agent does not open %s", socket)
+		}
+	}
+}

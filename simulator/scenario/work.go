@@ -213,12 +213,18 @@ func (s *Story) selfApproval(ctx context.Context, r *lockboxv1.Request) {
 // approveByAgent approves with the key in an ssh-agent.
 func (s *Story) approveByAgent(ctx context.Context, who, number string) {
 	p := s.w.People[who]
-	line := fmt.Sprintf("ssh-add -q %s && %s --home %s request approve %s --yes", p.KeyFile(), filepath.Join(s.cfg.Bin, "lockbox"), p.Home(), number)
-	s.out.tried("ssh-agent sh -c 'ssh-add … && lockbox request approve %s --yes'   (%s, key in an ssh-agent)", number, who)
-	c, err := run(ctx, "", "ssh-agent", "sh", "-c", line)
-	s.must(err)
-	s.hold(c.code == 0, "%s cannot approve with an ssh-agent: %s%s", who, c.out, c.err)
-	s.out.back(c.err + c.out)
+	socket, stop := s.sshAgent(ctx)
+	defer stop()
+	s.out.tried("ssh-add …; lockbox request approve %s --yes   (%s, key in an ssh-agent)", number, who)
+	for _, args := range [][]string{
+		{"ssh-add", "-q", p.KeyFile()},
+		{filepath.Join(s.cfg.Bin, "lockbox"), "--home", p.Home(), "request", "approve", number, "--yes"},
+	} {
+		c, err := run(ctx, "", "env", append([]string{"SSH_AUTH_SOCK=" + socket}, args...)...)
+		s.must(err)
+		s.hold(c.code == 0, "%s cannot approve with an ssh-agent: %s%s", who, c.out, c.err)
+		s.out.back(c.err + c.out)
+	}
 }
 
 // notice returns the notice that holds text.
