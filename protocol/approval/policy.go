@@ -44,8 +44,10 @@ func VerifyPolicyV1(envelope []byte) (*Policy, error) {
 }
 
 // VerifySuccessor verifies the policy that is to replace p: of the same tenant
-// and order, of a higher version, with p's digest, and signed by p's own
-// customers (the threshold of every customer group) or by p's recovery key.
+// and order, with the same recovery key and log key, of a higher version, with p's
+// digest, and signed by p's own customers (the threshold of every customer group)
+// or by p's recovery key. Under another log key a node could not compare the log
+// with what it has seen of it, and would never unlock again.
 func (p *Policy) VerifySuccessor(envelope []byte) (*Policy, error) {
 	e, err := open[TrustPolicy](envelope)
 	if err != nil {
@@ -136,6 +138,8 @@ func (p *Policy) checkSuccessor(next TrustPolicy) error {
 		return wrong("it is for another tenant or order")
 	case !sameKey(next.RecoveryKey, p.doc.RecoveryKey):
 		return wrong("its recoveryKey differs, which may never change")
+	case next.LogKey != p.doc.LogKey:
+		return wrong("its logKey differs, which may never change: nodes hold checkpoints signed by the present one")
 	}
 	return nil
 }

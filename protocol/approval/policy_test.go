@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"golang.org/x/crypto/ssh"
+	"golang.org/x/mod/sumdb/note"
 
 	"github.com/databox-lockbox/lockbox/protocol"
 	. "github.com/databox-lockbox/lockbox/protocol/approval"
@@ -73,6 +74,9 @@ var policyCases = []policyCase{
 	{name: "policy-next-replaces-recovery-key", fault: func(t testing.TB, _, next *signedDoc[TrustPolicy]) {
 		k := sshKey(t, "vault", "vault@contoso.example", sshSigner(t, "mallory").PublicKey())
 		next.doc.RecoveryKey = &k
+	}, code: protocol.CodePolicyDigest},
+	{name: "policy-next-replaces-log-key", fault: func(t testing.TB, _, next *signedDoc[TrustPolicy]) {
+		next.doc.LogKey = must[string](t)(note.NewEd25519VerifierKey("log.lockbox.example", machinePublic("another log")))
 	}, code: protocol.CodePolicyDigest},
 	{name: "policy-next-too-few", fault: func(_ testing.TB, _, next *signedDoc[TrustPolicy]) { next.keyIDs = []string{"carol-token"} }, code: protocol.CodeDecisionMissing},
 	{name: "policy-next-by-its-own-customers", fault: func(_ testing.TB, _, next *signedDoc[TrustPolicy]) {
