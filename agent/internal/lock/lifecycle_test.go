@@ -565,6 +565,38 @@ func TestRevocationInARequest(t *testing.T) {
 	})
 }
 
+// Whoever ends a session finds out whom the node is held for, from the challenge
+// on, and can keep a later commit from opening it.
+func TestHolder(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		s := newScene(t)
+		a := s.newAttempt(protocol.SupportAccess)
+		if h, held := s.Holder(); held {
+			t.Errorf("a locked node is held for %v", h)
+		}
+		must(a.challenge())
+		unsure := Holder{Purpose: protocol.SupportAccess, Subject: a.subject}
+		if h, held := s.Holder(); !held || h != unsure {
+			t.Errorf("challenged: %v, %v", h, held)
+		}
+		must(s.Lock(t.Context(), SessionDisabled, a.subject, false))
+		sure := unsure
+		sure.Engineer = a.statement.Engineer
+		proof := must(a.unlock())
+		if h, held := s.Holder(); !held || h != sure {
+			t.Errorf("opened: %v, %v", h, held)
+		}
+		must(s.Lock(t.Context(), SessionDisabled, a.subject, true))
+		if _, _, err := s.Commit(t.Context(), a.commitEnvelope(proof)); protocol.CodeOf(err) != protocol.CodeNotOpened {
+			t.Errorf("a commit after that: %v", err)
+		}
+		s.lockedBecause(SessionDisabled)
+		if _, err := a.unlock(); protocol.CodeOf(err) != protocol.CodeSpent {
+			t.Errorf("a second unlock: %v", err)
+		}
+	})
+}
+
 func TestWhatServesTheLeaseEnds(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		s := newScene(t)
