@@ -6,7 +6,7 @@
 //     of it in the service.
 //   - A person is known by their certificate, a node by its tunnel. The rows
 //     open to everybody are Login and Enrol, which check a token themselves.
-//   - Every call has a deadline, every message a size limit.
+//   - Every call has a deadline, every message a size limit, every node a rate.
 package api
 
 import (

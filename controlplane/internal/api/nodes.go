@@ -26,20 +26,27 @@ type NodeServices struct {
 	ReportManifest   func(ctx context.Context, node protocol.NodeID, in *devicev1.ReportManifestRequest) (*devicev1.ReportManifestResponse, error)
 }
 
-// nodeRoutes is the table of the device port.
-func nodeRoutes(s NodeServices) map[string]connect.ServerFunc {
+// nodeRoute makes the handler of a row, which keeps nodes to their limits.
+type nodeRoute func(*limits) connect.ServerFunc
+
+// nodeRoutes is the table of the device port, with what a call costs.
+func nodeRoutes(s NodeServices) map[string]nodeRoute {
 	const service = "/device.v1.ControlService/"
-	return map[string]connect.ServerFunc{
-		service + "Heartbeat":        fromNode(s.Heartbeat),
-		service + "AppendRecords":    fromNode(s.AppendRecords),
-		service + "RenewCertificate": fromNode(s.RenewCertificate),
-		service + "ReportJob":        fromNode(s.ReportJob),
-		service + "ReportManifest":   fromNode(s.ReportManifest),
+	return map[string]nodeRoute{
+		service + "Heartbeat":        fromNode(cheap, s.Heartbeat),
+		service + "AppendRecords":    fromNode(cheap, s.AppendRecords),
+		service + "RenewCertificate": fromNode(dearer, s.RenewCertificate),
+		service + "ReportJob":        fromNode(dear, s.ReportJob),
+		service + "ReportManifest":   fromNode(dear, s.ReportManifest),
 	}
 }
 
-// fromNode makes a handler from a service method.
-func fromNode[Req, Resp any, P message[Req]](call func(context.Context, protocol.NodeID, P) (*Resp, error)) connect.ServerFunc {
+// fromNode makes a row from a service method.
+func fromNode[Req, Resp any, P message[Req]](cost float64, call func(context.Context, protocol.NodeID, P) (*Resp, error)) nodeRoute {
+	return func(l *limits) connect.ServerFunc { return limited(l, cost, call) }
+}
+
+func limited[Req, Resp any, P message[Req]](l *limits, cost float64, call func(context.Context, protocol.NodeID, P) (*Resp, error)) connect.ServerFunc {
 	return func(ctx context.Context, _ connect.Spec, s connect.ServerStream) error {
 		node, ok := ctx.Value(nodeKey{}).(protocol.NodeID)
 		if !ok {
@@ -47,8 +54,14 @@ func fromNode[Req, Resp any, P message[Req]](call func(context.Context, protocol
 		}
 		ctx, cancel := context.WithTimeout(ctx, nodeTimeout)
 		defer cancel()
+		if err := l.admit(node, cost); err != nil {
+			return err
+		}
 		req := P(new(Req))
 		if err := s.Receive(req); err != nil {
+			return err
+		}
+		if err := l.weigh(node, req); err != nil {
 			return err
 		}
 		resp, err := call(ctx, node, req)
@@ -63,14 +76,16 @@ type nodeKey struct{}
 
 // NewNodeHandler returns what answers the nodes: a function that gives each
 // tunnel its handler. The handlers share everything but the node's name, so an
-// idle device costs next to nothing.
+// idle device costs next to nothing, and a busy one is held to its limits however
+// many connections it has had.
 func NewNodeHandler(s NodeServices, log zerolog.Logger) func(node protocol.NodeID) http.Handler {
 	specs := specsOf(func(s *connect.Server) {
 		devicev1.RegisterControlServiceHandler(s, devicev1.UnimplementedControlServiceHandler{})
 	})
 	server := rpc.NewServer(logInternal(log))
-	for procedure, handler := range nodeRoutes(s) {
-		server.Register(connect.Method{Spec: specs[procedure], Handler: handler})
+	l := newLimits(time.Now)
+	for procedure, route := range nodeRoutes(s) {
+		server.Register(connect.Method{Spec: specs[procedure], Handler: route(l)})
 	}
 	mux := http.NewServeMux()
 	rpc.Mount(mux, server)

@@ -19,8 +19,11 @@ import (
 // between only memory knows that it was seen.
 const writeEvery = 5 * time.Minute
 
-// maxOpened bounds a proof of opening in bytes.
-const maxOpened = 16 << 10
+// Limits of a report, in bytes.
+const (
+	maxOpened = 16 << 10  // of the proof of opening
+	maxStatus = 256 << 10 // of the whole status
+)
 
 // report is what a node last said.
 type report struct {
@@ -44,6 +47,9 @@ func (s *Service) Heartbeat(ctx context.Context, node protocol.NodeID, in *devic
 	full, err := proto.Marshal(status)
 	if err != nil {
 		return nil, err
+	}
+	if len(full) > maxStatus {
+		return nil, invalid("the report is longer than %d bytes", maxStatus)
 	}
 	if s.note(node, in, now) {
 		err := s.cfg.Store.Tx(ctx, func(tx *store.Tx) error {

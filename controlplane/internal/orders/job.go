@@ -271,7 +271,7 @@ var jobOperations = map[string]auditlog.Operation{
 
 func (s *Service) recordJob(ctx context.Context, tx *store.Tx, o store.Order, job store.NodeJob, copyLog []byte) error {
 	if len(copyLog) > 0 {
-		if err := tx.InsertCopyLog(ctx, &store.CopyLog{Order: o.ID, Node: job.Node, Time: s.now(), XML: copyLog}); err != nil {
+		if err := tx.PutCopyLog(ctx, &store.CopyLog{Order: o.ID, Node: job.Node, State: job.State, Time: s.now(), XML: copyLog}); err != nil {
 			return err
 		}
 	}

@@ -66,6 +66,10 @@ func requestOf(ctx context.Context, tx *store.Tx, o store.Order, name string) (p
 	return r.ID, err
 }
 
+// maxVersions bounds how often prepare-to-ship can change a share: a node that
+// reports without end does not fill the store.
+const maxVersions = 100
+
 func (s *Service) takeManifest(ctx context.Context, tx *store.Tx, o store.Order, node protocol.NodeID, request protocol.RequestID, known []store.Manifest, m *devicev1.Manifest) error {
 	newest := store.Manifest{Serial: node.Serial, Node: node.Node, Disk: protocol.DiskID(m.Disk), Share: m.Share}
 	for _, k := range known {
@@ -84,6 +88,8 @@ func (s *Service) takeManifest(ctx context.Context, tx *store.Tx, o store.Order,
 		return invalid("bill of materials of %s on disk %s: its digest is %s, not %s", m.Share, m.Disk, manifest.Digest(m.Bom), m.Digest)
 	case bom.Share.String() != m.Share || !hasShare(o, m.Share):
 		return invalid("bill of materials of %s on disk %s: the order has no such share", m.Share, m.Disk)
+	case newest.Version >= maxVersions:
+		return conflict("bill of materials of %s on disk %s: there are %d versions already", m.Share, m.Disk, newest.Version)
 	case bom.Previous != newest.Digest || m.PreviousDigest != newest.Digest:
 		return conflict("bill of materials of %s on disk %s continues %s, the newest is %s", m.Share, m.Disk, orNone(bom.Previous), orNone(newest.Digest))
 	}

@@ -157,18 +157,24 @@ func (tx *Tx) Manifests(ctx context.Context, order protocol.OrderID) ([]Manifest
 type CopyLog struct {
 	Order protocol.OrderID
 	Node  protocol.NodeID
+	State string // of the node's job
 	Time  time.Time
 	XML   []byte
 }
 
-var copyLogs = table{"copy_logs", "copy log", 0, "order_id, serial, node, time, xml"}
+var copyLogs = table{"copy_logs", "copy log", 0, "order_id, serial, node, state, time, xml"}
 
 func (r *CopyLog) fields() []any {
-	return []any{&r.Order, &r.Node.Serial, &r.Node.Node, ms{&r.Time}, &r.XML}
+	return []any{&r.Order, &r.Node.Serial, &r.Node.Node, &r.State, ms{&r.Time}, &r.XML}
 }
 
-// InsertCopyLog adds r.
-func (tx *Tx) InsertCopyLog(ctx context.Context, r *CopyLog) error {
+// PutCopyLog replaces the copy log of r.Node for r.State: there is one of each.
+func (tx *Tx) PutCopyLog(ctx context.Context, r *CopyLog) error {
+	_, err := exec(ctx, tx, `DELETE FROM copy_logs WHERE order_id = $1 AND serial = $2 AND node = $3 AND state = $4`,
+		r.Order, r.Node.Serial, r.Node.Node, r.State)
+	if err != nil {
+		return err
+	}
 	return insert(ctx, tx, copyLogs, r.fields())
 }
 

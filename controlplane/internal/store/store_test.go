@@ -111,8 +111,8 @@ func TestRecordsComeBackAsTheyWere(t *testing.T) {
 	same(t, s, store.Manifest{Serial: "DBX0009", Node: 2, Disk: "disk1", Share: "sh", Version: 1, Order: "o", BOM: []byte{1}, Digest: "d", PreviousDigest: "e", Difference: "f", Request: "r", Time: at(1)},
 		func(c ctx, x tx, r *store.Manifest) error { return x.InsertManifest(c, r) },
 		func(c ctx, x tx) (store.Manifest, error) { return first(x.Manifests(c, "o")) })
-	same(t, s, store.CopyLog{Order: "o", Node: nine, Time: at(1), XML: []byte("<x/>")},
-		func(c ctx, x tx, r *store.CopyLog) error { return x.InsertCopyLog(c, r) },
+	same(t, s, store.CopyLog{Order: "o", Node: nine, State: "halted", Time: at(1), XML: []byte("<x/>")},
+		func(c ctx, x tx, r *store.CopyLog) error { return x.PutCopyLog(c, r) },
 		func(c ctx, x tx) (store.CopyLog, error) { return first(x.CopyLogs(c, "o")) })
 	same(t, s, store.Ticket{ID: "SR-9", Order: "o", Tenant: "t", Title: "x", Origin: "customer", Owner: "p", EscalatedTo: []protocol.Person{"q"}, Created: at(1)},
 		func(c ctx, x tx, r *store.Ticket) error { return x.InsertTicket(c, r) },
