@@ -30,12 +30,15 @@ type liar struct {
 	lockboxv1.UnimplementedRequestServiceHandler
 	lockboxv1.UnimplementedOrderServiceHandler
 	lockboxv1.UnimplementedAuditServiceHandler
+	lockboxv1.UnimplementedAccountServiceHandler
 	truth *client.Client
 
 	request    func(*lockboxv1.Request)
 	policy     func(*lockboxv1.Document)
 	checkpoint func(*lockboxv1.GetCheckpointRequest, *lockboxv1.GetCheckpointResponse)
+	draft      func(*approval.TrustPolicy)
 	decided    [][]byte
+	signed     [][]byte // trust policies
 }
 
 func (l *liar) GetRequest(ctx context.Context, in *lockboxv1.GetRequestRequest) (*lockboxv1.Request, error) {
@@ -83,6 +86,7 @@ func (w *world) lie(t *testing.T, l *liar, short string) {
 	lockboxv1.RegisterRequestServiceHandler(s, l)
 	lockboxv1.RegisterOrderServiceHandler(s, l)
 	lockboxv1.RegisterAuditServiceHandler(s, l)
+	lockboxv1.RegisterAccountServiceHandler(s, l)
 	mux := http.NewServeMux()
 	rpc.Mount(mux, s)
 	config := certs.APIListener(w.serverCert(t), w.authorities(t).Roots().People, nil)

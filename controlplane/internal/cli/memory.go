@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -122,18 +123,35 @@ func (a *app) rememberPolicy(order string, digest approval.Digest) error {
 	return writeFile(a.policyFile(order), []byte(digest+"\n"))
 }
 
+// policyCheck is what a comparison with a person's own copy of a trust policy
+// came to.
+type policyCheck struct {
+	known    bool   // they keep a copy, and it is the same
+	sentence string // for them
+}
+
+// show shows the whole policy to who sees it for the first time: from now on it
+// is what others are measured by.
+func (c policyCheck) show(w io.Writer, p approval.TrustPolicy) {
+	if !c.known {
+		showPolicy(w, p)
+	}
+}
+
 // checkPolicy compares a statement's trust policy with this person's own copy.
-// It returns a sentence for them.
-func (a *app) checkPolicy(order string, digest approval.Digest) (string, error) {
+// Who keeps none trusts this one on first use: it is to be kept as soon as they
+// have said yes, whatever becomes of that.
+func (a *app) checkPolicy(order string, digest approval.Digest) (policyCheck, error) {
 	data, err := os.ReadFile(a.policyFile(order))
 	if errors.Is(err, fs.ErrNotExist) {
-		return "you keep no copy of this order's trust policy; compare the digest with one who does", nil
+		return policyCheck{sentence: "YOU SEE IT FOR THE FIRST TIME and trust it by signing: compare its digest with somebody who signed it. " +
+			"It is kept, and any other is refused from then on"}, nil
 	}
 	if err != nil {
-		return "", err
+		return policyCheck{}, err
 	}
 	if own := strings.TrimSpace(string(data)); own != string(digest) {
-		return "", fmt.Errorf("this is under trust policy %s, but the one you know is %s: sign nothing, ask those who sign for your organization whether it was changed; if so, 'lockbox trust-policy accept %s', else tell your security team", digest, own, order)
+		return policyCheck{}, fmt.Errorf("this is under trust policy %s, but the one you know is %s: sign nothing, ask those who sign for your organization whether it was changed; if so, 'lockbox trust-policy accept %s', else tell your security team", digest, own, order)
 	}
-	return "same as the one you know", nil
+	return policyCheck{true, "same as the one you know"}, nil
 }

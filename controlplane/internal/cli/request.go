@@ -167,8 +167,9 @@ func (a *app) requestDecide(use string, verdict approval.Verdict) *cobra.Command
 		Long: `Decide about a request with your SSH key, from a file or an ssh-agent.
 
 What you see is read from the request statement itself, whose digest you sign;
-the trust policy is compared with the one you signed before, and the activity
-log with what you saw of it before. Customers decide for the customer, internal
+the trust policy is compared with the one you signed or decided under before (the
+first time it is shown whole, and kept), and the activity log with what you saw
+of it before. Customers decide for the customer, internal
 approvers for the provider.`,
 		Args: args("N"),
 		RunE: a.connected(func(ctx context.Context, c *client.Client, cmd *cobra.Command, args []string) error {
@@ -201,7 +202,7 @@ func (a *app) decide(ctx context.Context, c *client.Client, cmd *cobra.Command, 
 	if err != nil {
 		return err
 	}
-	same, err := a.checkPolicy(string(statement.OrderID), statement.PolicyDigest)
+	known, err := a.checkPolicy(string(statement.OrderID), statement.PolicyDigest)
 	if err != nil {
 		return err
 	}
@@ -215,7 +216,8 @@ func (a *app) decide(ctx context.Context, c *client.Client, cmd *cobra.Command, 
 	}
 	defer done()
 	err = tell(cmd, func(w io.Writer) {
-		showStatement(w, statement, same)
+		known.show(w, policy)
+		showStatement(w, statement, known.sentence)
 		fields(w, "Activity log", log)
 	})
 	if err != nil {
@@ -229,14 +231,11 @@ func (a *app) decide(ctx context.Context, c *client.Client, cmd *cobra.Command, 
 	if err != nil {
 		return err
 	}
-	r, err = c.Requests.Decide(ctx, &lockboxv1.DecideRequest{Id: r.Id, Envelope: envelope})
-	if err != nil {
-		return err
-	}
 	if err := a.rememberPolicy(string(statement.OrderID), statement.PolicyDigest); err != nil {
 		return err
 	}
-	return a.showRequest(cmd, r, nil)
+	r, err = c.Requests.Decide(ctx, &lockboxv1.DecideRequest{Id: r.Id, Envelope: envelope})
+	return a.showRequest(cmd, r, err)
 }
 
 func newDecision(payload []byte, s approval.Statement, role approval.Role, verdict approval.Verdict, keyID string, flags decideFlags) (approval.Decision, error) {

@@ -296,11 +296,15 @@ It is never valid for support.`,
 			if err := checkConsent(consent, policy, args[0], end, time.Now()); err != nil {
 				return err
 			}
-			same, err := a.checkPolicy(args[0], consent.PolicyDigest)
+			known, err := a.checkPolicy(args[0], consent.PolicyDigest)
 			if err != nil {
 				return err
 			}
-			if err := tell(cmd, func(w io.Writer) { showConsent(w, consent, same) }); err != nil {
+			err = tell(cmd, func(w io.Writer) {
+				known.show(w, policy)
+				showConsent(w, consent, known.sentence)
+			})
+			if err != nil {
 				return err
 			}
 			signer, k, done, err := findSigner(ctx, cmd, key, policy)
@@ -312,11 +316,11 @@ It is never valid for support.`,
 			if err != nil {
 				return err
 			}
-			doc, err := c.Orders.SubmitConsent(ctx, &lockboxv1.SubmitConsentRequest{Order: args[0], Envelope: envelope})
-			if err != nil {
+			if err := a.rememberPolicy(args[0], consent.PolicyDigest); err != nil {
 				return err
 			}
-			if err := a.rememberPolicy(args[0], consent.PolicyDigest); err != nil {
+			doc, err := c.Orders.SubmitConsent(ctx, &lockboxv1.SubmitConsentRequest{Order: args[0], Envelope: envelope})
+			if err != nil {
 				return err
 			}
 			return a.print(cmd, doc, func(w io.Writer) { fields(w, "Consent", doc.Digest) })
