@@ -316,6 +316,73 @@ func imageSum(t *testing.T, path string) [32]byte {
 	return sha256.Sum256(data)
 }
 
+// TestLoopIsRootsAlone checks that no group can read a volume by its loop device,
+// as that of the group disk under udev, and that udev stays away meanwhile.
+func TestLoopIsRootsAlone(t *testing.T) {
+	disktest.NeedMounts(t)
+	backing := filepath.Join(t.TempDir(), "backing")
+	if err := os.WriteFile(backing, make([]byte, 1<<20), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	shared := owner{0o660, 0, 6} // what udev does
+	l := attachShared(t, backing, shared)
+	if got := nodeOwner(t, l.path); got != (owner{0o600, 0, 0}) {
+		t.Errorf("while it is ours: %+v", got)
+	}
+	udev, err := os.Open(l.path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Flock(int(udev.Fd()), syscall.LOCK_SH|syscall.LOCK_NB); err != syscall.EWOULDBLOCK {
+		t.Errorf("udev may give the device away: %v", err)
+	}
+	udev.Close()
+	if err := l.detach(time.Second); err != nil {
+		t.Error(err)
+	}
+	if got := nodeOwner(t, l.path); got != shared {
+		t.Errorf("given back: %+v", got)
+	}
+}
+
+// attachShared attaches a loop device whose node was shared before. Others may
+// take the one that was made ready: then it tries again.
+func attachShared(t *testing.T, backing string, shared owner) *loop {
+	t.Helper()
+	tag := loopTag(t.TempDir(), "disk1")
+	for range 20 {
+		first, err := attachLoop(backing, tag)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := errors.Join(first.detach(time.Second), shared.restore(first.path)); err != nil {
+			t.Fatal(err)
+		}
+		l, err := attachLoop(backing, tag)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if l.path == first.path {
+			t.Cleanup(func() { first.before.restore(first.path) })
+			return l
+		}
+		if err := errors.Join(l.detach(time.Second), first.before.restore(first.path)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Fatal("others take every free loop device")
+	return nil
+}
+
+func nodeOwner(t *testing.T, path string) owner {
+	t.Helper()
+	var stat syscall.Stat_t
+	if err := syscall.Stat(path, &stat); err != nil {
+		t.Fatal(err)
+	}
+	return owner{stat.Mode & 0o7777, int(stat.Uid), int(stat.Gid)}
+}
+
 func TestEvidence(t *testing.T) {
 	m := mounted(t)
 	got, err := m.spec.Evidence(m.spec.RunDir)

@@ -25,6 +25,13 @@ type loop struct {
 	path   string // of the device, e.g. /dev/loop0
 	tag    string // its name
 	device *os.File
+	before owner // of the device's node, which is root's alone while it is ours
+}
+
+// owner is who may open a device's node.
+type owner struct {
+	mode     uint32
+	uid, gid int
 }
 
 // loopTag names the loop device of a disk, within the 64 bytes the kernel keeps.
@@ -50,42 +57,72 @@ func attachLoop(file, tag string) (*loop, error) {
 	config.Info.Flags = unix.LO_FLAGS_DIRECT_IO | unix.LO_FLAGS_AUTOCLEAR
 	copy(config.Info.File_name[:len(config.Info.File_name)-1], tag)
 
-	device, err := configureFree(&config)
+	device, before, err := configureFree(&config)
 	if err != nil {
 		return nil, fmt.Errorf("cannot attach a loop device: %w", err)
 	}
-	l := &loop{path: device.Name(), tag: tag, device: device}
+	l := &loop{path: device.Name(), tag: tag, device: device, before: before}
 	l.boundDirty()
 	return l, nil
 }
 
 // configureFree configures the first free loop device. Others may be faster:
 // then it tries the next.
-func configureFree(config *unix.LoopConfig) (*os.File, error) {
+func configureFree(config *unix.LoopConfig) (*os.File, owner, error) {
 	control, err := os.OpenFile("/dev/loop-control", os.O_RDWR, 0)
 	if err != nil {
-		return nil, err
+		return nil, owner{}, err
 	}
 	defer control.Close()
 	for range 256 {
 		n, err := unix.IoctlRetInt(int(control.Fd()), unix.LOOP_CTL_GET_FREE)
 		if err != nil {
-			return nil, err
+			return nil, owner{}, err
 		}
 		device, err := os.OpenFile("/dev/loop"+strconv.Itoa(n), os.O_RDWR, 0)
 		if err != nil {
-			return nil, err
+			return nil, owner{}, err
 		}
-		err = unix.IoctlLoopConfigure(int(device.Fd()), config)
+		before, err := configure(device, config)
 		if err == nil {
-			return device, nil
+			return device, before, nil
 		}
 		device.Close()
-		if !errors.Is(err, unix.EBUSY) {
-			return nil, err
+		switch {
+		case errors.Is(err, unix.EWOULDBLOCK): // udev has a look at it
+			time.Sleep(pollTime)
+		case !errors.Is(err, unix.EBUSY):
+			return nil, owner{}, err
 		}
 	}
-	return nil, errors.New("others take every free one: try again")
+	return nil, owner{}, errors.New("others take every free one: try again")
+}
+
+// configure makes the device's node root's alone before there is anything to read
+// from it. udev, which would give it to the group disk again, leaves a device
+// alone that somebody else has locked, which we have until we close it.
+func configure(device *os.File, config *unix.LoopConfig) (before owner, err error) {
+	fd := int(device.Fd())
+	if err := unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		return owner{}, err
+	}
+	var stat unix.Stat_t
+	if err := unix.Fstat(fd, &stat); err != nil {
+		return owner{}, err
+	}
+	before = owner{stat.Mode & 0o7777, int(stat.Uid), int(stat.Gid)}
+	if err := errors.Join(unix.Fchmod(fd, 0o600), unix.Fchown(fd, 0, 0)); err != nil {
+		return owner{}, err
+	}
+	if err := unix.IoctlLoopConfigure(fd, config); err != nil {
+		return owner{}, errors.Join(err, before.restore(device.Name()))
+	}
+	return before, nil
+}
+
+// restore gives the node at path back to its owner.
+func (o owner) restore(path string) error {
+	return errors.Join(unix.Chown(path, o.uid, o.gid), unix.Chmod(path, o.mode))
 }
 
 // boundDirty bounds dirty pages where the kernel lets us. Without, a relock
@@ -119,7 +156,8 @@ func (l *loop) sync() error {
 }
 
 // detach drops what is cached of the device and waits until it is free, which it
-// is once ntfs-3g is gone.
+// is once ntfs-3g is gone. Not before is its node given back; after a crash, and
+// after an error, udev does that.
 func (l *loop) detach(limit time.Duration) error {
 	flushDevice(l.device)
 	l.unboundDirty()
@@ -129,7 +167,7 @@ func (l *loop) detach(limit time.Duration) error {
 			return fmt.Errorf("%s is still attached", l.path)
 		}
 	}
-	return nil
+	return l.before.restore(l.path)
 }
 
 // flushDevice writes back what is dirty, which fails once the keys are wiped, and

@@ -40,7 +40,7 @@ func mountNTFS(ctx context.Context, device string, p *places, spec Spec) (*fileS
 	}
 	f, err := startNTFS(ctx, p, spec.Keeper, options, device)
 	if exit, ok := errors.AsType[*exec.ExitError](err); ok && exit.ExitCode() == exitCorrupt {
-		if err := repairNTFS(ctx, device, spec.Keeper); err != nil {
+		if err := repairNTFS(ctx, device, p, spec.Keeper); err != nil {
 			return nil, err
 		}
 		return startNTFS(ctx, p, spec.Keeper, options, device)
@@ -49,15 +49,17 @@ func mountNTFS(ctx context.Context, device string, p *places, spec Spec) (*fileS
 }
 
 // repairNTFS makes the two copies of the file system's vital records the same
-// again, and empties its journal, which ntfs-3g does not use.
-func repairNTFS(ctx context.Context, device string, keeper *Keeper) error {
+// again, and empties its journal, which ntfs-3g does not use. It has a mount table
+// of its own, for ntfsfix refuses a device whose name stands in the table, as after
+// an agent that was killed with another disk on it.
+func repairNTFS(ctx context.Context, device string, p *places, keeper *Keeper) error {
 	var said tail
 	cmd, err := program("ntfsfix", &said, device)
 	if err != nil {
 		return err
 	}
 	cmd.Stdout = &said
-	child, err := StartChild(cmd, keeper)
+	child, err := startChild(cmd, keeper, thread{before: func() error { return ownMountTable(p.types) }})
 	if err != nil {
 		return err
 	}
