@@ -32,6 +32,7 @@ var (
 	deciders  = []auth.Role{auth.Owner, auth.Approver, auth.InternalApprover}
 	jobs      = []auth.Role{auth.Admin, auth.Staff, auth.Engineer}
 	ticketing = []auth.Role{auth.Admin, auth.Staff, auth.Engineer, auth.Owner, auth.Approver}
+	filenames = ticketing // engineers of their own orders only
 	endAccess = []auth.Role{auth.Admin, auth.Engineer, auth.InternalApprover, auth.Owner, auth.Approver}
 	auditors  = []auth.Role{auth.Admin, auth.Auditor}
 )
@@ -80,8 +81,8 @@ func publicRoutes(s Services) []route {
 		unary(order+"RevokeConsent", customers, s.Orders.RevokeConsent),
 		unary(order+"CreateJoinToken", staff, s.Orders.CreateJoinToken),
 		progress(order+"StartJob", jobs, s.Orders.StartJob),
-		unary(order+"GetCopyLog", anyone, s.Orders.GetCopyLog),
-		unary(order+"GetManifest", anyone, s.Orders.GetManifest),
+		unary(order+"GetCopyLog", filenames, s.Orders.GetCopyLog),
+		unary(order+"GetManifest", filenames, s.Orders.GetManifest),
 
 		unary(devices+"ListDevices", anyone, s.Orders.ListDevices),
 		unary(devices+"GetDevice", anyone, s.Orders.GetDevice),

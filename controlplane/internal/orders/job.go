@@ -313,10 +313,11 @@ func (s *Service) jobHistory(ctx context.Context, tx *store.Tx, was, o store.Ord
 	return nil
 }
 
-// GetCopyLog shows the newest copy log of each node.
+// GetCopyLog shows the newest copy log of each node to who may know the names of
+// the customer's files.
 func (s *Service) GetCopyLog(ctx context.Context, caller auth.Caller, in *lockboxv1.GetCopyLogRequest) (*lockboxv1.GetCopyLogResponse, error) {
 	return view(ctx, s.cfg.Store, func(tx *store.Tx) (*lockboxv1.GetCopyLogResponse, error) {
-		o, err := order(ctx, tx, caller, in.Order)
+		o, err := orderWithFiles(ctx, tx, caller, in.Order)
 		if err != nil {
 			return nil, err
 		}

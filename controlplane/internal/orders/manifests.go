@@ -149,10 +149,11 @@ func differenceOf(older store.Manifest, newer manifest.BOM) (string, error) {
 	return manifest.Diff(before, newer).String(), nil
 }
 
-// GetManifest shows every version of an order's bills of materials.
+// GetManifest shows every version of an order's bills of materials to who may
+// know the names of the customer's files.
 func (s *Service) GetManifest(ctx context.Context, caller auth.Caller, in *lockboxv1.GetManifestRequest) (*lockboxv1.GetManifestResponse, error) {
 	return view(ctx, s.cfg.Store, func(tx *store.Tx) (*lockboxv1.GetManifestResponse, error) {
-		o, err := order(ctx, tx, caller, in.Order)
+		o, err := orderWithFiles(ctx, tx, caller, in.Order)
 		if err != nil {
 			return nil, err
 		}

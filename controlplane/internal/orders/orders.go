@@ -19,6 +19,7 @@ import (
 	"crypto/x509"
 	"encoding/hex"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -141,6 +142,26 @@ func order(ctx context.Context, tx *store.Tx, caller auth.Caller, id string) (st
 		err = notFound("order", id)
 	}
 	return o, err
+}
+
+// orderWithFiles reads an order of which caller may know the names of files:
+// the customer, staff and admins, and the engineers who work on a ticket about it.
+func orderWithFiles(ctx context.Context, tx *store.Tx, caller auth.Caller, id string) (store.Order, error) {
+	o, err := order(ctx, tx, caller, id)
+	if err != nil || caller.Role.OfCustomer() || caller.Is(auth.Admin, auth.Staff) {
+		return o, err
+	}
+	list, err := tx.Tickets(ctx, "", o.ID)
+	if err != nil {
+		return o, err
+	}
+	works := func(t store.Ticket) bool {
+		return t.Owner == caller.Person || slices.Contains(t.EscalatedTo, caller.Person)
+	}
+	if !caller.Is(auth.Engineer) || !slices.ContainsFunc(list, works) {
+		return o, protocol.Errorf(protocol.CodeForbidden, "%s works on no ticket about order %s: the names of its files are the customer's", caller.Person, o.ID)
+	}
+	return o, nil
 }
 
 func notFound(what, id string) error {

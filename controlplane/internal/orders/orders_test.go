@@ -619,6 +619,34 @@ func TestTickets(t *testing.T) {
 	}
 }
 
+// The names of a customer's files are for those who work for that customer.
+func TestWhoMayReadTheNamesOfFiles(t *testing.T) {
+	w := newWorld(t, 1)
+	w.ToDatacenter()
+	w.Halt()
+	read := func(c auth.Caller, want protocol.Code) {
+		t.Helper()
+		_, err := w.Orders.GetManifest(t.Context(), c, &lockboxv1.GetManifestRequest{Order: orderstest.Order})
+		wantCode(t, err, want)
+		_, err = w.Orders.GetCopyLog(t.Context(), c, &lockboxv1.GetCopyLogRequest{Order: orderstest.Order})
+		wantCode(t, err, want)
+	}
+	read(orderstest.Erin, protocol.CodeForbidden)
+	id := w.Ticket() // Erin's
+	for _, c := range []auth.Caller{orderstest.Admin, orderstest.Staff, orderstest.Olga, orderstest.Adam, orderstest.Erin} {
+		read(c, "")
+	}
+	read(orderstest.Mallory, protocol.CodeNotFound)
+	for _, c := range []auth.Caller{orderstest.Eve, orderstest.Ian, {Person: "aude@provider.example", Role: auth.Auditor}} {
+		read(c, protocol.CodeForbidden)
+	}
+	_, err := w.Orders.AssignTicket(t.Context(), orderstest.Staff, &lockboxv1.AssignTicketRequest{Id: id, Engineer: string(orderstest.Eve.Person), Escalate: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	read(orderstest.Eve, "")
+}
+
 // Nobody but staff gives work to an engineer, above all no engineer to themself.
 func TestOnlyStaffSayWhoWorksOnATicket(t *testing.T) {
 	w := newWorld(t, 1)
