@@ -73,14 +73,20 @@ func TestHeavyIsCutAtEveryStep(t *testing.T) {
 	in, out := h.measure()
 	for i, part := range []float64{0, 0.1, 0.3, 0.5, 0.7, 0.8, 0.9, 1} {
 		h.in(fmt.Sprintf("towards the node at %.0f %%", part*100), func(s *stage) {
-			(&heavy{s, h.lines}).cutAt(netfault.In, int64(part*float64(in)), i%2 == 0)
+			(&heavy{s, h.lines}).cutAt(netfault.In, int64(part*float64(in)), i%2 == 0, h.lines[1])
 		})
 	}
 	for i, part := range []float64{0.05, 0.5, 0.8, 0.95} {
 		h.in(fmt.Sprintf("towards the control plane at %.0f %%", part*100), func(s *stage) {
-			(&heavy{s, h.lines}).cutAt(netfault.Out, int64(part*float64(out)), i%2 == 1)
+			(&heavy{s, h.lines}).cutAt(netfault.Out, int64(part*float64(out)), i%2 == 1, h.lines[1])
 		})
 	}
+	h.in("both nodes, while they open", func(s *stage) {
+		(&heavy{s, h.lines}).cutAt(netfault.In, in/2, true, h.lines...)
+	})
+	h.in("both nodes, at the commit", func(s *stage) {
+		(&heavy{s, h.lines}).cutAt(netfault.Out, out*4/5, false, h.lines...)
+	})
 }
 
 // measure unlocks once and returns how many bytes pass to and from node 2.
@@ -106,18 +112,25 @@ func (h *heavy) lockAll(ctx context.Context) {
 	h.online(ctx, h.w.Device, protocol.Locked)
 }
 
-// cutAt breaks the line to node 2 once so many bytes of an unlock have passed:
-// by closing it, or by swallowing what comes.
-func (h *heavy) cutAt(dir netfault.Direction, bytes int64, hole bool) {
-	h.do("the line to node 2 breaks", func(ctx context.Context) {
+// cutAt breaks lines once so many bytes of an unlock have passed on that to node
+// 2: by closing them, or by swallowing what comes.
+func (h *heavy) cutAt(dir netfault.Direction, bytes int64, hole bool, lines ...*netfault.Proxy) {
+	heal := func() {
+		for _, line := range lines {
+			line.Heal()
+		}
+	}
+	h.do("the line to a node breaks", func(ctx context.Context) {
 		h.online(ctx, h.w.Device, protocol.Locked)
-		line, cut := h.lines[1], make(chan struct{})
-		defer line.Heal()
-		line.After(dir, bytes, func() {
-			if hole {
-				line.Blackhole()
-			} else {
-				line.Cut()
+		cut := make(chan struct{})
+		defer heal()
+		h.lines[1].After(dir, bytes, func() {
+			for _, line := range lines {
+				if hole {
+					line.Blackhole()
+				} else {
+					line.Cut()
+				}
 			}
 			close(cut)
 		})
@@ -128,7 +141,7 @@ func (h *heavy) cutAt(dir netfault.Direction, bytes int64, hole bool) {
 			h.fail("the unlock and its heartbeats came to less than %d bytes", bytes)
 		}
 		h.t.Logf("seen: %s", strings.Join(h.bothOrNone(ctx), ", "))
-		line.Heal()
+		heal()
 		c := wait()
 		h.t.Logf("execute exited with %d: %s", c.code, c.err)
 		h.online(ctx, h.w.Device, protocol.Locked)
@@ -140,7 +153,7 @@ func (h *heavy) cutAt(dir netfault.Direction, bytes int64, hole bool) {
 	})
 }
 
-// bothOrNone watches the nodes after one was cut off, until the dead-man time is
+// bothOrNone watches the nodes after lines were cut, until the dead-man time is
 // over and none is unlocked. In all that time they are not for longer than the
 // dead-man time one unlocked and one not. It returns what it saw. A node may be
 // challenged or opened for longer: nothing is shared then, and it locks when its
@@ -167,7 +180,7 @@ func (h *heavy) bothOrNone(ctx context.Context) []string {
 		if waited > shortDeadMan && unlocked == 0 {
 			return seen
 		}
-		h.hold(waited < 2*shortDeadMan+margin, "%s after node 2 was cut off, the nodes are %v", waited, states)
+		h.hold(waited < 2*shortDeadMan+margin, "%s after the cut, the nodes are %v", waited, states)
 	}
 }
 
