@@ -5,6 +5,7 @@ import (
 	"crypto/ed25519"
 	"crypto/rand"
 	"crypto/tls"
+	"encoding/base64"
 	"errors"
 	"net"
 	"net/http"
@@ -410,6 +411,9 @@ func TestDescribePolicy(t *testing.T) {
 	if err != nil || digest != string(must(approval.VerifyPolicyV1(policy)).Digest()) {
 		t.Errorf("%s, %v", digest, err)
 	}
+	if !strings.HasPrefix(text, "No recovery key") {
+		t.Errorf("it is not the first thing to read:\n%s", text)
+	}
 	for _, want := range []string{"version 1", "ORD-1001", "1 of customer group owners: alice@contoso.example"} {
 		if !strings.Contains(text, want) {
 			t.Errorf("no %q in:\n%s", want, text)
@@ -417,6 +421,36 @@ func TestDescribePolicy(t *testing.T) {
 	}
 	if _, _, err := describePolicy([]byte("{}")); err == nil {
 		t.Error("an unsigned policy is described")
+	}
+}
+
+// TestDescribeShowsAllThatIsTrusted: whoever compares must see a key that somebody
+// slipped in.
+func TestDescribeShowsAllThatIsTrusted(t *testing.T) {
+	doc := must(approval.VerifyPolicyV1(trustPolicy(t, "ORD-1001", nil))).Document()
+	spki := []byte("a passkey's SubjectPublicKeyInfo")
+	vault := doc.Keys[0]
+	vault.ID, vault.Person = "vault", "mallory@example.com"
+	doc.RecoveryKey = &vault
+	doc.Keys = append(doc.Keys, approval.Key{
+		ID: "bob-passkey", Person: "bob@contoso.example", Kind: approval.WebAuthnKey,
+		PublicKey: base64.StdEncoding.EncodeToString(spki), RPID: "contoso.example", Origins: []string{"https://portal.contoso.example"},
+	})
+	text := describe(doc)
+	first, _, _ := strings.Cut(text, "Trust policy version")
+	for what, where := range map[string]string{"MAY REPLACE THIS POLICY ALONE": first, "mallory@example.com, ssh SHA256:": first} {
+		if !strings.Contains(where, what) {
+			t.Errorf("no %q at the beginning of:\n%s", what, text)
+		}
+	}
+	for _, want := range []string{
+		"alice@contoso.example, ssh " + doc.Keys[0].Fingerprint(),
+		"bob@contoso.example, webauthn " + string(approval.DigestOf(spki)), "https://portal.contoso.example by contoso.example",
+		"Service key " + string(approval.KeyFingerprint(doc.ServiceKeys[0])), "Log key " + doc.LogKey,
+	} {
+		if !strings.Contains(text, want) {
+			t.Errorf("no %q in:\n%s", want, text)
+		}
 	}
 }
 

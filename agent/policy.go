@@ -2,8 +2,11 @@ package agent
 
 import (
 	"bytes"
+	"cmp"
 	"context"
+	"encoding/base64"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -81,28 +84,58 @@ func describePolicy(envelope []byte) (digest, description string, err error) {
 	if err != nil {
 		return "", "", err
 	}
-	doc := policy.Document()
-	var b strings.Builder
-	fmt.Fprintf(&b, "Trust policy version %d of tenant %s, order %s\n", doc.Version, doc.TenantID, doc.OrderID)
-	for _, r := range doc.Rules {
-		fmt.Fprintf(&b, "  %s, at most %s, needs:\n", r.Action, time.Duration(r.MaxDuration)*time.Second)
-		for _, g := range r.CustomerGroups {
-			fmt.Fprintf(&b, "    %d of customer group %s: %s\n", g.Threshold, g.Name, people(doc, g.Keys))
-		}
-		for _, g := range r.ProviderGroups {
-			fmt.Fprintf(&b, "    %d of provider group %s: %s\n", g.Threshold, g.Name, people(doc, g.Keys))
-		}
-	}
-	return string(policy.Digest()), b.String(), nil
+	return string(policy.Digest()), describe(policy.Document()), nil
 }
 
+// describe shows all that a trust policy trusts, first who could replace it alone.
+func describe(doc approval.TrustPolicy) string {
+	var b strings.Builder
+	if k := doc.RecoveryKey; k != nil {
+		fmt.Fprintf(&b, "Recovery key, which MAY REPLACE THIS POLICY ALONE:\n%s", keyLines(*k))
+	} else {
+		b.WriteString("No recovery key: the policy changes only as its customers sign\n")
+	}
+	fmt.Fprintf(&b, "Trust policy version %d of tenant %s, order %s\n", doc.Version, doc.TenantID, cmp.Or(string(doc.OrderID), "any"))
+	b.WriteString("Keys of people:\n")
+	for _, k := range doc.Keys {
+		b.WriteString(keyLines(k))
+	}
+	for _, k := range doc.ServiceKeys {
+		fmt.Fprintf(&b, "Service key %s\n", approval.KeyFingerprint(k))
+	}
+	fmt.Fprintf(&b, "Log key %s\n", doc.LogKey)
+	for _, r := range doc.Rules {
+		fmt.Fprintf(&b, "%s, at most %s, needs:\n", r.Action, time.Duration(r.MaxDuration)*time.Second)
+		for _, g := range r.CustomerGroups {
+			fmt.Fprintf(&b, "  %d of customer group %s: %s\n", g.Threshold, g.Name, people(doc, g.Keys))
+		}
+		for _, g := range r.ProviderGroups {
+			fmt.Fprintf(&b, "  %d of provider group %s: %s\n", g.Threshold, g.Name, people(doc, g.Keys))
+		}
+	}
+	return b.String()
+}
+
+// keyLines shows whose key it is, of which kind, and what it is compared by: the
+// fingerprint that ssh-keygen shows, or the digest of a passkey's
+// SubjectPublicKeyInfo, and where that may be used.
+func keyLines(k approval.Key) string {
+	if k.Kind == approval.SSHKey {
+		return fmt.Sprintf("  %s, %s %s\n", k.Person, k.Kind, k.Fingerprint())
+	}
+	digest := "unreadable"
+	if spki, err := base64.StdEncoding.DecodeString(k.PublicKey); err == nil {
+		digest = string(approval.DigestOf(spki))
+	}
+	return fmt.Sprintf("  %s, %s %s\n    used at %s by %s\n", k.Person, k.Kind, digest, strings.Join(k.Origins, ", "), k.RPID)
+}
+
+// people names those whose keys a group has, each once.
 func people(doc approval.TrustPolicy, keys []string) string {
 	var names []string
-	for _, id := range keys {
-		for _, k := range doc.Keys {
-			if k.ID == id {
-				names = append(names, string(k.Person))
-			}
+	for _, k := range doc.Keys {
+		if slices.Contains(keys, k.ID) && !slices.Contains(names, string(k.Person)) {
+			names = append(names, string(k.Person))
 		}
 	}
 	return strings.Join(names, ", ")
