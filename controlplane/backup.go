@@ -118,7 +118,7 @@ const restoring = ".restoring"
 
 // Restore unpacks a backup into an empty or missing data directory, whole or
 // not at all. It never writes over anything. What it wrote is durable on
-// return.
+// return. Tokens that were open then may have been used since: they are gone.
 func Restore(cfg Config, file string) error {
 	f, err := os.Open(file)
 	if err != nil {
@@ -137,7 +137,9 @@ func Restore(cfg Config, file string) error {
 		return nil
 	}
 	for _, path := range files {
-		os.Remove(path + restoring)
+		for _, of := range []string{"", "-wal", "-shm"} { // what opening the store leaves
+			os.Remove(path + restoring + of)
+		}
 		os.Remove(path) // was not there before, see checkEmpty
 	}
 	for _, dir := range slices.Backward(made) {
@@ -187,6 +189,9 @@ func place(archive io.Reader, files map[string]string) error {
 	if err := unpack(archive, files); err != nil {
 		return err
 	}
+	if err := closeTokens(files[backupStore] + restoring); err != nil {
+		return err
+	}
 	for _, name := range sortedNames(files) {
 		if err := os.Rename(files[name]+restoring, files[name]); err != nil {
 			return err
@@ -196,6 +201,19 @@ func place(archive io.Reader, files map[string]string) error {
 		}
 	}
 	return nil
+}
+
+// closeTokens ends all tokens of a restored store that nobody had used: each was
+// for once, and a backup would make them good again.
+func closeTokens(path string) (err error) {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	s, err := store.Open(ctx, path)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, s.Close()) }()
+	return s.Tx(ctx, func(tx *store.Tx) error { return tx.DeleteOpenTokens(ctx) })
 }
 
 func unpack(r io.Reader, files map[string]string) error {

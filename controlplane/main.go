@@ -105,6 +105,9 @@ func serveCommand(load func() (Config, error)) *cobra.Command {
 			if err != nil {
 				return err
 			}
+			if err := protectMemory(); err != nil {
+				return err
+			}
 			c, err := New(cfg, Options{Log: newLogger(cfg.Log)})
 			if err != nil {
 				return err

@@ -111,6 +111,16 @@ func (tx *Tx) LoginToken(ctx context.Context, id string) (LoginToken, error) {
 	return get[LoginToken](ctx, tx, loginTokens, `WHERE id = $1`, id)
 }
 
+// DeleteOpenTokens removes every token, for logging in and for enrolling, with
+// which nobody came yet.
+func (tx *Tx) DeleteOpenTokens(ctx context.Context) error {
+	if _, err := exec(ctx, tx, `DELETE FROM login_tokens WHERE used = 0`); err != nil {
+		return err
+	}
+	_, err := exec(ctx, tx, `DELETE FROM join_tokens WHERE used = 0`)
+	return err
+}
+
 // DeleteLoginTokens removes a person's tokens, used or not.
 func (tx *Tx) DeleteLoginTokens(ctx context.Context, person protocol.Person) error {
 	_, err := exec(ctx, tx, `DELETE FROM login_tokens WHERE person = $1`, person)

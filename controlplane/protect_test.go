@@ -1,0 +1,21 @@
+package controlplane
+
+import (
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+func TestProtectMemory(t *testing.T) {
+	before, err := unix.PrctlRetInt(unix.PR_GET_DUMPABLE, 0, 0, 0, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Prctl(unix.PR_SET_DUMPABLE, uintptr(before), 0, 0, 0)
+	if err := protectMemory(); err != nil {
+		t.Fatal(err)
+	}
+	if now, err := unix.PrctlRetInt(unix.PR_GET_DUMPABLE, 0, 0, 0, 0); err != nil || now != 0 {
+		t.Errorf("dumpable is %d, %v", now, err)
+	}
+}
