@@ -404,20 +404,6 @@ func (n *node) ssh(w http.ResponseWriter, r *http.Request) {
 	fmt.Fprintf(conn, "heard %q\n", buf[:k])
 }
 
-// readKey opens a private key that makeKey made.
-func readKey(t testing.TB, file string) ssh.Signer {
-	t.Helper()
-	data, err := os.ReadFile(file)
-	if err != nil {
-		t.Fatal(err)
-	}
-	s, err := ssh.ParsePrivateKey(data)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return s
-}
-
 // hostile runs a command with one argument more, which wants to steer the
 // terminal of whoever reads it.
 func hostile(ts *testscript.TestScript, _ bool, args []string) {
