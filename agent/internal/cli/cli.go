@@ -266,7 +266,7 @@ func (a *app) confirmPolicy(cmd *cobra.Command, policy []byte, want string) erro
 		return nil
 	}
 	fmt.Fprint(cmd.OutOrStdout(), "Is this the digest the customer told you? Type yes to go on: ")
-	line, err := bufio.NewReader(io.LimitReader(cmd.InOrStdin(), 1<<10)).ReadString('\n')
+	line, _ := bufio.NewReader(io.LimitReader(cmd.InOrStdin(), 1<<10)).ReadString('\n') // what cannot be read is no yes
 	if strings.TrimSpace(line) != "yes" {
 		return usagef("stopped, nothing was installed: give --digest where nobody can be asked")
 	}

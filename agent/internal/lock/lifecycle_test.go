@@ -483,7 +483,7 @@ func TestOpenedProofFollowsBootTime(t *testing.T) {
 		s.clock.setBy(-24 * time.Hour)
 		time.Sleep(30 * time.Second)
 		o, err := approval.VerifyOpened(s.Opened(), s.nodeRefs()[0], a.subject)
-		if err != nil || time.Unix(o.OpenedAt, 0).Sub(time.Now()).Abs() > time.Second {
+		if err != nil || time.Since(time.Unix(o.OpenedAt, 0)).Abs() > time.Second {
 			t.Errorf("proof of %v at %v: %v", time.Unix(o.OpenedAt, 0), time.Now(), err)
 		}
 	})

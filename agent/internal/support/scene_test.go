@@ -279,15 +279,14 @@ func (s *scene) unlock(access approval.Access, key string) {
 
 // login is what an ssh client presents.
 type login struct {
-	key      ed25519.PrivateKey
-	cert     *ssh.Certificate
-	user     string
-	trusted  ssh.PublicKey // of host certificates
-	host     string
-	noCert   bool
-	options  []string
-	terminal bool
-	stdin    io.Reader
+	key     ed25519.PrivateKey
+	cert    *ssh.Certificate
+	user    string
+	trusted ssh.PublicKey // of host certificates
+	host    string
+	noCert  bool
+	options []string
+	stdin   io.Reader
 }
 
 func (s *scene) cert(key ed25519.PrivateKey, session protocol.SessionID, node protocol.NodeID) *ssh.Certificate {
