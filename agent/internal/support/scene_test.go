@@ -330,7 +330,7 @@ func (s *scene) command(l login, args ...string) *exec.Cmd {
 	cmd := exec.CommandContext(s.t.Context(), "ssh", append(argv, args...)...)
 	cmd.Env = append(os.Environ(), proxySocket+"="+s.socket)
 	cmd.Stdin = l.stdin
-	cmd.WaitDelay = time.Second
+	cmd.WaitDelay = 10 * time.Second // for the proxy, on a busy machine
 	return cmd
 }
 
