@@ -11,9 +11,7 @@ import (
 	"fmt"
 	"net"
 	"path/filepath"
-	"slices"
 	"strconv"
-	"strings"
 	"time"
 
 	"github.com/databox-lockbox/lockbox/configs"
@@ -160,11 +158,11 @@ func (c Config) Socket() string {
 // nil.
 func (c Config) Validate() error {
 	var p problems
-	p.check(c.NodeID().Serial.Valid(), "serial", "%q is not a serial: write 3 to 32 of A-Z, 0-9 and dash, as printed on the device", c.Serial)
-	p.check(c.Node == 1 || c.Node == 2, "node", "%d is not a node: write 1 or 2", c.Node)
+	p.Check(c.NodeID().Serial.Valid(), "serial", "%q is not a serial: write 3 to 32 of A-Z, 0-9 and dash, as printed on the device", c.Serial)
+	p.Check(c.Node == 1 || c.Node == 2, "node", "%d is not a node: write 1 or 2", c.Node)
 	p.folder("state_dir", c.StateDir)
 	p.folder("run_dir", c.RunDir)
-	p.check(c.StateDir == "" || c.StateDir != c.RunDir, "run_dir", "must not be the state directory: its content is removed at start")
+	p.Check(c.StateDir == "" || c.StateDir != c.RunDir, "run_dir", "must not be the state directory: its content is removed at start")
 	p.disks(c.Disks)
 	for i, root := range c.BlobRoots {
 		p.folder(fmt.Sprintf("blob_roots[%d]", i), root)
@@ -173,66 +171,44 @@ func (c Config) Validate() error {
 		p.folder("local_socket", c.LocalSocket)
 	}
 	// The kernel's limit for the path of a Unix socket.
-	p.check(len(c.Socket()) < 108, "local_socket", "%q is too long for a socket: write a path of at most 107 bytes", c.Socket())
+	p.Check(len(c.Socket()) < 108, "local_socket", "%q is too long for a socket: write a path of at most 107 bytes", c.Socket())
 	if c.ControlPlane.TunnelAddress != "" {
 		_, _, err := net.SplitHostPort(c.ControlPlane.TunnelAddress)
-		p.check(err == nil, "control_plane.tunnel_address", "%q is not an address: write host:port", c.ControlPlane.TunnelAddress)
+		p.Check(err == nil, "control_plane.tunnel_address", "%q is not an address: write host:port", c.ControlPlane.TunnelAddress)
 	}
 	p.lock(c.Lock)
-	p.check(filepath.IsAbs(c.Share.SMBD), "share.smbd", "%q is not absolute: write the full path of the program", c.Share.SMBD)
-	p.check(net.ParseIP(c.Share.Address) != nil, "share.address", "%q is not an IP address: write one, as in 127.0.0.1", c.Share.Address)
-	p.check(c.Share.Port >= 0 && c.Share.Port <= 65535, "share.port", "%d is not a port: write 0 to 65535", c.Share.Port)
-	p.check(c.Copy.Parallel >= 1 && c.Copy.Parallel <= 64, "copy.parallel", "%d is out of range: write 1 to 64", c.Copy.Parallel)
-	p.between("reconnect.min", c.Reconnect.Min, 10*time.Millisecond, time.Hour)
-	p.between("reconnect.max", c.Reconnect.Max, c.Reconnect.Min, 24*time.Hour)
-	p.oneOf("log.level", c.Log.Level, "debug", "info", "warn", "error")
-	p.oneOf("log.format", c.Log.Format, "console", "json")
-	return p.err()
+	p.Check(filepath.IsAbs(c.Share.SMBD), "share.smbd", "%q is not absolute: write the full path of the program", c.Share.SMBD)
+	p.Check(net.ParseIP(c.Share.Address) != nil, "share.address", "%q is not an IP address: write one, as in 127.0.0.1", c.Share.Address)
+	p.Check(c.Share.Port >= 0 && c.Share.Port <= 65535, "share.port", "%d is not a port: write 0 to 65535", c.Share.Port)
+	p.Check(c.Copy.Parallel >= 1 && c.Copy.Parallel <= 64, "copy.parallel", "%d is out of range: write 1 to 64", c.Copy.Parallel)
+	p.Between("reconnect.min", c.Reconnect.Min, 10*time.Millisecond, time.Hour)
+	p.Between("reconnect.max", c.Reconnect.Max, c.Reconnect.Min, 24*time.Hour)
+	p.OneOf("log.level", c.Log.Level, "debug", "info", "warn", "error")
+	p.OneOf("log.format", c.Log.Format, "console", "json")
+	return p.Err()
 }
 
-type problems []string
+// problems are those of a configuration.
+type problems struct{ configs.Problems }
 
-func (p *problems) check(ok bool, key, format string, args ...any) {
-	if !ok {
-		*p = append(*p, key+": "+fmt.Sprintf(format, args...))
-	}
-}
-
-func (p *problems) folder(key, path string) {
-	p.check(filepath.IsAbs(path) && filepath.Clean(path) == path && path != "/", key, "%q is not a clean absolute path: write one, as in /var/lib/databox-agent", path)
-}
-
-func (p *problems) oneOf(key, value string, known ...string) {
-	p.check(slices.Contains(known, value), key, "%q is unknown: write one of %s", value, strings.Join(known, ", "))
-}
-
-func (p *problems) between(key string, d, low, high time.Duration) {
-	p.check(d >= low && d <= high, key, "%s is out of range: write %s to %s", d, low, high)
-}
+func (p *problems) folder(key, path string) { p.Path(key, path, "/var/lib/databox-agent") }
 
 func (p *problems) disks(disks []Disk) {
-	p.check(len(disks) > 0, "disks", "no disk is given: list at least one with id and image")
+	p.Check(len(disks) > 0, "disks", "no disk is given: list at least one with id and image")
 	ids, images := make(map[string]bool), make(map[string]bool)
 	for i, d := range disks {
 		key := "disks[" + strconv.Itoa(i) + "]"
-		p.check(protocol.DiskID(d.ID).Valid(), key+".id", "%q is not a disk: write 1 to 32 of a-z, 0-9 and dash", d.ID)
-		p.check(!ids[d.ID], key+".id", "%q is listed twice: give each disk a name of its own", d.ID)
+		p.Check(protocol.DiskID(d.ID).Valid(), key+".id", "%q is not a disk: write 1 to 32 of a-z, 0-9 and dash", d.ID)
+		p.Check(!ids[d.ID], key+".id", "%q is listed twice: give each disk a name of its own", d.ID)
 		p.folder(key+".image", d.Image)
-		p.check(!images[d.Image], key+".image", "%q is listed twice: list each image once", d.Image)
+		p.Check(!images[d.Image], key+".image", "%q is listed twice: list each image once", d.Image)
 		ids[d.ID], images[d.Image] = true, true
 	}
 }
 
 func (p *problems) lock(l Lock) {
-	p.between("lock.dead_man", l.DeadMan, time.Second, 10*time.Minute)
-	p.between("lock.challenge_ttl", l.ChallengeTTL, time.Second, 5*time.Minute)
-	p.between("lock.commit_within", l.CommitWithin, time.Second, 5*time.Minute)
-	p.between("lock.max_lease", l.MaxLease, time.Second, 7*24*time.Hour)
-}
-
-func (p problems) err() error {
-	if len(p) == 0 {
-		return nil
-	}
-	return &configs.Error{Problems: p}
+	p.Between("lock.dead_man", l.DeadMan, time.Second, 10*time.Minute)
+	p.Between("lock.challenge_ttl", l.ChallengeTTL, time.Second, 5*time.Minute)
+	p.Between("lock.commit_within", l.CommitWithin, time.Second, 5*time.Minute)
+	p.Between("lock.max_lease", l.MaxLease, time.Second, 7*24*time.Hour)
 }

@@ -12,7 +12,6 @@ import (
 	"fmt"
 	"net"
 	"path/filepath"
-	"slices"
 	"strings"
 	"time"
 
@@ -139,25 +138,18 @@ func (c Config) Validate() error {
 	p.listener("api", c.API)
 	p.listener("tunnel", c.Tunnel)
 	_, port, _ := net.SplitHostPort(c.API.Address)
-	p.check(c.API.Address != c.Tunnel.Address || port == "0", "tunnel.address", "%q is the API's address: give the tunnel a port of its own", c.Tunnel.Address)
-	p.between("dead_man", c.DeadMan, time.Second, 10*time.Minute)
+	p.Check(c.API.Address != c.Tunnel.Address || port == "0", "tunnel.address", "%q is the API's address: give the tunnel a port of its own", c.Tunnel.Address)
+	p.Between("dead_man", c.DeadMan, time.Second, 10*time.Minute)
 	p.timers(c.Timers, c.DemoTimers)
-	p.oneOf("log.level", c.Log.Level, "debug", "info", "warn", "error")
-	p.oneOf("log.format", c.Log.Format, "console", "json")
-	return p.err()
+	p.OneOf("log.level", c.Log.Level, "debug", "info", "warn", "error")
+	p.OneOf("log.format", c.Log.Format, "console", "json")
+	return p.Err()
 }
 
-type problems []string
+// problems are those of a configuration.
+type problems struct{ configs.Problems }
 
-func (p *problems) check(ok bool, key, format string, args ...any) {
-	if !ok {
-		*p = append(*p, key+": "+fmt.Sprintf(format, args...))
-	}
-}
-
-func (p *problems) folder(key, path string) {
-	p.check(filepath.IsAbs(path) && filepath.Clean(path) == path && path != "/", key, "%q is not a clean absolute path: write one, as in /var/lib/lockboxd", path)
-}
+func (p *problems) folder(key, path string) { p.Path(key, path, "/var/lib/lockboxd") }
 
 func (p *problems) optional(key, path string) {
 	if path != "" {
@@ -167,30 +159,15 @@ func (p *problems) optional(key, path string) {
 
 func (p *problems) listener(key string, l Listener) {
 	_, _, err := net.SplitHostPort(l.Address)
-	p.check(err == nil, key+".address", "%q is not an address: write host:port", l.Address)
-	p.check(len(l.Names) > 0, key+".names", "no name is given: list the DNS names and IP addresses under which it is reached")
+	p.Check(err == nil, key+".address", "%q is not an address: write host:port", l.Address)
+	p.Check(len(l.Names) > 0, key+".names", "no name is given: list the DNS names and IP addresses under which it is reached")
 	for i, name := range l.Names {
 		valid := net.ParseIP(name) != nil || name != "" && !strings.ContainsAny(name, ":/ ")
-		p.check(valid, fmt.Sprintf("%s.names[%d]", key, i), "%q is neither a DNS name nor an IP address: write one without port", name)
+		p.Check(valid, fmt.Sprintf("%s.names[%d]", key, i), "%q is neither a DNS name nor an IP address: write one without port", name)
 	}
 }
 
 func (p *problems) timers(t Timers, demo bool) {
-	p.between("timers.request_expiry", t.RequestExpiry, time.Second, 4*24*time.Hour)
-	p.check(demo || t == DefaultTimers(), "timers", "differ from the defaults: remove them, or set demo_timers to true in a demonstration")
-}
-
-func (p *problems) oneOf(key, value string, known ...string) {
-	p.check(slices.Contains(known, value), key, "%q is unknown: write one of %s", value, strings.Join(known, ", "))
-}
-
-func (p *problems) between(key string, d, low, high time.Duration) {
-	p.check(d >= low && d <= high, key, "%s is out of range: write %s to %s", d, low, high)
-}
-
-func (p problems) err() error {
-	if len(p) == 0 {
-		return nil
-	}
-	return &configs.Error{Problems: p}
+	p.Between("timers.request_expiry", t.RequestExpiry, time.Second, 4*24*time.Hour)
+	p.Check(demo || t == DefaultTimers(), "timers", "differ from the defaults: remove them, or set demo_timers to true in a demonstration")
 }
