@@ -290,12 +290,9 @@ func (c *ControlPlane) newTunnels(log *audit.Service) *tunnel.Server {
 		},
 	}, c.opts.Log)
 	return tunnel.NewServer(tunnel.ServerConfig{
-		TLS: certs.DeviceListener(c.server, c.authorities.Roots().Devices, c.revoked),
-		Identify: func(state tls.ConnectionState) (protocol.NodeID, string, error) {
-			node, fingerprint, _, err := certs.DeviceFromState(state)
-			return node, fingerprint, err
-		},
-		Handler: func(p *tunnel.Peer) http.Handler { return handlers(p.ID()) },
+		TLS:      certs.DeviceListener(c.server, c.authorities.Roots().Devices, c.revoked),
+		Identify: c.identifyNode,
+		Handler:  func(p *tunnel.Peer) http.Handler { return handlers(p.ID()) },
 		Connected: func(p *tunnel.Peer) {
 			c.opts.Log.Info().Str("node", p.ID().String()).Msg("a device connected")
 		},
@@ -306,6 +303,30 @@ func (c *ControlPlane) newTunnels(log *audit.Service) *tunnel.Server {
 			c.opts.Log.Warn().Stringer("remote", remote).Err(certs.Explain(err, c.opts.Now())).Msg("a device was refused")
 		},
 	})
+}
+
+// identifyNode names the node at the other end of a tunnel: one that is
+// enrolled, with the key it enrolled with. A certificate alone, even of our own
+// authority, is not enough.
+func (c *ControlPlane) identifyNode(state tls.ConnectionState) (protocol.NodeID, string, error) {
+	id, fingerprint, _, err := certs.DeviceFromState(state)
+	if err != nil {
+		return id, "", err
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+	defer cancel()
+	var node store.Node
+	err = c.store.View(ctx, func(tx *store.Tx) (err error) {
+		node, err = tx.Node(ctx, id)
+		return err
+	})
+	if err != nil {
+		return id, "", fmt.Errorf("cannot look up node %s: %w", id, err)
+	}
+	if node.KeyFingerprint != fingerprint {
+		return id, "", fmt.Errorf("node %s is enrolled with another key than %s", id, fingerprint)
+	}
+	return id, fingerprint, nil
 }
 
 // revoked asks the store whether a certificate was ended. When the store does

@@ -2,11 +2,13 @@ package world_test
 
 import (
 	"context"
+	"crypto/ed25519"
 	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"path/filepath"
 	"sync"
 	"sync/atomic"
@@ -224,13 +226,19 @@ func TestWallClockSetByADay(t *testing.T) {
 	}
 }
 
-// stranger makes a certificate for a node, by an authority.
+// stranger makes a certificate for a node, by an authority, over a new key.
 func stranger(t *testing.T, a *certs.Authorities, id protocol.NodeID) *certs.Source {
 	t.Helper()
 	key, err := certs.NewKey()
 	if err != nil {
 		t.Fatal(err)
 	}
+	return certify(t, a, id, key)
+}
+
+// certify makes a certificate for a node, by an authority, over a key.
+func certify(t *testing.T, a *certs.Authorities, id protocol.NodeID, key ed25519.PrivateKey) *certs.Source {
+	t.Helper()
 	csr, err := certs.NewCSR(key)
 	if err != nil {
 		t.Fatal(err)
@@ -244,6 +252,16 @@ func stranger(t *testing.T, a *certs.Authorities, id protocol.NodeID) *certs.Sou
 		t.Fatal(err)
 	}
 	return source
+}
+
+// nodeKey is the node's own key, taken from its state directory.
+func (l *local) nodeKey() ed25519.PrivateKey {
+	l.t.Helper()
+	data, err := os.ReadFile(filepath.Join(l.w.Other.Nodes[0].StateDir(), "node.key"))
+	l.must(err)
+	key, err := certs.DecodeKey(data)
+	l.must(err)
+	return key
 }
 
 // dial connects to the device port as the node of a certificate and returns the
@@ -285,9 +303,13 @@ func TestStrangersAtTheDevicePort(t *testing.T) {
 	if created {
 		t.Fatal("the control plane's authorities are not where this test looks")
 	}
-	id := protocol.NodeID{Serial: "DBX0777", Node: 1}
-	if !admitted(l.dial(stranger(t, own, id), own)) {
-		t.Fatal("the control, a certificate of the device authority, is not admitted")
+	id := l.w.Other.Nodes[0].ID
+	l.reports(protocol.Locked) // the control: with its own key and certificate the node is in
+	if admitted(l.dial(stranger(t, own, id), own)) {
+		t.Error("a certificate of our own authority for another key than the node enrolled with was admitted")
+	}
+	if admitted(l.dial(stranger(t, own, protocol.NodeID{Serial: "DBX0777", Node: 1}), own)) {
+		t.Error("a certificate for a serial that nobody enrolled was admitted")
 	}
 
 	foreign, _, err := certs.Open(filepath.Join(t.TempDir(), "authority"))
@@ -298,7 +320,7 @@ func TestStrangersAtTheDevicePort(t *testing.T) {
 	past, _, err := certs.Open(filepath.Join(l.w.DataDir(), "authority"))
 	l.must(err)
 	past.Now = func() time.Time { return time.Now().Add(-2 * time.Hour) }
-	if admitted(l.dial(stranger(t, past, id), own)) {
+	if admitted(l.dial(certify(t, past, id, l.nodeKey()), own)) {
 		t.Error("an expired certificate was admitted")
 	}
 
