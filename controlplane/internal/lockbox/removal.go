@@ -28,21 +28,27 @@ func (s *Service) EndPerson(ctx context.Context, tx *store.Tx, caller auth.Calle
 		return nil, err
 	}
 	return func(ctx context.Context) {
-		ctx = context.WithoutCancel(ctx)
-		var all sync.WaitGroup
-		for _, row := range closed {
-			all.Go(func() { s.sessionOff(ctx, row) })
-		}
-		for _, r := range ended {
-			all.Go(func() {
-				if _, err := s.relock(ctx, caller, r); err != nil {
-					s.cfg.Logger.Error().Err(err).Str("request", string(r.ID)).Msg("cannot lock what a removed person had opened: trying again")
-				}
-			})
-		}
-		all.Wait()
-		s.wakeTimers()
+		s.tellOfRemoval(context.WithoutCancel(ctx), caller, ended, closed)
 	}, nil
+}
+
+// tellOfRemoval tells the devices: first to lock, whose answer says how long that
+// took, then that the sessions have ended.
+func (s *Service) tellOfRemoval(ctx context.Context, caller auth.Caller, ended []store.Request, closed []store.Session) {
+	var locks, offs sync.WaitGroup
+	for _, r := range ended {
+		locks.Go(func() {
+			if _, err := s.relock(ctx, caller, r); err != nil {
+				s.cfg.Logger.Error().Err(err).Str("request", string(r.ID)).Msg("cannot note whether a device locked after a removal: trying again")
+			}
+		})
+	}
+	locks.Wait()
+	for _, row := range closed {
+		offs.Go(func() { s.sessionOff(ctx, row) })
+	}
+	offs.Wait()
+	s.wakeTimers()
 }
 
 func (s *Service) endRequestsOf(ctx context.Context, tx *store.Tx, caller auth.Caller, name protocol.Person) ([]store.Request, error) {
