@@ -46,6 +46,7 @@ func shake(t *testing.T, address string, config *tls.Config, alpn string) error 
 
 func TestCertificatesAtTheirPorts(t *testing.T) {
 	w := newWorld(t)
+	w.enrolDevice()
 	staff := w.register("sam@x", "staff", "")
 	stranger, _, err := certs.Open(t.TempDir() + "/authority")
 	if err != nil {

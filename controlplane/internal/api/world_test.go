@@ -2,6 +2,7 @@ package api_test
 
 import (
 	"context"
+	"crypto/ed25519"
 	"crypto/tls"
 	"crypto/x509"
 	"io"
@@ -9,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -18,7 +20,10 @@ import (
 	"github.com/databox-lockbox/lockbox/certs"
 	"github.com/databox-lockbox/lockbox/controlplane"
 	"github.com/databox-lockbox/lockbox/controlplane/client"
+	"github.com/databox-lockbox/lockbox/controlplane/internal/store"
+	"github.com/databox-lockbox/lockbox/controlplane/internal/store/storetest"
 	"github.com/databox-lockbox/lockbox/protocol"
+	"github.com/databox-lockbox/lockbox/protocol/approval"
 	lockboxv1 "github.com/databox-lockbox/lockbox/protocol/lockbox/v1"
 )
 
@@ -94,10 +99,37 @@ func person(t *testing.T, a *certs.Authorities, name string, ttl time.Duration) 
 	return issued(t, func(csr []byte) ([][]byte, error) { return a.IssuePerson(csr, protocol.Person(name), ttl) })
 }
 
+// deviceKey is the key of the tests' one device, so that a certificate is
+// wrong only in what the test makes wrong.
+var deviceKey = sync.OnceValues(certs.NewKey)
+
 func device(t *testing.T, a *certs.Authorities) *certs.Source {
 	t.Helper()
-	return issued(t, func(csr []byte) ([][]byte, error) {
-		return a.IssueDevice(csr, protocol.NodeID{Serial: "DBX0001", Node: 1}, time.Hour)
+	key, err := deviceKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return issuedFor(t, key, func(csr []byte) ([][]byte, error) {
+		return a.IssueDevice(csr, protocol.NodeID{Serial: storetest.Serial, Node: 1}, time.Hour)
+	})
+}
+
+// enrolDevice puts the tests' device into the store, enrolled with its key.
+func (w *world) enrolDevice() {
+	w.t.Helper()
+	key, err := deviceKey()
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	s := storetest.Open(w.t, w.cfg.StorePath())
+	storetest.Fill(w.t, s, time.Now(), 1)
+	storetest.Tx(w.t, s, func(ctx context.Context, tx *store.Tx) error {
+		node, err := tx.Node(ctx, protocol.NodeID{Serial: storetest.Serial, Node: 1})
+		if err != nil {
+			return err
+		}
+		node.KeyFingerprint, node.Enrolled = string(approval.KeyFingerprint(key.Public().(ed25519.PublicKey))), time.Now()
+		return tx.UpdateNode(ctx, &node)
 	})
 }
 
@@ -107,6 +139,11 @@ func issued(t *testing.T, issue func(csr []byte) ([][]byte, error)) *certs.Sourc
 	if err != nil {
 		t.Fatal(err)
 	}
+	return issuedFor(t, key, issue)
+}
+
+func issuedFor(t *testing.T, key ed25519.PrivateKey, issue func(csr []byte) ([][]byte, error)) *certs.Source {
+	t.Helper()
 	csr, err := certs.NewCSR(key)
 	if err != nil {
 		t.Fatal(err)
