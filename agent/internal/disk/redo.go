@@ -2,6 +2,7 @@ package disk
 
 import (
 	"bytes"
+	"crypto/rand"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -49,6 +50,7 @@ type redoImage struct {
 	batch   []redoRecord
 	pending map[int64]int64 // sector → where in the log its latest content is
 	scratch []byte
+	failed  error         // of a sync that may have lost something: nothing is written any more
 	full    chan struct{} // 1 slot: the log is due for a sync
 }
 
@@ -78,8 +80,12 @@ var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 func redoPath(image string) string { return image + ".redo" }
 
 func newRedoImage(image *os.File, id bitlocker.GUID) *redoImage {
+	// A random first epoch: what an earlier log left in blocks that the host's
+	// file system hands out again never passes for this one's.
+	var epoch [8]byte
+	rand.Read(epoch[:])
 	return &redoImage{
-		image: image, path: redoPath(image.Name()), id: id,
+		image: image, path: redoPath(image.Name()), id: id, epoch: binary.LittleEndian.Uint64(epoch[:]),
 		pending: map[int64]int64{}, full: make(chan struct{}, 1),
 	}
 }
@@ -128,6 +134,9 @@ func (r *redoImage) WriteAt(b []byte, off int64) (int, error) {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if r.failed != nil {
+		return 0, r.failed
+	}
 	n := 0
 	for n < len(b) {
 		piece := b[n:min(len(b), n+redoMaxWrite)]
@@ -154,7 +163,7 @@ func (r *redoImage) WriteAt(b []byte, off int64) (int, error) {
 func (r *redoImage) appendLocked(off int64, data []byte) (at int64, err error) {
 	if r.log == nil {
 		if err := r.createLocked(); err != nil {
-			return 0, fmt.Errorf("cannot make the log of the disk: %w", err)
+			return 0, r.failLocked(fmt.Errorf("cannot make the log of the disk: %w", err))
 		}
 	}
 	rec := append(r.scratch[:0], make([]byte, redoRecHdr)...)
@@ -211,25 +220,45 @@ func (r *redoImage) restartLocked() error {
 func (r *redoImage) Sync() error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if r.failed != nil {
+		return r.failed
+	}
 	if len(r.batch) > 0 {
 		if _, err := r.appendLocked(0, nil); err != nil {
-			return err
+			return err // for want of room, say: nothing has changed, a later sync may succeed
 		}
-		if err := r.log.Sync(); err != nil {
-			return err
+		if err := r.applyLocked(); err != nil {
+			return r.failLocked(err)
 		}
-		for _, rec := range r.batch {
-			if err := r.copyLocked(rec); err != nil {
-				return err
-			}
-		}
-		r.batch = r.batch[:0]
-		clear(r.pending)
 	}
 	if r.end > redoFull {
-		return r.checkpointLocked()
+		if err := r.checkpointLocked(); err != nil {
+			return r.failLocked(err)
+		}
 	}
 	return nil
+}
+
+// applyLocked makes the batch durable in the log, and copies it to the image.
+func (r *redoImage) applyLocked() error {
+	if err := r.log.Sync(); err != nil {
+		return err
+	}
+	for _, rec := range r.batch {
+		if err := r.copyLocked(rec); err != nil {
+			return err
+		}
+	}
+	r.batch = r.batch[:0]
+	clear(r.pending)
+	return nil
+}
+
+// failLocked gives the disk up until it is opened again. A sync that failed may
+// have lost what it was to write, and the next one would not say so.
+func (r *redoImage) failLocked(err error) error {
+	r.failed = err
+	return err
 }
 
 // copyLocked copies a record to the image.
@@ -287,7 +316,15 @@ func (r *redoImage) close() {
 // for those who want to read the image otherwise. It is refused with
 // [protocol.CodeBusy] while the disk is open.
 func (d Disk) Recover() error {
-	log, err := os.Open(redoPath(d.Image))
+	if _, err := os.Lstat(redoPath(d.Image)); errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	image, err := openImage(Spec{Disk: d})
+	if err != nil {
+		return err
+	}
+	defer closeImage(image)
+	log, err := os.Open(redoPath(d.Image)) // again: only whoever holds the image may look
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
@@ -295,11 +332,6 @@ func (d Disk) Recover() error {
 		return err
 	}
 	defer log.Close()
-	image, err := openImage(Spec{Disk: d})
-	if err != nil {
-		return err
-	}
-	defer closeImage(image)
 	volume, err := readVolume(image)
 	if err != nil {
 		return err

@@ -235,6 +235,27 @@ func TestRecover(t *testing.T) {
 }
 
 // TestFullHost fills the host's file system while the disk is written.
+// A sync that failed may have lost something, and the next one would not know: the
+// disk is given up, and what was synced is found when it is next opened.
+func TestFailedSyncIsRemembered(t *testing.T) {
+	rt := newRedoTest(t)
+	rt.write(t)
+	rt.redo.image.Close() // the log is durable, the image cannot be written
+	first := rt.redo.Sync()
+	if first == nil {
+		t.Fatal("a sync without an image succeeded")
+	}
+	if err := rt.redo.Sync(); !errors.Is(err, first) {
+		t.Errorf("the next sync says %v, want %v", err, first)
+	}
+	if _, err := rt.redo.WriteAt(random(redoSector), 0); !errors.Is(err, first) {
+		t.Errorf("a write after it says %v, want %v", err, first)
+	}
+	if got := redone(t, read(t, rt.path), read(t, redoPath(rt.path)), redoTestID); !bytes.Equal(got, rt.model) {
+		t.Error("what was in the log is not in the image that it is replayed to")
+	}
+}
+
 func TestFullHost(t *testing.T) {
 	spec, key := newSpec(t)
 	dir := t.TempDir()
