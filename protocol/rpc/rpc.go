@@ -15,6 +15,7 @@ import (
 	"connectrpc.com/connect/v2"
 	"connectrpc.com/connect/v2/connecthttp"
 	"connectrpc.com/connect/v2/connectproto"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/databox-lockbox/lockbox/protocol"
 	lockboxv1 "github.com/databox-lockbox/lockbox/protocol/lockbox/v1"
@@ -72,8 +73,18 @@ func NewClient(h *http.Client, baseURL string) *connect.Client {
 
 type clientStream struct{ connect.ClientStream }
 
-func (s clientStream) SendHeaders() error    { return fromWire(s.ClientStream.SendHeaders()) }
-func (s clientStream) Send(msg any) error    { return fromWire(s.ClientStream.Send(msg)) }
+func (s clientStream) SendHeaders() error { return fromWire(s.ClientStream.SendHeaders()) }
+
+// Send refuses a message that the other side would. Connect on its own sends an
+// empty one in its place, and the call takes effect.
+func (s clientStream) Send(msg any) error {
+	if m, ok := msg.(proto.Message); ok && proto.Size(m) > MaxMessage {
+		_ = s.Close() // nothing was sent yet
+		return protocol.Errorf(protocol.CodeLimit, "the message has %d bytes: at most %d are sent", proto.Size(m), MaxMessage)
+	}
+	return fromWire(s.ClientStream.Send(msg))
+}
+
 func (s clientStream) Receive(msg any) error { return fromWire(s.ClientStream.Receive(msg)) }
 
 // connectCodes maps our codes to the nearest of Connect's, so that HTTP

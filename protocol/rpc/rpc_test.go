@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"github.com/databox-lockbox/lockbox/protocol"
@@ -16,10 +17,12 @@ import (
 
 type node struct {
 	devicev1.UnimplementedNodeServiceHandler
-	fail error
+	fail  error
+	calls *atomic.Int32
 }
 
 func (n node) Challenge(_ context.Context, r *devicev1.ChallengeRequest) (*devicev1.ChallengeResponse, error) {
+	n.calls.Add(1)
 	return &devicev1.ChallengeResponse{Challenge: []byte(r.SubjectDigest)}, n.fail
 }
 
@@ -31,14 +34,19 @@ func (n node) Unlock(_ context.Context, _ *devicev1.UnlockRequest, s devicev1.No
 }
 
 func serve(t *testing.T, fail error) (devicev1.NodeServiceClient, *[]error) {
-	internal := new([]error)
+	c, internal, _ := serveCounting(t, fail)
+	return c, internal
+}
+
+func serveCounting(t *testing.T, fail error) (devicev1.NodeServiceClient, *[]error, *atomic.Int32) {
+	internal, calls := new([]error), new(atomic.Int32)
 	s := NewServer(func(_ context.Context, _ string, err error) { *internal = append(*internal, err) })
-	devicev1.RegisterNodeServiceHandler(s, node{fail: fail})
+	devicev1.RegisterNodeServiceHandler(s, node{fail: fail, calls: calls})
 	mux := http.NewServeMux()
 	Mount(mux, s)
 	srv := httptest.NewServer(mux)
 	t.Cleanup(srv.Close)
-	return devicev1.NewNodeServiceClient(NewClient(srv.Client(), srv.URL)), internal
+	return devicev1.NewNodeServiceClient(NewClient(srv.Client(), srv.URL)), internal, calls
 }
 
 func TestErrorsKeepTheirCode(t *testing.T) {
@@ -86,9 +94,12 @@ func TestStreamEndsWithEOF(t *testing.T) {
 }
 
 func TestTooLargeIsRefused(t *testing.T) {
-	c, _ := serve(t, nil)
+	c, _, calls := serveCounting(t, nil)
 	_, err := c.Challenge(t.Context(), &devicev1.ChallengeRequest{SubjectDigest: strings.Repeat("x", MaxMessage+1)})
 	if protocol.CodeOf(err) != protocol.CodeLimit {
 		t.Errorf("got %v, want %s", err, protocol.CodeLimit)
+	}
+	if n := calls.Load(); n != 0 {
+		t.Errorf("the call was made %d times, with something else in place of the message", n)
 	}
 }
