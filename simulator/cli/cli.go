@@ -73,11 +73,15 @@ func noArgs(c *cobra.Command, args []string) error {
 }
 
 // options are what demo and up have in common.
-type options struct{ profile, bin, dir string }
+type options struct {
+	profile, bin, dir string
+	diskMiB           int64
+}
 
 func (o *options) flags(c *cobra.Command, dir string) {
 	f := c.Flags()
 	f.StringVar(&o.profile, "profile", "databox", "kind of device: "+strings.Join(profile.Names, ", "))
+	f.Int64Var(&o.diskMiB, "disk-size", profile.DefaultDiskSize>>20, "size of each simulated disk in MiB, 16 to 65536")
 	f.StringVar(&o.bin, "bin", "", "folder with the programs; that of databox-sim if not given")
 	f.StringVar(&o.dir, "dir", dir, "folder of the world")
 }
@@ -90,6 +94,10 @@ func (o *options) config() (scenario.Config, error) {
 	if err != nil {
 		return scenario.Config{}, usageError{err}
 	}
+	if o.diskMiB < 16 || o.diskMiB > 64<<10 {
+		return scenario.Config{}, usageError{fmt.Errorf("--disk-size %d is out of range: give 16 to 65536 MiB", o.diskMiB)}
+	}
+	p.DiskSize = o.diskMiB << 20
 	if o.bin == "" {
 		self, err := os.Executable()
 		if err != nil {
