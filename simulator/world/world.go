@@ -46,10 +46,9 @@ const (
 
 // Config says what world to build.
 type Config struct {
-	Dir      string // made if missing
-	Profile  profile.Profile
-	DeadMan  time.Duration // 0: 60 s
-	DiskSize int64         // bytes; 0: the profile's
+	Dir     string // made if missing
+	Profile profile.Profile
+	DeadMan time.Duration // 0: 60 s
 }
 
 // World is one world.
@@ -117,9 +116,6 @@ func New(cfg Config) (*World, error) {
 	dir, err := filepath.Abs(cfg.Dir)
 	if err != nil {
 		return nil, err
-	}
-	if cfg.DiskSize > 0 {
-		cfg.Profile.DiskSize = cfg.DiskSize
 	}
 	w := &World{Dir: dir, Profile: cfg.Profile, People: make(map[string]actor.Person), deadMan: cfg.DeadMan}
 	if w.deadMan == 0 {
