@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -45,9 +46,26 @@ type Keeper struct {
 }
 
 // deathSignal tells the keeper that the agent is dying. The end of its standard
-// input says so too, but only when the last thread of the agent is gone, and that
-// one may wait for a file system that the keeper has to end first.
+// input says so too, but only when the last thread of the agent has closed its
+// files, and that one may wait for a file system that the keeper has to end
+// first: for dirty pages of the loop device, which only the agent could write.
+// The signal comes when the thread that started the keeper ends. If that is the
+// one that waits, it does not come either; then the keeper sees that the agent's
+// memory is gone, see [dying].
 const deathSignal = syscall.SIGUSR1
+
+// lookEvery is how often the keeper looks whether the agent is dying, while there
+// is something to undo.
+const lookEvery = 100 * time.Millisecond
+
+// dying reports whether a process that started at a clock tick has begun to end,
+// or has ended. A process that ends gives up its memory before its files, and
+// with it its command line.
+func dying(pid int, start uint64) bool {
+	cmdline, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+	gone := errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ESRCH)
+	return gone || err == nil && len(cmdline) == 0 || startTime(pid) != start
+}
 
 // keeperReady is what the keeper writes when it is ready.
 const keeperReady = "ready\n"
@@ -161,7 +179,9 @@ func RunKeeper(r io.Reader) error {
 	}
 	notes := make(chan note)
 	go readNotes(r, notes)
-	return undoAll(collect(notes, died))
+	agent := os.Getppid()
+	started := startTime(agent)
+	return undoAll(collect(notes, died, func() bool { return dying(agent, started) }))
 }
 
 func readNotes(r io.Reader, notes chan<- note) {
@@ -179,11 +199,15 @@ func readNotes(r io.Reader, notes chan<- note) {
 // are in the pipe already.
 const lastNotes = 20 * time.Millisecond
 
-// collect returns the things left when the notes end, in the order of arrival.
-func collect(notes <-chan note, died <-chan os.Signal) []thing {
+// collect returns the things left when the notes end or the agent is dying, in the
+// order of arrival.
+func collect(notes <-chan note, died <-chan os.Signal, dying func() bool) []thing {
 	var left []thing
-	var last <-chan time.Time
+	var last, look <-chan time.Time
 	for {
+		if look == nil && len(left) > 0 {
+			look = time.After(lookEvery)
+		}
 		select {
 		case n, ok := <-notes:
 			if !ok {
@@ -195,6 +219,11 @@ func collect(notes <-chan note, died <-chan os.Signal) []thing {
 			}
 		case <-died:
 			last = time.After(lastNotes)
+		case <-look:
+			look = nil
+			if last == nil && dying() {
+				last = time.After(lastNotes)
+			}
 		case <-last:
 			return left
 		}
