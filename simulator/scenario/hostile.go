@@ -254,6 +254,7 @@ func (s *Story) attackSpent(ctx context.Context) {
 
 // freshApproval gets a second approval of the device, and an attempt with it.
 func (s *Story) freshApproval(ctx context.Context) (number string, a actor.Attempt) {
+	s.online(ctx, s.w.Device, protocol.Locked)
 	r := &lockboxv1.Request{}
 	s.ask(ctx, r, "erin", "request", "create", "--device", string(s.w.Device.Serial), "--ticket", s.ticket,
 		"--reason-code", "copied-to-wrong-folder", "--justification", "look once more")

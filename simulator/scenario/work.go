@@ -170,6 +170,7 @@ func (s *Story) smbRefused(ctx context.Context, n world.Node) {
 }
 
 func (s *Story) raiseRequest(ctx context.Context) {
+	s.online(ctx, s.w.Device, protocol.Locked) // its last heartbeat says so: the evaluation asks for it
 	r := &lockboxv1.Request{}
 	s.tell(ctx, r, "erin", "request", "create", "--device", string(s.w.Device.Serial), "--ticket", s.ticket,
 		"--reason-code", "copied-to-wrong-folder", "--justification", "Files lie in "+profile.WrongFolder+", which is no valid container name; move them to "+profile.RightFolder)
