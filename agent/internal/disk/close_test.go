@@ -73,18 +73,22 @@ time.sleep(60)`, m.path("file"))
 func TestCloseWithBusyWriters(t *testing.T) {
 	m := mounted(t)
 	writeSynced(t, m.path("before"), secret)
+	// As the agent does, they write below a folder that they have opened: by its
+	// path they would find the empty mount point after the relock, and fill that.
+	root, err := os.OpenRoot(m.dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer root.Close()
 	var writers sync.WaitGroup
 	for i := range 3 {
 		writers.Go(func() {
-			for n := 0; ; n++ {
-				if writeFile(m.path(fmt.Sprintf("w%d-%d", i, n)), random(300_000)) != nil {
-					return
-				}
+			for n := 0; root.WriteFile(fmt.Sprintf("w%d-%d", i, n), random(300_000), 0o600) == nil; n++ {
 			}
 		})
 	}
 	writers.Go(func() {
-		file, err := os.Create(m.path("endless"))
+		file, err := root.Create("endless")
 		for err == nil {
 			_, err = file.Write(random(1 << 20))
 		}
