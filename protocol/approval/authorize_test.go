@@ -63,6 +63,9 @@ func flip(e *Envelope) { e.Signatures[0].Sig[len(e.Signatures[0].Sig)-1] ^= 1 }
 
 var unlockCases = []unlockCase{
 	{name: "accepted-ssh"},
+	{name: "accepted-named-shares", prepare: func(_ testing.TB, s *scene) {
+		s.statement.Shares = []string{"contosodata_BlockBlob", "contosodata_AzFile"}
+	}},
 	{name: "accepted-passkey", prepare: withBob},
 	{name: "accepted-two-of-a-group", prepare: twoOwners},
 	{name: "accepted-spare-key", prepare: func(_ testing.TB, s *scene) {

@@ -21,6 +21,7 @@ var (
 	personForm      = regexp.MustCompile(`^[a-z0-9][a-z0-9._%+@-]{0,127}$`)
 	keyIDForm       = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._:@/+=-]{0,127}$`)
 	tokenForm       = regexp.MustCompile(`^[a-z0-9][a-z0-9-]{0,63}$`)
+	shareForm       = regexp.MustCompile(`^[a-z0-9]{3,24}_(BlockBlob|PageBlob|AzFile)$`)
 	fingerprintForm = regexp.MustCompile(`^SHA256:[A-Za-z0-9+/]{43}$`)
 )
 

@@ -85,8 +85,9 @@ type Statement struct {
 	TenantID       protocol.TenantID       `json:"tenantId"`
 	SubscriptionID protocol.SubscriptionID `json:"subscriptionId"`
 	OrderID        protocol.OrderID        `json:"orderId"`
-	Nodes          []NodeRef               `json:"nodes"` // every node of one device
-	Disks          []DiskRef               `json:"disks"` // at least one of each node
+	Nodes          []NodeRef               `json:"nodes"`            // every node of one device
+	Disks          []DiskRef               `json:"disks"`            // at least one of each node
+	Shares         []string                `json:"shares,omitempty"` // only these, "<account>_<kind>"; all of the disks if empty
 	Purpose        protocol.Purpose        `json:"purpose"`
 	Access         Access                  `json:"access"`
 	ReasonCode     string                  `json:"reasonCode"`
@@ -118,6 +119,7 @@ func (s Statement) check() error {
 		checkName("subscriptionId", string(s.SubscriptionID)),
 		checkName("orderId", string(s.OrderID)),
 		checkDevice(s.Nodes, s.Disks),
+		checkShares(s.Shares),
 		checkForm("purpose", string(s.Purpose), tokenForm),
 		checkOneOf("access", s.Access, ReadOnly, ReadWrite, Delete),
 		checkForm("reasonCode", s.ReasonCode, tokenForm),
@@ -303,6 +305,19 @@ func checkDevice(nodes []NodeRef, disks []DiskRef) error {
 		checkUnique("nodes", nodes, NodeRef.ID),
 		checkUnique("disks", disks, func(d DiskRef) DiskRef { return d }),
 	)
+}
+
+// checkShares refuses what is no list of share names; an empty one is fine.
+func checkShares(list []string) error {
+	if len(list) > maxList {
+		return fmt.Errorf("shares must have at most %d entries, has %d", maxList, len(list))
+	}
+	for _, name := range list {
+		if err := checkForm("shares", name, shareForm); err != nil {
+			return err
+		}
+	}
+	return checkUnique("shares", list, func(name string) string { return name })
 }
 
 func disksOf(disks []DiskRef, id protocol.NodeID) []protocol.DiskID {

@@ -142,14 +142,8 @@ func (m *Machine) publish(ctx context.Context, l *lease) error {
 	if err != nil {
 		return err
 	}
-	m.mu.Lock()
-	l.shares, l.folders = found, folders(found)
-	m.known = make([]knownShare, len(found))
-	for i, f := range l.folders {
-		m.known[i] = knownShare{f, found[i].Disk}
-	}
-	m.mu.Unlock()
-	if l.purpose == protocol.DataCopy || len(found) == 0 {
+	m.holdShares(l, found)
+	if l.purpose == protocol.DataCopy || len(l.folders) == 0 {
 		return nil
 	}
 	server, err := m.cfg.Shares.Start(ctx, l.folders, l.access)
@@ -157,6 +151,19 @@ func (m *Machine) publish(ctx context.Context, l *lease) error {
 		return coded(err, protocol.CodeUnavailable, "cannot open the shares")
 	}
 	return m.holdServer(l, server)
+}
+
+// holdShares gives the lease those of the shares found that it is for.
+func (m *Machine) holdShares(l *lease, found []copyjob.Share) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.known = make([]knownShare, len(found))
+	for i, f := range folders(found) {
+		m.known[i] = knownShare{f, found[i].Disk, l.publishes(found[i].String())}
+		if m.known[i].published {
+			l.shares, l.folders = append(l.shares, found[i]), append(l.folders, f)
+		}
+	}
 }
 
 // coded keeps the code of err, or gives it one.
@@ -224,7 +231,8 @@ func (m *Machine) mount(ctx context.Context, l *lease, d Disk) ([]copyjob.Share,
 // knownShare is a share that was found on a disk.
 type knownShare struct {
 	Folder
-	disk protocol.DiskID
+	disk      protocol.DiskID
+	published bool // by the lease that found it
 }
 
 // folders names what is published: each share by its name, and with the disk

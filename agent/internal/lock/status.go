@@ -63,7 +63,7 @@ func (m *Machine) shareStatusLocked() []*devicev1.ShareStatus {
 	list := make([]*devicev1.ShareStatus, len(m.known))
 	for i, k := range m.known {
 		s := &devicev1.ShareStatus{Name: k.Name, Disk: string(k.disk), Protocol: "smb", State: "closed"}
-		if l := m.lease; l != nil && l.server != nil && m.state == protocol.Unlocked {
+		if l := m.lease; l != nil && l.server != nil && k.published && m.state == protocol.Unlocked {
 			s.State, s.Address, s.Access = "open", l.server.Address(), string(l.access)
 		}
 		list[i] = s

@@ -4,6 +4,8 @@ import (
 	"context"
 	"crypto/x509"
 	"errors"
+	"os"
+	"path/filepath"
 	"slices"
 	"testing"
 	"testing/synctest"
@@ -90,6 +92,47 @@ func TestUnlockAndCommit(t *testing.T) {
 		a.wait = 0
 		a.open() // not spent: the same approval opens again
 	})
+}
+
+// What is shared is what the approval names: neither the share server nor the
+// session learns of another.
+func TestOnlyNamedSharesAreOpened(t *testing.T) {
+	for name, want := range map[string][]string{
+		"contosodata_BlockBlob": {"contosodata_BlockBlob-disk1 open", "contosodata_PageBlob closed", "contosodata_BlockBlob-disk2 open"},
+		"contosodata_PageBlob":  {"contosodata_BlockBlob-disk1 closed", "contosodata_PageBlob open", "contosodata_BlockBlob-disk2 closed"},
+		"contosodata_AzFile":    {"contosodata_BlockBlob-disk1 closed", "contosodata_PageBlob closed", "contosodata_BlockBlob-disk2 closed"},
+	} {
+		bubble(t, func(t *testing.T) {
+			s := newScene(t)
+			if err := os.Mkdir(filepath.Join(s.disks.root("disk1"), "contosodata_PageBlob"), 0o755); err != nil {
+				t.Fatal(err)
+			}
+			a := s.newAttempt(protocol.SupportAccess)
+			a.statement.Shares = []string{name}
+			a.open()
+			var got, open []string
+			for _, one := range s.Status().Shares {
+				got = append(got, one.Name+" "+one.State)
+				if one.State == "open" {
+					open = append(open, one.Name)
+				}
+			}
+			if !slices.Equal(got, want) {
+				t.Errorf("%s: shares %q, want %q", name, got, want)
+			}
+			var served, held []string
+			for _, f := range s.shares.folders {
+				served = append(served, f.Name)
+			}
+			l, _ := s.Lease()
+			for _, one := range l.Shares {
+				held = append(held, one.String())
+			}
+			if !slices.Equal(served, open) || len(held) != len(open) || slices.ContainsFunc(held, func(h string) bool { return h != name }) {
+				t.Errorf("%s: the server has %q, the session %q, open are %q", name, served, held, open)
+			}
+		})
+	}
 }
 
 // refusals is every way in which an unlock can be wrong, one at a time, with the

@@ -34,6 +34,7 @@ type scope struct {
 	access          approval.Access
 	nodes           []approval.NodeRef
 	diskIDs         []protocol.DiskID // of this node
+	shares          []string          // the only ones to publish; all if empty
 	destinations    []approval.Destination
 	end             time.Time // of the window
 	expires         time.Time // from when on the subject cannot be approved again
@@ -42,6 +43,11 @@ type scope struct {
 // readOnly reports whether nothing is to be written to the disks.
 func (s scope) readOnly() bool {
 	return s.purpose == protocol.DataCopy || s.access == approval.ReadOnly
+}
+
+// publishes reports whether a share is to be opened.
+func (s scope) publishes(share string) bool {
+	return len(s.shares) == 0 || slices.Contains(s.shares, share)
 }
 
 // caller names who will use the disks, for records.
@@ -175,7 +181,7 @@ func (m *Machine) authorize(policy *approval.Policy, purpose protocol.Purpose, r
 	return scope{
 		purpose: purpose, subject: g.RequestDigest, decisionsDigest: g.DecisionsDigest, correlation: string(st.RequestID),
 		orderID: st.OrderID, ticket: st.Ticket, engineer: st.Engineer, access: g.Access,
-		nodes: st.Nodes, diskIDs: st.DisksOf(m.cfg.Node), end: g.End,
+		nodes: st.Nodes, diskIDs: st.DisksOf(m.cfg.Node), shares: st.Shares, end: g.End,
 		expires: time.Unix(st.Expires+st.MaxDuration, 0),
 	}, nil
 }
