@@ -37,8 +37,8 @@ import (
 const Limit = 5 * time.Second
 
 // pragmas are the settings of every connection. modernc ignores options of any
-// other spelling silently.
-const pragmas = "?_pragma=journal_mode(WAL)&_pragma=busy_timeout(5000)&_pragma=foreign_keys(1)&_pragma=synchronous(FULL)&_txlock=immediate"
+// other spelling silently. What is deleted is overwritten, see [Store.Purge].
+const pragmas = "?_pragma=journal_mode(WAL)&_pragma=busy_timeout(5000)&_pragma=foreign_keys(1)&_pragma=synchronous(FULL)&_pragma=secure_delete(1)&_txlock=immediate"
 
 //go:embed migrations/sqlite/*.sql
 var migrations embed.FS

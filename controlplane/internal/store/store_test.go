@@ -99,6 +99,12 @@ func TestRecordsComeBackAsTheyWere(t *testing.T) {
 	same(t, s, store.DiskKey{Node: nine, Disk: "disk1", Kind: store.ExternalKey, Order: "o", Tenant: "t", Wrapper: "w", Wrapped: []byte{9}, Created: at(1)},
 		func(c ctx, x tx, r *store.DiskKey) error { return x.InsertDiskKey(c, r) },
 		func(c ctx, x tx) (store.DiskKey, error) { return x.DiskKey(c, nine, "disk1", store.ExternalKey) })
+	same(t, s, store.OrderKey{Order: "o", Tenant: "t", Customer: true, Wrapper: "w", Wrapped: []byte{9}, Created: at(1)},
+		func(c ctx, x tx, r *store.OrderKey) error { return x.InsertOrderKey(c, r) },
+		func(c ctx, x tx) (store.OrderKey, error) { return x.OrderKey(c, "o") })
+	same(t, s, store.KeyRotation{ID: 1, Target: "w", Person: "p", Total: 1, Done: 2, Problem: "x", Started: at(1), Finished: at(2)},
+		func(c ctx, x tx, r *store.KeyRotation) error { return x.InsertKeyRotation(c, r) },
+		func(c ctx, x tx) (store.KeyRotation, error) { return x.LastKeyRotation(c) })
 	same(t, s, store.JoinToken{ID: "j", SecretHash: []byte{1}, Order: "o", Node: nine, Replaces: true, CreatedBy: "p", Created: at(1), Expires: at(2), Used: at(3), Failures: 4, LockedUntil: at(5), Refusals: 6},
 		func(c ctx, x tx, r *store.JoinToken) error { return x.InsertJoinToken(c, r) },
 		func(c ctx, x tx) (store.JoinToken, error) { return x.JoinToken(c, "j") })
