@@ -50,7 +50,7 @@ func image(t *testing.T, path string) {
 	defer f.Close()
 	if err := errors.Join(f.Truncate(size), bitlocker.Format(f, size, bitlocker.FormatOptions{
 		Metadata: [3]int64{128 << 10, 256 << 10, 384 << 10}, HeaderCopy: 512 << 10, ID: must(bitlocker.NewGUID(rand.Reader)),
-		ExternalKey: must(bitlocker.GenerateExternalKey(rand.Reader)), ExternalKeyID: must(bitlocker.NewGUID(rand.Reader)),
+		Protectors: []bitlocker.ProtectorKey{{ID: must(bitlocker.NewGUID(rand.Reader)), Key: must(bitlocker.GenerateExternalKey(rand.Reader))}},
 		HeaderOnly: true, Rand: rand.Reader, Now: time.Now(),
 	})); err != nil {
 		t.Fatal(err)

@@ -7,7 +7,7 @@ import (
 func BenchmarkReadAt(b *testing.B) {
 	o := testOptions(b)
 	m, _ := formatted(b, o)
-	p := unlocked(b, m, testSize, o.ExternalKey)
+	p := unlocked(b, m, testSize, externalKey(o))
 	for name, size := range map[string]int{"4KiB": 4 << 10, "256KiB": 256 << 10} {
 		b.Run(name, func(b *testing.B) {
 			buf := make([]byte, size)
@@ -24,7 +24,7 @@ func BenchmarkReadAt(b *testing.B) {
 func BenchmarkWriteAt(b *testing.B) {
 	o := testOptions(b)
 	m, _ := formatted(b, o)
-	p := unlocked(b, m, testSize, o.ExternalKey)
+	p := unlocked(b, m, testSize, externalKey(o))
 	buf := make([]byte, 256<<10)
 	b.SetBytes(int64(len(buf)))
 	for b.Loop() {

@@ -27,30 +27,20 @@ import (
 	"time"
 )
 
-// Errors that callers branch on. All but [ErrWrongKey] and [ErrWiped] come
-// wrapped, with the details.
-var (
-	ErrNotBitLocker = errors.New("not a BitLocker volume")
-	ErrUnsupported  = errors.New("unsupported BitLocker volume")
-	ErrDamaged      = errors.New("damaged BitLocker volume")
-	ErrTruncated    = errors.New("truncated BitLocker volume")
-	ErrNoProtector  = errors.New("no protector of this kind")
-	ErrWrongKey     = errors.New("wrong key")
-	ErrWiped        = errors.New("volume is locked: its keys were wiped")
-	ErrReadOnly     = errors.New("volume was opened read-only")
-	ErrReserved     = errors.New("write into an area reserved for BitLocker metadata")
-)
-
 // Volume is a locked volume: its metadata has been read, its keys have not.
 // It is immutable and safe for concurrent use.
 type Volume struct {
 	r          io.ReaderAt
 	size       int64
 	sectorSize int
-	copies     []*metadata // the valid ones that differ, in the boot sector's order; never empty
+	toGo       bool
+	copies     []*metadata            // the whole ones that differ, in the boot sector's order; never empty
+	damage     [numberOfCopies]string // what is wrong with each copy
+	refused    *RefusedError          // why it is not opened
 }
 
-// Info is what a locked volume tells everyone.
+// Info is what a locked volume tells everyone. Nothing of it is authenticated
+// before [Volume.Unlock] has succeeded.
 type Info struct {
 	ID            GUID        // of the volume
 	Description   string      // usually "COMPUTER LABEL M/D/YYYY"
@@ -59,18 +49,57 @@ type Info struct {
 	SectorSize    int         // bytes: 512 or 4096
 	Size          int64       // bytes of the volume, and of its decrypted view
 	EncryptedSize int64       // bytes from the start that are encrypted: all, once encryption has completed
+	ToGo          bool        // BitLocker To Go over FAT
+	State         uint16      // 4 is encrypted
+	NextState     uint16      // another one while converting
+	Metadata      [3]int64    // offsets of the metadata areas
+	HeaderCopy    int64       // offset of the file system's own beginning
+	HeaderSize    int64       // its length in bytes
+	NextNonce     uint32      // counter of sealed items
+	Damage        [3]string   // what is wrong with each metadata copy; empty if nothing
 	Protectors    []Protector // in the order on disk
+
+	// Refused says why nobody here can unlock the volume, whatever the key; nil if
+	// it can be.
+	Refused *RefusedError
 }
 
 // Protector is one way to unlock a volume.
 type Protector struct {
-	ID   GUID
-	Kind ProtectorKind
+	ID       GUID
+	Kind     ProtectorKind
+	Name     string    // often empty
+	Modified time.Time // to 100 ns
 }
 
 // Open reads the metadata of the volume r, which is size bytes long. If r is
-// also an [io.WriterAt], the unlocked volume can be written.
+// also an [io.WriterAt], the unlocked volume can be written. Kinds of volumes that
+// cannot be read are refused with a [RefusedError]; [Volume.Unlock] may refuse
+// more, whose metadata can be shown.
 func Open(r io.ReaderAt, size int64) (*Volume, error) {
+	v, err := read(r, size)
+	if err != nil {
+		return nil, err
+	}
+	if v.refused != nil {
+		return nil, v.refused
+	}
+	return v, nil
+}
+
+// Inspect reads what a volume tells without a key, also of most kinds that are
+// refused: Info.Refused then says why. The error is that of [Open] for volumes
+// that tell nothing.
+func Inspect(r io.ReaderAt, size int64) (Info, error) {
+	v, err := read(r, size)
+	if err != nil {
+		return Info{}, err
+	}
+	return v.Info(), nil
+}
+
+// read reads a volume's metadata, refused or not.
+func read(r io.ReaderAt, size int64) (*Volume, error) {
 	sector := make([]byte, min(max(size, 0), bootSize))
 	if err := readFull(r, sector, 0); err != nil {
 		return nil, fmt.Errorf("cannot read the boot sector: %w", err)
@@ -79,124 +108,188 @@ func Open(r io.ReaderAt, size int64) (*Volume, error) {
 	if err != nil {
 		return nil, err
 	}
-	v := &Volume{r: r, size: size, sectorSize: boot.sectorSize}
-	if v.copies, err = readCopies(r, size, boot); err != nil {
-		return nil, err
+	v := &Volume{r: r, size: size, sectorSize: boot.sectorSize, toGo: boot.toGo, refused: boot.refused}
+	err = v.readCopies(boot.metadata)
+	if err != nil && boot.refused != nil {
+		return nil, boot.refused // what kind it is says more than what is wrong with it
 	}
-	return v, nil
+	return v, err
 }
 
-// readCopies returns the metadata copies that are whole. A copy that is damaged
-// makes way for the next one; one that is whole and says that the volume cannot
-// be read has the last word.
-func readCopies(r io.ReaderAt, size int64, boot bootSector) ([]*metadata, error) {
-	var copies []*metadata
-	var damage []string
-	for i, off := range boot.metadata {
-		m, err := readCopy(r, size, off, boot.sectorSize)
-		switch {
-		case errors.Is(err, ErrDamaged):
-			what := strings.TrimPrefix(err.Error(), ErrDamaged.Error()+": ")
-			damage = append(damage, fmt.Sprintf("copy %d: %s", i+1, what))
-		case err != nil:
-			return nil, err
-		case !slices.ContainsFunc(copies, m.same):
-			copies = append(copies, m)
+// readCopies reads the metadata copies that are whole, at the given offsets and
+// where whole ones say that there are more. A copy that is damaged makes way for
+// the next one; one that is whole and says that the volume cannot be read has the
+// last word.
+func (v *Volume) readCopies(offsets [numberOfCopies]int64) error {
+	for i, off := range offsets {
+		if err := v.addCopy(i, off); err != nil {
+			return err
 		}
 	}
-	if len(copies) == 0 {
-		return nil, damaged("no metadata copy is whole: %s", strings.Join(damage, "; "))
+	for _, m := range slices.Clone(v.copies) {
+		for i, off := range m.geometry.metadata {
+			if v.damage[i] != "" && off != offsets[i] {
+				if err := v.addCopy(i, off); err != nil {
+					return err
+				}
+			}
+		}
 	}
-	return copies, nil
+	switch {
+	case len(v.copies) > 0:
+		return nil
+	case !slices.ContainsFunc(offsets[:], func(off int64) bool { return !v.behind(off) }):
+		return fmt.Errorf("%w: all metadata lie behind the %d bytes that are there", ErrTruncated, v.size)
+	}
+	return damaged("no metadata copy is whole: copy 1: %s; copy 2: %s; copy 3: %s", v.damage[0], v.damage[1], v.damage[2])
 }
 
-func readCopy(r io.ReaderAt, size, off int64, sectorSize int) (*metadata, error) {
-	if off < 0 || off > size-areaSize {
-		return nil, damaged("its offset %#x lies outside the image of %d bytes", off, size)
+// addCopy reads copy i at off.
+func (v *Volume) addCopy(i int, off int64) error {
+	m, err := v.readCopy(off)
+	if errors.Is(err, ErrDamaged) {
+		v.damage[i] = strings.TrimPrefix(err.Error(), ErrDamaged.Error()+": ")
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if v.refused == nil {
+		v.refused = m.refused
+	}
+	if !slices.ContainsFunc(v.copies, m.same) {
+		v.copies = append(v.copies, m)
+	}
+	return nil
+}
+
+// behind reports whether an area at off would not be there for the image's end,
+// in a volume that is not absurd.
+func (v *Volume) behind(off int64) bool {
+	return off > v.size-areaSize && off < maxSize && off%int64(v.sectorSize) == 0
+}
+
+// maxSize bounds what is believed of an offset, in bytes: NTFS ends far below.
+const maxSize = 1 << 56
+
+func (v *Volume) readCopy(off int64) (*metadata, error) {
+	if off < 0 || off > v.size-areaSize {
+		return nil, damaged("its offset %#x lies outside the image of %d bytes", off, v.size)
 	}
 	area := make([]byte, areaSize)
-	if err := readFull(r, area, off); err != nil {
+	if err := readFull(v.r, area, off); err != nil {
 		return nil, damaged("cannot read it: %v", err)
 	}
 	m, err := parseMetadata(area)
-	if err != nil {
-		return nil, err
+	if err != nil || m.refused != nil || v.refused != nil {
+		return m, err
 	}
-	if m.encryptedSize > size {
-		return nil, fmt.Errorf("%w: %d of %d bytes are there", ErrTruncated, size, m.encryptedSize)
+	if m.encryptedSize > v.size {
+		return nil, fmt.Errorf("%w: %d of %d bytes are there", ErrTruncated, v.size, m.encryptedSize)
 	}
-	if m.layout, err = newLayout(m.geometry, size, sectorSize); err != nil {
-		return nil, err
-	}
-	return m, nil
+	m.layout, err = newLayout(m.geometry, v.size, v.sectorSize)
+	return m, err
 }
 
-// Info returns what the metadata says in clear. Nothing of it is authenticated
-// before [Volume.Unlock] has succeeded.
+// Info returns what the metadata says in clear.
 func (v *Volume) Info() Info {
 	m := v.copies[0]
 	info := Info{
 		ID: m.id, Description: m.description, Created: m.created.time(),
 		Method: m.method, SectorSize: v.sectorSize,
-		Size: v.size, EncryptedSize: m.encryptedSize,
+		Size: v.size, EncryptedSize: m.encryptedSize, ToGo: v.toGo,
+		State: le.Uint16(m.raw[12:]), NextState: le.Uint16(m.raw[14:]),
+		Metadata: m.geometry.metadata, HeaderCopy: m.headerCopy, HeaderSize: m.headerSize,
+		NextNonce: m.nextNonce, Damage: v.damage, Refused: v.refused,
+	}
+	if info.Refused == nil {
+		info.Refused = m.checkOpenable()
 	}
 	for _, p := range m.protectors {
-		info.Protectors = append(info.Protectors, Protector{p.id, p.kind})
+		info.Protectors = append(info.Protectors, p.Protector)
 	}
 	return info
 }
 
 // Unlock opens the volume with c. It fails with [ErrWrongKey] if c fits no
-// protector, with [ErrNoProtector] if the volume has none of its kind, with
-// [ErrUnsupported] if the encryption method is unknown, and with [ErrDamaged] if
-// c fits but the metadata have been altered. A password or passphrase takes a
-// noticeable part of a second for each protector of its kind.
+// protector, with [ErrNoProtector] if the volume has none of its kind, with a
+// [RefusedError] if nothing of ours opens any protector or the encryption method
+// is unknown, and with [ErrDamaged] if c fits but the metadata have been altered.
+// A password or passphrase takes a noticeable part of a second for each protector
+// of its kind. [Plaintext.Protector] says which one it was.
 //
 // The caller wipes c, and the Plaintext when done.
 func (v *Volume) Unlock(c Credential) (*Plaintext, error) {
-	var errs []error
-	for _, m := range v.copies {
-		var p *Plaintext
-		var err error
-		withCleanStack(func() { p, err = v.unlockCopy(m, c) })
-		if err == nil {
-			return p, nil
-		}
-		errs = append(errs, err)
-	}
-	// A copy whose key fitted but whose content did not says more than one
-	// that nothing fitted.
-	for _, err := range errs {
-		if !errors.Is(err, ErrWrongKey) {
-			return nil, err
-		}
-	}
-	return nil, ErrWrongKey
+	var p *Plaintext
+	var err error
+	withCleanStack(func() { p, err = v.unlock(c) })
+	return p, err
 }
 
-func (v *Volume) unlockCopy(m *metadata, c Credential) (*Plaintext, error) {
-	vmk, err := m.openVMK(c)
+func (v *Volume) unlock(c Credential) (*Plaintext, error) {
+	o, err := v.open(c)
 	if err != nil {
 		return nil, err
 	}
-	defer clear(vmk)
-	if err := m.verify(vmk); err != nil {
-		return nil, err
-	}
-	cipher, err := m.openCipher(vmk, v.sectorSize)
-	if err != nil {
-		return nil, err
-	}
+	defer clear(o.vmk)
 	w, _ := v.r.(io.WriterAt)
-	return &Plaintext{r: v.r, w: w, layout: m.layout, sectorSize: v.sectorSize, cipher: cipher}, nil
+	return &Plaintext{
+		r: v.r, w: w, layout: o.layout, sectorSize: v.sectorSize,
+		cipher: o.cipher, protector: o.protector,
+	}, nil
 }
 
-func damaged(format string, args ...any) error {
-	return fmt.Errorf("%w: %s", ErrDamaged, fmt.Sprintf(format, args...))
+// opened is what a credential gives.
+type opened struct {
+	*metadata
+	vmk       []byte
+	cipher    sectorCipher
+	protector Protector
 }
 
-func unsupported(format string, args ...any) error {
-	return fmt.Errorf("%w: %s", ErrUnsupported, fmt.Sprintf(format, args...))
+func (o *opened) wipe() {
+	clear(o.vmk)
+	o.cipher.wipe()
+}
+
+// open tries the copies until one opens with c and proves genuine. The caller
+// clears or keeps what it returns.
+func (v *Volume) open(c Credential) (*opened, error) {
+	worst := error(ErrWrongKey)
+	for _, m := range v.copies {
+		o, err := v.openCopy(m, c)
+		if err == nil {
+			return o, nil
+		}
+		// A copy whose key fitted but whose content did not says more than one
+		// that nothing fitted.
+		if worst == error(ErrWrongKey) {
+			worst = err
+		}
+	}
+	return nil, worst
+}
+
+func (v *Volume) openCopy(m *metadata, c Credential) (_ *opened, err error) {
+	if err := m.checkOpenable(); err != nil {
+		return nil, err
+	}
+	o := &opened{metadata: m}
+	defer func() {
+		if err != nil {
+			clear(o.vmk)
+		}
+	}()
+	if o.vmk, o.protector, err = m.openVMK(c); err != nil {
+		return nil, err
+	}
+	if err := m.verify(o.vmk); err != nil {
+		return nil, err
+	}
+	if o.cipher, err = m.openCipher(o.vmk, v.sectorSize); err != nil {
+		return nil, err
+	}
+	return o, nil
 }
 
 // readFull reads all of b or returns an error.

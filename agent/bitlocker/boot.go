@@ -28,6 +28,8 @@ var (
 type bootSector struct {
 	sectorSize int                   // bytes: 512 or 4096
 	metadata   [numberOfCopies]int64 // offsets of the metadata copies, unchecked
+	toGo       bool
+	refused    *RefusedError // why the volume is not opened
 }
 
 func parseBoot(b []byte) (bootSector, error) {
@@ -38,26 +40,26 @@ func parseBoot(b []byte) (bootSector, error) {
 	switch string(b[3:11]) {
 	case signature:
 		if b[1] == jumpVista {
-			return bootSector{}, unsupported("made by Windows Vista")
+			return bootSector{}, refused(RefusedVista, "made by Windows Vista")
 		}
 	case signatureToGo:
 		at = offIdentToGo
 	default:
 		return bootSector{}, ErrNotBitLocker
 	}
+	s := bootSector{sectorSize: int(le.Uint16(b[11:])), toGo: at == offIdentToGo}
 	switch GUID(b[at:]) {
 	case identifierNormal:
 	case identifierEOW:
-		return bootSector{}, unsupported("encrypt-on-write (used space only) has not been converted")
+		s.refused = refused(RefusedEncryptOnWrite, "encrypt-on-write (used space only) has not been converted")
 	default:
 		return bootSector{}, ErrNotBitLocker
 	}
-	s := bootSector{sectorSize: int(le.Uint16(b[11:]))}
 	if s.sectorSize == 0 {
 		s.sectorSize = 512
 	}
 	if !validSectorSize(s.sectorSize) {
-		return bootSector{}, unsupported("sectors of %d bytes (want 512 or 4096)", s.sectorSize)
+		return bootSector{}, refused(RefusedSectorSize, "sectors of %d bytes (want 512 or 4096)", s.sectorSize)
 	}
 	for i := range s.metadata {
 		s.metadata[i] = int64(le.Uint64(b[at+16+8*i:]))
@@ -67,9 +69,9 @@ func parseBoot(b []byte) (bootSector, error) {
 
 func validSectorSize(n int) bool { return n == 512 || n == 4096 }
 
-// encode returns the header of a volume: the boot sector, then zeros.
+// encode returns the boot sector of a normal volume, sectorSize bytes.
 func (s bootSector) encode() []byte {
-	b := make([]byte, headerSize)
+	b := make([]byte, s.sectorSize)
 	copy(b, "\xEB\x58\x90"+signature)
 	le.PutUint16(b[11:], uint16(s.sectorSize))
 	b[13] = byte(4096 / s.sectorSize) // sectors per cluster

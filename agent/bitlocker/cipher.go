@@ -43,9 +43,9 @@ func (m Method) String() string {
 }
 
 // supported reports whether m's sectors can be read and written.
-func (m Method) supported() error {
+func (m Method) supported() *RefusedError {
 	if methods[m].cipher == nil {
-		return unsupported("%v", m)
+		return refused(RefusedMethod, "%v", m)
 	}
 	return nil
 }

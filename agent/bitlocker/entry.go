@@ -92,6 +92,18 @@ func appendEntry(b []byte, typ, value uint16, data ...[]byte) []byte {
 	return b
 }
 
+// encodeEntries returns the entries as they were read.
+func encodeEntries(entries []entry) []byte {
+	var b []byte
+	for _, e := range entries {
+		for _, field := range []uint16{uint16(entryHeader + len(e.data)), e.typ, e.value, e.version} {
+			b = le.AppendUint16(b, field)
+		}
+		b = append(b, e.data...)
+	}
+	return b
+}
+
 func u32(n uint32) []byte { return le.AppendUint32(nil, n) }
 func u64(n uint64) []byte { return le.AppendUint64(nil, n) }
 

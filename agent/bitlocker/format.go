@@ -1,10 +1,8 @@
 package bitlocker
 
 import (
-	"crypto/sha256"
 	"errors"
 	"fmt"
-	"hash/crc32"
 	"io"
 	"time"
 )
@@ -22,14 +20,12 @@ type FormatOptions struct {
 	HeaderCopy int64
 
 	ID          GUID   // of the volume
-	Description string // usually "COMPUTER LABEL M/D/YYYY"
+	Description string // usually "COMPUTER LABEL M/D/YYYY"; at most 1024 bytes
 
-	// At least one of the two protectors is wanted. The external key comes
-	// first on disk, because some tools cannot do without.
-	ExternalKey        ExternalKey
-	ExternalKeyID      GUID
-	RecoveryPassword   RecoveryPassword
-	RecoveryPasswordID GUID
+	// Protectors are the keys that open the volume: at least one, not counting
+	// clear keys. Recovery passwords go behind the others on disk, because some
+	// tools cannot do without; some only ever try the first of a kind.
+	Protectors []ProtectorKey
 
 	// HeaderOnly leaves all but the first 8 KiB as they are: they decrypt to
 	// noise, and a sparse image stays sparse.
@@ -45,9 +41,16 @@ type Storage interface {
 	io.WriterAt
 }
 
-// Format encrypts the size bytes of rw in place. The order of the writes is
-// data, metadata, boot sector: an image on which Format was interrupted is no
-// BitLocker volume yet, and its file system is lost.
+// Syncer is storage that says when what was written will survive a power cut.
+type Syncer interface {
+	// Sync returns when all that was written before is durable.
+	Sync() error
+}
+
+// Format encrypts the size bytes of rw in place. The order of the writes is data,
+// metadata copies 3, 2 and 1, boot sector, each durable before the next if rw is a
+// [Syncer]: an image on which Format was interrupted is no BitLocker volume yet,
+// and its file system is lost.
 func Format(rw Storage, size int64, opts FormatOptions) error {
 	f, err := newFormatter(opts, size)
 	if err != nil {
@@ -65,14 +68,15 @@ func Format(rw Storage, size int64, opts FormatOptions) error {
 	return f.writeMetadata(rw, block)
 }
 
+// maxDescription bounds a volume's description, in bytes.
+const maxDescription = 1024
+
 // formatter is one volume in the making.
 type formatter struct {
 	FormatOptions
 	geometry
 	layout layout
 	cipher sectorCipher
-	now    filetime
-	nonces uint32 // the next one; no two items are sealed with the same
 }
 
 func newFormatter(o FormatOptions, size int64) (*formatter, error) {
@@ -88,13 +92,16 @@ func newFormatter(o FormatOptions, size int64) (*formatter, error) {
 	if !validSectorSize(o.SectorSize) {
 		return nil, fmt.Errorf("sectors of %d bytes: want 512 or 4096", o.SectorSize)
 	}
-	if o.ExternalKey.IsZero() && o.RecoveryPassword.IsZero() {
-		return nil, errors.New("no protector: want an external key or a recovery password")
+	if err := checkProtectors(nil, o.Protectors); err != nil {
+		return nil, err
 	}
 	if o.Rand == nil {
 		return nil, errors.New("no source of randomness")
 	}
-	f := &formatter{FormatOptions: o, now: newFiletime(o.Now), nonces: 2}
+	if len(o.Description) > maxDescription {
+		return nil, fmt.Errorf("the description of %d bytes is too long: want at most %d", len(o.Description), maxDescription)
+	}
+	f := &formatter{FormatOptions: o}
 	f.geometry = geometry{
 		encryptedSize: size, metadata: o.Metadata, headerCopy: o.HeaderCopy,
 		headerSize: headerSize, headerSectors: int64(headerSize / o.SectorSize),
@@ -112,84 +119,38 @@ func (f *formatter) drawKeys() ([]byte, error) {
 	if _, err := io.ReadFull(f.Rand, keys); err != nil {
 		return nil, fmt.Errorf("cannot draw the volume's keys: %w", err)
 	}
-	vmk, fvek := keys[:keySize], keys[keySize:]
-	entries, err := f.entries(vmk, fvek)
+	block, err := f.block(keys[:keySize], keys[keySize:])
 	if err != nil {
 		return nil, err
 	}
-	if f.cipher, err = newSectorCipher(f.Method, fvek, f.SectorSize); err != nil {
-		return nil, err
-	}
-	return f.block(vmk, entries), nil
+	f.cipher, err = newSectorCipher(f.Method, keys[keySize:], f.SectorSize)
+	return block, err
 }
 
-// entries returns the metadata entries of a finished volume.
-func (f *formatter) entries(vmk, fvek []byte) ([]byte, error) {
+// block returns the metadata of one area of the finished volume.
+func (f *formatter) block(vmk, fvek []byte) ([]byte, error) {
+	now := newFiletime(f.Now)
+	s := sealer{vmk: vmk, rand: f.Rand, now: now, epoch: uint64(now), next: 2}
 	b := appendEntry(nil, typeDescription, valueString, encodeString(f.Description))
-	if !f.ExternalKey.IsZero() {
-		b = f.appendExternalKey(b, vmk)
-	}
-	if !f.RecoveryPassword.IsZero() {
+	for _, p := range f.Protectors {
 		var err error
-		if b, err = f.appendRecoveryPassword(b, vmk); err != nil {
+		if b, err = s.appendProtector(b, p); err != nil {
 			return nil, err
 		}
 	}
-	b = appendEntry(b, typeFVEK, valueSealed, f.seal(vmk, uint32(f.Method), fvek))
+	b = appendEntry(b, typeFVEK, valueSealed, s.seal(vmk, uint32(f.Method), fvek))
 	b = appendEntry(b, typeHeaderArea, valueHeaderArea, u64(uint64(f.headerCopy)), u64(uint64(f.headerSize)))
-	if len(b) > areaSize-entriesAt-blockUnit-validationSize {
-		return nil, errors.New("the description is too long")
+	entries, err := parseEntries(b)
+	if err != nil {
+		return nil, err
 	}
-	return b, nil
+	return s.block(f.front(), encodeEntries(recoveryLast(entries)))
 }
 
-func (f *formatter) appendExternalKey(b, vmk []byte) []byte {
-	label := appendEntry(nil, typeProperty, valueString, encodeString(externalKeyLabel))
-	own := appendEntry(nil, typeProperty, valueSealed, f.seal(vmk, keyExternal, f.ExternalKey.Bytes()))
-	use := appendEntry(nil, typeProperty, valueUseKey, u32(keyExternal), own)
-	return f.appendProtector(b, ExternalKeyProtector, f.ExternalKeyID, f.ExternalKey.Bytes(), vmk, label, use)
-}
-
-func (f *formatter) appendRecoveryPassword(b, vmk []byte) ([]byte, error) {
-	salt := make([]byte, saltSize)
-	if _, err := io.ReadFull(f.Rand, salt); err != nil {
-		return nil, fmt.Errorf("cannot draw a salt: %w", err)
-	}
-	key := make([]byte, keySize)
-	defer clear(key)
-	f.RecoveryPassword.key(protector{salt: salt}, key)
-	own := appendEntry(nil, typePassword, valueSealed, f.seal(vmk, keyPassword, f.RecoveryPassword.bytes()))
-	own = appendEntry(own, typePasswordKey, valueSealed, f.seal(vmk, keyFromPassword, key))
-	stretched := appendEntry(nil, typeProperty, valueStretch, u32(keyPassword), salt, own)
-	return f.appendProtector(b, RecoveryPasswordProtector, f.RecoveryPasswordID, key, vmk, stretched), nil
-}
-
-// appendProtector appends a VMK entry: the given children, then the VMK sealed
-// with key.
-func (f *formatter) appendProtector(b []byte, kind ProtectorKind, id GUID, key, vmk []byte, children ...[]byte) []byte {
-	data := [][]byte{id[:], u64(uint64(f.now)), u32(uint32(kind) << 16)}
-	data = append(data, children...)
-	data = append(data, appendEntry(nil, typeProperty, valueSealed, f.seal(key, keyVMK, vmk)))
-	return appendEntry(b, typeVMK, valueVMK, data...)
-}
-
-// seal returns secret in a container of the given method, sealed with key.
-func (f *formatter) seal(key []byte, method uint32, secret []byte) sealed {
-	c := container(method, secret)
-	defer clear(c)
-	nonce := le.AppendUint32(u64(uint64(f.now)), f.nonces)
-	f.nonces++
-	return seal(key, nonce, c)
-}
-
-// block returns the metadata of one area: block header, metadata header, entries
-// and validation.
-func (f *formatter) block(vmk, entries []byte) []byte {
-	size := headerLength + len(entries)
-	length := (blockHeaderSize + size + blockUnit - 1) / blockUnit * blockUnit
-	b := make([]byte, length, length+validationSize)
+// front returns the block header and the metadata header, but for their lengths.
+func (f *formatter) front() []byte {
+	b := make([]byte, entriesAt)
 	copy(b, signature)
-	le.PutUint16(b[8:], uint16(length/blockUnit))
 	le.PutUint16(b[10:], 2)
 	le.PutUint16(b[12:], stateEncrypted)
 	le.PutUint16(b[14:], stateEncrypted)
@@ -199,30 +160,14 @@ func (f *formatter) block(vmk, entries []byte) []byte {
 		le.PutUint64(b[32+8*i:], uint64(off))
 	}
 	le.PutUint64(b[56:], uint64(f.headerCopy))
-	f.putHeader(b[blockHeaderSize:], size)
-	copy(b[entriesAt:], entries)
-	return f.appendValidation(b, vmk)
-}
-
-func (f *formatter) putHeader(b []byte, size int) {
-	le.PutUint32(b, uint32(size))
-	le.PutUint32(b[4:], 1)
-	le.PutUint32(b[8:], headerLength)
-	le.PutUint32(b[12:], uint32(size))
-	copy(b[16:], f.ID[:])
-	le.PutUint32(b[32:], f.nonces+1) // one more is sealed: the validation
-	le.PutUint16(b[36:], uint16(f.Method))
-	le.PutUint16(b[38:], uint16(f.Method))
-	le.PutUint64(b[40:], uint64(f.now))
-}
-
-func (f *formatter) appendValidation(b, vmk []byte) []byte {
-	hash := sha256.Sum256(b)
-	v := le.AppendUint16(nil, uint16(areaSize-len(b)))
-	v = le.AppendUint16(v, 2)
-	v = le.AppendUint32(v, crc32.ChecksumIEEE(b))
-	v = appendEntry(v, typeProperty, valueSealed, f.seal(vmk, keyHash, hash[:]))
-	return append(b, v...)
+	header := b[blockHeaderSize:]
+	le.PutUint32(header[4:], 1)
+	le.PutUint32(header[8:], headerLength)
+	copy(header[16:], f.ID[:])
+	le.PutUint16(header[36:], uint16(f.Method))
+	le.PutUint16(header[38:], uint16(f.Method))
+	le.PutUint64(header[40:], uint64(newFiletime(f.Now)))
+	return b
 }
 
 // formatChunk is how much is encrypted at a time, in bytes.
@@ -246,22 +191,41 @@ func (f *formatter) encrypt(rw Storage) error {
 			}
 		}
 	}
-	return nil
+	return syncStorage(rw)
 }
 
-// writeMetadata writes the three copies, the last one first, then the boot
-// sector with the rest of the header zero.
+// writeMetadata writes the three copies, the last one first, then zeros over the
+// header, and the boot sector at the very end.
 func (f *formatter) writeMetadata(w io.WriterAt, block []byte) error {
 	area := make([]byte, areaSize)
 	copy(area, block)
 	for i := len(f.metadata) - 1; i >= 0; i-- {
-		if err := writeFull(w, area, f.metadata[i]); err != nil {
+		if err := writeDurably(w, area, f.metadata[i]); err != nil {
 			return fmt.Errorf("cannot write metadata copy %d: %w", i+1, err)
 		}
 	}
-	boot := bootSector{f.SectorSize, f.metadata}
-	if err := writeFull(w, boot.encode(), 0); err != nil {
+	boot := bootSector{sectorSize: f.SectorSize, metadata: f.metadata}.encode()
+	if err := writeDurably(w, make([]byte, headerSize-len(boot)), int64(len(boot))); err != nil {
+		return fmt.Errorf("cannot clear the header: %w", err)
+	}
+	if err := writeDurably(w, boot, 0); err != nil {
 		return fmt.Errorf("cannot write the boot sector: %w", err)
+	}
+	return nil
+}
+
+// writeDurably writes b and makes it durable, where the storage can.
+func writeDurably(w io.WriterAt, b []byte, off int64) error {
+	if err := writeFull(w, b, off); err != nil {
+		return err
+	}
+	return syncStorage(w)
+}
+
+// syncStorage makes writes durable, where the storage can.
+func syncStorage(w any) error {
+	if s, ok := w.(Syncer); ok {
+		return s.Sync()
 	}
 	return nil
 }

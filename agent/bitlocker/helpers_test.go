@@ -58,10 +58,13 @@ func testOptions(t testing.TB) FormatOptions {
 		Metadata:   [3]int64{0x10000, 0x30000, 0x60000},
 		HeaderCopy: 0x80000,
 		ID:         MustGUID("00112233-4455-6677-8899-AABBCCDDEEFF"), Description: "TEST DISK 11/21/2026",
-		ExternalKey: key, ExternalKeyID: MustGUID("4381F759-C4F8-4DE0-BB61-FC33A831BDA5"),
-		Rand: testRand(2), Now: testNow,
+		Protectors: []ProtectorKey{{MustGUID("4381F759-C4F8-4DE0-BB61-FC33A831BDA5"), key}},
+		Rand:       testRand(2), Now: testNow,
 	}
 }
+
+// externalKey returns the first protector's key.
+func externalKey(o FormatOptions) ExternalKey { return o.Protectors[0].Key.(ExternalKey) }
 
 // formatted returns a volume made of random content, and its expected view.
 func formatted(t testing.TB, o FormatOptions) (m *memory, view []byte) {

@@ -111,7 +111,7 @@ func TestKeysLeaveMemory(t *testing.T) {
 				t.Fatal(err)
 			}
 			keys := volumeKeys(t, m, o)
-			child := startMemoryChild(t, image, o.ExternalKey.Bytes())
+			child := startMemoryChild(t, image, externalKey(o).Bytes())
 			found := searchMemory(t, child.pid, keys)
 			if len(found) == 0 {
 				t.Error("no key is in the memory of a process that has the volume unlocked: the search is broken")
@@ -134,7 +134,7 @@ func volumeKeys(t *testing.T, m *memory, o FormatOptions) map[string][]byte {
 	if err != nil {
 		t.Fatal(err)
 	}
-	vmk, err := v.copies[0].openVMK(o.ExternalKey)
+	vmk, _, err := v.copies[0].openVMK(externalKey(o))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -143,7 +143,7 @@ func volumeKeys(t *testing.T, m *memory, o FormatOptions) map[string][]byte {
 		t.Fatal("the volume key does not open")
 	}
 	return map[string][]byte{
-		"external key": o.ExternalKey.Bytes(), "VMK": vmk, "FVEK": fvek,
+		"external key": externalKey(o).Bytes(), "VMK": vmk, "FVEK": fvek,
 		"first half of FVEK": fvek[:len(fvek)/2], "second half of FVEK": fvek[len(fvek)/2:],
 	}
 }

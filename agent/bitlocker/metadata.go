@@ -6,6 +6,8 @@ import (
 	"crypto/subtle"
 	"fmt"
 	"hash/crc32"
+	"slices"
+	"strings"
 )
 
 // Sizes of a metadata area, in bytes (BITLOCKER format, metadata version 2).
@@ -24,6 +26,7 @@ const (
 
 // States of a volume.
 const (
+	stateNone      = 0
 	stateDecrypted = 1
 	stateSwitching = 2
 	stateEOW       = 3
@@ -31,19 +34,28 @@ const (
 	statePaused    = 5
 )
 
-var stateNames = map[uint16]string{
-	0: "no state", stateDecrypted: "decrypted", stateSwitching: "conversion is running",
-	stateEOW: "encrypt-on-write is active", stateEncrypted: "encrypted", statePaused: "conversion is paused",
+// states says of each state but encrypted what it is, and why it is refused.
+var states = map[uint16]struct {
+	name string
+	kind Refusal
+}{
+	stateNone:      {"no state", RefusedState},
+	stateDecrypted: {"decrypted", RefusedState},
+	stateSwitching: {"conversion is running", RefusedConverting},
+	stateEOW:       {"encrypt-on-write is active", RefusedEncryptOnWrite},
+	statePaused:    {"conversion is paused", RefusedPaused},
 }
 
 // Methods of keys inside sealed containers.
 const (
-	keyPassword     = 0x1000 // stretched from, or being, a recovery password
-	keyPassphrase   = 0x1001
-	keyExternal     = 0x2002
-	keyVMK          = 0x2003
-	keyHash         = 0x2005
-	keyFromPassword = 0x2008
+	keyPassword       = 0x1000 // stretched from, or being, a recovery password
+	keyPassphrase     = 0x1001
+	keyClear          = 0x2000
+	keyExternal       = 0x2002
+	keyVMK            = 0x2003
+	keyHash           = 0x2005
+	keyFromPassphrase = 0x2007
+	keyFromPassword   = 0x2008
 )
 
 // ProtectorKind is what a protector wants to see; the values are those on disk.
@@ -54,6 +66,7 @@ const (
 	ClearKeyProtector         ProtectorKind = 0x0000
 	TPMProtector              ProtectorKind = 0x0100
 	ExternalKeyProtector      ProtectorKind = 0x0200
+	TPMAndKeyProtector        ProtectorKind = 0x0300
 	TPMAndPINProtector        ProtectorKind = 0x0500
 	RecoveryPasswordProtector ProtectorKind = 0x0800
 	PublicKeyProtector        ProtectorKind = 0x1000
@@ -62,8 +75,8 @@ const (
 
 var kindNames = map[ProtectorKind]string{
 	ClearKeyProtector: "clear key", TPMProtector: "TPM", ExternalKeyProtector: "external key",
-	TPMAndPINProtector: "TPM and PIN", RecoveryPasswordProtector: "recovery password",
-	PublicKeyProtector: "public key", PassphraseProtector: "passphrase",
+	TPMAndKeyProtector: "TPM and startup key", TPMAndPINProtector: "TPM and PIN", RecoveryPasswordProtector: "recovery password",
+	PublicKeyProtector: "smart card", PassphraseProtector: "passphrase",
 }
 
 // String returns the name people use, such as "recovery password".
@@ -83,9 +96,12 @@ type metadata struct {
 	method      Method
 	created     filetime
 	description string
+	entries     []entry // all of them, as they are
 	protectors  []protector
 	fvek        sealed
 	validation  sealed // hash of raw, under the VMK
+	nextNonce   uint32
+	refused     *RefusedError // why the volume is not opened; then there is no layout
 }
 
 // same reports whether two copies say the same, seal included.
@@ -95,8 +111,7 @@ func (m *metadata) same(other *metadata) bool {
 
 // protector is one VMK entry.
 type protector struct {
-	id       GUID
-	kind     ProtectorKind
+	Protector
 	salt     []byte // of a password or passphrase
 	clearKey []byte // of a clear-key protector
 	vmk      sealed
@@ -109,21 +124,17 @@ func parseMetadata(area []byte) (*metadata, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := checkState(raw); err != nil {
-		return nil, err
-	}
-	m := &metadata{raw: raw, validation: validation}
+	m := &metadata{raw: raw, validation: validation, refused: checkState(raw)}
 	m.encryptedSize = int64(le.Uint64(raw[16:]))
 	m.headerSectors = int64(le.Uint32(raw[28:]))
 	for i := range m.metadata {
 		m.metadata[i] = int64(le.Uint64(raw[32+8*i:]))
 	}
 	m.headerCopy = int64(le.Uint64(raw[56:]))
-	entries, err := m.parseHeader(raw[blockHeaderSize:])
-	if err != nil {
+	if m.entries, err = m.parseHeader(raw[blockHeaderSize:]); err != nil {
 		return nil, damaged("%v", err)
 	}
-	for _, e := range entries {
+	for _, e := range m.entries {
 		if err := m.addEntry(e); err != nil {
 			return nil, damaged("%v", err)
 		}
@@ -139,7 +150,7 @@ func checkedBlock(area []byte) (raw []byte, validation sealed, err error) {
 	}
 	if version := le.Uint16(area[10:]); version != 2 {
 		if version == 1 {
-			return nil, nil, unsupported("made by Windows Vista")
+			return nil, nil, refused(RefusedVista, "made by Windows Vista")
 		}
 		return nil, nil, damaged("metadata version %d", version)
 	}
@@ -157,7 +168,8 @@ func checkedBlock(area []byte) (raw []byte, validation sealed, err error) {
 	return raw, sealed(v[validationHeader+entryHeader:]), nil
 }
 
-func checkState(raw []byte) error {
+// checkState returns why a volume in this state is not opened, or nil.
+func checkState(raw []byte) *RefusedError {
 	current, next := le.Uint16(raw[12:]), le.Uint16(raw[14:])
 	if current == stateEncrypted && next == stateEncrypted {
 		return nil
@@ -166,10 +178,10 @@ func checkState(raw []byte) error {
 	if state == stateEncrypted {
 		state = next
 	}
-	if name, ok := stateNames[state]; ok {
-		return unsupported("%s (state %d, next %d)", name, current, next)
+	if s, ok := states[state]; ok {
+		return refused(s.kind, "%s (state %d, next %d)", s.name, current, next)
 	}
-	return unsupported("state %d, next %d", current, next)
+	return refused(RefusedState, "state %d, next %d", current, next)
 }
 
 // parseHeader reads the metadata header and returns the entries behind it.
@@ -182,6 +194,7 @@ func (m *metadata) parseHeader(b []byte) ([]entry, error) {
 		return nil, fmt.Errorf("metadata has two sizes, %d and %d", size, le.Uint32(b[12:]))
 	}
 	m.id = GUID(b[16:])
+	m.nextNonce = le.Uint32(b[32:])
 	m.method = Method(le.Uint16(b[36:]))
 	m.created = filetime(le.Uint64(b[40:]))
 	return parseEntries(b[headerLength:size])
@@ -192,7 +205,7 @@ func (m *metadata) addEntry(e entry) error {
 	switch {
 	case e.typ == typeDescription && e.value == valueString:
 		m.description = decodeString(e.data)
-	case e.typ == typeVMK && e.value == valueVMK:
+	case e.isVMK():
 		if len(m.protectors) == maxProtectors {
 			return fmt.Errorf("more than %d protectors", maxProtectors)
 		}
@@ -229,62 +242,102 @@ func (m *metadata) checkComplete() error {
 // vmkFixed is the fixed part of a VMK entry: GUID, FILETIME, u16 0, u16 kind.
 const vmkFixed = 28
 
+// kind returns the kind of a protector's entry.
+func (e entry) kind() ProtectorKind {
+	if !e.isVMK() || len(e.data) < vmkFixed {
+		return ^ProtectorKind(0)
+	}
+	return ProtectorKind(le.Uint16(e.data[vmkFixed-2:]))
+}
+
 // parseProtector reads a VMK entry. The sealed VMK is a direct child of it;
-// those inside its stretch and use-key entries are other keys.
+// those inside its stretch and use-key entries are other keys. What lies inside a
+// protector that is of no use here is not looked at.
 func parseProtector(e entry) (protector, error) {
+	if len(e.data) < vmkFixed {
+		return protector{}, fmt.Errorf("protector of %d bytes", len(e.data))
+	}
+	p := protector{Protector: Protector{ID: GUID(e.data), Kind: e.kind(), Modified: filetime(le.Uint64(e.data[16:])).time()}}
 	children, err := e.nested(vmkFixed)
-	if err != nil {
+	if err != nil && p.Kind.usable() {
 		return protector{}, err
 	}
-	p := protector{id: GUID(e.data), kind: ProtectorKind(le.Uint16(e.data[26:]))}
+	if c, ok := find(children, valueString); ok {
+		p.Name = decodeString(c.data)
+	}
 	if c, ok := find(children, valueSealed); ok {
 		p.vmk = sealed(c.data)
 	}
-	if c, ok := find(children, valueStretch); ok {
-		if len(c.data) < 4+saltSize {
-			return protector{}, fmt.Errorf("stretch entry of %d bytes", len(c.data))
-		}
+	if c, ok := find(children, valueStretch); ok && len(c.data) >= 4+saltSize {
 		p.salt = c.data[4 : 4+saltSize]
 	}
-	if c, ok := find(children, valueKey); ok && p.kind == ClearKeyProtector {
-		if len(c.data) != 4+keySize {
-			return protector{}, fmt.Errorf("clear key entry of %d bytes", len(c.data))
-		}
+	if c, ok := find(children, valueKey); ok && len(c.data) == 4+keySize {
 		p.clearKey = c.data[4:]
 	}
 	return p, nil
 }
 
-// openable reports whether p has all that its kind needs.
+// usable reports whether protectors of this kind can be opened here.
+func (k ProtectorKind) usable() bool {
+	switch k {
+	case ClearKeyProtector, ExternalKeyProtector, RecoveryPasswordProtector, PassphraseProtector:
+		return true
+	}
+	return false
+}
+
+// openable reports whether p is of a usable kind and has all that it needs.
 func (p protector) openable() bool {
-	switch p.kind {
+	switch p.Kind {
 	case RecoveryPasswordProtector, PassphraseProtector:
 		return p.vmk != nil && p.salt != nil
 	case ClearKeyProtector:
 		return p.vmk != nil && p.clearKey != nil
 	}
-	return p.vmk != nil
+	return p.Kind.usable() && p.vmk != nil
 }
 
-// openVMK returns the volume master key, for the caller to clear.
-func (m *metadata) openVMK(c Credential) ([]byte, error) {
+// checkOpenable refuses a volume that no credential of ours opens, or whose
+// sectors nobody here can decrypt.
+func (m *metadata) checkOpenable() *RefusedError {
+	if err := m.method.supported(); err != nil {
+		return err
+	}
+	if slices.ContainsFunc(m.protectors, func(p protector) bool { return p.Kind.usable() }) {
+		return nil
+	}
+	var kinds []string
+	for _, p := range m.protectors {
+		if !slices.Contains(kinds, p.Kind.String()) {
+			kinds = append(kinds, p.Kind.String())
+		}
+	}
+	if kinds == nil {
+		return refused(RefusedProtectors, "it has no protectors")
+	}
+	return refused(RefusedProtectors, "opens with nothing but: %s", strings.Join(kinds, ", "))
+}
+
+// openVMK returns the volume master key, for the caller to clear, and the
+// protector that c opened.
+func (m *metadata) openVMK(c Credential) ([]byte, Protector, error) {
 	k := make([]byte, keySize)
 	defer clear(k)
 	found := false
 	for _, p := range m.protectors {
-		if p.kind != c.protects() || !p.openable() {
+		if p.Kind != c.protects() || !p.openable() {
 			continue
 		}
 		found = true
 		c.key(p, k)
 		if vmk, ok := openContainer(k, p.vmk, keyVMK); ok && len(vmk) == keySize {
-			return vmk, nil
+			return vmk, p.Protector, nil
 		}
 	}
 	if !found {
-		return nil, fmt.Errorf("%w: %v", ErrNoProtector, c.protects())
+		return nil, Protector{}, fmt.Errorf("%w: %v", ErrNoProtector, c.protects())
 	}
-	return nil, ErrWrongKey
+	return nil, Protector{}, ErrWrongKey
 }
 
 // verify checks the whole copy against the hash sealed under the VMK.
@@ -299,9 +352,6 @@ func (m *metadata) verify(vmk []byte) error {
 
 // openCipher opens the volume key and makes the sector cipher of it.
 func (m *metadata) openCipher(vmk []byte, sectorSize int) (sectorCipher, error) {
-	if err := m.method.supported(); err != nil {
-		return nil, err
-	}
 	key, ok := openContainer(vmk, m.fvek, uint32(m.method))
 	if !ok {
 		return nil, damaged("the volume key does not open")

@@ -29,27 +29,39 @@ var allCopies = []int{0, 1, 2}
 
 func TestInfo(t *testing.T) {
 	o := testOptions(t)
-	var err error
-	if o.RecoveryPassword, err = ParseRecoveryPassword(goodPassword); err != nil {
+	password, err := ParseRecoveryPassword(goodPassword)
+	if err != nil {
 		t.Fatal(err)
 	}
-	o.RecoveryPasswordID = MustGUID("EA1D3164-8745-2940-924A-BA2996479981")
+	second := ProtectorKey{MustGUID("EA1D3164-8745-2940-924A-BA2996479981"), password}
+	o.Protectors = []ProtectorKey{second, o.Protectors[0]}
 	o.Method, o.SectorSize = AES256XTS, 4096
 	m, view := formatted(t, o)
 	v, err := Open(m, testSize)
 	if err != nil {
 		t.Fatal(err)
 	}
+	created := testNow.Truncate(100 * time.Nanosecond)
+	protectors := []Protector{ // the recovery password last
+		{o.Protectors[1].ID, ExternalKeyProtector, "ExternalKey", created},
+		{second.ID, RecoveryPasswordProtector, "", created},
+	}
 	want := Info{
-		ID: o.ID, Description: o.Description, Created: testNow.Truncate(100 * time.Nanosecond),
+		ID: o.ID, Description: o.Description, Created: created,
 		Method: AES256XTS, SectorSize: 4096, Size: testSize, EncryptedSize: testSize,
-		Protectors: []Protector{{o.ExternalKeyID, ExternalKeyProtector}, {o.RecoveryPasswordID, RecoveryPasswordProtector}},
+		State: 4, NextState: 4, Metadata: o.Metadata, HeaderCopy: o.HeaderCopy, HeaderSize: headerSize,
+		NextNonce: 9, Protectors: protectors,
 	}
 	if diff := cmp.Diff(want, v.Info()); diff != "" {
 		t.Error(diff)
 	}
-	compare(t, unlocked(t, m, testSize, o.ExternalKey), view)
-	compare(t, unlocked(t, m, testSize, o.RecoveryPassword), view)
+	for i, c := range []Credential{o.Protectors[1].Key, password} {
+		p := unlocked(t, m, testSize, c)
+		compare(t, p, view)
+		if p.Protector() != protectors[i] {
+			t.Errorf("opened by %v, want %v", p.Protector(), protectors[i])
+		}
+	}
 }
 
 // TestWrongKey wants exactly the sentinel, which says nothing more.
@@ -64,7 +76,7 @@ func TestWrongKey(t *testing.T) {
 	if _, err := v.Unlock(wrong); err != ErrWrongKey {
 		t.Errorf("a wrong external key: %v, want exactly %v", err, ErrWrongKey)
 	}
-	wiped, _ := NewExternalKey(o.ExternalKey.Bytes())
+	wiped, _ := NewExternalKey(externalKey(o).Bytes())
 	wiped.Wipe()
 	for name, c := range map[string]Credential{"wiped": wiped, "zero": ExternalKey{}} {
 		if _, err := v.Unlock(c); err != ErrWrongKey {
@@ -77,7 +89,7 @@ func TestWrongKey(t *testing.T) {
 			t.Errorf("a %v on a volume without: %v, want %v", c.protects(), err, ErrNoProtector)
 		}
 	}
-	if p, err := v.Unlock(o.ExternalKey); err != nil {
+	if p, err := v.Unlock(externalKey(o)); err != nil {
 		t.Errorf("the right key after wrong ones: %v", err)
 	} else {
 		p.Wipe()
@@ -116,10 +128,10 @@ func TestCopies(t *testing.T) {
 			v, err := Open(m, testSize)
 			var p *Plaintext
 			if err == nil {
-				p, err = v.Unlock(o.ExternalKey)
+				p, err = v.Unlock(externalKey(o))
 			}
 			if set == 7 {
-				if !errors.Is(err, ErrDamaged) {
+				if ClassOf(err) != ClassDamaged {
 					t.Errorf("%s: all copies: %v, want %v", name, err, ErrDamaged)
 				}
 				continue
@@ -258,7 +270,8 @@ func TestBadKeysInMetadata(t *testing.T) {
 			le.PutUint16(b[i:], entryHeader+nonceSize)
 			le.PutUint16(b[i+entryHeader+nonceSize:], 80-entryHeader-nonceSize)
 		}, ErrWrongKey},
-		"method unknown": {func(b []byte) { le.PutUint16(b[blockHeaderSize+36:], 0x8006) }, ErrDamaged},
+		"method unknown": {func(b []byte) { le.PutUint16(b[blockHeaderSize+36:], 0x8006) }, ErrUnsupported},
+		"method another": {func(b []byte) { le.PutUint16(b[blockHeaderSize+36:], uint16(AES256XTS)) }, ErrDamaged},
 	} {
 		m, _ := formatted(t, o)
 		change(m, o, v.f, allCopies...)
@@ -267,30 +280,31 @@ func TestBadKeysInMetadata(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 			continue
 		}
-		if _, err := volume.Unlock(o.ExternalKey); !errors.Is(err, v.want) {
+		if _, err := volume.Unlock(externalKey(o)); !errors.Is(err, v.want) {
 			t.Errorf("%s: %v, want %v", name, err, v.want)
 		}
 	}
 }
 
 // TestUnsupportedMethods has volumes that are whole but for a method that cannot
-// be read: refused by name, once the key has proved that they are whole.
+// be read: shown, but refused by name with any key.
 func TestUnsupportedMethods(t *testing.T) {
-	for method, name := range map[Method]string{
-		AES128Elephant: "AES-CBC-128 with Elephant diffuser", AES256Elephant: "AES-CBC-256 with Elephant diffuser", 0x8006: "encryption method 0x8006",
-	} {
+	for method, name := range map[Method]string{0x7FFF: "0x7fff", 0x8006: "0x8006"} {
 		o := testOptions(t)
 		m, _ := formatted(t, o)
-		remake(t, m, o, func(f *formatter) { f.Method = method })
+		remake(t, m, externalKey(o), func(front []byte) { le.PutUint16(front[blockHeaderSize+36:], uint16(method)) }, nil)
+		wrong, _ := NewExternalKey(randomBytes(77, keySize))
 		v, err := Open(m, testSize)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if v.Info().Method != method {
-			t.Errorf("method %v, want %v", v.Info().Method, method)
+		if info := v.Info(); info.Method != method || info.Refused == nil || info.Refused.Kind != RefusedMethod {
+			t.Errorf("method %v, refused for %v", info.Method, info.Refused)
 		}
-		if _, err := v.Unlock(o.ExternalKey); !errors.Is(err, ErrUnsupported) || !strings.Contains(err.Error(), name) {
-			t.Errorf("%v, want a refusal that names %s", err, name)
+		for _, c := range []Credential{externalKey(o), wrong} {
+			if _, err := v.Unlock(c); !errors.Is(err, ErrUnsupported) || !strings.Contains(err.Error(), name) {
+				t.Errorf("%v, want a refusal that names %s", err, name)
+			}
 		}
 		o.Method = method
 		if err := Format(m, testSize, o); !errors.Is(err, ErrUnsupported) {
@@ -300,54 +314,55 @@ func TestUnsupportedMethods(t *testing.T) {
 }
 
 // remake writes the metadata again, changed, and sealed as they should be.
-func remake(t *testing.T, m *memory, o FormatOptions, change func(f *formatter)) {
+func remake(t *testing.T, m *memory, c Credential, front func([]byte), entries func([]entry) []entry) {
 	t.Helper()
-	f, err := newFormatter(o, testSize)
-	if err != nil {
-		t.Fatal(err)
-	}
-	change(f)
-	vmk, fvek := randomBytes(1, keySize), randomBytes(2, 64)
-	entries, err := f.entries(vmk, fvek)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := f.writeMetadata(m, f.block(vmk, entries)); err != nil {
-		t.Fatal(err)
-	}
-}
-
-// TestClearKey opens a volume whose protection is suspended.
-func TestClearKey(t *testing.T) {
-	o := testOptions(t)
-	m, view := formatted(t, o)
 	v, err := Open(m, testSize)
 	if err != nil {
 		t.Fatal(err)
 	}
-	copy0 := v.copies[0]
-	vmk, err := copy0.openVMK(o.ExternalKey)
+	o, err := v.open(c)
 	if err != nil {
 		t.Fatal(err)
 	}
-	clearKey := randomBytes(6, keySize)
-	f, err := newFormatter(o, testSize)
+	defer o.wipe()
+	head, list := bytes.Clone(o.raw[:entriesAt]), o.entries
+	if front != nil {
+		front(head)
+	}
+	if entries != nil {
+		list = entries(list)
+	}
+	s := sealer{vmk: o.vmk, next: o.nextNonce}
+	block, err := s.block(head, encodeEntries(list))
 	if err != nil {
 		t.Fatal(err)
 	}
-	fvek, _ := openContainer(vmk, copy0.fvek, uint32(AES128XTS))
-	key := appendEntry(nil, typeProperty, valueKey, u32(0x2000), clearKey)
-	entries := f.appendProtector(nil, ClearKeyProtector, GUID{1}, clearKey, vmk, key)
-	entries[6] = 3 // the version that Windows 11 writes
-	entries = appendEntry(entries, 0x77, 0x78, []byte("unknown"))
-	rest, err := f.entries(vmk, fvek)
-	if err != nil {
-		t.Fatal(err)
+	for _, off := range o.geometry.metadata {
+		clear(m.b[off : off+areaSize])
+		copy(m.b[off:], block)
 	}
-	if err := f.writeMetadata(m, f.block(vmk, append(entries, rest...))); err != nil {
-		t.Fatal(err)
+}
+
+// TestClearKey opens a volume whose protection is suspended, as Windows 11 writes
+// it, with things unknown around the protector and in it.
+func TestClearKey(t *testing.T) {
+	o := testOptions(t)
+	o.Protectors = append(o.Protectors, ProtectorKey{GUID{1}, ClearKey{}})
+	m, view := formatted(t, o)
+	remake(t, m, externalKey(o), nil, func(entries []entry) []entry {
+		for i, e := range entries {
+			if e.kind() == ClearKeyProtector {
+				entries[i].version = 3
+				entries[i].data = appendEntry(bytes.Clone(e.data), 0x99, 0x15, []byte("unknown"))
+			}
+		}
+		return append([]entry{{0x77, 0x78, 9, []byte("unknown")}}, entries...)
+	})
+	p := unlocked(t, m, testSize, ClearKey{})
+	compare(t, p, view)
+	if p.Protector().ID != (GUID{1}) {
+		t.Errorf("opened by %v", p.Protector())
 	}
-	compare(t, unlocked(t, m, testSize, ClearKey{}), view)
 }
 
 func TestNotBitLocker(t *testing.T) {
@@ -369,8 +384,8 @@ func TestNotBitLocker(t *testing.T) {
 		"wrong sector size":   {func(b []byte) []byte { le.PutUint16(b[11:], 4096); return b }, ErrDamaged, "16 sectors of 4096"},
 		"cut by a sector":     {func(b []byte) []byte { return b[:testSize-512] }, ErrTruncated, ""},
 		"cut after one area":  {func(b []byte) []byte { return b[:0x20000] }, ErrTruncated, ""},
-		"cut before any area": {func(b []byte) []byte { return b[:0x10000] }, ErrDamaged, "outside the image"},
-		"cut to one sector":   {func(b []byte) []byte { return b[:512] }, ErrDamaged, "outside the image"},
+		"cut before any area": {func(b []byte) []byte { return b[:0x10000] }, ErrTruncated, "65536"},
+		"cut to one sector":   {func(b []byte) []byte { return b[:512] }, ErrTruncated, "512"},
 	} {
 		m, _ := formatted(t, o)
 		b := v.f(m.b)
@@ -396,7 +411,7 @@ func TestToGo(t *testing.T) {
 	copy(boot[3:], signatureToGo)
 	copy(boot[offIdentToGo:], boot[offIdentifier:200])
 	clear(boot[offIdentifier:200])
-	compare(t, unlocked(t, m, testSize, o.ExternalKey), view)
+	compare(t, unlocked(t, m, testSize, externalKey(o)), view)
 }
 
 func TestBadFormatOptions(t *testing.T) {
@@ -406,7 +421,7 @@ func TestBadFormatOptions(t *testing.T) {
 	}{
 		"method":               {func(o *FormatOptions) { o.Method = 1 }, "0x0001"},
 		"sector size":          {func(o *FormatOptions) { o.SectorSize = 1024 }, "1024"},
-		"no protector":         {func(o *FormatOptions) { o.ExternalKey = ExternalKey{} }, "no protector"},
+		"no protector":         {func(o *FormatOptions) { o.Protectors = nil }, "no protector"},
 		"no randomness":        {func(o *FormatOptions) { o.Rand = nil }, "randomness"},
 		"too little of it":     {func(o *FormatOptions) { o.Rand = bytes.NewReader(make([]byte, 40)) }, "cannot draw"},
 		"areas overlap":        {func(o *FormatOptions) { o.HeaderCopy = o.Metadata[1] + 512 }, "overlap"},
@@ -459,7 +474,7 @@ func TestHeaderOnly(t *testing.T) {
 	if !bytes.Equal(m.b[0x90000:], before[0x90000:]) {
 		t.Error("data were touched")
 	}
-	p := unlocked(t, m, testSize, o.ExternalKey)
+	p := unlocked(t, m, testSize, externalKey(o))
 	readSame(t, p, view, 0, headerSize)
 	writeSame(t, p, o, view, 0x90001, 1000)
 	readSame(t, p, view, 0x90001, 1000)
@@ -469,7 +484,8 @@ func TestHeaderOnly(t *testing.T) {
 // nonce, and the next one that the metadata announce is a new one.
 func TestNonces(t *testing.T) {
 	o := testOptions(t)
-	o.RecoveryPassword, _ = ParseRecoveryPassword(goodPassword)
+	password, _ := ParseRecoveryPassword(goodPassword)
+	o.Protectors = append(o.Protectors, ProtectorKey{GUID{1}, password})
 	m, _ := formatted(t, o)
 	v, err := Open(m, testSize)
 	if err != nil {

@@ -17,6 +17,7 @@ type Plaintext struct {
 	w          io.WriterAt // nil if read-only
 	layout     layout
 	sectorSize int
+	protector  Protector
 
 	edge sync.Mutex // held while part of a sector is replaced
 
@@ -26,6 +27,9 @@ type Plaintext struct {
 
 // Size returns the length of the view in bytes.
 func (p *Plaintext) Size() int64 { return p.layout.size() }
+
+// Protector returns the protector that the credential opened.
+func (p *Plaintext) Protector() Protector { return p.protector }
 
 // Wipe overwrites the keys. When it returns, no key is left in memory, and every
 // read and write that has not finished its cryptography ends with [ErrWiped]; so

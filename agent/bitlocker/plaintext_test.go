@@ -22,7 +22,7 @@ func TestPlaintext(t *testing.T) {
 				o := testOptions(t)
 				o.Method, o.SectorSize = method, sectorSize
 				m, view := formatted(t, o)
-				p := unlocked(t, m, testSize, o.ExternalKey)
+				p := unlocked(t, m, testSize, externalKey(o))
 				compare(t, p, view)
 				rnd := rand.New(rand.NewPCG(1, 2))
 				for range 400 {
@@ -34,7 +34,7 @@ func TestPlaintext(t *testing.T) {
 						writeSame(t, p, o, view, off, n)
 					}
 				}
-				compare(t, unlocked(t, m, testSize, o.ExternalKey), view)
+				compare(t, unlocked(t, m, testSize, externalKey(o)), view)
 			})
 		}
 	}
@@ -92,7 +92,7 @@ func writeSame(t *testing.T, p *Plaintext, o FormatOptions, view []byte, off, n 
 func TestPlaintextEnds(t *testing.T) {
 	o := testOptions(t)
 	m, view := formatted(t, o)
-	p := unlocked(t, m, testSize, o.ExternalKey)
+	p := unlocked(t, m, testSize, externalKey(o))
 	b := make([]byte, 100)
 	for _, v := range []struct {
 		off  int64
@@ -128,7 +128,7 @@ func TestLongerImage(t *testing.T) {
 	m, view := formatted(t, o)
 	tail := randomBytes(9, 5000)
 	m.b = append(m.b, tail...)
-	p := unlocked(t, m, testSize+5000, o.ExternalKey)
+	p := unlocked(t, m, testSize+5000, externalKey(o))
 	compare(t, p, append(view, tail...))
 	if n, err := p.WriteAt(make([]byte, 1000), testSize-512); n != 512 || !errors.Is(err, ErrReserved) {
 		t.Errorf("a write across the end of the encrypted part: %d, %v", n, err)
@@ -141,7 +141,7 @@ func TestLongerImage(t *testing.T) {
 func TestReadOnly(t *testing.T) {
 	o := testOptions(t)
 	m, _ := formatted(t, o)
-	p := unlocked(t, bytes.NewReader(m.b), testSize, o.ExternalKey)
+	p := unlocked(t, bytes.NewReader(m.b), testSize, externalKey(o))
 	if n, err := p.WriteAt(make([]byte, 1), 0); n != 0 || !errors.Is(err, ErrReadOnly) {
 		t.Errorf("a write to a volume opened read-only: %d, %v", n, err)
 	}
@@ -160,7 +160,7 @@ func (s slow) ReadAt(b []byte, off int64) (int, error) {
 func TestConcurrentWrites(t *testing.T) {
 	o := testOptions(t)
 	m, view := formatted(t, o)
-	p := unlocked(t, slow{m}, testSize, o.ExternalKey)
+	p := unlocked(t, slow{m}, testSize, externalKey(o))
 	const writers, base = 8, 0x90000
 	var wg sync.WaitGroup
 	for w := range writers {
@@ -184,7 +184,7 @@ func TestConcurrentWrites(t *testing.T) {
 func TestWipe(t *testing.T) {
 	o := testOptions(t)
 	m, _ := formatted(t, o)
-	p := unlocked(t, m, testSize, o.ExternalKey)
+	p := unlocked(t, m, testSize, externalKey(o))
 	if p.Wiped() {
 		t.Error("wiped at once")
 	}
@@ -236,7 +236,7 @@ func TestWipeDuringHang(t *testing.T) {
 	m, _ := formatted(t, o)
 	synctest.Test(t, func(t *testing.T) {
 		h := &hanging{memory: m, release: make(chan struct{})}
-		p := unlocked(t, h, testSize, o.ExternalKey)
+		p := unlocked(t, h, testSize, externalKey(o))
 		h.hang = true
 		const at, size = 0x90000, 3 * cryptChunk
 		before := bytes.Clone(m.b)
@@ -293,7 +293,7 @@ func (f failing) WriteAt(b []byte, off int64) (int, error) {
 func TestBackingErrors(t *testing.T) {
 	o := testOptions(t)
 	m, _ := formatted(t, o)
-	p := unlocked(t, failing{m, 0xA0000}, testSize, o.ExternalKey)
+	p := unlocked(t, failing{m, 0xA0000}, testSize, externalKey(o))
 	for _, off := range []int64{0xA0000, 0xA0001} {
 		if _, err := p.ReadAt(make([]byte, 100), off); !errors.Is(err, errDisk) {
 			t.Errorf("a read at %#x: %v, want the disk's error", off, err)

@@ -114,7 +114,7 @@ func CreateBare(ctx context.Context, s Spec) (Keys, error) {
 	})
 }
 
-// Inspect reads what a volume tells without a key.
+// Inspect reads what a volume tells without a key, as [bitlocker.Inspect] does.
 func Inspect(path string) (bitlocker.Info, error) {
 	f, err := os.Open(path)
 	if err != nil {
@@ -125,11 +125,11 @@ func Inspect(path string) (bitlocker.Info, error) {
 	if err != nil {
 		return bitlocker.Info{}, fmt.Errorf("cannot inspect the image: %w", err)
 	}
-	v, err := bitlocker.Open(f, info.Size())
+	told, err := bitlocker.Inspect(f, info.Size())
 	if err != nil {
 		return bitlocker.Info{}, fmt.Errorf("cannot inspect %s: %w", path, err)
 	}
-	return v.Info(), nil
+	return told, nil
 }
 
 // make runs build on a sparse file of a temporary name, and gives it its own
@@ -190,20 +190,33 @@ func (s Spec) options(now time.Time) (bitlocker.FormatOptions, Keys, error) {
 		Description: fmt.Sprintf("DATABOX %s %s", s.Label, now.Format("1/2/2006")),
 	}
 	var err error
-	for _, id := range []*bitlocker.GUID{&o.ID, &o.ExternalKeyID, &o.RecoveryPasswordID} {
-		if *id, err = bitlocker.NewGUID(rand.Reader); err != nil {
-			return o, Keys{}, err
-		}
-	}
-	if o.ExternalKey, err = bitlocker.GenerateExternalKey(rand.Reader); err != nil {
+	if o.ID, err = bitlocker.NewGUID(rand.Reader); err != nil {
 		return o, Keys{}, err
 	}
-	if !s.NoRecoveryPassword {
-		if o.RecoveryPassword, err = bitlocker.GenerateRecoveryPassword(rand.Reader); err != nil {
-			return o, Keys{}, err
-		}
+	var keys Keys
+	if keys.ExternalKey, err = bitlocker.GenerateExternalKey(rand.Reader); err != nil {
+		return o, Keys{}, err
 	}
-	return o, Keys{o.ExternalKey, o.RecoveryPassword, bitlocker.NewBEK(o.ExternalKeyID, o.ExternalKey, now)}, nil
+	id, err := addProtector(&o, keys.ExternalKey)
+	if err != nil {
+		return o, Keys{}, err
+	}
+	keys.BEK = bitlocker.NewBEK(id, keys.ExternalKey, now)
+	if s.NoRecoveryPassword {
+		return o, keys, nil
+	}
+	if keys.RecoveryPassword, err = bitlocker.GenerateRecoveryPassword(rand.Reader); err != nil {
+		return o, Keys{}, err
+	}
+	_, err = addProtector(&o, keys.RecoveryPassword)
+	return o, keys, err
+}
+
+// addProtector gives the volume a protector, and returns its ID.
+func addProtector(o *bitlocker.FormatOptions, key bitlocker.Credential) (bitlocker.GUID, error) {
+	id, err := bitlocker.NewGUID(rand.Reader)
+	o.Protectors = append(o.Protectors, bitlocker.ProtectorKey{ID: id, Key: key})
+	return id, err
 }
 
 func (s Spec) report(stage Stage, done, total int64) {

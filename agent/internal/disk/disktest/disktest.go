@@ -75,14 +75,13 @@ func Image(t testing.TB) (path string, key bitlocker.ExternalKey) {
 	key, err = bitlocker.GenerateExternalKey(rand.Reader)
 	check(t, err)
 	check(t, bitlocker.Format(image, imageSize, bitlocker.FormatOptions{
-		Metadata:      [3]int64{NTFSSize + 1<<20, NTFSSize + 2<<20, NTFSSize + 3<<20},
-		HeaderCopy:    NTFSSize + 64<<10,
-		ID:            newGUID(t),
-		Description:   "DISKTEST",
-		ExternalKey:   key,
-		ExternalKeyID: newGUID(t),
-		Rand:          rand.Reader,
-		Now:           time.Now(),
+		Metadata:    [3]int64{NTFSSize + 1<<20, NTFSSize + 2<<20, NTFSSize + 3<<20},
+		HeaderCopy:  NTFSSize + 64<<10,
+		ID:          newGUID(t),
+		Description: "DISKTEST",
+		Protectors:  []bitlocker.ProtectorKey{{ID: newGUID(t), Key: key}},
+		Rand:        rand.Reader,
+		Now:         time.Now(),
 	}))
 	return path, key
 }
