@@ -49,10 +49,3 @@ func BenchmarkCipher(b *testing.B) {
 		})
 	}
 }
-
-func BenchmarkStretch(b *testing.B) {
-	dst := make([]byte, keySize)
-	for b.Loop() {
-		stretch(dst, make([]byte, saltSize), dst)
-	}
-}

@@ -2,7 +2,10 @@ package bitlocker
 
 import "encoding/binary"
 
-var le = binary.LittleEndian
+var (
+	le = binary.LittleEndian
+	be = binary.BigEndian
+)
 
 // bootSize is the part of the boot sector that has a meaning, in bytes. With
 // larger sectors the rest is zero.

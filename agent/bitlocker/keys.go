@@ -205,22 +205,7 @@ type ClearKey struct{}
 func (ClearKey) protects() ProtectorKind     { return ClearKeyProtector }
 func (ClearKey) key(p protector, dst []byte) { copyKey(dst, p.clearKey) }
 
-const (
-	saltSize      = 16
-	stretchRounds = 1 << 20
-)
-
-// stretch fills dst with the key stretched from initial and salt. It takes about
-// a tenth of a second with SHA instructions, half a second without.
 func stretch(initial, salt, dst []byte) {
-	s := make([]byte, sha256.Size+keySize+saltSize+8)
-	defer clear(s)
-	copy(s[32:], initial)
-	copy(s[64:], salt)
-	for n := range uint64(stretchRounds) {
-		le.PutUint64(s[80:], n)
-		last := sha256.Sum256(s)
-		copy(s, last[:])
-	}
-	copyKey(dst, s[:keySize])
+	copyKey(dst, initial)
+	stretchAll([]stretching{{dst, salt}})
 }
