@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/databox-lockbox/lockbox/controlplane/internal/auth"
+	"github.com/databox-lockbox/lockbox/controlplane/internal/notify"
 	"github.com/databox-lockbox/lockbox/controlplane/internal/orders"
 	"github.com/databox-lockbox/lockbox/controlplane/internal/store"
 	"github.com/databox-lockbox/lockbox/protocol"
@@ -353,8 +354,10 @@ func (s *Service) approved(ctx context.Context, tx *store.Tx, r store.Request, g
 	if err := s.addHistory(ctx, tx, r, string(Approved), "access until "+r.AccessEnd.Format(time.RFC3339)); err != nil {
 		return err
 	}
-	return s.tellEngineer(ctx, tx, r, "was approved", fmt.Sprintf("Access lasts until %s. To open the disks, type\n\n    lockbox request execute %d\n",
-		r.AccessEnd.Format(time.RFC3339), r.Number))
+	if err := s.tellCustomer(ctx, tx, notify.RequestApproved, r, ""); err != nil {
+		return err
+	}
+	return s.tellEngineer(ctx, tx, notify.RequestApproved, r, fmt.Sprintf("To open the disks, type\n\n    lockbox request execute %d", r.Number))
 }
 
 func (s *Service) denied(ctx context.Context, tx *store.Tx, caller auth.Caller, r store.Request, d approval.Decision) error {
@@ -365,7 +368,7 @@ func (s *Service) denied(ctx context.Context, tx *store.Tx, caller auth.Caller, 
 	if err := s.stopWaiting(ctx, tx, r); err != nil {
 		return err
 	}
-	return s.tellEngineer(ctx, tx, r, "was denied", "Nothing more can be done on this request.\n")
+	return s.tellBoth(ctx, tx, notify.RequestDenied, r, "")
 }
 
 // stopWaiting removes the timers of a request that was answered.

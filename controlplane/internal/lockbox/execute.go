@@ -8,6 +8,7 @@ import (
 
 	"github.com/databox-lockbox/lockbox/controlplane/internal/auth"
 	"github.com/databox-lockbox/lockbox/controlplane/internal/custody"
+	"github.com/databox-lockbox/lockbox/controlplane/internal/notify"
 	"github.com/databox-lockbox/lockbox/controlplane/internal/store"
 	"github.com/databox-lockbox/lockbox/protocol"
 	"github.com/databox-lockbox/lockbox/protocol/approval"
@@ -104,7 +105,11 @@ func (s *Service) executed(ctx context.Context, caller auth.Caller, id protocol.
 		if err := s.addHistory(ctx, tx, r, "Executed", "disks unlocked until "+end); err != nil {
 			return err
 		}
-		return s.record(ctx, tx, caller, auditlog.OpExecuteRequest, auditlog.Success, r, map[string]string{"attempt": out.Attempt, "leaseEnd": end})
+		err = s.record(ctx, tx, caller, auditlog.OpExecuteRequest, auditlog.Success, r, map[string]string{"attempt": out.Attempt, "leaseEnd": end})
+		if err != nil {
+			return err
+		}
+		return s.tellBoth(ctx, tx, notify.RequestExecuted, r, "The disks are unlocked until "+end+".")
 	})
 }
 
@@ -254,8 +259,11 @@ func (s *Service) end(ctx context.Context, tx *store.Tx, caller auth.Caller, r *
 	if err := s.addHistory(ctx, tx, *r, r.Status, fmt.Sprintf("%s by %s: %s", reason, caller.Person, detail)); err != nil {
 		return err
 	}
+	if err := s.tellBoth(ctx, tx, noticeOf(*r), *r, "It ended because: "+reason+"."); err != nil {
+		return err
+	}
 	if was != Approved {
-		return s.tellEngineer(ctx, tx, *r, "is "+string(State(r.Status)), "It ended because it was "+reason+".\n")
+		return nil
 	}
 	err = tx.InsertRevocation(ctx, &store.Revocation{
 		SubjectDigest: r.StatementDigest, Subject: string(r.ID), Person: caller.Person, Reason: reason, Time: s.now(),
@@ -317,11 +325,9 @@ func (s *Service) relocked(ctx context.Context, tx *store.Tx, id protocol.Reques
 		if err := s.addHistory(ctx, tx, r, r.Status, "the device was told to lock"); err != nil {
 			return err
 		}
-		what := "is " + r.Status + ": the access is over"
-		if err := s.tellCustomer(ctx, tx, r, what); err != nil {
-			return err
-		}
-		if err := s.tellEngineer(ctx, tx, r, what, ""); err != nil {
+	}
+	if confirmed {
+		if err := s.tellRelocked(ctx, tx, r); err != nil {
 			return err
 		}
 	}

@@ -36,6 +36,36 @@ func (s *Service) customersOf(ctx context.Context, tx *store.Tx, r store.Request
 	return slices.Compact(to), nil
 }
 
+// tell tells people what happened to a request. The customer's webhooks hear of
+// it if the customer is told, so that is done once for each thing that happens.
+func (s *Service) tell(ctx context.Context, tx *store.Tx, kind notify.Kind, r store.Request, customer bool, to []string, detail string) error {
+	return s.cfg.Notify.Tell(ctx, tx, notify.Event{
+		Kind: kind, Customer: customer, Tenant: r.Tenant, Subject: string(r.ID), Number: r.Number, State: r.Status,
+		Action: r.Action, Device: string(r.Serial), To: to, Facts: facts(r), Detail: detail,
+	})
+}
+
+// facts are what everybody who is told of a request has to know of it.
+func facts(r store.Request) []notify.Fact {
+	list := []notify.Fact{
+		{Name: "Action", Value: r.Action},
+		{Name: "Device", Value: fmt.Sprintf("%s, order %s", r.Serial, r.Order)},
+		{Name: "Engineer", Value: string(r.Engineer)},
+		{Name: "Ticket", Value: string(r.Ticket)},
+		{Name: "Reason", Value: r.ReasonCode},
+		{Name: "Justification", Value: r.Justification},
+		{Name: "Access", Value: fmt.Sprintf("%s for %s", r.Access, r.Duration)},
+		{Name: "State", Value: shownStatus(r)},
+	}
+	switch {
+	case !r.AccessEnd.IsZero():
+		list = append(list, notify.Fact{Name: "Access until", Value: r.AccessEnd.Format(time.RFC3339)})
+	case State(r.Status).Open():
+		list = append(list, notify.Fact{Name: "Expires", Value: r.Expires.Format(time.RFC3339)})
+	}
+	return list
+}
+
 // askProvider tells the provider's own approvers.
 func (s *Service) askProvider(ctx context.Context, tx *store.Tx, r store.Request, groups []string) error {
 	people, err := tx.People(ctx, "", string(auth.InternalApprover))
@@ -46,11 +76,7 @@ func (s *Service) askProvider(ctx context.Context, tx *store.Tx, r store.Request
 	for _, p := range people {
 		to = append(to, string(p.Name))
 	}
-	return s.cfg.Notify.Enqueue(ctx, tx, notify.Notice{
-		Kind: "internal-approval", Subject: string(r.ID), To: to,
-		Title: fmt.Sprintf("Request %d awaits internal approval: %s on %s", r.Number, r.Action, r.Serial),
-		Body:  summary(r) + "To be decided by: " + strings.Join(groups, ", ") + "\n\n" + seeIt(r),
-	})
+	return s.tell(ctx, tx, notify.InternalApproval, r, false, to, "To be decided by: "+strings.Join(groups, ", "))
 }
 
 // askCustomer tells the customer, and records whom.
@@ -59,47 +85,54 @@ func (s *Service) askCustomer(ctx context.Context, tx *store.Tx, caller auth.Cal
 	if err != nil {
 		return err
 	}
-	return s.cfg.Notify.Enqueue(ctx, tx, notify.Notice{
-		Kind: "customer-notified", Subject: string(r.ID), To: r.Notified,
-		Title: fmt.Sprintf("Lockbox request %d: %s on %s waits for your decision", r.Number, r.Action, r.Serial),
-		Body: summary(r) + "Unanswered, the request expires at " + r.Expires.Format(time.RFC3339) +
-			", and nobody gets access.\n\n" + seeIt(r),
-	})
-}
-
-// warnCustomer tells the customer that a request is about to expire.
-func (s *Service) warnCustomer(ctx context.Context, tx *store.Tx, r store.Request) error {
-	return s.cfg.Notify.Enqueue(ctx, tx, notify.Notice{
-		Kind: "expiry-warning", Subject: string(r.ID), To: r.Notified,
-		Title: fmt.Sprintf("Lockbox request %d expires at %s", r.Number, r.Expires.Format(time.RFC3339)),
-		Body:  summary(r) + seeIt(r),
-	})
+	return s.tellCustomer(ctx, tx, notify.CustomerNotified, r, "Unanswered, the request expires at "+r.Expires.Format(time.RFC3339)+", and nobody gets access.")
 }
 
 // tellEngineer tells the requester what became of the request.
-func (s *Service) tellEngineer(ctx context.Context, tx *store.Tx, r store.Request, what, body string) error {
-	return s.cfg.Notify.Enqueue(ctx, tx, notify.Notice{
-		Kind: "request-" + strings.ToLower(r.Status), Subject: string(r.ID), To: []string{string(r.Engineer)},
-		Title: fmt.Sprintf("Lockbox request %d %s", r.Number, what),
-		Body:  summary(r) + body + "\n" + seeIt(r),
-	})
+func (s *Service) tellEngineer(ctx context.Context, tx *store.Tx, kind notify.Kind, r store.Request, detail string) error {
+	return s.tell(ctx, tx, kind, r, false, []string{string(r.Engineer)}, detail)
 }
 
-// tellCustomer tells those who were asked that the access is over.
-func (s *Service) tellCustomer(ctx context.Context, tx *store.Tx, r store.Request, what string) error {
-	return s.cfg.Notify.Enqueue(ctx, tx, notify.Notice{
-		Kind: "request-" + strings.ToLower(r.Status), Subject: string(r.ID), To: r.Notified,
-		Title: fmt.Sprintf("Lockbox request %d %s", r.Number, what),
-		Body:  summary(r) + seeIt(r),
-	})
+// tellCustomer tells those who were asked, if anybody was yet.
+func (s *Service) tellCustomer(ctx context.Context, tx *store.Tx, kind notify.Kind, r store.Request, detail string) error {
+	if len(r.Notified) == 0 {
+		return nil
+	}
+	return s.tell(ctx, tx, kind, r, true, r.Notified, detail)
 }
 
-func summary(r store.Request) string {
-	return fmt.Sprintf("Action:        %s\nDevice:        %s, order %s\nEngineer:      %s\nTicket:        %s\nReason:        %s\nJustification: %s\nAccess:        %s for %s\n\n",
-		r.Action, r.Serial, r.Order, r.Engineer, r.Ticket, r.ReasonCode, r.Justification, r.Access, r.Duration)
+// tellBoth tells both sides the same.
+func (s *Service) tellBoth(ctx context.Context, tx *store.Tx, kind notify.Kind, r store.Request, detail string) error {
+	if err := s.tellCustomer(ctx, tx, kind, r, detail); err != nil {
+		return err
+	}
+	return s.tellEngineer(ctx, tx, kind, r, detail)
 }
 
-// seeIt names the one command with which to go on.
-func seeIt(r store.Request) string {
-	return fmt.Sprintf("To see it, type\n\n    lockbox request show %d\n", r.Number)
+// tellRelocked tells both sides that the device has confirmed its relock at the
+// end of a request, the first time it does.
+func (s *Service) tellRelocked(ctx context.Context, tx *store.Tx, r store.Request) error {
+	told, err := tx.HasNotice(ctx, string(notify.Relocked), string(r.ID))
+	if err != nil || told {
+		return err
+	}
+	return s.tellBoth(ctx, tx, notify.Relocked, r, "")
+}
+
+// noticeOf is what people are told when a request came to its end.
+func noticeOf(r store.Request) notify.Kind {
+	switch State(r.Status) {
+	case Denied:
+		return notify.RequestDenied
+	case Expired:
+		return notify.RequestExpired
+	case Completed, Completing:
+		return notify.RequestCompleted
+	case Revoked, Revoking:
+		if r.AccessEnd.IsZero() {
+			return notify.RequestCancelled
+		}
+		return notify.RequestRevoked
+	}
+	return notify.RequestError
 }

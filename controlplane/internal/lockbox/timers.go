@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/databox-lockbox/lockbox/controlplane/internal/auth"
+	"github.com/databox-lockbox/lockbox/controlplane/internal/notify"
 	"github.com/databox-lockbox/lockbox/controlplane/internal/store"
 	"github.com/databox-lockbox/lockbox/protocol"
 )
@@ -126,10 +127,7 @@ func (s *Service) expire(ctx context.Context, t store.Timer) error {
 		if err != nil || !State(r.Status).Open() {
 			return err
 		}
-		if err := s.end(ctx, tx, auth.SystemCaller(), &r, Lapsed, "expired", "unanswered until "+r.Expires.Format(time.RFC3339)); err != nil {
-			return err
-		}
-		return s.tellCustomer(ctx, tx, r, "has expired: nobody gets access")
+		return s.end(ctx, tx, auth.SystemCaller(), &r, Lapsed, "expired", "unanswered until "+r.Expires.Format(time.RFC3339))
 	})
 }
 
@@ -142,7 +140,7 @@ func (s *Service) warn(ctx context.Context, t store.Timer) error {
 		if err != nil || !State(r.Status).Open() {
 			return err
 		}
-		return s.warnCustomer(ctx, tx, r)
+		return s.tellCustomer(ctx, tx, notify.ExpiryWarning, r, "")
 	})
 }
 

@@ -51,7 +51,7 @@ func TestUnansweredRequestsExpireAtExactlyFourDays(t *testing.T) {
 		subjects := strings.Join(w.mails(string(orderstest.Olga.Person)), "\n")
 		for _, want := range []string{
 			"Lockbox request 2: Unlock Databox on DBX0001 waits for your decision", "lockbox request show 2",
-			"Lockbox request 2 expires at", "Lockbox request 2 has expired",
+			"Lockbox request 2 is about to expire", "Lockbox request 2 has expired",
 		} {
 			if !strings.Contains(subjects, want) {
 				t.Errorf("the customer was not told %q", want)

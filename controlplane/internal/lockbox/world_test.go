@@ -1,9 +1,12 @@
 package lockbox_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"flag"
+	"mime"
+	"net/mail"
 	"os"
 	"path/filepath"
 	"strings"
@@ -197,7 +200,7 @@ func (w *world) deliver() {
 	stop()
 }
 
-// mails are the bodies of delivered notices to somebody.
+// mails are the titles and texts of the mails to somebody.
 func (w *world) mails(to string) []string {
 	w.t.Helper()
 	files, err := filepath.Glob(filepath.Join(w.outbox, "*.eml"))
@@ -210,9 +213,16 @@ func (w *world) mails(to string) []string {
 		if err != nil {
 			w.t.Fatal(err)
 		}
-		head, _, _ := strings.Cut(string(data), "\r\n\r\n")
-		if strings.Contains(head, to) {
-			out = append(out, string(data))
+		m, err := mail.ReadMessage(bytes.NewReader(data))
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		if strings.Contains(m.Header.Get("To"), to) {
+			title, err := new(mime.WordDecoder).DecodeHeader(m.Header.Get("Subject"))
+			if err != nil {
+				w.t.Fatal(err)
+			}
+			out = append(out, title+"\n"+string(data))
 		}
 	}
 	return out

@@ -150,12 +150,15 @@ func TestRecordsComeBackAsTheyWere(t *testing.T) {
 		func(c ctx, x tx) (store.AuditRow, error) {
 			return first(x.AuditRows(c, store.AuditFilter{Operation: "op", Correlation: "c", Caller: "who", Serial: "DBX0009", Tenant: "t", Limit: 1}))
 		})
-	same(t, s, store.Notice{ID: "N", Kind: "k", Subject: "R", Recipients: []string{"a@b"}, Title: "t", Body: "b", Created: at(1), NextAttempt: at(2), Attempts: 3, Delivered: at(4), LastError: "e"},
-		func(c ctx, x tx, r *store.Notice) error {
-			r.Delivered = time.Time{}
-			return x.InsertNotice(c, r)
-		},
-		func(c ctx, x tx) (store.Notice, error) { return first(x.DueNotices(c, at(2), 1)) })
+	same(t, s, store.Notice{ID: "N", Kind: "k", Tenant: "t", Audience: store.ToCustomer, Subject: "R", Number: 1, State: "s", Title: "t", Text: "x", HTML: "h", Link: "l", Created: at(1)},
+		func(c ctx, x tx, r *store.Notice) error { return x.InsertNotice(c, r) },
+		func(c ctx, x tx) (store.Notice, error) { return x.Notice(c, "N") })
+	same(t, s, store.Delivery{ID: "D", Notice: "N", Channel: store.ByMail, Recipient: "a@b", State: store.DeliveryWaiting, Attempts: 3, NextAttempt: at(2), Sent: at(4), LastError: "e"},
+		func(c ctx, x tx, r *store.Delivery) error { return x.InsertDelivery(c, r) },
+		func(c ctx, x tx) (store.Delivery, error) { return first(x.DueDeliveries(c, store.ByMail, at(2), 1)) })
+	same(t, s, store.Webhook{ID: "W", Tenant: "t", URL: "u", Secret: []byte{1}, CreatedBy: "p", Created: at(1), Removed: at(2)},
+		func(c ctx, x tx, r *store.Webhook) error { return x.InsertWebhook(c, r) },
+		func(c ctx, x tx) (store.Webhook, error) { return x.Webhook(c, "W") })
 }
 
 func TestSecondWriterGetsConflict(t *testing.T) {
