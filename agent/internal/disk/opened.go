@@ -162,6 +162,17 @@ func (o *Opened) Mount(ctx context.Context) (dir string, err error) {
 	return o.parts.places.files, nil
 }
 
+// VolumeFile returns the file that is the decrypted volume while the disk is
+// mounted, else "".
+func (o *Opened) VolumeFile() string {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.parts.export == nil {
+		return ""
+	}
+	return o.parts.export.file
+}
+
 func (o *Opened) beginMount(cancel context.CancelFunc) error {
 	o.mu.Lock()
 	defer o.mu.Unlock()
