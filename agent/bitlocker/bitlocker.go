@@ -215,8 +215,8 @@ func (v *Volume) Info() Info {
 // protector, with [ErrNoProtector] if the volume has none of its kind, with a
 // [RefusedError] if nothing of ours opens any protector or the encryption method
 // is unknown, and with [ErrDamaged] if c fits but the metadata have been altered.
-// A password or passphrase takes a noticeable part of a second for each protector
-// of its kind. [Plaintext.Protector] says which one it was.
+// [Plaintext.Protector] says which one it was. A password or passphrase takes a
+// noticeable part of a second; with several, use [UnlockAll].
 //
 // The caller wipes c, and the Plaintext when done.
 func (v *Volume) Unlock(c Credential) (*Plaintext, error) {
@@ -255,6 +255,12 @@ func (o *opened) wipe() {
 // open tries the copies until one opens with c and proves genuine. The caller
 // clears or keeps what it returns.
 func (v *Volume) open(c Credential) (*opened, error) {
+	if p, ok := c.(password); ok {
+		s := v.stretched(p)
+		defer wipeKeys(s.keys)
+		stretchAll(s.keys)
+		c = s
+	}
 	worst := error(ErrWrongKey)
 	for _, m := range v.copies {
 		o, err := v.openCopy(m, c)

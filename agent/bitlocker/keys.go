@@ -160,11 +160,13 @@ func (p RecoveryPassword) Equal(other RecoveryPassword) bool { return p.equal(ot
 
 func (p RecoveryPassword) protects() ProtectorKind { return RecoveryPasswordProtector }
 
-func (p RecoveryPassword) key(to protector, dst []byte) {
+func (p RecoveryPassword) initial(dst []byte) {
 	h := sha256.Sum256(p.bytes())
 	defer clear(h[:])
-	stretch(h[:], to.salt, dst)
+	copyKey(dst, h[:])
 }
+
+func (p RecoveryPassword) key(to protector, dst []byte) { stretchOne(p, to.salt, dst) }
 
 // Passphrase is a user's password, kept as the hash that BitLocker stretches.
 type Passphrase struct{ secret }
@@ -196,7 +198,8 @@ func NewPassphrase(s string) (Passphrase, error) {
 func (p Passphrase) Equal(other Passphrase) bool { return p.equal(other.secret) }
 
 func (p Passphrase) protects() ProtectorKind      { return PassphraseProtector }
-func (p Passphrase) key(to protector, dst []byte) { stretch(p.bytes(), to.salt, dst) }
+func (p Passphrase) initial(dst []byte)           { copyKey(dst, p.bytes()) }
+func (p Passphrase) key(to protector, dst []byte) { stretchOne(p, to.salt, dst) }
 
 // ClearKey opens a volume whose protection is suspended: it then carries its own
 // key in clear.
@@ -204,8 +207,3 @@ type ClearKey struct{}
 
 func (ClearKey) protects() ProtectorKind     { return ClearKeyProtector }
 func (ClearKey) key(p protector, dst []byte) { copyKey(dst, p.clearKey) }
-
-func stretch(initial, salt, dst []byte) {
-	copyKey(dst, initial)
-	stretchAll([]stretching{{dst, salt}})
-}
