@@ -108,7 +108,7 @@ func read(r io.ReaderAt, size int64) (*Volume, error) {
 	if err != nil {
 		return nil, err
 	}
-	v := &Volume{r: r, size: size, sectorSize: boot.sectorSize, toGo: boot.toGo, refused: boot.refused}
+	v := &Volume{r: r, size: size, sectorSize: boot.sectorSize, toGo: boot.toGo(), refused: boot.refused}
 	err = v.readCopies(boot.metadata)
 	if err != nil && boot.refused != nil {
 		return nil, boot.refused // what kind it is says more than what is wrong with it
@@ -269,7 +269,7 @@ func (v *Volume) open(c Credential) (*opened, error) {
 		}
 		// A copy whose key fitted but whose content did not says more than one
 		// that nothing fitted.
-		if worst == error(ErrWrongKey) {
+		if worst == ErrWrongKey {
 			worst = err
 		}
 	}

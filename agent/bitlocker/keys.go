@@ -8,6 +8,7 @@ import (
 	"io"
 	"strings"
 	"unicode/utf16"
+	"unicode/utf8"
 )
 
 // Credential unlocks a volume: an [ExternalKey], a [RecoveryPassword], a
@@ -174,8 +175,12 @@ type Passphrase struct{ secret }
 // maxPassphrase is the longest passphrase that Windows takes, in UTF-16 units.
 const maxPassphrase = 256
 
-// NewPassphrase takes any passphrase of 1 to 256 UTF-16 units.
+// NewPassphrase takes any passphrase of 1 to 256 UTF-16 units, as it is: Windows
+// neither trims nor normalizes.
 func NewPassphrase(s string) (Passphrase, error) {
+	if !utf8.ValidString(s) {
+		return Passphrase{}, errors.New("the passphrase is not UTF-8")
+	}
 	units := utf16.Encode([]rune(s))
 	if len(units) == 0 || len(units) > maxPassphrase {
 		return Passphrase{}, fmt.Errorf("passphrase of %d characters: want 1 to %d", len(units), maxPassphrase)

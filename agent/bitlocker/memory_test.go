@@ -181,7 +181,7 @@ func volumeKeys(t *testing.T, m *memory, o FormatOptions) map[string][]byte {
 	if err != nil {
 		t.Fatal(err)
 	}
-	fvek, ok := openContainer(vmk, v.copies[0].fvek, uint32(o.Method))
+	fvek, _, ok := openContainer(vmk, v.copies[0].fvek)
 	if !ok {
 		t.Fatal("the volume key does not open")
 	}
