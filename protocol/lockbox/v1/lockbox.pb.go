@@ -5864,7 +5864,7 @@ type KeyInfo struct {
 	Node          int32                  `protobuf:"varint,2,opt,name=node,proto3" json:"node,omitempty"`
 	Disk          string                 `protobuf:"bytes,3,opt,name=disk,proto3" json:"disk,omitempty"`
 	VolumeGuid    string                 `protobuf:"bytes,4,opt,name=volume_guid,json=volumeGuid,proto3" json:"volume_guid,omitempty"`
-	WrappedBy     string                 `protobuf:"bytes,5,opt,name=wrapped_by,json=wrappedBy,proto3" json:"wrapped_by,omitempty"` // e.g. "service-key"
+	WrappedBy     string                 `protobuf:"bytes,5,opt,name=wrapped_by,json=wrappedBy,proto3" json:"wrapped_by,omitempty"` // id of the key that wraps its order's, e.g. "service-key"
 	Created       int64                  `protobuf:"varint,6,opt,name=created,proto3" json:"created,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -6054,6 +6054,482 @@ func (x *ExportRecoveryPasswordResponse) GetRecoveryPassword() string {
 	return ""
 }
 
+type GetKeyStatusRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetKeyStatusRequest) Reset() {
+	*x = GetKeyStatusRequest{}
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[98]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetKeyStatusRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetKeyStatusRequest) ProtoMessage() {}
+
+func (x *GetKeyStatusRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[98]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetKeyStatusRequest.ProtoReflect.Descriptor instead.
+func (*GetKeyStatusRequest) Descriptor() ([]byte, []int) {
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{98}
+}
+
+type RotateKeyRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RotateKeyRequest) Reset() {
+	*x = RotateKeyRequest{}
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[99]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RotateKeyRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RotateKeyRequest) ProtoMessage() {}
+
+func (x *RotateKeyRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[99]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RotateKeyRequest.ProtoReflect.Descriptor instead.
+func (*RotateKeyRequest) Descriptor() ([]byte, []int) {
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{99}
+}
+
+type KeyStatus struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Current       string                 `protobuf:"bytes,1,opt,name=current,proto3" json:"current,omitempty"` // id of the key that wraps now; empty if the key service does not answer
+	Problem       string                 `protobuf:"bytes,2,opt,name=problem,proto3" json:"problem,omitempty"` // why it does not
+	Keys          []*WrappingKey         `protobuf:"bytes,3,rep,name=keys,proto3" json:"keys,omitempty"`
+	Rotation      *KeyRotation           `protobuf:"bytes,4,opt,name=rotation,proto3" json:"rotation,omitempty"` // the newest; unset if there was none
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *KeyStatus) Reset() {
+	*x = KeyStatus{}
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[100]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *KeyStatus) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*KeyStatus) ProtoMessage() {}
+
+func (x *KeyStatus) ProtoReflect() protoreflect.Message {
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[100]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use KeyStatus.ProtoReflect.Descriptor instead.
+func (*KeyStatus) Descriptor() ([]byte, []int) {
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{100}
+}
+
+func (x *KeyStatus) GetCurrent() string {
+	if x != nil {
+		return x.Current
+	}
+	return ""
+}
+
+func (x *KeyStatus) GetProblem() string {
+	if x != nil {
+		return x.Problem
+	}
+	return ""
+}
+
+func (x *KeyStatus) GetKeys() []*WrappingKey {
+	if x != nil {
+		return x.Keys
+	}
+	return nil
+}
+
+func (x *KeyStatus) GetRotation() *KeyRotation {
+	if x != nil {
+		return x.Rotation
+	}
+	return nil
+}
+
+// WrappingKey is a key that wraps keys of orders.
+type WrappingKey struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	KekType       string                 `protobuf:"bytes,2,opt,name=kek_type,json=kekType,proto3" json:"kek_type,omitempty"` // MicrosoftManaged or CustomerManaged
+	Orders        int64                  `protobuf:"varint,3,opt,name=orders,proto3" json:"orders,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WrappingKey) Reset() {
+	*x = WrappingKey{}
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[101]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WrappingKey) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WrappingKey) ProtoMessage() {}
+
+func (x *WrappingKey) ProtoReflect() protoreflect.Message {
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[101]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WrappingKey.ProtoReflect.Descriptor instead.
+func (*WrappingKey) Descriptor() ([]byte, []int) {
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{101}
+}
+
+func (x *WrappingKey) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *WrappingKey) GetKekType() string {
+	if x != nil {
+		return x.KekType
+	}
+	return ""
+}
+
+func (x *WrappingKey) GetOrders() int64 {
+	if x != nil {
+		return x.Orders
+	}
+	return 0
+}
+
+type KeyRotation struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Target        string                 `protobuf:"bytes,1,opt,name=target,proto3" json:"target,omitempty"` // id of the key that wraps from then on
+	Person        string                 `protobuf:"bytes,2,opt,name=person,proto3" json:"person,omitempty"`
+	Orders        int64                  `protobuf:"varint,3,opt,name=orders,proto3" json:"orders,omitempty"` // to wrap again
+	Done          int64                  `protobuf:"varint,4,opt,name=done,proto3" json:"done,omitempty"`
+	Problem       string                 `protobuf:"bytes,5,opt,name=problem,proto3" json:"problem,omitempty"` // what it waits for
+	Started       int64                  `protobuf:"varint,6,opt,name=started,proto3" json:"started,omitempty"`
+	Finished      int64                  `protobuf:"varint,7,opt,name=finished,proto3" json:"finished,omitempty"` // 0: under way
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *KeyRotation) Reset() {
+	*x = KeyRotation{}
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[102]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *KeyRotation) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*KeyRotation) ProtoMessage() {}
+
+func (x *KeyRotation) ProtoReflect() protoreflect.Message {
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[102]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use KeyRotation.ProtoReflect.Descriptor instead.
+func (*KeyRotation) Descriptor() ([]byte, []int) {
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{102}
+}
+
+func (x *KeyRotation) GetTarget() string {
+	if x != nil {
+		return x.Target
+	}
+	return ""
+}
+
+func (x *KeyRotation) GetPerson() string {
+	if x != nil {
+		return x.Person
+	}
+	return ""
+}
+
+func (x *KeyRotation) GetOrders() int64 {
+	if x != nil {
+		return x.Orders
+	}
+	return 0
+}
+
+func (x *KeyRotation) GetDone() int64 {
+	if x != nil {
+		return x.Done
+	}
+	return 0
+}
+
+func (x *KeyRotation) GetProblem() string {
+	if x != nil {
+		return x.Problem
+	}
+	return ""
+}
+
+func (x *KeyRotation) GetStarted() int64 {
+	if x != nil {
+		return x.Started
+	}
+	return 0
+}
+
+func (x *KeyRotation) GetFinished() int64 {
+	if x != nil {
+		return x.Finished
+	}
+	return 0
+}
+
+type GetOrderKeyRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Order         string                 `protobuf:"bytes,1,opt,name=order,proto3" json:"order,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetOrderKeyRequest) Reset() {
+	*x = GetOrderKeyRequest{}
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[103]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetOrderKeyRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetOrderKeyRequest) ProtoMessage() {}
+
+func (x *GetOrderKeyRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[103]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetOrderKeyRequest.ProtoReflect.Descriptor instead.
+func (*GetOrderKeyRequest) Descriptor() ([]byte, []int) {
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{103}
+}
+
+func (x *GetOrderKeyRequest) GetOrder() string {
+	if x != nil {
+		return x.Order
+	}
+	return ""
+}
+
+type SetOrderKeyRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Order string                 `protobuf:"bytes,1,opt,name=order,proto3" json:"order,omitempty"`
+	// https://<vault>/keys/<name>[/<version>]; the newest version by default.
+	VaultKey string `protobuf:"bytes,2,opt,name=vault_key,json=vaultKey,proto3" json:"vault_key,omitempty"`
+	// Instead: back to the service's key. Refused unless the service allows it.
+	ServiceManaged bool `protobuf:"varint,3,opt,name=service_managed,json=serviceManaged,proto3" json:"service_managed,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *SetOrderKeyRequest) Reset() {
+	*x = SetOrderKeyRequest{}
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[104]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetOrderKeyRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetOrderKeyRequest) ProtoMessage() {}
+
+func (x *SetOrderKeyRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[104]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetOrderKeyRequest.ProtoReflect.Descriptor instead.
+func (*SetOrderKeyRequest) Descriptor() ([]byte, []int) {
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{104}
+}
+
+func (x *SetOrderKeyRequest) GetOrder() string {
+	if x != nil {
+		return x.Order
+	}
+	return ""
+}
+
+func (x *SetOrderKeyRequest) GetVaultKey() string {
+	if x != nil {
+		return x.VaultKey
+	}
+	return ""
+}
+
+func (x *SetOrderKeyRequest) GetServiceManaged() bool {
+	if x != nil {
+		return x.ServiceManaged
+	}
+	return false
+}
+
+// OrderKey is the key that wraps the keys of an order's disks.
+type OrderKey struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Order         string                 `protobuf:"bytes,1,opt,name=order,proto3" json:"order,omitempty"`
+	KekType       string                 `protobuf:"bytes,2,opt,name=kek_type,json=kekType,proto3" json:"kek_type,omitempty"` // MicrosoftManaged or CustomerManaged
+	Key           string                 `protobuf:"bytes,3,opt,name=key,proto3" json:"key,omitempty"`                        // its id; empty before the order has any key
+	Since         int64                  `protobuf:"varint,4,opt,name=since,proto3" json:"since,omitempty"`
+	OldDestroyed  bool                   `protobuf:"varint,5,opt,name=old_destroyed,json=oldDestroyed,proto3" json:"old_destroyed,omitempty"` // nothing that a key before it wrapped is in the store any more
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *OrderKey) Reset() {
+	*x = OrderKey{}
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[105]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *OrderKey) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*OrderKey) ProtoMessage() {}
+
+func (x *OrderKey) ProtoReflect() protoreflect.Message {
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[105]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use OrderKey.ProtoReflect.Descriptor instead.
+func (*OrderKey) Descriptor() ([]byte, []int) {
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{105}
+}
+
+func (x *OrderKey) GetOrder() string {
+	if x != nil {
+		return x.Order
+	}
+	return ""
+}
+
+func (x *OrderKey) GetKekType() string {
+	if x != nil {
+		return x.KekType
+	}
+	return ""
+}
+
+func (x *OrderKey) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *OrderKey) GetSince() int64 {
+	if x != nil {
+		return x.Since
+	}
+	return 0
+}
+
+func (x *OrderKey) GetOldDestroyed() bool {
+	if x != nil {
+		return x.OldDestroyed
+	}
+	return false
+}
+
 type ListRecordsRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Operation     string                 `protobuf:"bytes,1,opt,name=operation,proto3" json:"operation,omitempty"`
@@ -6068,7 +6544,7 @@ type ListRecordsRequest struct {
 
 func (x *ListRecordsRequest) Reset() {
 	*x = ListRecordsRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[98]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[106]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6080,7 +6556,7 @@ func (x *ListRecordsRequest) String() string {
 func (*ListRecordsRequest) ProtoMessage() {}
 
 func (x *ListRecordsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[98]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[106]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6093,7 +6569,7 @@ func (x *ListRecordsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRecordsRequest.ProtoReflect.Descriptor instead.
 func (*ListRecordsRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{98}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{106}
 }
 
 func (x *ListRecordsRequest) GetOperation() string {
@@ -6148,7 +6624,7 @@ type AuditRecord struct {
 
 func (x *AuditRecord) Reset() {
 	*x = AuditRecord{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[99]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[107]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6160,7 +6636,7 @@ func (x *AuditRecord) String() string {
 func (*AuditRecord) ProtoMessage() {}
 
 func (x *AuditRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[99]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[107]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6173,7 +6649,7 @@ func (x *AuditRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuditRecord.ProtoReflect.Descriptor instead.
 func (*AuditRecord) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{99}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{107}
 }
 
 func (x *AuditRecord) GetIndex() int64 {
@@ -6200,7 +6676,7 @@ type ListRecordsResponse struct {
 
 func (x *ListRecordsResponse) Reset() {
 	*x = ListRecordsResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[100]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[108]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6212,7 +6688,7 @@ func (x *ListRecordsResponse) String() string {
 func (*ListRecordsResponse) ProtoMessage() {}
 
 func (x *ListRecordsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[100]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[108]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6225,7 +6701,7 @@ func (x *ListRecordsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRecordsResponse.ProtoReflect.Descriptor instead.
 func (*ListRecordsResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{100}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{108}
 }
 
 func (x *ListRecordsResponse) GetRecords() []*AuditRecord {
@@ -6250,7 +6726,7 @@ type ExportLogRequest struct {
 
 func (x *ExportLogRequest) Reset() {
 	*x = ExportLogRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[101]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[109]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6262,7 +6738,7 @@ func (x *ExportLogRequest) String() string {
 func (*ExportLogRequest) ProtoMessage() {}
 
 func (x *ExportLogRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[101]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[109]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6275,7 +6751,7 @@ func (x *ExportLogRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportLogRequest.ProtoReflect.Descriptor instead.
 func (*ExportLogRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{101}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{109}
 }
 
 type ExportLogResponse struct {
@@ -6287,7 +6763,7 @@ type ExportLogResponse struct {
 
 func (x *ExportLogResponse) Reset() {
 	*x = ExportLogResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[102]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[110]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6299,7 +6775,7 @@ func (x *ExportLogResponse) String() string {
 func (*ExportLogResponse) ProtoMessage() {}
 
 func (x *ExportLogResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[102]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[110]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6312,7 +6788,7 @@ func (x *ExportLogResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportLogResponse.ProtoReflect.Descriptor instead.
 func (*ExportLogResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{102}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{110}
 }
 
 func (x *ExportLogResponse) GetData() []byte {
@@ -6331,7 +6807,7 @@ type GetCheckpointRequest struct {
 
 func (x *GetCheckpointRequest) Reset() {
 	*x = GetCheckpointRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[103]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[111]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6343,7 +6819,7 @@ func (x *GetCheckpointRequest) String() string {
 func (*GetCheckpointRequest) ProtoMessage() {}
 
 func (x *GetCheckpointRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[103]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[111]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6356,7 +6832,7 @@ func (x *GetCheckpointRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetCheckpointRequest.ProtoReflect.Descriptor instead.
 func (*GetCheckpointRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{103}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{111}
 }
 
 func (x *GetCheckpointRequest) GetConsistentWith() int64 {
@@ -6377,7 +6853,7 @@ type GetCheckpointResponse struct {
 
 func (x *GetCheckpointResponse) Reset() {
 	*x = GetCheckpointResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[104]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[112]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6389,7 +6865,7 @@ func (x *GetCheckpointResponse) String() string {
 func (*GetCheckpointResponse) ProtoMessage() {}
 
 func (x *GetCheckpointResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[104]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[112]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6402,7 +6878,7 @@ func (x *GetCheckpointResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetCheckpointResponse.ProtoReflect.Descriptor instead.
 func (*GetCheckpointResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{104}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{112}
 }
 
 func (x *GetCheckpointResponse) GetCheckpoint() []byte {
@@ -6867,7 +7343,38 @@ const file_lockbox_v1_lockbox_proto_rawDesc = "" +
 	"\x04disk\x18\x03 \x01(\tR\x04disk\x12\x16\n" +
 	"\x06reason\x18\x04 \x01(\tR\x06reason\"M\n" +
 	"\x1eExportRecoveryPasswordResponse\x12+\n" +
-	"\x11recovery_password\x18\x01 \x01(\tR\x10recoveryPassword\"\xbe\x01\n" +
+	"\x11recovery_password\x18\x01 \x01(\tR\x10recoveryPassword\"\x15\n" +
+	"\x13GetKeyStatusRequest\"\x12\n" +
+	"\x10RotateKeyRequest\"\xa1\x01\n" +
+	"\tKeyStatus\x12\x18\n" +
+	"\acurrent\x18\x01 \x01(\tR\acurrent\x12\x18\n" +
+	"\aproblem\x18\x02 \x01(\tR\aproblem\x12+\n" +
+	"\x04keys\x18\x03 \x03(\v2\x17.lockbox.v1.WrappingKeyR\x04keys\x123\n" +
+	"\brotation\x18\x04 \x01(\v2\x17.lockbox.v1.KeyRotationR\brotation\"P\n" +
+	"\vWrappingKey\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x19\n" +
+	"\bkek_type\x18\x02 \x01(\tR\akekType\x12\x16\n" +
+	"\x06orders\x18\x03 \x01(\x03R\x06orders\"\xb9\x01\n" +
+	"\vKeyRotation\x12\x16\n" +
+	"\x06target\x18\x01 \x01(\tR\x06target\x12\x16\n" +
+	"\x06person\x18\x02 \x01(\tR\x06person\x12\x16\n" +
+	"\x06orders\x18\x03 \x01(\x03R\x06orders\x12\x12\n" +
+	"\x04done\x18\x04 \x01(\x03R\x04done\x12\x18\n" +
+	"\aproblem\x18\x05 \x01(\tR\aproblem\x12\x18\n" +
+	"\astarted\x18\x06 \x01(\x03R\astarted\x12\x1a\n" +
+	"\bfinished\x18\a \x01(\x03R\bfinished\"*\n" +
+	"\x12GetOrderKeyRequest\x12\x14\n" +
+	"\x05order\x18\x01 \x01(\tR\x05order\"p\n" +
+	"\x12SetOrderKeyRequest\x12\x14\n" +
+	"\x05order\x18\x01 \x01(\tR\x05order\x12\x1b\n" +
+	"\tvault_key\x18\x02 \x01(\tR\bvaultKey\x12'\n" +
+	"\x0fservice_managed\x18\x03 \x01(\bR\x0eserviceManaged\"\x88\x01\n" +
+	"\bOrderKey\x12\x14\n" +
+	"\x05order\x18\x01 \x01(\tR\x05order\x12\x19\n" +
+	"\bkek_type\x18\x02 \x01(\tR\akekType\x12\x10\n" +
+	"\x03key\x18\x03 \x01(\tR\x03key\x12\x14\n" +
+	"\x05since\x18\x04 \x01(\x03R\x05since\x12#\n" +
+	"\rold_destroyed\x18\x05 \x01(\bR\foldDestroyed\"\xbe\x01\n" +
 	"\x12ListRecordsRequest\x12\x1c\n" +
 	"\toperation\x18\x01 \x01(\tR\toperation\x12%\n" +
 	"\x0ecorrelation_id\x18\x02 \x01(\tR\rcorrelationId\x12\x16\n" +
@@ -6956,11 +7463,15 @@ const file_lockbox_v1_lockbox_proto_rawDesc = "" +
 	"\x06Decide\x12\x19.lockbox.v1.DecideRequest\x1a\x13.lockbox.v1.Request\x12F\n" +
 	"\rCancelRequest\x12 .lockbox.v1.CancelRequestRequest\x1a\x13.lockbox.v1.Request\x12P\n" +
 	"\x0eExecuteRequest\x12!.lockbox.v1.ExecuteRequestRequest\x1a\x19.lockbox.v1.ProgressEvent0\x01\x12T\n" +
-	"\rRevokeRequest\x12 .lockbox.v1.RevokeRequestRequest\x1a!.lockbox.v1.RevokeRequestResponse2\xc4\x01\n" +
+	"\rRevokeRequest\x12 .lockbox.v1.RevokeRequestRequest\x1a!.lockbox.v1.RevokeRequestResponse2\xd8\x03\n" +
 	"\n" +
 	"KeyService\x12E\n" +
 	"\bListKeys\x12\x1b.lockbox.v1.ListKeysRequest\x1a\x1c.lockbox.v1.ListKeysResponse\x12o\n" +
-	"\x16ExportRecoveryPassword\x12).lockbox.v1.ExportRecoveryPasswordRequest\x1a*.lockbox.v1.ExportRecoveryPasswordResponse2\x80\x02\n" +
+	"\x16ExportRecoveryPassword\x12).lockbox.v1.ExportRecoveryPasswordRequest\x1a*.lockbox.v1.ExportRecoveryPasswordResponse\x12F\n" +
+	"\fGetKeyStatus\x12\x1f.lockbox.v1.GetKeyStatusRequest\x1a\x15.lockbox.v1.KeyStatus\x12@\n" +
+	"\tRotateKey\x12\x1c.lockbox.v1.RotateKeyRequest\x1a\x15.lockbox.v1.KeyStatus\x12C\n" +
+	"\vGetOrderKey\x12\x1e.lockbox.v1.GetOrderKeyRequest\x1a\x14.lockbox.v1.OrderKey\x12C\n" +
+	"\vSetOrderKey\x12\x1e.lockbox.v1.SetOrderKeyRequest\x1a\x14.lockbox.v1.OrderKey2\x80\x02\n" +
 	"\fAuditService\x12N\n" +
 	"\vListRecords\x12\x1e.lockbox.v1.ListRecordsRequest\x1a\x1f.lockbox.v1.ListRecordsResponse\x12J\n" +
 	"\tExportLog\x12\x1c.lockbox.v1.ExportLogRequest\x1a\x1d.lockbox.v1.ExportLogResponse0\x01\x12T\n" +
@@ -6978,7 +7489,7 @@ func file_lockbox_v1_lockbox_proto_rawDescGZIP() []byte {
 	return file_lockbox_v1_lockbox_proto_rawDescData
 }
 
-var file_lockbox_v1_lockbox_proto_msgTypes = make([]protoimpl.MessageInfo, 105)
+var file_lockbox_v1_lockbox_proto_msgTypes = make([]protoimpl.MessageInfo, 113)
 var file_lockbox_v1_lockbox_proto_goTypes = []any{
 	(*ErrorInfo)(nil),                      // 0: lockbox.v1.ErrorInfo
 	(*Person)(nil),                         // 1: lockbox.v1.Person
@@ -7078,13 +7589,21 @@ var file_lockbox_v1_lockbox_proto_goTypes = []any{
 	(*KeyInfo)(nil),                        // 95: lockbox.v1.KeyInfo
 	(*ExportRecoveryPasswordRequest)(nil),  // 96: lockbox.v1.ExportRecoveryPasswordRequest
 	(*ExportRecoveryPasswordResponse)(nil), // 97: lockbox.v1.ExportRecoveryPasswordResponse
-	(*ListRecordsRequest)(nil),             // 98: lockbox.v1.ListRecordsRequest
-	(*AuditRecord)(nil),                    // 99: lockbox.v1.AuditRecord
-	(*ListRecordsResponse)(nil),            // 100: lockbox.v1.ListRecordsResponse
-	(*ExportLogRequest)(nil),               // 101: lockbox.v1.ExportLogRequest
-	(*ExportLogResponse)(nil),              // 102: lockbox.v1.ExportLogResponse
-	(*GetCheckpointRequest)(nil),           // 103: lockbox.v1.GetCheckpointRequest
-	(*GetCheckpointResponse)(nil),          // 104: lockbox.v1.GetCheckpointResponse
+	(*GetKeyStatusRequest)(nil),            // 98: lockbox.v1.GetKeyStatusRequest
+	(*RotateKeyRequest)(nil),               // 99: lockbox.v1.RotateKeyRequest
+	(*KeyStatus)(nil),                      // 100: lockbox.v1.KeyStatus
+	(*WrappingKey)(nil),                    // 101: lockbox.v1.WrappingKey
+	(*KeyRotation)(nil),                    // 102: lockbox.v1.KeyRotation
+	(*GetOrderKeyRequest)(nil),             // 103: lockbox.v1.GetOrderKeyRequest
+	(*SetOrderKeyRequest)(nil),             // 104: lockbox.v1.SetOrderKeyRequest
+	(*OrderKey)(nil),                       // 105: lockbox.v1.OrderKey
+	(*ListRecordsRequest)(nil),             // 106: lockbox.v1.ListRecordsRequest
+	(*AuditRecord)(nil),                    // 107: lockbox.v1.AuditRecord
+	(*ListRecordsResponse)(nil),            // 108: lockbox.v1.ListRecordsResponse
+	(*ExportLogRequest)(nil),               // 109: lockbox.v1.ExportLogRequest
+	(*ExportLogResponse)(nil),              // 110: lockbox.v1.ExportLogResponse
+	(*GetCheckpointRequest)(nil),           // 111: lockbox.v1.GetCheckpointRequest
+	(*GetCheckpointResponse)(nil),          // 112: lockbox.v1.GetCheckpointResponse
 }
 var file_lockbox_v1_lockbox_proto_depIdxs = []int32{
 	1,   // 0: lockbox.v1.LoginResponse.person:type_name -> lockbox.v1.Person
@@ -7121,120 +7640,130 @@ var file_lockbox_v1_lockbox_proto_depIdxs = []int32{
 	79,  // 31: lockbox.v1.RevokeRequestResponse.request:type_name -> lockbox.v1.Request
 	76,  // 32: lockbox.v1.RevokeRequestResponse.relocked:type_name -> lockbox.v1.RelockResult
 	95,  // 33: lockbox.v1.ListKeysResponse.keys:type_name -> lockbox.v1.KeyInfo
-	99,  // 34: lockbox.v1.ListRecordsResponse.records:type_name -> lockbox.v1.AuditRecord
-	2,   // 35: lockbox.v1.AccountService.Login:input_type -> lockbox.v1.LoginRequest
-	4,   // 36: lockbox.v1.AccountService.WhoAmI:input_type -> lockbox.v1.WhoAmIRequest
-	6,   // 37: lockbox.v1.AccountService.RenewCertificate:input_type -> lockbox.v1.RenewCertificateRequest
-	8,   // 38: lockbox.v1.AccountService.CreatePerson:input_type -> lockbox.v1.CreatePersonRequest
-	10,  // 39: lockbox.v1.AccountService.ListPeople:input_type -> lockbox.v1.ListPeopleRequest
-	12,  // 40: lockbox.v1.AccountService.RemovePerson:input_type -> lockbox.v1.RemovePersonRequest
-	14,  // 41: lockbox.v1.AccountService.CreateLoginToken:input_type -> lockbox.v1.CreateLoginTokenRequest
-	18,  // 42: lockbox.v1.TenantService.CreateTenant:input_type -> lockbox.v1.CreateTenantRequest
-	19,  // 43: lockbox.v1.TenantService.GetTenant:input_type -> lockbox.v1.GetTenantRequest
-	20,  // 44: lockbox.v1.TenantService.ListTenants:input_type -> lockbox.v1.ListTenantsRequest
-	22,  // 45: lockbox.v1.TenantService.CreateSubscription:input_type -> lockbox.v1.CreateSubscriptionRequest
-	23,  // 46: lockbox.v1.TenantService.EnableLockbox:input_type -> lockbox.v1.EnableLockboxRequest
-	24,  // 47: lockbox.v1.TenantService.DisableLockbox:input_type -> lockbox.v1.DisableLockboxRequest
-	29,  // 48: lockbox.v1.OrderService.PlaceOrder:input_type -> lockbox.v1.PlaceOrderRequest
-	30,  // 49: lockbox.v1.OrderService.GetOrder:input_type -> lockbox.v1.GetOrderRequest
-	31,  // 50: lockbox.v1.OrderService.ListOrders:input_type -> lockbox.v1.ListOrdersRequest
-	33,  // 51: lockbox.v1.OrderService.PrepareDevice:input_type -> lockbox.v1.PrepareDeviceRequest
-	36,  // 52: lockbox.v1.OrderService.AdvanceOrder:input_type -> lockbox.v1.AdvanceOrderRequest
-	37,  // 53: lockbox.v1.OrderService.DraftTrustPolicy:input_type -> lockbox.v1.DraftTrustPolicyRequest
-	40,  // 54: lockbox.v1.OrderService.SubmitTrustPolicy:input_type -> lockbox.v1.SubmitTrustPolicyRequest
-	41,  // 55: lockbox.v1.OrderService.GetTrustPolicy:input_type -> lockbox.v1.GetTrustPolicyRequest
-	42,  // 56: lockbox.v1.OrderService.DraftConsent:input_type -> lockbox.v1.DraftConsentRequest
-	43,  // 57: lockbox.v1.OrderService.SubmitConsent:input_type -> lockbox.v1.SubmitConsentRequest
-	44,  // 58: lockbox.v1.OrderService.RevokeConsent:input_type -> lockbox.v1.RevokeConsentRequest
-	45,  // 59: lockbox.v1.OrderService.CreateJoinToken:input_type -> lockbox.v1.CreateJoinTokenRequest
-	47,  // 60: lockbox.v1.OrderService.StartJob:input_type -> lockbox.v1.StartJobRequest
-	49,  // 61: lockbox.v1.OrderService.GetCopyLog:input_type -> lockbox.v1.GetCopyLogRequest
-	51,  // 62: lockbox.v1.OrderService.GetManifest:input_type -> lockbox.v1.GetManifestRequest
-	54,  // 63: lockbox.v1.DeviceService.ListDevices:input_type -> lockbox.v1.ListDevicesRequest
-	56,  // 64: lockbox.v1.DeviceService.GetDevice:input_type -> lockbox.v1.GetDeviceRequest
-	57,  // 65: lockbox.v1.DeviceService.RevokeDevice:input_type -> lockbox.v1.RevokeDeviceRequest
-	63,  // 66: lockbox.v1.TicketService.FileTicket:input_type -> lockbox.v1.FileTicketRequest
-	64,  // 67: lockbox.v1.TicketService.GetTicket:input_type -> lockbox.v1.GetTicketRequest
-	65,  // 68: lockbox.v1.TicketService.ListTickets:input_type -> lockbox.v1.ListTicketsRequest
-	67,  // 69: lockbox.v1.TicketService.CommentTicket:input_type -> lockbox.v1.CommentTicketRequest
-	68,  // 70: lockbox.v1.TicketService.AssignTicket:input_type -> lockbox.v1.AssignTicketRequest
-	70,  // 71: lockbox.v1.SessionService.EnableSession:input_type -> lockbox.v1.EnableSessionRequest
-	71,  // 72: lockbox.v1.SessionService.GetSession:input_type -> lockbox.v1.GetSessionRequest
-	72,  // 73: lockbox.v1.SessionService.ListSessions:input_type -> lockbox.v1.ListSessionsRequest
-	74,  // 74: lockbox.v1.SessionService.DisableSession:input_type -> lockbox.v1.DisableSessionRequest
-	77,  // 75: lockbox.v1.SessionService.IssueCertificate:input_type -> lockbox.v1.IssueCertificateRequest
-	83,  // 76: lockbox.v1.RequestService.CreateRequest:input_type -> lockbox.v1.CreateRequestRequest
-	84,  // 77: lockbox.v1.RequestService.GetRequest:input_type -> lockbox.v1.GetRequestRequest
-	85,  // 78: lockbox.v1.RequestService.ListRequests:input_type -> lockbox.v1.ListRequestsRequest
-	87,  // 79: lockbox.v1.RequestService.DraftDecision:input_type -> lockbox.v1.DraftDecisionRequest
-	88,  // 80: lockbox.v1.RequestService.Decide:input_type -> lockbox.v1.DecideRequest
-	89,  // 81: lockbox.v1.RequestService.CancelRequest:input_type -> lockbox.v1.CancelRequestRequest
-	90,  // 82: lockbox.v1.RequestService.ExecuteRequest:input_type -> lockbox.v1.ExecuteRequestRequest
-	91,  // 83: lockbox.v1.RequestService.RevokeRequest:input_type -> lockbox.v1.RevokeRequestRequest
-	93,  // 84: lockbox.v1.KeyService.ListKeys:input_type -> lockbox.v1.ListKeysRequest
-	96,  // 85: lockbox.v1.KeyService.ExportRecoveryPassword:input_type -> lockbox.v1.ExportRecoveryPasswordRequest
-	98,  // 86: lockbox.v1.AuditService.ListRecords:input_type -> lockbox.v1.ListRecordsRequest
-	101, // 87: lockbox.v1.AuditService.ExportLog:input_type -> lockbox.v1.ExportLogRequest
-	103, // 88: lockbox.v1.AuditService.GetCheckpoint:input_type -> lockbox.v1.GetCheckpointRequest
-	3,   // 89: lockbox.v1.AccountService.Login:output_type -> lockbox.v1.LoginResponse
-	5,   // 90: lockbox.v1.AccountService.WhoAmI:output_type -> lockbox.v1.WhoAmIResponse
-	7,   // 91: lockbox.v1.AccountService.RenewCertificate:output_type -> lockbox.v1.RenewCertificateResponse
-	9,   // 92: lockbox.v1.AccountService.CreatePerson:output_type -> lockbox.v1.CreatePersonResponse
-	11,  // 93: lockbox.v1.AccountService.ListPeople:output_type -> lockbox.v1.ListPeopleResponse
-	13,  // 94: lockbox.v1.AccountService.RemovePerson:output_type -> lockbox.v1.RemovePersonResponse
-	15,  // 95: lockbox.v1.AccountService.CreateLoginToken:output_type -> lockbox.v1.CreateLoginTokenResponse
-	16,  // 96: lockbox.v1.TenantService.CreateTenant:output_type -> lockbox.v1.Tenant
-	16,  // 97: lockbox.v1.TenantService.GetTenant:output_type -> lockbox.v1.Tenant
-	21,  // 98: lockbox.v1.TenantService.ListTenants:output_type -> lockbox.v1.ListTenantsResponse
-	17,  // 99: lockbox.v1.TenantService.CreateSubscription:output_type -> lockbox.v1.Subscription
-	16,  // 100: lockbox.v1.TenantService.EnableLockbox:output_type -> lockbox.v1.Tenant
-	16,  // 101: lockbox.v1.TenantService.DisableLockbox:output_type -> lockbox.v1.Tenant
-	25,  // 102: lockbox.v1.OrderService.PlaceOrder:output_type -> lockbox.v1.Order
-	25,  // 103: lockbox.v1.OrderService.GetOrder:output_type -> lockbox.v1.Order
-	32,  // 104: lockbox.v1.OrderService.ListOrders:output_type -> lockbox.v1.ListOrdersResponse
-	25,  // 105: lockbox.v1.OrderService.PrepareDevice:output_type -> lockbox.v1.Order
-	25,  // 106: lockbox.v1.OrderService.AdvanceOrder:output_type -> lockbox.v1.Order
-	39,  // 107: lockbox.v1.OrderService.DraftTrustPolicy:output_type -> lockbox.v1.Document
-	39,  // 108: lockbox.v1.OrderService.SubmitTrustPolicy:output_type -> lockbox.v1.Document
-	39,  // 109: lockbox.v1.OrderService.GetTrustPolicy:output_type -> lockbox.v1.Document
-	39,  // 110: lockbox.v1.OrderService.DraftConsent:output_type -> lockbox.v1.Document
-	39,  // 111: lockbox.v1.OrderService.SubmitConsent:output_type -> lockbox.v1.Document
-	25,  // 112: lockbox.v1.OrderService.RevokeConsent:output_type -> lockbox.v1.Order
-	46,  // 113: lockbox.v1.OrderService.CreateJoinToken:output_type -> lockbox.v1.CreateJoinTokenResponse
-	48,  // 114: lockbox.v1.OrderService.StartJob:output_type -> lockbox.v1.ProgressEvent
-	50,  // 115: lockbox.v1.OrderService.GetCopyLog:output_type -> lockbox.v1.GetCopyLogResponse
-	52,  // 116: lockbox.v1.OrderService.GetManifest:output_type -> lockbox.v1.GetManifestResponse
-	55,  // 117: lockbox.v1.DeviceService.ListDevices:output_type -> lockbox.v1.ListDevicesResponse
-	58,  // 118: lockbox.v1.DeviceService.GetDevice:output_type -> lockbox.v1.Device
-	58,  // 119: lockbox.v1.DeviceService.RevokeDevice:output_type -> lockbox.v1.Device
-	62,  // 120: lockbox.v1.TicketService.FileTicket:output_type -> lockbox.v1.Ticket
-	62,  // 121: lockbox.v1.TicketService.GetTicket:output_type -> lockbox.v1.Ticket
-	66,  // 122: lockbox.v1.TicketService.ListTickets:output_type -> lockbox.v1.ListTicketsResponse
-	62,  // 123: lockbox.v1.TicketService.CommentTicket:output_type -> lockbox.v1.Ticket
-	62,  // 124: lockbox.v1.TicketService.AssignTicket:output_type -> lockbox.v1.Ticket
-	69,  // 125: lockbox.v1.SessionService.EnableSession:output_type -> lockbox.v1.Session
-	69,  // 126: lockbox.v1.SessionService.GetSession:output_type -> lockbox.v1.Session
-	73,  // 127: lockbox.v1.SessionService.ListSessions:output_type -> lockbox.v1.ListSessionsResponse
-	75,  // 128: lockbox.v1.SessionService.DisableSession:output_type -> lockbox.v1.DisableSessionResponse
-	78,  // 129: lockbox.v1.SessionService.IssueCertificate:output_type -> lockbox.v1.IssueCertificateResponse
-	79,  // 130: lockbox.v1.RequestService.CreateRequest:output_type -> lockbox.v1.Request
-	79,  // 131: lockbox.v1.RequestService.GetRequest:output_type -> lockbox.v1.Request
-	86,  // 132: lockbox.v1.RequestService.ListRequests:output_type -> lockbox.v1.ListRequestsResponse
-	39,  // 133: lockbox.v1.RequestService.DraftDecision:output_type -> lockbox.v1.Document
-	79,  // 134: lockbox.v1.RequestService.Decide:output_type -> lockbox.v1.Request
-	79,  // 135: lockbox.v1.RequestService.CancelRequest:output_type -> lockbox.v1.Request
-	48,  // 136: lockbox.v1.RequestService.ExecuteRequest:output_type -> lockbox.v1.ProgressEvent
-	92,  // 137: lockbox.v1.RequestService.RevokeRequest:output_type -> lockbox.v1.RevokeRequestResponse
-	94,  // 138: lockbox.v1.KeyService.ListKeys:output_type -> lockbox.v1.ListKeysResponse
-	97,  // 139: lockbox.v1.KeyService.ExportRecoveryPassword:output_type -> lockbox.v1.ExportRecoveryPasswordResponse
-	100, // 140: lockbox.v1.AuditService.ListRecords:output_type -> lockbox.v1.ListRecordsResponse
-	102, // 141: lockbox.v1.AuditService.ExportLog:output_type -> lockbox.v1.ExportLogResponse
-	104, // 142: lockbox.v1.AuditService.GetCheckpoint:output_type -> lockbox.v1.GetCheckpointResponse
-	89,  // [89:143] is the sub-list for method output_type
-	35,  // [35:89] is the sub-list for method input_type
-	35,  // [35:35] is the sub-list for extension type_name
-	35,  // [35:35] is the sub-list for extension extendee
-	0,   // [0:35] is the sub-list for field type_name
+	101, // 34: lockbox.v1.KeyStatus.keys:type_name -> lockbox.v1.WrappingKey
+	102, // 35: lockbox.v1.KeyStatus.rotation:type_name -> lockbox.v1.KeyRotation
+	107, // 36: lockbox.v1.ListRecordsResponse.records:type_name -> lockbox.v1.AuditRecord
+	2,   // 37: lockbox.v1.AccountService.Login:input_type -> lockbox.v1.LoginRequest
+	4,   // 38: lockbox.v1.AccountService.WhoAmI:input_type -> lockbox.v1.WhoAmIRequest
+	6,   // 39: lockbox.v1.AccountService.RenewCertificate:input_type -> lockbox.v1.RenewCertificateRequest
+	8,   // 40: lockbox.v1.AccountService.CreatePerson:input_type -> lockbox.v1.CreatePersonRequest
+	10,  // 41: lockbox.v1.AccountService.ListPeople:input_type -> lockbox.v1.ListPeopleRequest
+	12,  // 42: lockbox.v1.AccountService.RemovePerson:input_type -> lockbox.v1.RemovePersonRequest
+	14,  // 43: lockbox.v1.AccountService.CreateLoginToken:input_type -> lockbox.v1.CreateLoginTokenRequest
+	18,  // 44: lockbox.v1.TenantService.CreateTenant:input_type -> lockbox.v1.CreateTenantRequest
+	19,  // 45: lockbox.v1.TenantService.GetTenant:input_type -> lockbox.v1.GetTenantRequest
+	20,  // 46: lockbox.v1.TenantService.ListTenants:input_type -> lockbox.v1.ListTenantsRequest
+	22,  // 47: lockbox.v1.TenantService.CreateSubscription:input_type -> lockbox.v1.CreateSubscriptionRequest
+	23,  // 48: lockbox.v1.TenantService.EnableLockbox:input_type -> lockbox.v1.EnableLockboxRequest
+	24,  // 49: lockbox.v1.TenantService.DisableLockbox:input_type -> lockbox.v1.DisableLockboxRequest
+	29,  // 50: lockbox.v1.OrderService.PlaceOrder:input_type -> lockbox.v1.PlaceOrderRequest
+	30,  // 51: lockbox.v1.OrderService.GetOrder:input_type -> lockbox.v1.GetOrderRequest
+	31,  // 52: lockbox.v1.OrderService.ListOrders:input_type -> lockbox.v1.ListOrdersRequest
+	33,  // 53: lockbox.v1.OrderService.PrepareDevice:input_type -> lockbox.v1.PrepareDeviceRequest
+	36,  // 54: lockbox.v1.OrderService.AdvanceOrder:input_type -> lockbox.v1.AdvanceOrderRequest
+	37,  // 55: lockbox.v1.OrderService.DraftTrustPolicy:input_type -> lockbox.v1.DraftTrustPolicyRequest
+	40,  // 56: lockbox.v1.OrderService.SubmitTrustPolicy:input_type -> lockbox.v1.SubmitTrustPolicyRequest
+	41,  // 57: lockbox.v1.OrderService.GetTrustPolicy:input_type -> lockbox.v1.GetTrustPolicyRequest
+	42,  // 58: lockbox.v1.OrderService.DraftConsent:input_type -> lockbox.v1.DraftConsentRequest
+	43,  // 59: lockbox.v1.OrderService.SubmitConsent:input_type -> lockbox.v1.SubmitConsentRequest
+	44,  // 60: lockbox.v1.OrderService.RevokeConsent:input_type -> lockbox.v1.RevokeConsentRequest
+	45,  // 61: lockbox.v1.OrderService.CreateJoinToken:input_type -> lockbox.v1.CreateJoinTokenRequest
+	47,  // 62: lockbox.v1.OrderService.StartJob:input_type -> lockbox.v1.StartJobRequest
+	49,  // 63: lockbox.v1.OrderService.GetCopyLog:input_type -> lockbox.v1.GetCopyLogRequest
+	51,  // 64: lockbox.v1.OrderService.GetManifest:input_type -> lockbox.v1.GetManifestRequest
+	54,  // 65: lockbox.v1.DeviceService.ListDevices:input_type -> lockbox.v1.ListDevicesRequest
+	56,  // 66: lockbox.v1.DeviceService.GetDevice:input_type -> lockbox.v1.GetDeviceRequest
+	57,  // 67: lockbox.v1.DeviceService.RevokeDevice:input_type -> lockbox.v1.RevokeDeviceRequest
+	63,  // 68: lockbox.v1.TicketService.FileTicket:input_type -> lockbox.v1.FileTicketRequest
+	64,  // 69: lockbox.v1.TicketService.GetTicket:input_type -> lockbox.v1.GetTicketRequest
+	65,  // 70: lockbox.v1.TicketService.ListTickets:input_type -> lockbox.v1.ListTicketsRequest
+	67,  // 71: lockbox.v1.TicketService.CommentTicket:input_type -> lockbox.v1.CommentTicketRequest
+	68,  // 72: lockbox.v1.TicketService.AssignTicket:input_type -> lockbox.v1.AssignTicketRequest
+	70,  // 73: lockbox.v1.SessionService.EnableSession:input_type -> lockbox.v1.EnableSessionRequest
+	71,  // 74: lockbox.v1.SessionService.GetSession:input_type -> lockbox.v1.GetSessionRequest
+	72,  // 75: lockbox.v1.SessionService.ListSessions:input_type -> lockbox.v1.ListSessionsRequest
+	74,  // 76: lockbox.v1.SessionService.DisableSession:input_type -> lockbox.v1.DisableSessionRequest
+	77,  // 77: lockbox.v1.SessionService.IssueCertificate:input_type -> lockbox.v1.IssueCertificateRequest
+	83,  // 78: lockbox.v1.RequestService.CreateRequest:input_type -> lockbox.v1.CreateRequestRequest
+	84,  // 79: lockbox.v1.RequestService.GetRequest:input_type -> lockbox.v1.GetRequestRequest
+	85,  // 80: lockbox.v1.RequestService.ListRequests:input_type -> lockbox.v1.ListRequestsRequest
+	87,  // 81: lockbox.v1.RequestService.DraftDecision:input_type -> lockbox.v1.DraftDecisionRequest
+	88,  // 82: lockbox.v1.RequestService.Decide:input_type -> lockbox.v1.DecideRequest
+	89,  // 83: lockbox.v1.RequestService.CancelRequest:input_type -> lockbox.v1.CancelRequestRequest
+	90,  // 84: lockbox.v1.RequestService.ExecuteRequest:input_type -> lockbox.v1.ExecuteRequestRequest
+	91,  // 85: lockbox.v1.RequestService.RevokeRequest:input_type -> lockbox.v1.RevokeRequestRequest
+	93,  // 86: lockbox.v1.KeyService.ListKeys:input_type -> lockbox.v1.ListKeysRequest
+	96,  // 87: lockbox.v1.KeyService.ExportRecoveryPassword:input_type -> lockbox.v1.ExportRecoveryPasswordRequest
+	98,  // 88: lockbox.v1.KeyService.GetKeyStatus:input_type -> lockbox.v1.GetKeyStatusRequest
+	99,  // 89: lockbox.v1.KeyService.RotateKey:input_type -> lockbox.v1.RotateKeyRequest
+	103, // 90: lockbox.v1.KeyService.GetOrderKey:input_type -> lockbox.v1.GetOrderKeyRequest
+	104, // 91: lockbox.v1.KeyService.SetOrderKey:input_type -> lockbox.v1.SetOrderKeyRequest
+	106, // 92: lockbox.v1.AuditService.ListRecords:input_type -> lockbox.v1.ListRecordsRequest
+	109, // 93: lockbox.v1.AuditService.ExportLog:input_type -> lockbox.v1.ExportLogRequest
+	111, // 94: lockbox.v1.AuditService.GetCheckpoint:input_type -> lockbox.v1.GetCheckpointRequest
+	3,   // 95: lockbox.v1.AccountService.Login:output_type -> lockbox.v1.LoginResponse
+	5,   // 96: lockbox.v1.AccountService.WhoAmI:output_type -> lockbox.v1.WhoAmIResponse
+	7,   // 97: lockbox.v1.AccountService.RenewCertificate:output_type -> lockbox.v1.RenewCertificateResponse
+	9,   // 98: lockbox.v1.AccountService.CreatePerson:output_type -> lockbox.v1.CreatePersonResponse
+	11,  // 99: lockbox.v1.AccountService.ListPeople:output_type -> lockbox.v1.ListPeopleResponse
+	13,  // 100: lockbox.v1.AccountService.RemovePerson:output_type -> lockbox.v1.RemovePersonResponse
+	15,  // 101: lockbox.v1.AccountService.CreateLoginToken:output_type -> lockbox.v1.CreateLoginTokenResponse
+	16,  // 102: lockbox.v1.TenantService.CreateTenant:output_type -> lockbox.v1.Tenant
+	16,  // 103: lockbox.v1.TenantService.GetTenant:output_type -> lockbox.v1.Tenant
+	21,  // 104: lockbox.v1.TenantService.ListTenants:output_type -> lockbox.v1.ListTenantsResponse
+	17,  // 105: lockbox.v1.TenantService.CreateSubscription:output_type -> lockbox.v1.Subscription
+	16,  // 106: lockbox.v1.TenantService.EnableLockbox:output_type -> lockbox.v1.Tenant
+	16,  // 107: lockbox.v1.TenantService.DisableLockbox:output_type -> lockbox.v1.Tenant
+	25,  // 108: lockbox.v1.OrderService.PlaceOrder:output_type -> lockbox.v1.Order
+	25,  // 109: lockbox.v1.OrderService.GetOrder:output_type -> lockbox.v1.Order
+	32,  // 110: lockbox.v1.OrderService.ListOrders:output_type -> lockbox.v1.ListOrdersResponse
+	25,  // 111: lockbox.v1.OrderService.PrepareDevice:output_type -> lockbox.v1.Order
+	25,  // 112: lockbox.v1.OrderService.AdvanceOrder:output_type -> lockbox.v1.Order
+	39,  // 113: lockbox.v1.OrderService.DraftTrustPolicy:output_type -> lockbox.v1.Document
+	39,  // 114: lockbox.v1.OrderService.SubmitTrustPolicy:output_type -> lockbox.v1.Document
+	39,  // 115: lockbox.v1.OrderService.GetTrustPolicy:output_type -> lockbox.v1.Document
+	39,  // 116: lockbox.v1.OrderService.DraftConsent:output_type -> lockbox.v1.Document
+	39,  // 117: lockbox.v1.OrderService.SubmitConsent:output_type -> lockbox.v1.Document
+	25,  // 118: lockbox.v1.OrderService.RevokeConsent:output_type -> lockbox.v1.Order
+	46,  // 119: lockbox.v1.OrderService.CreateJoinToken:output_type -> lockbox.v1.CreateJoinTokenResponse
+	48,  // 120: lockbox.v1.OrderService.StartJob:output_type -> lockbox.v1.ProgressEvent
+	50,  // 121: lockbox.v1.OrderService.GetCopyLog:output_type -> lockbox.v1.GetCopyLogResponse
+	52,  // 122: lockbox.v1.OrderService.GetManifest:output_type -> lockbox.v1.GetManifestResponse
+	55,  // 123: lockbox.v1.DeviceService.ListDevices:output_type -> lockbox.v1.ListDevicesResponse
+	58,  // 124: lockbox.v1.DeviceService.GetDevice:output_type -> lockbox.v1.Device
+	58,  // 125: lockbox.v1.DeviceService.RevokeDevice:output_type -> lockbox.v1.Device
+	62,  // 126: lockbox.v1.TicketService.FileTicket:output_type -> lockbox.v1.Ticket
+	62,  // 127: lockbox.v1.TicketService.GetTicket:output_type -> lockbox.v1.Ticket
+	66,  // 128: lockbox.v1.TicketService.ListTickets:output_type -> lockbox.v1.ListTicketsResponse
+	62,  // 129: lockbox.v1.TicketService.CommentTicket:output_type -> lockbox.v1.Ticket
+	62,  // 130: lockbox.v1.TicketService.AssignTicket:output_type -> lockbox.v1.Ticket
+	69,  // 131: lockbox.v1.SessionService.EnableSession:output_type -> lockbox.v1.Session
+	69,  // 132: lockbox.v1.SessionService.GetSession:output_type -> lockbox.v1.Session
+	73,  // 133: lockbox.v1.SessionService.ListSessions:output_type -> lockbox.v1.ListSessionsResponse
+	75,  // 134: lockbox.v1.SessionService.DisableSession:output_type -> lockbox.v1.DisableSessionResponse
+	78,  // 135: lockbox.v1.SessionService.IssueCertificate:output_type -> lockbox.v1.IssueCertificateResponse
+	79,  // 136: lockbox.v1.RequestService.CreateRequest:output_type -> lockbox.v1.Request
+	79,  // 137: lockbox.v1.RequestService.GetRequest:output_type -> lockbox.v1.Request
+	86,  // 138: lockbox.v1.RequestService.ListRequests:output_type -> lockbox.v1.ListRequestsResponse
+	39,  // 139: lockbox.v1.RequestService.DraftDecision:output_type -> lockbox.v1.Document
+	79,  // 140: lockbox.v1.RequestService.Decide:output_type -> lockbox.v1.Request
+	79,  // 141: lockbox.v1.RequestService.CancelRequest:output_type -> lockbox.v1.Request
+	48,  // 142: lockbox.v1.RequestService.ExecuteRequest:output_type -> lockbox.v1.ProgressEvent
+	92,  // 143: lockbox.v1.RequestService.RevokeRequest:output_type -> lockbox.v1.RevokeRequestResponse
+	94,  // 144: lockbox.v1.KeyService.ListKeys:output_type -> lockbox.v1.ListKeysResponse
+	97,  // 145: lockbox.v1.KeyService.ExportRecoveryPassword:output_type -> lockbox.v1.ExportRecoveryPasswordResponse
+	100, // 146: lockbox.v1.KeyService.GetKeyStatus:output_type -> lockbox.v1.KeyStatus
+	100, // 147: lockbox.v1.KeyService.RotateKey:output_type -> lockbox.v1.KeyStatus
+	105, // 148: lockbox.v1.KeyService.GetOrderKey:output_type -> lockbox.v1.OrderKey
+	105, // 149: lockbox.v1.KeyService.SetOrderKey:output_type -> lockbox.v1.OrderKey
+	108, // 150: lockbox.v1.AuditService.ListRecords:output_type -> lockbox.v1.ListRecordsResponse
+	110, // 151: lockbox.v1.AuditService.ExportLog:output_type -> lockbox.v1.ExportLogResponse
+	112, // 152: lockbox.v1.AuditService.GetCheckpoint:output_type -> lockbox.v1.GetCheckpointResponse
+	95,  // [95:153] is the sub-list for method output_type
+	37,  // [37:95] is the sub-list for method input_type
+	37,  // [37:37] is the sub-list for extension type_name
+	37,  // [37:37] is the sub-list for extension extendee
+	0,   // [0:37] is the sub-list for field type_name
 }
 
 func init() { file_lockbox_v1_lockbox_proto_init() }
@@ -7248,7 +7777,7 @@ func file_lockbox_v1_lockbox_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_lockbox_v1_lockbox_proto_rawDesc), len(file_lockbox_v1_lockbox_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   105,
+			NumMessages:   113,
 			NumExtensions: 0,
 			NumServices:   9,
 		},
