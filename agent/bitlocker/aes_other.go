@@ -2,9 +2,7 @@
 
 package bitlocker
 
-const keyStride = blockSize
-
-func machineKernels() []kernel { return nil }
+const hasAES = false
 
 func encryptBlocks(keys *byte, rounds int, b, pre, post *byte, blocks int) { panic(errNoAES) }
 func decryptBlocks(keys *byte, rounds int, b, pre, post *byte, blocks int) { panic(errNoAES) }

@@ -330,7 +330,7 @@ func (m *metadata) openVMK(c Credential) ([]byte, Protector, error) {
 		}
 		found = true
 		c.key(p, k)
-		if vmk, _, ok := openContainer(k, p.vmk); ok && len(vmk) == keySize {
+		if vmk, ok := openContainer(k, p.vmk, keyVMK); ok && len(vmk) == keySize {
 			return vmk, p.Protector, nil
 		}
 	}
@@ -342,9 +342,9 @@ func (m *metadata) openVMK(c Credential) ([]byte, Protector, error) {
 
 // verify checks the whole copy against the hash sealed under the VMK.
 func (m *metadata) verify(vmk []byte) error {
-	want, method, ok := openContainer(vmk, m.validation)
+	want, ok := openContainer(vmk, m.validation, keyHash)
 	have := sha256.Sum256(m.raw)
-	if !ok || method != keyHash || subtle.ConstantTimeCompare(want, have[:]) != 1 {
+	if !ok || subtle.ConstantTimeCompare(want, have[:]) != 1 {
 		return damaged("the metadata have been altered: their sealed checksum does not fit")
 	}
 	return nil
@@ -352,7 +352,7 @@ func (m *metadata) verify(vmk []byte) error {
 
 // openCipher opens the volume key and makes the sector cipher of it.
 func (m *metadata) openCipher(vmk []byte, sectorSize int) (sectorCipher, error) {
-	key, _, ok := openContainer(vmk, m.fvek)
+	key, ok := openContainer(vmk, m.fvek, uint32(m.method))
 	if !ok {
 		return nil, damaged("the volume key does not open")
 	}
@@ -360,18 +360,18 @@ func (m *metadata) openCipher(vmk []byte, sectorSize int) (sectorCipher, error) 
 	return newSectorCipher(m.method, key, sectorSize)
 }
 
-// openContainer opens a sealed key, for the caller to clear, and returns what kind
-// of key the container says it is.
-func openContainer(key []byte, s sealed) (secret []byte, method uint32, ok bool) {
+// openContainer opens a sealed key and checks its method. The caller clears the
+// key. All of the container but the key is public.
+func openContainer(key []byte, s sealed, method uint32) ([]byte, bool) {
 	text, ok := s.open(key)
 	if !ok {
-		return nil, 0, false
+		return nil, false
 	}
-	if len(text) < containerHeader || int(le.Uint16(text)) != len(text) {
+	if len(text) < containerHeader || int(le.Uint16(text)) != len(text) || le.Uint32(text[8:]) != method {
 		clear(text)
-		return nil, 0, false
+		return nil, false
 	}
-	return text[containerHeader:], le.Uint32(text[8:]), true
+	return text[containerHeader:], true
 }
 
 // container returns the plaintext of a sealed key, for the caller to clear.

@@ -22,6 +22,7 @@ const (
 	OpExecuteRequest     Operation = "Execute Lockbox Request"
 	OpCompleteRequest    Operation = "Complete Lockbox Request"
 	OpNotifyApprovers    Operation = "Notify Lockbox Approvers"
+	OpCommentRequest     Operation = "Comment Lockbox Request"
 	OpBreakGlass         Operation = "Break Glass Access"
 )
 
@@ -101,7 +102,6 @@ const (
 	OpExportRecoveryPassword Operation = "Export Recovery Password"
 	OpRotateMasterKey        Operation = "Rotate Master Key"
 	OpMoveToCustomerKey      Operation = "Move To Customer-Managed Key"
-	OpMoveToServiceKey       Operation = "Move To Microsoft-Managed Key"
 	OpDeleteDiskKeys         Operation = "Delete Disk Keys"
 	OpRegisterApproverKey    Operation = "Register Approver Key"
 	OpRemoveApproverKey      Operation = "Remove Approver Key"
@@ -149,14 +149,14 @@ var categories = table(map[Category][]Operation{
 	Policy: {OpEvaluateJIT, OpUpdatePolicy, OpSignTrustPolicy, OpInstallTrustPolicy, OpReplaceTrustPolicy},
 	Security: {
 		OpCreateRequest, OpApproveRequest, OpDenyRequest, OpRequestExpiry, OpCancelRequest, OpAutoApproveRequest,
-		OpAutoDenyRequest, OpRevokeRequest, OpExecuteRequest, OpCompleteRequest, OpNotifyApprovers, OpBreakGlass,
+		OpAutoDenyRequest, OpRevokeRequest, OpExecuteRequest, OpCompleteRequest, OpNotifyApprovers, OpCommentRequest, OpBreakGlass,
 		OpInternalApprove, OpInternalDeny, OpReadContactEmail, OpEnableLockbox, OpDisableLockbox,
 		OpChallenge, OpUnlockIntent, OpUnlockVolume, OpLockVolume, OpRefuseUnlock, OpCommitUnlock, OpOpenShares,
 		OpCloseShares, OpEnableSession, OpDisableSession, OpConnectSession, OpEndSession, OpRefuseSession,
 		OpRunCommand, OpIssueSSHCert, OpReadShareSecret, OpFaultNode, OpSpendApproval,
 		OpCreateJoinToken, OpEnrolDevice, OpRefuseEnrolment, OpRevokeDevice, OpRenewCertificate,
 		OpSignConsent, OpRevokeConsent,
-		OpStoreDiskKeys, OpSealDiskKeys, OpExportRecoveryPassword, OpRotateMasterKey, OpMoveToCustomerKey, OpMoveToServiceKey,
+		OpStoreDiskKeys, OpSealDiskKeys, OpExportRecoveryPassword, OpRotateMasterKey, OpMoveToCustomerKey,
 		OpDeleteDiskKeys, OpRegisterApproverKey, OpRemoveApproverKey,
 		OpLogin, OpRefuseLogin, OpLogout, OpCreateLoginToken, OpRenewLogin, OpAssignRole, OpRemoveRole, OpRefuseCall,
 	},

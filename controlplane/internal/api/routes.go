@@ -67,6 +67,7 @@ func publicRoutes(s Services) []route {
 		unary(tenants+"CreateSubscription", admins, s.Orders.CreateSubscription),
 		unary(tenants+"EnableLockbox", ownership, s.Orders.EnableLockbox),
 		unary(tenants+"DisableLockbox", ownership, s.Orders.DisableLockbox),
+		unary(tenants+"SetTenant", ownership, s.Orders.SetTenant),
 
 		unary(order+"PlaceOrder", ownership, s.Orders.PlaceOrder),
 		unary(order+"GetOrder", anyone, s.Orders.GetOrder),
@@ -110,13 +111,12 @@ func publicRoutes(s Services) []route {
 		unary(requests+"CancelRequest", []auth.Role{auth.Admin, auth.Engineer}, s.Lockbox.CancelRequest),
 		progress(requests+"ExecuteRequest", engineers, s.Lockbox.ExecuteRequest),
 		unary(requests+"RevokeRequest", endAccess, s.Lockbox.RevokeRequest),
+		unary(requests+"CommentRequest", append([]auth.Role{auth.Engineer}, deciders...), s.Lockbox.CommentRequest),
+		unary(requests+"ExtendRequest", engineers, s.Lockbox.ExtendRequest),
+		unary(requests+"RaiseRequestAgain", engineers, s.Lockbox.RaiseRequestAgain),
 
 		unary(keys+"ListKeys", append([]auth.Role{auth.Auditor}, staff...), s.Custody.ListKeys),
 		unary(keys+"ExportRecoveryPassword", admins, s.Custody.ExportRecoveryPassword),
-		unary(keys+"GetKeyStatus", auditors, s.Custody.GetKeyStatus),
-		unary(keys+"RotateKey", admins, s.Custody.RotateKey),
-		unary(keys+"GetOrderKey", anyone, s.Custody.GetOrderKey),
-		unary(keys+"SetOrderKey", []auth.Role{auth.Owner}, s.Custody.SetOrderKey),
 
 		unary(activity+"ListRecords", append(auditors, customers...), s.Audit.ListRecords),
 		stream(activity+"ExportLog", auditors, s.exportLog),

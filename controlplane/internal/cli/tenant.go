@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -40,7 +41,7 @@ func (a *app) tenantCommand() *cobra.Command {
 				return a.showTenant(cmd, t, err)
 			}),
 		},
-		a.tenantList(),
+		a.tenantList(), a.tenantSet(),
 		&cobra.Command{
 			Use:   "enable-lockbox TENANT",
 			Short: "Turn Lockbox on; needs support plan Developer or higher",
@@ -65,6 +66,32 @@ demanding the signatures it names.`,
 			}),
 		},
 	)
+}
+
+func (a *app) tenantSet() *cobra.Command {
+	var expiry, access time.Duration
+	c := &cobra.Command{
+		Use:   "set TENANT [--request-expiry 96h] [--access-time 8h]",
+		Short: "Set how long requests wait and accesses last",
+		Long: `Set how long a tenant's requests wait to be decided, one hour to four days, and
+how long an access lasts that asks for no other time, which is also the most one
+may ask for: 15 minutes to 24 hours. It holds for requests raised from now on.
+Approvers may give less each time. A device never gives more than its trust policy
+says.`,
+		Args: args("TENANT"),
+		RunE: a.connected(func(ctx context.Context, c *client.Client, cmd *cobra.Command, args []string) error {
+			if expiry < 0 || access < 0 || expiry+access < time.Second {
+				return usagef("set --request-expiry or --access-time: usage: %s", cmd.UseLine())
+			}
+			t, err := c.Tenants.SetTenant(ctx, &lockboxv1.SetTenantRequest{
+				Tenant: args[0], RequestExpirySeconds: int64(expiry / time.Second), AccessSeconds: int64(access / time.Second),
+			})
+			return a.showTenant(cmd, t, err)
+		}),
+	}
+	c.Flags().DurationVar(&expiry, "request-expiry", 0, "how long a request waits, 1h to 96h")
+	c.Flags().DurationVar(&access, "access-time", 0, "how long an access lasts, 15m to 24h")
+	return c
 }
 
 func (a *app) tenantList() *cobra.Command {
@@ -94,7 +121,9 @@ func (a *app) showTenant(cmd *cobra.Command, t *lockboxv1.Tenant, err error) err
 		return err
 	}
 	return a.print(cmd, t, func(w io.Writer) {
-		fields(w, "Tenant", t.Id, "Name", t.Name, "Lockbox", yesNo(t.LockboxEnabled), "Without Lockbox", t.WithoutLockbox)
+		fields(w, "Tenant", t.Id, "Name", t.Name, "Lockbox", yesNo(t.LockboxEnabled), "Without Lockbox", t.WithoutLockbox,
+			"Requests wait", (time.Duration(t.RequestExpirySeconds) * time.Second).String(),
+			"Access lasts", (time.Duration(t.AccessSeconds) * time.Second).String())
 		for _, s := range t.Subscriptions {
 			fmt.Fprintf(w, "Subscription  %s  support plan %s\n", printable(s.Id), printable(s.SupportPlan))
 		}

@@ -75,7 +75,9 @@ func (s *Service) lockNode(ctx context.Context, id protocol.NodeID, in LockIn) *
 	// in.Subject nothing is.
 	other := in.Subject != "" && status.GetRequestDigest() != "" && status.GetRequestDigest() != string(in.Subject)
 	out.Confirmed = state == protocol.Locked || state == protocol.Faulted || other
-	if !out.Confirmed {
+	if out.Confirmed {
+		out.ConfirmedAt = s.Now().Unix()
+	} else {
 		out.LocksBy = s.Now().Add(s.DeadMan).Unix()
 	}
 	return out

@@ -1,6 +1,7 @@
 package lockbox
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -26,10 +27,11 @@ import (
 // factor in the message. One that passes waits for the provider's own
 // approvals.
 func (s *Service) CreateRequest(ctx context.Context, caller auth.Caller, in *lockboxv1.CreateRequestRequest) (*lockboxv1.Request, error) {
-	d := draft{s: s, caller: caller, in: in}
-	if err := d.check(); err != nil {
-		return nil, err
-	}
+	return s.raise(ctx, &draft{s: s, caller: caller, in: in})
+}
+
+// raise makes a request of a draft.
+func (s *Service) raise(ctx context.Context, d *draft) (*lockboxv1.Request, error) {
 	var id protocol.RequestID
 	err := s.change(ctx, func(tx *store.Tx) error {
 		r, err := d.create(ctx, tx)
@@ -37,12 +39,12 @@ func (s *Service) CreateRequest(ctx context.Context, caller auth.Caller, in *loc
 		return err
 	})
 	if blocked, ok := errors.AsType[*blockedError](err); ok {
-		return nil, s.refusedDraft(ctx, caller, blocked)
+		return nil, s.refusedDraft(ctx, d.caller, blocked)
 	}
 	if err != nil {
 		return nil, err
 	}
-	return s.GetRequest(ctx, caller, &lockboxv1.GetRequestRequest{Id: string(id)})
+	return s.GetRequest(ctx, d.caller, &lockboxv1.GetRequestRequest{Id: string(id)})
 }
 
 // draft is a request being made.
@@ -50,7 +52,9 @@ type draft struct {
 	s      *Service
 	caller auth.Caller
 	in     *lockboxv1.CreateRequestRequest
+	follow *follow // of another request; nil if it stands alone
 
+	tenant store.Tenant
 	order  store.Order
 	ticket store.Ticket
 	access approval.Access
@@ -70,13 +74,7 @@ func (e *blockedError) Error() string { return e.why.Error() }
 func (e *blockedError) Unwrap() error { return e.why }
 
 func (d *draft) check() error {
-	d.access, d.length = approval.Access(d.in.Access), time.Duration(d.in.DurationSeconds)*time.Second
-	if d.access == "" {
-		d.access = approval.ReadWrite
-	}
-	if d.in.DurationSeconds == 0 {
-		d.length = DefaultDuration
-	}
+	d.access = cmp.Or(approval.Access(d.in.Access), approval.ReadWrite)
 	switch {
 	case d.in.Action != policy.ActionUnlock:
 		return invalid("action %q is unknown: the one action is %q", d.in.Action, policy.ActionUnlock)
@@ -93,6 +91,14 @@ func (d *draft) check() error {
 }
 
 func (d *draft) create(ctx context.Context, tx *store.Tx) (store.Request, error) {
+	if d.follow != nil {
+		if err := d.follow.adopt(ctx, tx, d); err != nil {
+			return store.Request{}, err
+		}
+	}
+	if err := d.check(); err != nil {
+		return store.Request{}, err
+	}
 	if err := d.load(ctx, tx); err != nil {
 		return store.Request{}, err
 	}
@@ -100,7 +106,7 @@ func (d *draft) create(ctx context.Context, tx *store.Tx) (store.Request, error)
 	if err != nil {
 		return store.Request{}, err
 	}
-	if err := d.mayAsk(ctx, tx, evaluation); err != nil {
+	if err := d.mayAsk(evaluation); err != nil {
 		return store.Request{}, err
 	}
 	trust, err := orders.TrustPolicy(ctx, tx, d.order)
@@ -137,12 +143,20 @@ func (d *draft) load(ctx context.Context, tx *store.Tx) error {
 	if protocol.CodeOf(err) == protocol.CodeNotFound || err == nil && !d.caller.Sees(d.ticket.Tenant) {
 		err = notFound("ticket", d.in.Ticket)
 	}
-	return err
+	if err != nil {
+		return err
+	}
+	if d.tenant, err = tx.Tenant(ctx, d.order.Tenant); err != nil {
+		return err
+	}
+	_, longest := orders.TimesOf(d.tenant)
+	d.length = cmp.Or(time.Duration(d.in.DurationSeconds)*time.Second, d.follow.usual(longest), longest)
+	return nil
 }
 
 // evaluate applies the JIT rules to what is known now.
 func (d *draft) evaluate(ctx context.Context, tx *store.Tx) (policy.Evaluation, error) {
-	locked, err := locked(ctx, tx, d.order)
+	locked, err := d.locked(ctx, tx)
 	if err != nil {
 		return policy.Evaluation{}, err
 	}
@@ -150,6 +164,7 @@ func (d *draft) evaluate(ctx context.Context, tx *store.Tx) (policy.Evaluation, 
 	if err != nil {
 		return policy.Evaluation{}, err
 	}
+	_, longest := orders.TimesOf(d.tenant)
 	return d.s.cfg.Policies.Evaluate(policy.Input{
 		Action: d.in.Action,
 		// Whoever reaches this service has signed in with a certificate of its
@@ -163,14 +178,14 @@ func (d *draft) evaluate(ctx context.Context, tx *store.Tx) (policy.Evaluation, 
 			ID: d.ticket.ID, Order: d.ticket.Order, Subscription: ticketOrder.Subscription,
 			Owner: d.ticket.Owner, EscalatedTo: d.ticket.EscalatedTo,
 		},
-		ReasonCode: d.in.ReasonCode, Access: string(d.access), Duration: d.length,
+		ReasonCode: d.in.ReasonCode, Access: string(d.access), Duration: d.length, Longest: longest,
 	}), nil
 }
 
-// locked reports whether every node of an order's device last reported its
-// disks locked.
-func locked(ctx context.Context, tx *store.Tx, o store.Order) (bool, error) {
-	nodes, err := tx.NodesOfOrder(ctx, o.ID)
+// locked reports whether every node of the device last reported its disks
+// locked, or open for the very access that this request is to go on with.
+func (d *draft) locked(ctx context.Context, tx *store.Tx) (bool, error) {
+	nodes, err := tx.NodesOfOrder(ctx, d.order.ID)
 	if err != nil {
 		return false, err
 	}
@@ -179,7 +194,7 @@ func locked(ctx context.Context, tx *store.Tx, o store.Order) (bool, error) {
 		if err != nil {
 			return false, err
 		}
-		if protocol.LockState(status.State) != protocol.Locked {
+		if protocol.LockState(status.State) != protocol.Locked && !d.follow.opened(status.RequestDigest) {
 			return false, nil
 		}
 	}
@@ -188,23 +203,20 @@ func locked(ctx context.Context, tx *store.Tx, o store.Order) (bool, error) {
 
 // mayAsk refuses what the rules block, and what a tenant without Lockbox does
 // not allow.
-func (d *draft) mayAsk(ctx context.Context, tx *store.Tx, e policy.Evaluation) error {
+func (d *draft) mayAsk(e policy.Evaluation) error {
 	block := func(code protocol.Code, format string, args ...any) error {
 		return &blockedError{protocol.Errorf(code, format, args...), d.order, d.ticket.ID, e}
 	}
 	if !e.Passed {
 		return block(protocol.CodeJITBlocked, "the request is blocked:\n%s", factorLines(e))
 	}
-	t, err := tx.Tenant(ctx, d.order.Tenant)
-	switch {
-	case err != nil:
-		return err
+	switch t := d.tenant; {
 	case t.LockboxEnabled:
 		return nil
 	case t.WithoutLockbox == "provider-approval":
 		return block(protocol.CodeNotEnabled, "Lockbox is off for tenant %s, and access by the provider's approval alone is not offered yet: have the tenant enable Lockbox", t.ID)
 	}
-	return block(protocol.CodeNotEnabled, "Lockbox is off for tenant %s, and without it nobody gets access: have the tenant enable Lockbox", t.ID)
+	return block(protocol.CodeNotEnabled, "Lockbox is off for tenant %s, and without it nobody gets access: have the tenant enable Lockbox", d.tenant.ID)
 }
 
 func factorLines(e policy.Evaluation) string {
@@ -265,15 +277,68 @@ func (d *draft) statement(ctx context.Context, tx *store.Tx, trust *approval.Pol
 	if disks, err = choose(disks, d.in.Disks); err != nil {
 		return approval.Statement{}, err
 	}
+	shares, err := d.shares(ctx, tx)
+	if err != nil {
+		return approval.Statement{}, err
+	}
+	if err := d.fit(trust); err != nil {
+		return approval.Statement{}, err
+	}
 	created := d.s.now()
 	return approval.Statement{
 		RequestID: protocol.RequestID("LockboxRequest_" + newGUID()), Action: approval.UnlockDatabox,
 		TenantID: d.order.Tenant, SubscriptionID: d.order.Subscription, OrderID: d.order.ID,
-		Nodes: nodes, Disks: disks, Purpose: protocol.SupportAccess, Access: d.access,
+		Nodes: nodes, Disks: disks, Shares: shares, Purpose: protocol.SupportAccess, Access: d.access,
 		ReasonCode: d.in.ReasonCode, Ticket: d.ticket.ID, Engineer: approval.Engineer{Person: d.caller.Person, SSHKey: key},
 		MaxDuration: int64(d.length / time.Second), PolicyDigest: trust.Digest(),
-		Created: created.Unix(), Expires: created.Truncate(time.Second).Add(d.s.cfg.Expiry).Unix(),
+		Created: created.Unix(), Expires: created.Truncate(time.Second).Add(d.expiry()).Unix(),
 	}, nil
+}
+
+// expiry is how long the request waits to be decided.
+func (d *draft) expiry() time.Duration {
+	expiry, _ := orders.TimesOf(d.tenant)
+	return min(expiry, d.s.cfg.Expiry)
+}
+
+// fit keeps the duration within what the device's trust policy gives, whoever
+// approves: who named a longer one is told.
+func (d *draft) fit(trust *approval.Policy) error {
+	rule, ok := trust.Rule(approval.UnlockDatabox)
+	most := time.Duration(rule.MaxDuration) * time.Second
+	if ok && d.in.DurationSeconds != 0 && d.length > most {
+		return invalid("the trust policy of the device gives %s at most: ask for no more", most)
+	}
+	if ok {
+		d.length = min(d.length, most)
+	}
+	return nil
+}
+
+// shares returns the shares that were named, sorted; none means all. A name that
+// the order does not know would open nothing.
+func (d *draft) shares(ctx context.Context, tx *store.Tx) ([]string, error) {
+	if len(d.in.Shares) == 0 {
+		return nil, nil
+	}
+	manifests, err := tx.Manifests(ctx, d.order.ID)
+	if err != nil {
+		return nil, err
+	}
+	var known []string
+	for _, m := range manifests {
+		known = append(known, m.Share)
+	}
+	for _, to := range d.order.Destinations {
+		known = append(known, to.Shares...)
+	}
+	for _, name := range d.in.Shares {
+		if !slices.Contains(known, name) {
+			slices.Sort(known)
+			return nil, invalid("order %s has no share %q: it has %s", d.order.ID, name, strings.Join(slices.Compact(known), ", "))
+		}
+	}
+	return slices.Compact(slices.Sorted(slices.Values(d.in.Shares))), nil
 }
 
 // engineerKey returns the fingerprint of the key that the engineer will come in
@@ -335,13 +400,16 @@ func (d *draft) row(ctx context.Context, tx *store.Tx, st approval.Statement, e 
 		ID: st.RequestID, Number: number, Action: d.in.Action, Status: string(Initializing), Tenant: st.TenantID,
 		Subscription: st.SubscriptionID, Order: st.OrderID, Ticket: st.Ticket, Serial: d.order.Serial,
 		Engineer: st.Engineer.Person, EngineerKey: st.Engineer.SSHKey, ReasonCode: st.ReasonCode,
-		Justification: d.in.Justification, Access: string(st.Access), Purpose: st.Purpose, Duration: d.length,
+		Justification: d.in.Justification, Access: string(st.Access), Shares: st.Shares, Purpose: st.Purpose, Duration: d.length,
 		ResourceID: resourceID(d.order), Evaluation: evaluation, Statement: payload,
 		StatementDigest: string(approval.DigestOf(payload)), TrustPolicyDigest: string(st.PolicyDigest),
 		Created: time.Unix(st.Created, 0).UTC(), Expires: time.Unix(st.Expires, 0).UTC(),
 	}
 	for _, disk := range st.Disks {
 		r.Disks = append(r.Disks, string(disk.Node)+" "+string(disk.Disk))
+	}
+	if d.follow != nil {
+		d.follow.link(&r)
 	}
 	return r, nil
 }
@@ -364,6 +432,7 @@ func (s *Service) created(ctx context.Context, tx *store.Tx, caller auth.Caller,
 	err = s.record(ctx, tx, caller, auditlog.OpCreateRequest, auditlog.Success, r, map[string]string{
 		"statement": r.StatementDigest, "reasonCode": r.ReasonCode, "justification": r.Justification,
 		"duration": r.Duration.String(), "access": r.Access, "expires": r.Expires.Format(time.RFC3339),
+		"disks": strings.Join(r.Disks, ", "), "shares": strings.Join(r.Shares, ", "), "follows": string(cmp.Or(r.Extends, r.RaisedAgain)),
 	})
 	if err != nil {
 		return err
@@ -374,8 +443,7 @@ func (s *Service) created(ctx context.Context, tx *store.Tx, caller auth.Caller,
 	if err := tx.SetTimer(ctx, timerExpiry, string(r.ID), r.Expires); err != nil {
 		return err
 	}
-	warning := r.Expires.Add(-min(warnBefore, s.cfg.Expiry/4))
-	if err := tx.SetTimer(ctx, timerWarning, string(r.ID), warning); err != nil {
+	if err := tx.SetTimer(ctx, timerWarning, string(r.ID), before(r.Created, r.Expires, warnBefore)); err != nil {
 		return err
 	}
 	rule, _ := trust.Rule(approval.UnlockDatabox)
@@ -386,6 +454,12 @@ func (s *Service) created(ctx context.Context, tx *store.Tx, caller auth.Caller,
 		return err
 	}
 	return s.askProvider(ctx, tx, r, e.ApproverGroups)
+}
+
+// before is when to warn of an end: so long before it, or a quarter of the time
+// since start if that is less.
+func before(start, end time.Time, long time.Duration) time.Time {
+	return end.Add(-min(long, end.Sub(start)/4))
 }
 
 func showEvaluation(e policy.Evaluation) *lockboxv1.Evaluation {

@@ -80,7 +80,7 @@ func (s *Service) judge(ctx context.Context, tx *store.Tx, caller auth.Caller, n
 	if j.side, err = sideOf(caller); err != nil {
 		return j, err
 	}
-	state := State(j.request.Status)
+	state := StateOf(j.request.Status)
 	switch {
 	case !state.Open():
 		return j, conflict("request %d is %s: there is nothing left to decide", j.request.Number, state)
@@ -88,6 +88,9 @@ func (s *Service) judge(ctx context.Context, tx *store.Tx, caller auth.Caller, n
 		return j, conflict("request %d expired at %s", j.request.Number, j.request.Expires.Format(time.RFC3339))
 	case state == Initializing && j.side == approval.Customer:
 		return j, conflict("request %d waits for the provider's own approvals: the customer decides after them", j.request.Number)
+	}
+	if err := checkRecord(j.request); err != nil {
+		return j, &damagedError{err, j.request}
 	}
 	o, err := tx.Order(ctx, j.request.Order)
 	if err != nil {
@@ -141,21 +144,33 @@ func (s *Service) Decide(ctx context.Context, caller auth.Caller, in *lockboxv1.
 	if err != nil {
 		return nil, err
 	}
+	var denied store.Request
 	err = s.change(ctx, func(tx *store.Tx) error {
 		j, err := s.judge(ctx, tx, caller, in.Id)
 		if err == nil {
 			err = s.decide(ctx, tx, caller, j, decision, in.Envelope)
+		}
+		if err == nil && decision.Verdict == approval.Deny {
+			denied, err = tx.Request(ctx, j.request.ID)
 		}
 		if err != nil && j.request.ID != "" {
 			return &refusedError{err, j.request}
 		}
 		return err
 	})
+	if found, ok := errors.AsType[*damagedError](err); ok {
+		return nil, s.fail(ctx, found)
+	}
 	if refusal, ok := errors.AsType[*refusedError](err); ok {
 		return nil, s.refused(ctx, caller, operationOf(decision), refusal)
 	}
 	if err != nil {
 		return nil, err
+	}
+	if denied.ID != "" {
+		if _, err := s.relock(context.WithoutCancel(ctx), caller, denied); err != nil {
+			return nil, err
+		}
 	}
 	return s.GetRequest(ctx, caller, &lockboxv1.GetRequestRequest{Id: in.Id})
 }
@@ -223,7 +238,7 @@ func (j judgement) checkDecision(caller auth.Caller, d approval.Decision, now ti
 // provider's are needed. verdict is what the trust policy says of all decisions
 // together.
 func (j judgement) event(d approval.Decision, verdict error) (Event, error) {
-	state, code := State(j.request.Status), protocol.CodeOf(verdict)
+	state, code := StateOf(j.request.Status), protocol.CodeOf(verdict)
 	switch {
 	case code == protocol.CodeDenied && d.Verdict == approval.Deny:
 		return Refused, nil
@@ -311,7 +326,7 @@ func (s *Service) decided(ctx context.Context, tx *store.Tx, caller auth.Caller,
 
 // move changes a request's state by the table.
 func (s *Service) move(ctx context.Context, tx *store.Tx, r *store.Request, e Event) error {
-	next, err := State(r.Status).Next(e)
+	next, err := StateOf(r.Status).Next(e)
 	if err != nil {
 		return err
 	}
@@ -351,6 +366,9 @@ func (s *Service) approved(ctx context.Context, tx *store.Tx, r store.Request, g
 	if err := tx.SetTimer(ctx, timerAccessEnd, string(r.ID), r.AccessEnd); err != nil {
 		return err
 	}
+	if err := tx.SetTimer(ctx, timerAccessWarning, string(r.ID), before(r.AccessStart, r.AccessEnd, warnAccess)); err != nil {
+		return err
+	}
 	if err := s.addHistory(ctx, tx, r, string(Approved), "access until "+r.AccessEnd.Format(time.RFC3339)); err != nil {
 		return err
 	}
@@ -360,21 +378,28 @@ func (s *Service) approved(ctx context.Context, tx *store.Tx, r store.Request, g
 	return s.tellEngineer(ctx, tx, notify.RequestApproved, r, fmt.Sprintf("To open the disks, type\n\n    lockbox request execute %d", r.Number))
 }
 
+// denied ends a request for good. The devices are told too: approvals that were
+// given, or will be, must open nothing, whoever brings them.
 func (s *Service) denied(ctx context.Context, tx *store.Tx, caller auth.Caller, r store.Request, d approval.Decision) error {
-	r.CloseReason = fmt.Sprintf("denied by %s (%s)", caller.Person, d.Role)
+	r.CloseReason = "denied"
 	if err := s.move(ctx, tx, &r, Refused); err != nil {
 		return err
 	}
 	if err := s.stopWaiting(ctx, tx, r); err != nil {
 		return err
 	}
+	if err := tx.SetTimer(ctx, timerRelock, string(r.ID), s.now().Add(relockLease)); err != nil {
+		return err
+	}
 	return s.tellBoth(ctx, tx, notify.RequestDenied, r, "")
 }
 
-// stopWaiting removes the timers of a request that was answered.
+// stopWaiting removes the timers of a request that was answered, or ended.
 func (s *Service) stopWaiting(ctx context.Context, tx *store.Tx, r store.Request) error {
-	if err := tx.CancelTimer(ctx, timerExpiry, string(r.ID)); err != nil {
-		return err
+	for _, kind := range []string{timerExpiry, timerWarning, timerAccessEnd, timerAccessWarning} {
+		if err := tx.CancelTimer(ctx, kind, string(r.ID)); err != nil {
+			return err
+		}
 	}
-	return tx.CancelTimer(ctx, timerWarning, string(r.ID))
+	return nil
 }

@@ -31,6 +31,7 @@ import (
 	"github.com/databox-lockbox/lockbox/controlplane/internal/auth"
 	"github.com/databox-lockbox/lockbox/controlplane/internal/custody"
 	"github.com/databox-lockbox/lockbox/controlplane/internal/notify"
+	"github.com/databox-lockbox/lockbox/controlplane/internal/orders"
 	"github.com/databox-lockbox/lockbox/controlplane/internal/policy"
 	"github.com/databox-lockbox/lockbox/controlplane/internal/store"
 	"github.com/databox-lockbox/lockbox/protocol"
@@ -41,12 +42,13 @@ import (
 
 // Times of requests and sessions.
 const (
-	RequestExpiry   = 4 * 24 * time.Hour // an unanswered request lives exactly that long
-	DefaultDuration = 8 * time.Hour      // of access, from the approval
+	RequestExpiry   = orders.RequestExpiry // an unanswered request lives exactly that long, or as the tenant has set
+	DefaultDuration = orders.AccessTime    // of access, from the approval, or as the tenant has set
 	DefaultSession  = 2 * time.Hour
 	MaxSession      = 8 * time.Hour
-	CertificateTTL  = 5 * time.Minute // of an engineer's SSH certificate
-	warnBefore      = 24 * time.Hour  // the customer is warned before an expiry
+	CertificateTTL  = 5 * time.Minute  // of an engineer's SSH certificate
+	warnBefore      = 24 * time.Hour   // of an expiry, or a quarter of the time if that is less
+	warnAccess      = 30 * time.Minute // before an access ends, or a quarter of it if that is less
 )
 
 // deviceCall is the deadline of one call to a node.
@@ -70,7 +72,7 @@ type Config struct {
 	Nodes     Nodes
 	Authority *certs.Authorities
 	Policies  *policy.Set
-	Expiry    time.Duration    // of unanswered requests, in whole seconds; RequestExpiry if 0, anything else is for demonstrations
+	Expiry    time.Duration    // unanswered requests live no longer, in whole seconds; RequestExpiry if 0, anything else is for demonstrations
 	Now       func() time.Time // default time.Now
 	Logger    zerolog.Logger
 }
@@ -136,6 +138,16 @@ type refusedError struct {
 
 func (e *refusedError) Error() string { return e.why.Error() }
 func (e *refusedError) Unwrap() error { return e.why }
+
+// damagedError says that the record of a request cannot be trusted. It is acted
+// on after the transaction that found it.
+type damagedError struct {
+	why     error
+	request store.Request
+}
+
+func (e *damagedError) Error() string { return e.why.Error() }
+func (e *damagedError) Unwrap() error { return e.why }
 
 // refused records a refusal and returns why.
 func (s *Service) refused(ctx context.Context, caller auth.Caller, op auditlog.Operation, e *refusedError) error {

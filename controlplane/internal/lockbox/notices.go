@@ -60,7 +60,7 @@ func facts(r store.Request) []notify.Fact {
 	switch {
 	case !r.AccessEnd.IsZero():
 		list = append(list, notify.Fact{Name: "Access until", Value: r.AccessEnd.Format(time.RFC3339)})
-	case State(r.Status).Open():
+	case StateOf(r.Status).Open():
 		list = append(list, notify.Fact{Name: "Expires", Value: r.Expires.Format(time.RFC3339)})
 	}
 	return list
@@ -68,15 +68,20 @@ func facts(r store.Request) []notify.Fact {
 
 // askProvider tells the provider's own approvers.
 func (s *Service) askProvider(ctx context.Context, tx *store.Tx, r store.Request, groups []string) error {
-	people, err := tx.People(ctx, "", string(auth.InternalApprover))
+	to, err := internalApprovers(ctx, tx)
 	if err != nil {
 		return err
 	}
-	var to []string
-	for _, p := range people {
-		to = append(to, string(p.Name))
-	}
 	return s.tell(ctx, tx, notify.InternalApproval, r, false, to, "To be decided by: "+strings.Join(groups, ", "))
+}
+
+func internalApprovers(ctx context.Context, tx *store.Tx) ([]string, error) {
+	people, err := tx.People(ctx, "", string(auth.InternalApprover))
+	var names []string
+	for _, p := range people {
+		names = append(names, string(p.Name))
+	}
+	return names, err
 }
 
 // askCustomer tells the customer, and records whom.
@@ -91,6 +96,18 @@ func (s *Service) askCustomer(ctx context.Context, tx *store.Tx, caller auth.Cal
 // tellEngineer tells the requester what became of the request.
 func (s *Service) tellEngineer(ctx context.Context, tx *store.Tx, kind notify.Kind, r store.Request, detail string) error {
 	return s.tell(ctx, tx, kind, r, false, []string{string(r.Engineer)}, detail)
+}
+
+// tellApprovers tells those who are to decide now.
+func (s *Service) tellApprovers(ctx context.Context, tx *store.Tx, kind notify.Kind, r store.Request, detail string) error {
+	if StateOf(r.Status) != Initializing {
+		return s.tellCustomer(ctx, tx, kind, r, detail)
+	}
+	to, err := internalApprovers(ctx, tx)
+	if err != nil {
+		return err
+	}
+	return s.tell(ctx, tx, kind, r, false, to, detail)
 }
 
 // tellCustomer tells those who were asked, if anybody was yet.
@@ -121,14 +138,17 @@ func (s *Service) tellRelocked(ctx context.Context, tx *store.Tx, r store.Reques
 
 // noticeOf is what people are told when a request came to its end.
 func noticeOf(r store.Request) notify.Kind {
-	switch State(r.Status) {
-	case Denied:
+	switch StateOf(r.Status) {
+	case Denied, Denying:
 		return notify.RequestDenied
 	case Expired:
 		return notify.RequestExpired
 	case Completed, Completing:
 		return notify.RequestCompleted
 	case Revoked, Revoking:
+		if r.CloseReason == policyReplaced {
+			return notify.RequestVoided
+		}
 		if r.AccessEnd.IsZero() {
 			return notify.RequestCancelled
 		}

@@ -140,7 +140,7 @@ func (m *model) check(rt *rapid.T) {
 		if was := m.ended[id]; was != "" && was != r.Status {
 			rt.Fatalf("request %d left %s for %s", r.Number, was, r.Status)
 		}
-		if lockbox.State(r.Status).Terminal() {
+		if lockbox.StateOf(r.Status).Terminal() {
 			m.ended[id] = r.Status
 		}
 		if r.Status == string(lockbox.Approved) && r.Executed {

@@ -23,31 +23,28 @@ func (s *Service) EndPerson(ctx context.Context, tx *store.Tx, caller auth.Calle
 	if err != nil {
 		return nil, err
 	}
-	closed, err := s.closeSessionsOf(ctx, tx, caller, name)
+	closed, err := s.closeSessions(ctx, tx, caller, store.SessionFilter{Engineer: name}, removed)
 	if err != nil {
 		return nil, err
 	}
 	return func(ctx context.Context) {
-		s.tellOfRemoval(context.WithoutCancel(ctx), caller, ended, closed)
+		s.tellOfEnd(context.WithoutCancel(ctx), caller, ended, closed)
 	}, nil
 }
 
-// tellOfRemoval tells the devices: first to lock, whose answer says how long that
+// tellOfEnd tells the devices: first to lock, whose answer says how long that
 // took, then that the sessions have ended.
-func (s *Service) tellOfRemoval(ctx context.Context, caller auth.Caller, ended []store.Request, closed []store.Session) {
-	var locks, offs sync.WaitGroup
+func (s *Service) tellOfEnd(ctx context.Context, caller auth.Caller, ended []store.Request, closed []store.Session) {
+	var locks sync.WaitGroup
 	for _, r := range ended {
 		locks.Go(func() {
 			if _, err := s.relock(ctx, caller, r); err != nil {
-				s.cfg.Logger.Error().Err(err).Str("request", string(r.ID)).Msg("cannot note whether a device locked after a removal: trying again")
+				s.cfg.Logger.Error().Err(err).Str("request", string(r.ID)).Msg("cannot note whether a device locked at the end of a request: trying again")
 			}
 		})
 	}
 	locks.Wait()
-	for _, row := range closed {
-		offs.Go(func() { s.sessionOff(ctx, row) })
-	}
-	offs.Wait()
+	s.sessionsOff(ctx, closed)
 	s.wakeTimers()
 }
 
@@ -58,7 +55,7 @@ func (s *Service) endRequestsOf(ctx context.Context, tx *store.Tx, caller auth.C
 	}
 	var ended []store.Request
 	for _, r := range rows {
-		if state := State(r.Status); !state.Open() && state != Approved {
+		if state := StateOf(r.Status); !state.Open() && state != Approved {
 			continue
 		}
 		if err := s.end(ctx, tx, caller, &r, TakenBack, removed, string(name)); err != nil {
@@ -67,20 +64,4 @@ func (s *Service) endRequestsOf(ctx context.Context, tx *store.Tx, caller auth.C
 		ended = append(ended, r)
 	}
 	return ended, nil
-}
-
-func (s *Service) closeSessionsOf(ctx context.Context, tx *store.Tx, caller auth.Caller, name protocol.Person) ([]store.Session, error) {
-	rows, err := tx.Sessions(ctx, store.SessionFilter{Engineer: name, State: SessionEnabled})
-	if err != nil {
-		return nil, err
-	}
-	var closed []store.Session
-	for _, row := range rows {
-		row, err := s.closeSession(ctx, tx, caller, row.ID, SessionDisabled, removed)
-		if err != nil {
-			return nil, err
-		}
-		closed = append(closed, row)
-	}
-	return closed, nil
 }

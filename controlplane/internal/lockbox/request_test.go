@@ -322,11 +322,18 @@ func TestRevokeEndsAccess(t *testing.T) {
 		}
 	}
 	wantCode(t, w.execute(orderstest.Erin, r.Id), protocol.CodeNotApproved)
-	// The session is its own thing, and ending it changes nothing more.
-	if _, err := w.lockbox.DisableSession(t.Context(), w.as(orderstest.Erin), &lockboxv1.DisableSessionRequest{Id: s.Id}); err != nil {
-		t.Fatal(err)
+	if len(resp.Sessions) != 1 || resp.Sessions[0].Id != s.Id || resp.Sessions[0].State != lockbox.SessionDisabled {
+		t.Errorf("the sessions that were closed: %v", resp.Sessions)
 	}
-	w.wantStatus(r.Id, lockbox.Revoked)
+	w.wantSession(s.Id, lockbox.SessionDisabled)
+	for _, n := range w.Nodes {
+		if open := n.Sessions(); len(open) != 0 {
+			t.Errorf("node %s still has sessions %v", n.ID, open)
+		}
+	}
+	if got := w.get(r.Id); got.LockConfirmed == 0 || got.LocksBy != 0 || got.LockConfirmed != resp.Relocked[0].ConfirmedAt {
+		t.Errorf("locked at %d, by %d; the node said %v", got.LockConfirmed, got.LocksBy, resp.Relocked[0])
+	}
 }
 
 // Custody refuses a revoked request by itself, whatever its state says.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/databox-lockbox/lockbox/certs"
@@ -267,10 +268,37 @@ func (s *Service) closeSession(ctx context.Context, tx *store.Tx, caller auth.Ca
 	return row, s.recordSession(ctx, tx, caller, auditlog.OpDisableSession, auditlog.Success, row, map[string]string{"reason": reason, "state": state})
 }
 
+// closeSessions ends the sessions that f wants. The caller tells their nodes.
+func (s *Service) closeSessions(ctx context.Context, tx *store.Tx, caller auth.Caller, f store.SessionFilter, reason string) ([]store.Session, error) {
+	f.State = SessionEnabled
+	rows, err := tx.Sessions(ctx, f)
+	if err != nil {
+		return nil, err
+	}
+	var closed []store.Session
+	for _, row := range rows {
+		row, err := s.closeSession(ctx, tx, caller, row.ID, SessionDisabled, reason)
+		if err != nil {
+			return nil, err
+		}
+		closed = append(closed, row)
+	}
+	return closed, nil
+}
+
+// sessionsOff tells all nodes at once that sessions have ended.
+func (s *Service) sessionsOff(ctx context.Context, closed []store.Session) {
+	var all sync.WaitGroup
+	for _, row := range closed {
+		all.Go(func() { s.sessionOff(ctx, row) })
+	}
+	all.Wait()
+}
+
 // endAccesses ends what the session's engineer executed on the device. A
 // request that still waits, or was approved and not executed, is left alone.
 func (s *Service) endAccesses(ctx context.Context, tx *store.Tx, caller auth.Caller, row store.Session) ([]store.Request, error) {
-	rows, err := tx.Requests(ctx, store.RequestFilter{Serial: row.Node.Serial, Engineer: row.Engineer, Status: string(Approved)})
+	rows, err := tx.Requests(ctx, store.RequestFilter{Serial: row.Node.Serial, Engineer: row.Engineer, Statuses: []string{string(Approved)}})
 	if err != nil {
 		return nil, err
 	}
@@ -324,7 +352,7 @@ func (s *Service) sessionExpires(ctx context.Context, t store.Timer) error {
 		return err
 	}
 	if row.State != SessionEnabled {
-		return s.change(ctx, func(tx *store.Tx) error { return tx.FinishTimer(ctx, t.ID) })
+		return s.change(ctx, func(tx *store.Tx) error { return tx.FinishTimer(ctx, t) })
 	}
 	_, err = s.endSession(ctx, auth.SystemCaller(), id, SessionExpired, "expired")
 	return err

@@ -1,8 +1,10 @@
 package lockbox
 
 import (
+	"cmp"
 	"context"
 	"slices"
+	"strings"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -25,24 +27,32 @@ func (s *Service) GetRequest(ctx context.Context, caller auth.Caller, in *lockbo
 	})
 }
 
-// ListRequests shows the requests that the caller may see, newest first; with
-// pending, those that wait for a decision of their side.
+// How many requests are listed at a time.
+const (
+	defaultPage = 100
+	longestPage = 500
+)
+
+// ListRequests shows the requests that the caller may see and that fit the
+// filters, newest first and a page at a time; with pending, those that wait for a
+// decision of the caller's side.
 func (s *Service) ListRequests(ctx context.Context, caller auth.Caller, in *lockboxv1.ListRequestsRequest) (*lockboxv1.ListRequestsResponse, error) {
-	filter := store.RequestFilter{Tenant: protocol.TenantID(in.Tenant), Order: protocol.OrderID(in.Order)}
-	if scope := caller.Scope(); scope != "" {
-		filter.Tenant = scope
+	filter, err := filterOf(caller, in)
+	if err != nil || filter == nil {
+		return &lockboxv1.ListRequestsResponse{}, err
 	}
 	return view(ctx, s.cfg.Store, func(tx *store.Tx) (*lockboxv1.ListRequestsResponse, error) {
-		rows, err := tx.Requests(ctx, filter)
+		rows, err := tx.Requests(ctx, *filter)
 		if err != nil {
 			return nil, err
 		}
 		out := &lockboxv1.ListRequestsResponse{}
-		for _, r := range rows {
-			if !caller.Sees(r.Tenant) || in.Pending && !waitsFor(caller, State(r.Status)) {
-				continue
+		for i, r := range rows {
+			if i == filter.Limit-1 { // one more than the page, to know whether there is another
+				out.Next = rows[i-1].Number
+				break
 			}
-			shown, err := showRequest(ctx, tx, r)
+			shown, err := showRow(r)
 			if err != nil {
 				return nil, err
 			}
@@ -52,53 +62,107 @@ func (s *Service) ListRequests(ctx context.Context, caller auth.Caller, in *lock
 	})
 }
 
-// waitsFor reports whether a request in state belongs in caller's queue.
-func waitsFor(caller auth.Caller, state State) bool {
-	if caller.Role.OfCustomer() && state == Initializing {
-		return false
+// filterOf says which rows are wanted, one more than the page; nil if none can
+// be.
+func filterOf(caller auth.Caller, in *lockboxv1.ListRequestsRequest) (*store.RequestFilter, error) {
+	page := cmp.Or(in.Limit, defaultPage)
+	if page < 1 || page > longestPage || in.Before < 0 {
+		return nil, invalid("a page has 1 to %d requests, and goes on before a number", longestPage)
 	}
-	return state.Open()
+	f := &store.RequestFilter{
+		Tenant: protocol.TenantID(in.Tenant), Order: protocol.OrderID(in.Order), Serial: protocol.DeviceSerial(in.Serial),
+		Engineer: protocol.Person(in.Engineer), Ticket: protocol.TicketID(in.Ticket), Before: in.Before, Limit: int(page) + 1,
+	}
+	switch scope := caller.Scope(); {
+	case caller.Role == "" || caller.Role.OfCustomer() && scope == "" || scope != "" && f.Tenant != "" && f.Tenant != scope:
+		return nil, nil
+	case scope != "":
+		f.Tenant = scope
+	}
+	states := States
+	if in.Pending {
+		states = waitingFor(caller)
+	}
+	if in.State != "" {
+		i := slices.IndexFunc(States, func(s State) bool { return strings.EqualFold(string(s), in.State) })
+		switch {
+		case i < 0:
+			return nil, invalid("there is no state %q: want one of %s", in.State, strings.Join(texts(States), ", "))
+		case !slices.Contains(states, States[i]):
+			return nil, nil
+		}
+		states = States[i : i+1]
+	}
+	if len(states) < len(States) {
+		f.Statuses = texts(states)
+	}
+	return f, nil
 }
 
+// waitingFor are the states in which a request belongs in caller's queue: the
+// customer's begins when they were notified.
+func waitingFor(caller auth.Caller) []State {
+	if caller.Role.OfCustomer() {
+		return slices.DeleteFunc(slices.Clone(open), func(s State) bool { return s == Initializing })
+	}
+	return open
+}
+
+// showRequest shows a request with all that belongs to it.
 func showRequest(ctx context.Context, tx *store.Tx, r store.Request) (*lockboxv1.Request, error) {
-	evaluation := &lockboxv1.Evaluation{}
-	if err := proto.Unmarshal(r.Evaluation, evaluation); err != nil {
+	out, err := showRow(r)
+	if err != nil {
 		return nil, err
+	}
+	out.Statement = &lockboxv1.Document{
+		Kind: "request", Payload: r.Statement, PayloadType: string(approval.KindRequest), Digest: r.StatementDigest,
 	}
 	decisions, err := tx.Decisions(ctx, r.ID)
 	if err != nil {
 		return nil, err
-	}
-	lines, err := tx.History(ctx, store.RequestHistory, string(r.ID))
-	if err != nil {
-		return nil, err
-	}
-	out := &lockboxv1.Request{
-		Id: string(r.ID), Number: r.Number, Action: r.Action, Status: r.Status, ShownStatus: shownStatus(r),
-		Subscription: string(r.Subscription), Tenant: string(r.Tenant), Order: string(r.Order), Ticket: string(r.Ticket),
-		Serial: string(r.Serial), Disks: r.Disks, Engineer: string(r.Engineer), EngineerKey: r.EngineerKey,
-		ReasonCode: r.ReasonCode, Justification: r.Justification, Access: r.Access, Purpose: string(r.Purpose),
-		DurationSeconds: int64(r.Duration / time.Second), Created: r.Created.Unix(), Expires: r.Expires.Unix(),
-		AccessStart: unix(r.AccessStart), AccessEnd: unix(r.AccessEnd), ResourceId: r.ResourceID, Evaluation: evaluation,
-		Statement: &lockboxv1.Document{
-			Kind: "request", Payload: r.Statement, PayloadType: string(approval.KindRequest), Digest: r.StatementDigest,
-		},
-		History: history(lines), TrustPolicyDigest: r.TrustPolicyDigest, Notified: slices.Clone(r.Notified),
-		Executed: !r.Executed.IsZero(),
 	}
 	for _, d := range decisions {
 		out.Decisions = append(out.Decisions, &lockboxv1.RequestDecision{
 			Role: d.Role, Person: string(d.Person), Verdict: d.Verdict, Time: d.Time.Unix(), Reason: d.Reason, Envelope: d.Envelope,
 		})
 	}
-	return out, nil
+	comments, err := tx.RequestComments(ctx, r.ID)
+	if err != nil {
+		return nil, err
+	}
+	out.Comments = showComments(comments)
+	lines, err := tx.History(ctx, store.RequestHistory, string(r.ID))
+	out.History = history(lines)
+	return out, err
+}
+
+// showRow shows what stands in a request's own row.
+func showRow(r store.Request) (*lockboxv1.Request, error) {
+	evaluation := &lockboxv1.Evaluation{}
+	if err := proto.Unmarshal(r.Evaluation, evaluation); err != nil {
+		return nil, err
+	}
+	return &lockboxv1.Request{
+		Id: string(r.ID), Number: r.Number, Action: r.Action, Status: string(StateOf(r.Status)), ShownStatus: shownStatus(r),
+		Subscription: string(r.Subscription), Tenant: string(r.Tenant), Order: string(r.Order), Ticket: string(r.Ticket),
+		Serial: string(r.Serial), Disks: r.Disks, Shares: r.Shares, Engineer: string(r.Engineer), EngineerKey: r.EngineerKey,
+		ReasonCode: r.ReasonCode, Justification: r.Justification, Access: r.Access, Purpose: string(r.Purpose),
+		DurationSeconds: int64(r.Duration / time.Second), Created: r.Created.Unix(), Expires: r.Expires.Unix(),
+		AccessStart: unix(r.AccessStart), AccessEnd: unix(r.AccessEnd), ResourceId: r.ResourceID, Evaluation: evaluation,
+		TrustPolicyDigest: r.TrustPolicyDigest, Notified: slices.Clone(r.Notified), Executed: !r.Executed.IsZero(),
+		Extends: string(r.Extends), RaisedAgain: string(r.RaisedAgain), CloseReason: r.CloseReason, Closed: unix(r.Closed),
+		LockConfirmed: unix(r.LockConfirmed), LocksBy: unix(r.LocksBy),
+	}, nil
 }
 
 // shownStatus is what people are shown. A request that its engineer withdrew
 // was never somebody's to revoke.
 func shownStatus(r store.Request) string {
-	if State(r.Status) == Revoked && r.AccessEnd.IsZero() && r.CloseReason == "cancelled" {
+	if StateOf(r.Status) == Revoked && r.AccessEnd.IsZero() && r.CloseReason == cancelled {
 		return "Cancelled"
 	}
-	return State(r.Status).Shown()
+	if StateOf(r.Status) == Revoked && r.CloseReason == policyReplaced {
+		return "Voided: the trust policy was replaced"
+	}
+	return StateOf(r.Status).Shown()
 }

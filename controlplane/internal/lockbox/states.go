@@ -9,13 +9,12 @@ import (
 // State is the state of a request: the names of the public Lockbox API.
 type State string
 
-// The states of a request. Denying, Error and Unknown belong to the public API
-// too; here a denial takes effect at once and a fault changes no state, so no
-// request is ever in them.
+// The states of a request.
 const (
 	Initializing State = "Initializing" // the provider's own approvals are outstanding
 	Pending      State = "Pending"      // the customer was notified and has not answered
 	Approving    State = "Approving"    // some of the customer's approvals are there, not all
+	Denying      State = "Denying"      // denied; the device is being told never to take it
 	Approved     State = "Approved"     // may be executed until the access ends
 	Completing   State = "Completing"   // done; the device is being locked
 	Revoking     State = "Revoking"     // taken back; the device is being locked
@@ -23,10 +22,22 @@ const (
 	Expired      State = "Expired"
 	Revoked      State = "Revoked"
 	Completed    State = "Completed"
+	Error        State = "Error"   // its own record cannot be read any more: nothing is done with it
+	Unknown      State = "Unknown" // a state that this version does not know, and leaves alone
 )
 
 // States are all states of a request.
-var States = []State{Initializing, Pending, Approving, Approved, Completing, Revoking, Denied, Expired, Revoked, Completed}
+var States = []State{
+	Initializing, Pending, Approving, Denying, Approved, Completing, Revoking, Denied, Expired, Revoked, Completed, Error, Unknown,
+}
+
+// StateOf reads a stored status.
+func StateOf(status string) State {
+	if s := State(status); slices.Contains(States, s) {
+		return s
+	}
+	return Unknown
+}
 
 // Event is what happens to a request.
 type Event string
@@ -40,30 +51,36 @@ const (
 	Lapsed           Event = "lapsed"            // nobody answered in time
 	Cancelled        Event = "cancelled"         // by the engineer, before it was approved
 	TakenBack        Event = "taken-back"        // revoked by an approver or the engineer
+	Voided           Event = "voided"            // what it was made under holds no more
 	Finished         Event = "finished"          // session disabled, or the window is over
 	Relocked         Event = "relocked"          // the device was told to lock and to forget the approval
+	Failed           Event = "failed"            // its own record cannot be read
 )
 
 // Events are all events.
-var Events = []Event{ProviderApproved, CustomerAgreed, CustomerApproved, Refused, Lapsed, Cancelled, TakenBack, Finished, Relocked}
+var Events = []Event{
+	ProviderApproved, CustomerAgreed, CustomerApproved, Refused, Lapsed, Cancelled, TakenBack, Voided, Finished, Relocked, Failed,
+}
 
 // transitions is the one table of what follows from what. What is not in it is
-// refused. Nothing leaves Denied, Expired, Revoked and Completed.
+// refused. Nothing leaves Denied, Expired, Revoked, Completed and Error.
 var transitions = map[State]map[Event]State{
 	Initializing: {
-		ProviderApproved: Pending, Refused: Denied, Lapsed: Expired, Cancelled: Revoked, TakenBack: Revoked,
+		ProviderApproved: Pending,
+		Refused:          Denying, Lapsed: Expired, Cancelled: Revoked, TakenBack: Revoked, Voided: Revoked, Failed: Error,
 	},
 	Pending: {
 		CustomerAgreed: Approving, CustomerApproved: Approved,
-		Refused: Denied, Lapsed: Expired, Cancelled: Revoked, TakenBack: Revoked,
+		Refused: Denying, Lapsed: Expired, Cancelled: Revoked, TakenBack: Revoked, Voided: Revoked, Failed: Error,
 	},
 	Approving: {
 		CustomerAgreed: Approving, CustomerApproved: Approved,
-		Refused: Denied, Lapsed: Expired, Cancelled: Revoked, TakenBack: Revoked,
+		Refused: Denying, Lapsed: Expired, Cancelled: Revoked, TakenBack: Revoked, Voided: Revoked, Failed: Error,
 	},
-	Approved:   {TakenBack: Revoking, Finished: Completing},
-	Revoking:   {Relocked: Revoked},
-	Completing: {Relocked: Completed},
+	Approved:   {TakenBack: Revoking, Voided: Revoking, Finished: Completing, Failed: Error},
+	Denying:    {Relocked: Denied, Failed: Error},
+	Revoking:   {Relocked: Revoked, Failed: Error},
+	Completing: {Relocked: Completed, Failed: Error},
 }
 
 // Next returns the state that follows from s by e, or refuses.
@@ -77,8 +94,14 @@ func (s State) Next(e Event) (State, error) {
 // Terminal reports whether nothing can change s any more.
 func (s State) Terminal() bool { return len(transitions[s]) == 0 }
 
+// open are the states in which a request waits for somebody's decision.
+var open = []State{Initializing, Pending, Approving}
+
 // Open reports whether a request in s waits for somebody's decision.
-func (s State) Open() bool { return slices.Contains([]State{Initializing, Pending, Approving}, s) }
+func (s State) Open() bool { return slices.Contains(open, s) }
+
+// ending are the states in which a request waits for the device to be told.
+var ending = []State{Denying, Revoking, Completing}
 
 // shown are the words people are shown where they differ from the state.
 var shown = map[State]string{
@@ -93,4 +116,12 @@ func (s State) Shown() string {
 		return text
 	}
 	return string(s)
+}
+
+func texts(states []State) []string {
+	var out []string
+	for _, s := range states {
+		out = append(out, string(s))
+	}
+	return out
 }

@@ -1,6 +1,8 @@
 package lockbox
 
 import (
+	"slices"
+	"strings"
 	"testing"
 
 	"github.com/databox-lockbox/lockbox/protocol"
@@ -9,18 +11,55 @@ import (
 // table is the whole behaviour, written a second time on purpose: a row per
 // state, a column per event, "." for refused.
 const table = `
-             provider-approved customer-agreed customer-approved denied lapsed  cancelled taken-back finished   relocked
-Initializing Pending           .               .                 Denied Expired Revoked   Revoked    .          .
-Pending      .                 Approving       Approved          Denied Expired Revoked   Revoked    .          .
-Approving    .                 Approving       Approved          Denied Expired Revoked   Revoked    .          .
-Approved     .                 .               .                 .      .       .         Revoking   Completing .
-Completing   .                 .               .                 .      .       .         .          .          Completed
-Revoking     .                 .               .                 .      .       .         .          .          Revoked
-Denied       .                 .               .                 .      .       .         .          .          .
-Expired      .                 .               .                 .      .       .         .          .          .
-Revoked      .                 .               .                 .      .       .         .          .          .
-Completed    .                 .               .                 .      .       .         .          .          .
+             provider-approved customer-agreed customer-approved denied  lapsed  cancelled taken-back voided   finished   relocked  failed
+Initializing Pending           .               .                 Denying Expired Revoked   Revoked    Revoked  .          .         Error
+Pending      .                 Approving       Approved          Denying Expired Revoked   Revoked    Revoked  .          .         Error
+Approving    .                 Approving       Approved          Denying Expired Revoked   Revoked    Revoked  .          .         Error
+Denying      .                 .               .                 .       .       .         .          .        .          Denied    Error
+Approved     .                 .               .                 .       .       .         Revoking   Revoking Completing .         Error
+Completing   .                 .               .                 .       .       .         .          .        .          Completed Error
+Revoking     .                 .               .                 .       .       .         .          .        .          Revoked   Error
+Denied       .                 .               .                 .       .       .         .          .        .          .         .
+Expired      .                 .               .                 .       .       .         .          .        .          .         .
+Revoked      .                 .               .                 .       .       .         .          .        .          .         .
+Completed    .                 .               .                 .       .       .         .          .        .          .         .
+Error        .                 .               .                 .       .       .         .          .        .          .         .
+Unknown      .                 .               .                 .       .       .         .          .        .          .         .
 `
+
+// The states are those of the public Lockbox API, no more and no fewer.
+func TestStatesAreThoseOfThePublicAPI(t *testing.T) {
+	want := strings.Fields("Approved Approving Completed Completing Denied Denying Error Expired Initializing Pending Revoked Revoking Unknown")
+	if got := slices.Sorted(slices.Values(texts(States))); !slices.Equal(got, want) {
+		t.Errorf("the states are %q, want %q", got, want)
+	}
+	for _, s := range States {
+		if StateOf(string(s)) != s {
+			t.Errorf("%s is read as %s", s, StateOf(string(s)))
+		}
+	}
+	for _, text := range []string{"", "pending", "Escalated"} {
+		if StateOf(text) != Unknown {
+			t.Errorf("%q is read as %s", text, StateOf(text))
+		}
+	}
+	for s, want := range map[State]string{Pending: "Customer Notified", Approved: "Approved", Denying: "Denying", Unknown: "Unknown"} {
+		if s.Shown() != want {
+			t.Errorf("people are shown %q for %s, want %q", s.Shown(), s, want)
+		}
+	}
+}
+
+// Every state that does not last waits for a decision, for the end of an access,
+// or for a device: each of these has a timer.
+func TestStatesLastOnlyWhereTheyEnd(t *testing.T) {
+	for _, s := range States {
+		waits := s.Open() || s == Approved || slices.Contains(ending, s)
+		if waits == s.Terminal() {
+			t.Errorf("%s: waits %v, terminal %v", s, waits, s.Terminal())
+		}
+	}
+}
 
 func TestEveryStateAndEvent(t *testing.T) {
 	rows := parseTable(table)
@@ -44,7 +83,7 @@ func TestEveryStateAndEvent(t *testing.T) {
 }
 
 func TestTerminalStates(t *testing.T) {
-	terminal := map[State]bool{Denied: true, Expired: true, Revoked: true, Completed: true}
+	terminal := map[State]bool{Denied: true, Expired: true, Revoked: true, Completed: true, Error: true, Unknown: true}
 	for _, s := range States {
 		if s.Terminal() != terminal[s] {
 			t.Errorf("%s: terminal is %v", s, s.Terminal())

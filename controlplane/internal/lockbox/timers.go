@@ -3,6 +3,7 @@ package lockbox
 import (
 	"context"
 	"errors"
+	"fmt"
 	"sync"
 	"time"
 
@@ -14,12 +15,13 @@ import (
 
 // The kinds of timers. Their subject is a request or a session.
 const (
-	timerExpiry     = "request-expiry"
-	timerWarning    = "request-warning"
-	timerAccessEnd  = "request-access-end"
-	timerRelock     = "request-relock"
-	timerSessionEnd = "session-end"
-	timerSessionOff = "session-off"
+	timerExpiry        = "request-expiry"
+	timerWarning       = "request-warning"
+	timerAccessEnd     = "request-access-end"
+	timerAccessWarning = "request-access-warning"
+	timerRelock        = "request-relock"
+	timerSessionEnd    = "session-end"
+	timerSessionOff    = "session-off"
 )
 
 const (
@@ -29,6 +31,9 @@ const (
 	// lookAgain is how long timers are left alone when none is due: another
 	// daemon may have set one.
 	lookAgain = time.Minute
+	// lookAtClock is how often the clock is looked at while none is due: it may be
+	// set.
+	lookAtClock = time.Second
 	// afterError is the pause after a failure, so that it is not repeated in a
 	// tight loop.
 	afterError = time.Second
@@ -39,25 +44,72 @@ const (
 // RunTimers acts on what is due until ctx ends, and returns its error. What was
 // due while no daemon ran is done first.
 func (s *Service) RunTimers(ctx context.Context) error {
+	var mended time.Time // when it was last looked for timers that are missing
 	for {
 		pause, err := s.fireDue(ctx)
+		if err == nil && pause > 0 && time.Since(mended) >= lookAgain {
+			var again bool
+			if again, err = s.mend(ctx); again {
+				pause = 0
+			}
+			mended = time.Now()
+		}
 		if err != nil && ctx.Err() == nil {
 			s.cfg.Logger.Error().Err(err).Msg("cannot act on timers")
 		}
 		if err != nil {
 			pause = afterError
 		}
-		wait := time.NewTimer(pause)
-		select {
-		case <-ctx.Done():
-		case <-wait.C:
-		case <-s.wake:
-		}
-		wait.Stop()
+		s.rest(ctx, pause)
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
 	}
+}
+
+// rest waits until pause is over, by the clock that timers are set by or by that
+// of the machine, which nobody sets.
+func (s *Service) rest(ctx context.Context, pause time.Duration) {
+	until := s.cfg.Now().Add(pause).Round(0) // as the wall clock has it
+	over, look := time.NewTimer(pause), time.NewTicker(lookAtClock)
+	defer over.Stop()
+	defer look.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-s.wake:
+			return
+		case <-over.C:
+			return
+		case <-look.C:
+			if !s.cfg.Now().Round(0).Before(until) {
+				return
+			}
+		}
+	}
+}
+
+// mend sets the timers that lead out of states which do not last, where they are
+// missing, and reports whether it did: whatever was lost, no request stays in one.
+func (s *Service) mend(ctx context.Context) (mended bool, err error) {
+	for kind, states := range map[string][]State{timerExpiry: open, timerAccessEnd: {Approved}, timerRelock: ending} {
+		lost, err := view(ctx, s.cfg.Store, func(tx *store.Tx) ([]store.Request, error) {
+			return tx.RequestsWithoutTimer(ctx, texts(states), kind)
+		})
+		if err != nil {
+			return mended, err
+		}
+		for _, r := range lost {
+			due := map[string]time.Time{timerExpiry: r.Expires, timerAccessEnd: r.AccessEnd, timerRelock: s.now()}[kind]
+			err := s.cfg.Store.Tx(ctx, func(tx *store.Tx) error { return tx.SetTimer(ctx, kind, string(r.ID), due) })
+			if err != nil {
+				return mended, err
+			}
+			mended = true
+		}
+	}
+	return mended, nil
 }
 
 // fireDue fires what is due now and returns how long nothing else is.
@@ -107,6 +159,8 @@ func (s *Service) act(ctx context.Context, t store.Timer) error {
 		return s.warn(ctx, t)
 	case timerAccessEnd:
 		return s.accessEnds(ctx, t)
+	case timerAccessWarning:
+		return s.warnOfEnd(ctx, t)
 	case timerRelock:
 		return s.relockAgain(ctx, t)
 	case timerSessionEnd:
@@ -114,17 +168,17 @@ func (s *Service) act(ctx context.Context, t store.Timer) error {
 	case timerSessionOff:
 		return s.sessionOffAgain(ctx, t)
 	}
-	return s.change(ctx, func(tx *store.Tx) error { return tx.FinishTimer(ctx, t.ID) })
+	return s.change(ctx, func(tx *store.Tx) error { return tx.FinishTimer(ctx, t) })
 }
 
 // expire ends a request that nobody answered.
 func (s *Service) expire(ctx context.Context, t store.Timer) error {
 	return s.change(ctx, func(tx *store.Tx) error {
-		if err := tx.FinishTimer(ctx, t.ID); err != nil {
+		if err := tx.FinishTimer(ctx, t); err != nil {
 			return err
 		}
 		r, err := tx.Request(ctx, protocol.RequestID(t.Subject))
-		if err != nil || !State(r.Status).Open() {
+		if err != nil || !StateOf(r.Status).Open() {
 			return err
 		}
 		return s.end(ctx, tx, auth.SystemCaller(), &r, Lapsed, "expired", "unanswered until "+r.Expires.Format(time.RFC3339))
@@ -133,14 +187,34 @@ func (s *Service) expire(ctx context.Context, t store.Timer) error {
 
 func (s *Service) warn(ctx context.Context, t store.Timer) error {
 	return s.change(ctx, func(tx *store.Tx) error {
-		if err := tx.FinishTimer(ctx, t.ID); err != nil {
+		if err := tx.FinishTimer(ctx, t); err != nil {
 			return err
 		}
 		r, err := tx.Request(ctx, protocol.RequestID(t.Subject))
-		if err != nil || !State(r.Status).Open() {
+		if err != nil || !StateOf(r.Status).Open() {
 			return err
 		}
-		return s.tellCustomer(ctx, tx, notify.ExpiryWarning, r, "")
+		if err := s.tellApprovers(ctx, tx, notify.ExpiryWarning, r, ""); err != nil {
+			return err
+		}
+		return s.tellEngineer(ctx, tx, notify.ExpiryWarning, r, "")
+	})
+}
+
+// warnOfEnd tells both sides that an access ends soon.
+func (s *Service) warnOfEnd(ctx context.Context, t store.Timer) error {
+	return s.change(ctx, func(tx *store.Tx) error {
+		if err := tx.FinishTimer(ctx, t); err != nil {
+			return err
+		}
+		r, err := tx.Request(ctx, protocol.RequestID(t.Subject))
+		if err != nil || StateOf(r.Status) != Approved {
+			return err
+		}
+		if err := s.tellCustomer(ctx, tx, notify.AccessEnding, r, ""); err != nil {
+			return err
+		}
+		return s.tellEngineer(ctx, tx, notify.AccessEnding, r, fmt.Sprintf("To ask for more time, type\n\n    lockbox request extend %d", r.Number))
 	})
 }
 
@@ -148,11 +222,11 @@ func (s *Service) warn(ctx context.Context, t store.Timer) error {
 func (s *Service) accessEnds(ctx context.Context, t store.Timer) error {
 	var ended store.Request
 	err := s.change(ctx, func(tx *store.Tx) error {
-		if err := tx.FinishTimer(ctx, t.ID); err != nil {
+		if err := tx.FinishTimer(ctx, t); err != nil {
 			return err
 		}
 		r, err := tx.Request(ctx, protocol.RequestID(t.Subject))
-		if err != nil || State(r.Status) != Approved {
+		if err != nil || StateOf(r.Status) != Approved {
 			return err
 		}
 		err = s.end(ctx, tx, auth.SystemCaller(), &r, Finished, "window-over", "the access ended at "+r.AccessEnd.Format(time.RFC3339))
@@ -186,7 +260,7 @@ func (s *Service) relockAgain(ctx context.Context, t store.Timer) error {
 
 // take moves a timer on, for whoever was first: it comes back if they fail.
 func (s *Service) take(ctx context.Context, tx *store.Tx, t store.Timer) error {
-	if err := tx.FinishTimer(ctx, t.ID); err != nil {
+	if err := tx.FinishTimer(ctx, t); err != nil {
 		return err
 	}
 	return tx.SetTimer(ctx, t.Kind, t.Subject, s.now().Add(relockLease))

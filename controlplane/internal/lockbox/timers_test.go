@@ -60,8 +60,8 @@ func TestUnansweredRequestsExpireAtExactlyFourDays(t *testing.T) {
 		if strings.Contains(subjects, "request 1 ") {
 			t.Error("the customer was told of a request that never came to them")
 		}
-		if n := len(w.mails(string(orderstest.Erin.Person))); n != 2 {
-			t.Errorf("the engineer was told %d times, want 2", n)
+		if n := len(w.mails(string(orderstest.Erin.Person))); n != 4 {
+			t.Errorf("the engineer was told %d times, want of two warnings and two expiries", n)
 		}
 		if n := len(w.mails("security@contoso.example")); n != 3 {
 			t.Errorf("the alternate address was told %d times, want 3", n)
@@ -182,8 +182,9 @@ func TestDeviceIsToldWhenItIsBack(t *testing.T) {
 			t.Fatalf("%v, %v", resp, err)
 		}
 		w.wantStatus(r.Id, lockbox.Revoked) // no transient state waits for a device
-		if _, err := w.lockbox.DisableSession(t.Context(), w.as(orderstest.Erin), &lockboxv1.DisableSessionRequest{Id: s.Id}); err != nil {
-			t.Fatal(err)
+		w.wantSession(s.Id, lockbox.SessionDisabled)
+		if got := w.get(r.Id); got.LockConfirmed != 0 || got.LocksBy != resp.Relocked[0].LocksBy {
+			t.Errorf("shown as locked at %d, by itself at %d", got.LockConfirmed, got.LocksBy)
 		}
 		time.Sleep(10 * time.Minute)
 		synctest.Wait()
@@ -199,6 +200,9 @@ func TestDeviceIsToldWhenItIsBack(t *testing.T) {
 			t.Errorf("spent %v, sessions %v", w.Nodes[0].Spent(r.Statement.Digest), w.Nodes[0].Sessions())
 		}
 		w.wantStatus(r.Id, lockbox.Revoked)
+		if got := w.get(r.Id); got.LockConfirmed == 0 || got.LocksBy != 0 {
+			t.Errorf("shown as locked at %d, by itself at %d", got.LockConfirmed, got.LocksBy)
+		}
 		told := len(w.Nodes[0].Locks())
 		time.Sleep(24 * time.Hour)
 		synctest.Wait()

@@ -1,9 +1,11 @@
 package orders
 
 import (
+	"cmp"
 	"context"
 	"regexp"
 	"slices"
+	"time"
 
 	"github.com/databox-lockbox/lockbox/controlplane/internal/audit"
 	"github.com/databox-lockbox/lockbox/controlplane/internal/auth"
@@ -28,6 +30,25 @@ const (
 	maxName    = 128 // bytes of a name that people give
 	maxAddress = 254 // bytes of a mail address
 )
+
+// How long requests wait, and accesses last, unless a tenant has set another
+// time, and between what it may choose. Nobody waits longer than the four days
+// that everyone knows; in less than an hour nobody could answer. An access
+// shorter than a quarter of an hour repairs nothing, and one of more than a day
+// is another request.
+const (
+	RequestExpiry = 4 * 24 * time.Hour
+	MinExpiry     = time.Hour
+	AccessTime    = 8 * time.Hour
+	MinAccess     = 15 * time.Minute
+	MaxAccess     = 24 * time.Hour
+)
+
+// TimesOf returns how long a tenant's requests wait to be decided, and how long
+// its accesses last at most, and by default.
+func TimesOf(t store.Tenant) (expiry, access time.Duration) {
+	return cmp.Or(t.RequestExpiry, RequestExpiry), cmp.Or(t.AccessTime, AccessTime)
+}
 
 // CreateTenant makes a customer organisation, with Lockbox off.
 func (s *Service) CreateTenant(ctx context.Context, caller auth.Caller, in *lockboxv1.CreateTenantRequest) (*lockboxv1.Tenant, error) {
@@ -182,6 +203,42 @@ func (s *Service) setLockbox(ctx context.Context, caller auth.Caller, op auditlo
 	return s.GetTenant(ctx, caller, &lockboxv1.GetTenantRequest{Id: id})
 }
 
+// SetTenant changes how long a tenant's requests wait and its accesses last, from
+// the next request on.
+func (s *Service) SetTenant(ctx context.Context, caller auth.Caller, in *lockboxv1.SetTenantRequest) (*lockboxv1.Tenant, error) {
+	expiry, err := timeBetween("a request waits", in.RequestExpirySeconds, MinExpiry, RequestExpiry)
+	if err != nil {
+		return nil, err
+	}
+	access, err := timeBetween("an access lasts", in.AccessSeconds, MinAccess, MaxAccess)
+	if err != nil {
+		return nil, err
+	}
+	err = s.change(ctx, string(caller.Person), auditlog.OpUpdateTenant, func(tx *store.Tx, rec *auditlog.Record) error {
+		t, err := tenant(ctx, tx, caller, in.Tenant)
+		if err != nil {
+			return err
+		}
+		aboutTenant(rec, t)
+		t.RequestExpiry, t.AccessTime = cmp.Or(expiry, t.RequestExpiry), cmp.Or(access, t.AccessTime)
+		expiry, access := TimesOf(t)
+		rec.Properties["requestExpiry"], rec.Properties["accessTime"] = expiry.String(), access.String()
+		return tx.UpdateTenant(ctx, &t)
+	})
+	if err != nil {
+		return nil, err
+	}
+	return s.GetTenant(ctx, caller, &lockboxv1.GetTenantRequest{Id: in.Tenant})
+}
+
+// timeBetween reads a time that was set, 0 if none was.
+func timeBetween(what string, seconds int64, least, most time.Duration) (time.Duration, error) {
+	if seconds != 0 && (seconds < int64(least/time.Second) || seconds > int64(most/time.Second)) {
+		return 0, invalid("%s %s to %s", what, least, most)
+	}
+	return time.Duration(seconds) * time.Second, nil
+}
+
 // tenant reads a tenant that caller may see.
 func tenant(ctx context.Context, tx *store.Tx, caller auth.Caller, id string) (store.Tenant, error) {
 	t, err := tx.Tenant(ctx, protocol.TenantID(id))
@@ -201,7 +258,11 @@ func showTenant(ctx context.Context, tx *store.Tx, t store.Tenant) (*lockboxv1.T
 	if err != nil {
 		return nil, err
 	}
-	out := &lockboxv1.Tenant{Id: string(t.ID), Name: t.Name, LockboxEnabled: t.LockboxEnabled, WithoutLockbox: t.WithoutLockbox}
+	expiry, access := TimesOf(t)
+	out := &lockboxv1.Tenant{
+		Id: string(t.ID), Name: t.Name, LockboxEnabled: t.LockboxEnabled, WithoutLockbox: t.WithoutLockbox,
+		RequestExpirySeconds: int64(expiry / time.Second), AccessSeconds: int64(access / time.Second),
+	}
 	for _, sub := range subs {
 		out.Subscriptions = append(out.Subscriptions, showSubscription(sub))
 	}

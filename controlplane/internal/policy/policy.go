@@ -36,6 +36,7 @@ type Input struct {
 	ReasonCode string
 	Access     string // read-only, read-write or delete
 	Duration   time.Duration
+	Longest    time.Duration // that the tenant lets one access last
 }
 
 // Caller is who asks, and how they signed in.
@@ -155,6 +156,7 @@ func facts(in Input) *strings.Replacer {
 		"{ticket-order}", orNone(string(in.Ticket.Order)),
 		"{reason}", orNone(in.ReasonCode),
 		"{duration}", in.Duration.String(),
+		"{longest}", in.Longest.String(),
 	)
 }
 
@@ -207,6 +209,7 @@ func request(in Input) cedar.Request {
 			"reasonCode": cedar.String(in.ReasonCode),
 			"access":     cedar.String(in.Access),
 			"duration":   cedar.NewDuration(in.Duration),
+			"longest":    cedar.NewDuration(in.Longest),
 			"ticket": cedar.NewRecord(cedar.RecordMap{
 				"id":           cedar.String(in.Ticket.ID),
 				"order":        cedar.String(in.Ticket.Order),

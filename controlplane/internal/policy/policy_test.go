@@ -35,6 +35,7 @@ func good() Input {
 		ReasonCode: "copied-to-wrong-folder",
 		Access:     "read-write",
 		Duration:   8 * time.Hour,
+		Longest:    8 * time.Hour,
 	}
 }
 
@@ -63,6 +64,8 @@ func TestEachFactorBlocksAlone(t *testing.T) {
 		{"open disks", func(in *Input) { in.Device.Locked = false }, "disks-locked"},
 		{"unknown reason", func(in *Input) { in.ReasonCode = "curious" }, "reason-code"},
 		{"too long", func(in *Input) { in.Duration = 8*time.Hour + time.Second }, "duration"},
+		{"a tenant that allows more", func(in *Input) { in.Duration, in.Longest = 24*time.Hour, 24*time.Hour }, ""},
+		{"a tenant that allows less", func(in *Input) { in.Longest = time.Hour }, "duration"},
 		{"no time", func(in *Input) { in.Duration = 0 }, "duration"},
 		{"negative time", func(in *Input) { in.Duration = -time.Hour }, "duration"},
 		{"another action", func(in *Input) { in.Action = "Erase Databox" }, "rule"},

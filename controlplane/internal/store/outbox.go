@@ -214,11 +214,11 @@ func (tx *Tx) SetTimer(ctx context.Context, kind, subject string, due time.Time)
 }
 
 // FinishTimer marks an open timer done. It is [ErrConflict] if somebody else
-// has.
-func (tx *Tx) FinishTimer(ctx context.Context, id int64) error {
-	n, err := exec(ctx, tx, `UPDATE timers SET done = 1 WHERE id = $1 AND done = 0`, id)
+// has, or has moved it since it was read.
+func (tx *Tx) FinishTimer(ctx context.Context, t Timer) error {
+	n, err := exec(ctx, tx, `UPDATE timers SET done = 1 WHERE id = $1 AND due = $2 AND done = 0`, t.ID, millis(t.Due))
 	if err == nil && n == 0 {
-		err = changed("timer", id)
+		err = changed("timer", t.ID)
 	}
 	return err
 }

@@ -2,6 +2,8 @@ package store
 
 import (
 	"context"
+	"fmt"
+	"strings"
 	"time"
 
 	"github.com/databox-lockbox/lockbox/protocol"
@@ -20,6 +22,7 @@ type Request struct {
 	Ticket            protocol.TicketID
 	Serial            protocol.DeviceSerial
 	Disks             []string // "<serial>/<n> <disk>"
+	Shares            []string // all of the disks if empty
 	Engineer          protocol.Person
 	EngineerKey       string // fingerprint
 	ReasonCode        string
@@ -40,19 +43,23 @@ type Request struct {
 	Executed          time.Time // first time
 	Closed            time.Time // when it was denied, expired, revoked, cancelled or completed
 	CloseReason       string
+	Extends           protocol.RequestID // whose access it goes on with, "" if it stands alone
+	RaisedAgain       protocol.RequestID // that it repeats, "" if none
+	LockConfirmed     time.Time          // when all nodes had confirmed that they are locked
+	LocksBy           time.Time          // when the last node that could not be reached locks by itself
 	Rev               int64
 }
 
 var requests = table{"requests", "request", 1, "id, number, action, status, tenant, subscription, order_id, ticket, serial, disks, engineer, engineer_key, " +
 	"reason_code, justification, access, purpose, duration, resource_id, evaluation, statement, statement_digest, trust_policy_digest, notified, " +
-	"created, expires, access_start, access_end, executed, closed, close_reason, rev"}
+	"created, expires, access_start, access_end, executed, closed, close_reason, shares, extends, raised_again, lock_confirmed, locks_by, rev"}
 
 func (r *Request) fields() []any {
 	return []any{
 		&r.ID, &r.Number, &r.Action, &r.Status, &r.Tenant, &r.Subscription, &r.Order, &r.Ticket, &r.Serial, js[string]{&r.Disks}, &r.Engineer, &r.EngineerKey,
 		&r.ReasonCode, &r.Justification, &r.Access, &r.Purpose, msd{&r.Duration}, &r.ResourceID, &r.Evaluation, &r.Statement, &r.StatementDigest,
 		&r.TrustPolicyDigest, js[string]{&r.Notified}, ms{&r.Created}, ms{&r.Expires}, ms{&r.AccessStart}, ms{&r.AccessEnd}, ms{&r.Executed},
-		ms{&r.Closed}, &r.CloseReason, &r.Rev,
+		ms{&r.Closed}, &r.CloseReason, js[string]{&r.Shares}, &r.Extends, &r.RaisedAgain, ms{&r.LockConfirmed}, ms{&r.LocksBy}, &r.Rev,
 	}
 }
 
@@ -94,13 +101,64 @@ type RequestFilter struct {
 	Order    protocol.OrderID
 	Serial   protocol.DeviceSerial
 	Engineer protocol.Person
-	Status   string
+	Ticket   protocol.TicketID
+	Statuses []string // any of these
+	Before   int64    // with a lower number only
+	Limit    int      // at most so many; all if 0
+}
+
+// where is f in SQL, with its arguments.
+func (f RequestFilter) where() (string, []any) {
+	conditions := []string{"TRUE"}
+	var args []any
+	for _, c := range []struct{ column, want string }{
+		{"tenant", string(f.Tenant)}, {"order_id", string(f.Order)}, {"serial", string(f.Serial)},
+		{"engineer", string(f.Engineer)}, {"ticket", string(f.Ticket)},
+	} {
+		if c.want != "" {
+			args = append(args, c.want)
+			conditions = append(conditions, fmt.Sprintf("%s = $%d", c.column, len(args)))
+		}
+	}
+	if len(f.Statuses) > 0 {
+		var marks string
+		marks, args = placeholders(args, f.Statuses)
+		conditions = append(conditions, "status IN ("+marks+")")
+	}
+	if f.Before > 0 {
+		args = append(args, f.Before)
+		conditions = append(conditions, fmt.Sprintf("number < $%d", len(args)))
+	}
+	query := "WHERE " + strings.Join(conditions, " AND ") + " ORDER BY number DESC"
+	if f.Limit > 0 {
+		args = append(args, f.Limit)
+		query += fmt.Sprintf(" LIMIT $%d", len(args))
+	}
+	return query, args
 }
 
 // Requests reads the requests that f wants, newest first.
 func (tx *Tx) Requests(ctx context.Context, f RequestFilter) ([]Request, error) {
-	return list[Request](ctx, tx, requests, `WHERE ($1 = '' OR tenant = $1) AND ($2 = '' OR order_id = $2) AND ($3 = '' OR serial = $3)
-		AND ($4 = '' OR engineer = $4) AND ($5 = '' OR status = $5) ORDER BY number DESC`, f.Tenant, f.Order, f.Serial, f.Engineer, f.Status)
+	where, args := f.where()
+	return list[Request](ctx, tx, requests, where, args...)
+}
+
+// RequestsWithoutTimer reads the requests with any of statuses for which no
+// timer of that kind is set.
+func (tx *Tx) RequestsWithoutTimer(ctx context.Context, statuses []string, kind string) ([]Request, error) {
+	marks, args := placeholders([]any{kind}, statuses)
+	return list[Request](ctx, tx, requests, `WHERE status IN (`+marks+`) AND NOT EXISTS
+		(SELECT 1 FROM timers WHERE timers.kind = $1 AND timers.subject = requests.id AND timers.done = 0) ORDER BY number`, args...)
+}
+
+// placeholders returns the marks of values that come after args, and all of them.
+func placeholders(args []any, values []string) (string, []any) {
+	var marks []string
+	for _, v := range values {
+		args = append(args, v)
+		marks = append(marks, fmt.Sprintf("$%d", len(args)))
+	}
+	return strings.Join(marks, ", "), args
 }
 
 // Ticket is a support ticket; its ID is the service request id.

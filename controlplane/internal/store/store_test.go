@@ -60,7 +60,7 @@ func TestRecordsComeBackAsTheyWere(t *testing.T) {
 	type ctx = context.Context
 	type tx = *store.Tx
 
-	same(t, s, store.Tenant{ID: "t", Name: "n", LockboxEnabled: true, WithoutLockbox: "deny", Created: at(1)},
+	same(t, s, store.Tenant{ID: "t", Name: "n", LockboxEnabled: true, WithoutLockbox: "deny", RequestExpiry: time.Hour, AccessTime: 2 * time.Hour, Created: at(1)},
 		func(c ctx, x tx, r *store.Tenant) error { return x.InsertTenant(c, r) },
 		func(c ctx, x tx) (store.Tenant, error) { return x.Tenant(c, "t") })
 	same(t, s, store.Subscription{ID: "s", Tenant: "t", SupportPlan: "Standard", Notify: []string{"a@b", "c@d"}, Created: at(1)},
@@ -133,9 +133,13 @@ func TestRecordsComeBackAsTheyWere(t *testing.T) {
 		Disks: []string{"DBX0009/2 disk1"}, Engineer: "p", EngineerKey: "k", ReasonCode: "rc", Justification: "j", Access: "read-only", Purpose: protocol.SupportAccess,
 		Duration: time.Hour, ResourceID: "/x", Evaluation: []byte{1}, Statement: []byte{2}, StatementDigest: "sha256:s", TrustPolicyDigest: "sha256:p",
 		Notified: []string{"n"}, Created: at(1), Expires: at(2), AccessStart: at(3), AccessEnd: at(4), Executed: at(5), Closed: at(6), CloseReason: "c",
+		Shares: []string{"a_BlockBlob"}, Extends: "R0", RaisedAgain: "R1", LockConfirmed: at(7), LocksBy: at(8),
 	},
 		func(c ctx, x tx, r *store.Request) error { return x.InsertRequest(c, r) },
 		func(c ctx, x tx) (store.Request, error) { return x.RequestByDigest(c, "sha256:s") })
+	same(t, s, store.RequestComment{Request: "R", Number: 1, ReplyTo: 2, Person: "p", Side: "customer", Question: true, Text: "t", Created: at(1)},
+		func(c ctx, x tx, r *store.RequestComment) error { return x.InsertRequestComment(c, r) },
+		func(c ctx, x tx) (store.RequestComment, error) { return first(x.RequestComments(c, "R")) })
 	same(t, s, store.Decision{Request: "R", Role: "customer", Person: "p", Verdict: "approve", Reason: "r", KeyFingerprint: "k", MaxDuration: time.Hour, Time: at(1), Envelope: []byte{1}},
 		func(c ctx, x tx, r *store.Decision) error { return x.InsertDecision(c, r) },
 		func(c ctx, x tx) (store.Decision, error) { return first(x.Decisions(c, "R")) })
@@ -311,8 +315,13 @@ func TestTimers(t *testing.T) {
 	if err != nil || !next.Equal(at(5)) || len(due) != 1 || due[0].Subject != "R2" {
 		t.Fatalf("next %v, due %v, %v", next, due, err)
 	}
+	moved := due[0]
+	moved.Due = at(4)
+	if err := s.Tx(t.Context(), func(tx *store.Tx) error { return tx.FinishTimer(t.Context(), moved) }); !errors.Is(err, store.ErrConflict) {
+		t.Fatalf("finished a timer that was moved: %v", err)
+	}
 	finish := func() error {
-		return s.Tx(t.Context(), func(tx *store.Tx) error { return tx.FinishTimer(t.Context(), due[0].ID) })
+		return s.Tx(t.Context(), func(tx *store.Tx) error { return tx.FinishTimer(t.Context(), due[0]) })
 	}
 	if err := finish(); err != nil {
 		t.Fatal(err)

@@ -12,15 +12,17 @@ type Tenant struct {
 	ID             protocol.TenantID
 	Name           string
 	LockboxEnabled bool
-	WithoutLockbox string // deny | provider-approval: what happens while Lockbox is off
+	WithoutLockbox string        // deny | provider-approval: what happens while Lockbox is off
+	RequestExpiry  time.Duration // of unanswered requests; 0: the default
+	AccessTime     time.Duration // of an access that asks for no other, and the most one may ask for; 0: the default
 	Created        time.Time
 	Rev            int64
 }
 
-var tenants = table{"tenants", "tenant", 1, "id, name, lockbox_enabled, without_lockbox, created, rev"}
+var tenants = table{"tenants", "tenant", 1, "id, name, lockbox_enabled, without_lockbox, request_expiry, access_time, created, rev"}
 
 func (r *Tenant) fields() []any {
-	return []any{&r.ID, &r.Name, &r.LockboxEnabled, &r.WithoutLockbox, ms{&r.Created}, &r.Rev}
+	return []any{&r.ID, &r.Name, &r.LockboxEnabled, &r.WithoutLockbox, msd{&r.RequestExpiry}, msd{&r.AccessTime}, ms{&r.Created}, &r.Rev}
 }
 
 // InsertTenant adds r.

@@ -74,6 +74,8 @@ const (
 	// TenantServiceDisableLockboxProcedure is the procedure name of the TenantService's DisableLockbox
 	// RPC.
 	TenantServiceDisableLockboxProcedure = "/lockbox.v1.TenantService/DisableLockbox"
+	// TenantServiceSetTenantProcedure is the procedure name of the TenantService's SetTenant RPC.
+	TenantServiceSetTenantProcedure = "/lockbox.v1.TenantService/SetTenant"
 	// OrderServicePlaceOrderProcedure is the procedure name of the OrderService's PlaceOrder RPC.
 	OrderServicePlaceOrderProcedure = "/lockbox.v1.OrderService/PlaceOrder"
 	// OrderServiceGetOrderProcedure is the procedure name of the OrderService's GetOrder RPC.
@@ -161,19 +163,20 @@ const (
 	// RequestServiceRevokeRequestProcedure is the procedure name of the RequestService's RevokeRequest
 	// RPC.
 	RequestServiceRevokeRequestProcedure = "/lockbox.v1.RequestService/RevokeRequest"
+	// RequestServiceCommentRequestProcedure is the procedure name of the RequestService's
+	// CommentRequest RPC.
+	RequestServiceCommentRequestProcedure = "/lockbox.v1.RequestService/CommentRequest"
+	// RequestServiceExtendRequestProcedure is the procedure name of the RequestService's ExtendRequest
+	// RPC.
+	RequestServiceExtendRequestProcedure = "/lockbox.v1.RequestService/ExtendRequest"
+	// RequestServiceRaiseRequestAgainProcedure is the procedure name of the RequestService's
+	// RaiseRequestAgain RPC.
+	RequestServiceRaiseRequestAgainProcedure = "/lockbox.v1.RequestService/RaiseRequestAgain"
 	// KeyServiceListKeysProcedure is the procedure name of the KeyService's ListKeys RPC.
 	KeyServiceListKeysProcedure = "/lockbox.v1.KeyService/ListKeys"
 	// KeyServiceExportRecoveryPasswordProcedure is the procedure name of the KeyService's
 	// ExportRecoveryPassword RPC.
 	KeyServiceExportRecoveryPasswordProcedure = "/lockbox.v1.KeyService/ExportRecoveryPassword"
-	// KeyServiceGetKeyStatusProcedure is the procedure name of the KeyService's GetKeyStatus RPC.
-	KeyServiceGetKeyStatusProcedure = "/lockbox.v1.KeyService/GetKeyStatus"
-	// KeyServiceRotateKeyProcedure is the procedure name of the KeyService's RotateKey RPC.
-	KeyServiceRotateKeyProcedure = "/lockbox.v1.KeyService/RotateKey"
-	// KeyServiceGetOrderKeyProcedure is the procedure name of the KeyService's GetOrderKey RPC.
-	KeyServiceGetOrderKeyProcedure = "/lockbox.v1.KeyService/GetOrderKey"
-	// KeyServiceSetOrderKeyProcedure is the procedure name of the KeyService's SetOrderKey RPC.
-	KeyServiceSetOrderKeyProcedure = "/lockbox.v1.KeyService/SetOrderKey"
 	// AuditServiceListRecordsProcedure is the procedure name of the AuditService's ListRecords RPC.
 	AuditServiceListRecordsProcedure = "/lockbox.v1.AuditService/ListRecords"
 	// AuditServiceExportLogProcedure is the procedure name of the AuditService's ExportLog RPC.
@@ -505,6 +508,13 @@ var (
 			Procedure:  TenantServiceDisableLockboxProcedure,
 		}
 	})
+	tenantServiceSetTenantSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeUnary,
+			Schema:     File_lockbox_v1_lockbox_proto.Services().ByName("TenantService").Methods().ByName("SetTenant"),
+			Procedure:  TenantServiceSetTenantProcedure,
+		}
+	})
 )
 
 // TenantServiceClient is a client for the lockbox.v1.TenantService service.
@@ -516,6 +526,8 @@ type TenantServiceClient interface {
 	// EnableLockbox is refused below support plan Developer.
 	EnableLockbox(context.Context, *EnableLockboxRequest) (*Tenant, error)
 	DisableLockbox(context.Context, *DisableLockboxRequest) (*Tenant, error)
+	// SetTenant changes how long requests wait and accesses last.
+	SetTenant(context.Context, *SetTenantRequest) (*Tenant, error)
 }
 
 // NewTenantServiceClient constructs a client for the lockbox.v1.TenantService service. Multiple
@@ -533,6 +545,8 @@ type TenantServiceHandler interface {
 	// EnableLockbox is refused below support plan Developer.
 	EnableLockbox(context.Context, *EnableLockboxRequest) (*Tenant, error)
 	DisableLockbox(context.Context, *DisableLockboxRequest) (*Tenant, error)
+	// SetTenant changes how long requests wait and accesses last.
+	SetTenant(context.Context, *SetTenantRequest) (*Tenant, error)
 }
 
 // RegisterTenantServiceHandler registers svc as the lockbox.v1.TenantService implementation on
@@ -546,6 +560,7 @@ func RegisterTenantServiceHandler(server *connect.Server, svc TenantServiceHandl
 		connect.Method{Spec: tenantServiceCreateSubscriptionSpec(), Handler: adapter.createSubscription},
 		connect.Method{Spec: tenantServiceEnableLockboxSpec(), Handler: adapter.enableLockbox},
 		connect.Method{Spec: tenantServiceDisableLockboxSpec(), Handler: adapter.disableLockbox},
+		connect.Method{Spec: tenantServiceSetTenantSpec(), Handler: adapter.setTenant},
 	)
 }
 
@@ -574,6 +589,10 @@ func (UnimplementedTenantServiceHandler) EnableLockbox(context.Context, *EnableL
 
 func (UnimplementedTenantServiceHandler) DisableLockbox(context.Context, *DisableLockboxRequest) (*Tenant, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "lockbox.v1.TenantService.DisableLockbox is not implemented")
+}
+
+func (UnimplementedTenantServiceHandler) SetTenant(context.Context, *SetTenantRequest) (*Tenant, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "lockbox.v1.TenantService.SetTenant is not implemented")
 }
 
 type tenantServiceClient struct {
@@ -623,6 +642,14 @@ func (c *tenantServiceClient) EnableLockbox(ctx context.Context, req *EnableLock
 func (c *tenantServiceClient) DisableLockbox(ctx context.Context, req *DisableLockboxRequest) (*Tenant, error) {
 	var res Tenant
 	if err := c.client.CallUnary(ctx, tenantServiceDisableLockboxSpec(), req, &res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+func (c *tenantServiceClient) SetTenant(ctx context.Context, req *SetTenantRequest) (*Tenant, error) {
+	var res Tenant
+	if err := c.client.CallUnary(ctx, tenantServiceSetTenantSpec(), req, &res); err != nil {
 		return nil, err
 	}
 	return &res, nil
@@ -696,6 +723,18 @@ func (h tenantServiceHandler) disableLockbox(ctx context.Context, _ connect.Spec
 		return err
 	}
 	res, err := h.svc.DisableLockbox(ctx, &req)
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
+}
+
+func (h tenantServiceHandler) setTenant(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req SetTenantRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	res, err := h.svc.SetTenant(ctx, &req)
 	if err != nil {
 		return err
 	}
@@ -1904,6 +1943,27 @@ var (
 			Procedure:  RequestServiceRevokeRequestProcedure,
 		}
 	})
+	requestServiceCommentRequestSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeUnary,
+			Schema:     File_lockbox_v1_lockbox_proto.Services().ByName("RequestService").Methods().ByName("CommentRequest"),
+			Procedure:  RequestServiceCommentRequestProcedure,
+		}
+	})
+	requestServiceExtendRequestSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeUnary,
+			Schema:     File_lockbox_v1_lockbox_proto.Services().ByName("RequestService").Methods().ByName("ExtendRequest"),
+			Procedure:  RequestServiceExtendRequestProcedure,
+		}
+	})
+	requestServiceRaiseRequestAgainSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeUnary,
+			Schema:     File_lockbox_v1_lockbox_proto.Services().ByName("RequestService").Methods().ByName("RaiseRequestAgain"),
+			Procedure:  RequestServiceRaiseRequestAgainProcedure,
+		}
+	})
 )
 
 // RequestServiceClient is a client for the lockbox.v1.RequestService service.
@@ -1921,6 +1981,13 @@ type RequestServiceClient interface {
 	ExecuteRequest(context.Context, *ExecuteRequestRequest) (RequestServiceExecuteRequestClientStream, error)
 	// RevokeRequest closes sessions and relocks. Any approver, or the engineer.
 	RevokeRequest(context.Context, *RevokeRequestRequest) (*RevokeRequestResponse, error)
+	// CommentRequest says or asks something about a request, before it is decided.
+	CommentRequest(context.Context, *CommentRequestRequest) (*Request, error)
+	// ExtendRequest asks to go on with an access that is about to end: a new
+	// request of the same scope, to be approved like any other.
+	ExtendRequest(context.Context, *ExtendRequestRequest) (*Request, error)
+	// RaiseRequestAgain repeats a request that expired, was voided or withdrawn.
+	RaiseRequestAgain(context.Context, *RaiseRequestAgainRequest) (*Request, error)
 }
 
 // NewRequestServiceClient constructs a client for the lockbox.v1.RequestService service. Multiple
@@ -1965,6 +2032,13 @@ type RequestServiceHandler interface {
 	ExecuteRequest(context.Context, *ExecuteRequestRequest, RequestServiceExecuteRequestServerStream) error
 	// RevokeRequest closes sessions and relocks. Any approver, or the engineer.
 	RevokeRequest(context.Context, *RevokeRequestRequest) (*RevokeRequestResponse, error)
+	// CommentRequest says or asks something about a request, before it is decided.
+	CommentRequest(context.Context, *CommentRequestRequest) (*Request, error)
+	// ExtendRequest asks to go on with an access that is about to end: a new
+	// request of the same scope, to be approved like any other.
+	ExtendRequest(context.Context, *ExtendRequestRequest) (*Request, error)
+	// RaiseRequestAgain repeats a request that expired, was voided or withdrawn.
+	RaiseRequestAgain(context.Context, *RaiseRequestAgainRequest) (*Request, error)
 }
 
 // RegisterRequestServiceHandler registers svc as the lockbox.v1.RequestService implementation on
@@ -1980,6 +2054,9 @@ func RegisterRequestServiceHandler(server *connect.Server, svc RequestServiceHan
 		connect.Method{Spec: requestServiceCancelRequestSpec(), Handler: adapter.cancelRequest},
 		connect.Method{Spec: requestServiceExecuteRequestSpec(), Handler: adapter.executeRequest},
 		connect.Method{Spec: requestServiceRevokeRequestSpec(), Handler: adapter.revokeRequest},
+		connect.Method{Spec: requestServiceCommentRequestSpec(), Handler: adapter.commentRequest},
+		connect.Method{Spec: requestServiceExtendRequestSpec(), Handler: adapter.extendRequest},
+		connect.Method{Spec: requestServiceRaiseRequestAgainSpec(), Handler: adapter.raiseRequestAgain},
 	)
 }
 
@@ -2032,6 +2109,18 @@ func (UnimplementedRequestServiceHandler) ExecuteRequest(context.Context, *Execu
 
 func (UnimplementedRequestServiceHandler) RevokeRequest(context.Context, *RevokeRequestRequest) (*RevokeRequestResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "lockbox.v1.RequestService.RevokeRequest is not implemented")
+}
+
+func (UnimplementedRequestServiceHandler) CommentRequest(context.Context, *CommentRequestRequest) (*Request, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "lockbox.v1.RequestService.CommentRequest is not implemented")
+}
+
+func (UnimplementedRequestServiceHandler) ExtendRequest(context.Context, *ExtendRequestRequest) (*Request, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "lockbox.v1.RequestService.ExtendRequest is not implemented")
+}
+
+func (UnimplementedRequestServiceHandler) RaiseRequestAgain(context.Context, *RaiseRequestAgainRequest) (*Request, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "lockbox.v1.RequestService.RaiseRequestAgain is not implemented")
 }
 
 type requestServiceClient struct {
@@ -2097,6 +2186,30 @@ func (c *requestServiceClient) ExecuteRequest(ctx context.Context, req *ExecuteR
 func (c *requestServiceClient) RevokeRequest(ctx context.Context, req *RevokeRequestRequest) (*RevokeRequestResponse, error) {
 	var res RevokeRequestResponse
 	if err := c.client.CallUnary(ctx, requestServiceRevokeRequestSpec(), req, &res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+func (c *requestServiceClient) CommentRequest(ctx context.Context, req *CommentRequestRequest) (*Request, error) {
+	var res Request
+	if err := c.client.CallUnary(ctx, requestServiceCommentRequestSpec(), req, &res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+func (c *requestServiceClient) ExtendRequest(ctx context.Context, req *ExtendRequestRequest) (*Request, error) {
+	var res Request
+	if err := c.client.CallUnary(ctx, requestServiceExtendRequestSpec(), req, &res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+func (c *requestServiceClient) RaiseRequestAgain(ctx context.Context, req *RaiseRequestAgainRequest) (*Request, error) {
+	var res Request
+	if err := c.client.CallUnary(ctx, requestServiceRaiseRequestAgainSpec(), req, &res); err != nil {
 		return nil, err
 	}
 	return &res, nil
@@ -2196,6 +2309,42 @@ func (h requestServiceHandler) revokeRequest(ctx context.Context, _ connect.Spec
 	return stream.Send(res)
 }
 
+func (h requestServiceHandler) commentRequest(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req CommentRequestRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	res, err := h.svc.CommentRequest(ctx, &req)
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
+}
+
+func (h requestServiceHandler) extendRequest(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req ExtendRequestRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	res, err := h.svc.ExtendRequest(ctx, &req)
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
+}
+
+func (h requestServiceHandler) raiseRequestAgain(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req RaiseRequestAgainRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	res, err := h.svc.RaiseRequestAgain(ctx, &req)
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
+}
+
 var (
 	keyServiceListKeysSpec = sync.OnceValue(func() connect.Spec {
 		return connect.Spec{
@@ -2211,34 +2360,6 @@ var (
 			Procedure:  KeyServiceExportRecoveryPasswordProcedure,
 		}
 	})
-	keyServiceGetKeyStatusSpec = sync.OnceValue(func() connect.Spec {
-		return connect.Spec{
-			StreamType: connect.StreamTypeUnary,
-			Schema:     File_lockbox_v1_lockbox_proto.Services().ByName("KeyService").Methods().ByName("GetKeyStatus"),
-			Procedure:  KeyServiceGetKeyStatusProcedure,
-		}
-	})
-	keyServiceRotateKeySpec = sync.OnceValue(func() connect.Spec {
-		return connect.Spec{
-			StreamType: connect.StreamTypeUnary,
-			Schema:     File_lockbox_v1_lockbox_proto.Services().ByName("KeyService").Methods().ByName("RotateKey"),
-			Procedure:  KeyServiceRotateKeyProcedure,
-		}
-	})
-	keyServiceGetOrderKeySpec = sync.OnceValue(func() connect.Spec {
-		return connect.Spec{
-			StreamType: connect.StreamTypeUnary,
-			Schema:     File_lockbox_v1_lockbox_proto.Services().ByName("KeyService").Methods().ByName("GetOrderKey"),
-			Procedure:  KeyServiceGetOrderKeyProcedure,
-		}
-	})
-	keyServiceSetOrderKeySpec = sync.OnceValue(func() connect.Spec {
-		return connect.Spec{
-			StreamType: connect.StreamTypeUnary,
-			Schema:     File_lockbox_v1_lockbox_proto.Services().ByName("KeyService").Methods().ByName("SetOrderKey"),
-			Procedure:  KeyServiceSetOrderKeyProcedure,
-		}
-	})
 )
 
 // KeyServiceClient is a client for the lockbox.v1.KeyService service.
@@ -2246,16 +2367,6 @@ type KeyServiceClient interface {
 	ListKeys(context.Context, *ListKeysRequest) (*ListKeysResponse, error)
 	// ExportRecoveryPassword is recorded before anything is revealed.
 	ExportRecoveryPassword(context.Context, *ExportRecoveryPasswordRequest) (*ExportRecoveryPasswordResponse, error)
-	// GetKeyStatus tells which keys wrap the keys of orders, and how a rotation
-	// stands.
-	GetKeyStatus(context.Context, *GetKeyStatusRequest) (*KeyStatus, error)
-	// RotateKey begins to wrap the keys of all orders that the service manages
-	// under another key. It goes on by itself, also after a restart.
-	RotateKey(context.Context, *RotateKeyRequest) (*KeyStatus, error)
-	GetOrderKey(context.Context, *GetOrderKeyRequest) (*OrderKey, error)
-	// SetOrderKey moves an order to a key in its customer's vault, for good, and
-	// destroys what the key before it wrapped.
-	SetOrderKey(context.Context, *SetOrderKeyRequest) (*OrderKey, error)
 }
 
 // NewKeyServiceClient constructs a client for the lockbox.v1.KeyService service. Multiple service
@@ -2269,16 +2380,6 @@ type KeyServiceHandler interface {
 	ListKeys(context.Context, *ListKeysRequest) (*ListKeysResponse, error)
 	// ExportRecoveryPassword is recorded before anything is revealed.
 	ExportRecoveryPassword(context.Context, *ExportRecoveryPasswordRequest) (*ExportRecoveryPasswordResponse, error)
-	// GetKeyStatus tells which keys wrap the keys of orders, and how a rotation
-	// stands.
-	GetKeyStatus(context.Context, *GetKeyStatusRequest) (*KeyStatus, error)
-	// RotateKey begins to wrap the keys of all orders that the service manages
-	// under another key. It goes on by itself, also after a restart.
-	RotateKey(context.Context, *RotateKeyRequest) (*KeyStatus, error)
-	GetOrderKey(context.Context, *GetOrderKeyRequest) (*OrderKey, error)
-	// SetOrderKey moves an order to a key in its customer's vault, for good, and
-	// destroys what the key before it wrapped.
-	SetOrderKey(context.Context, *SetOrderKeyRequest) (*OrderKey, error)
 }
 
 // RegisterKeyServiceHandler registers svc as the lockbox.v1.KeyService implementation on server.
@@ -2287,10 +2388,6 @@ func RegisterKeyServiceHandler(server *connect.Server, svc KeyServiceHandler) {
 	server.Register(
 		connect.Method{Spec: keyServiceListKeysSpec(), Handler: adapter.listKeys},
 		connect.Method{Spec: keyServiceExportRecoveryPasswordSpec(), Handler: adapter.exportRecoveryPassword},
-		connect.Method{Spec: keyServiceGetKeyStatusSpec(), Handler: adapter.getKeyStatus},
-		connect.Method{Spec: keyServiceRotateKeySpec(), Handler: adapter.rotateKey},
-		connect.Method{Spec: keyServiceGetOrderKeySpec(), Handler: adapter.getOrderKey},
-		connect.Method{Spec: keyServiceSetOrderKeySpec(), Handler: adapter.setOrderKey},
 	)
 }
 
@@ -2303,22 +2400,6 @@ func (UnimplementedKeyServiceHandler) ListKeys(context.Context, *ListKeysRequest
 
 func (UnimplementedKeyServiceHandler) ExportRecoveryPassword(context.Context, *ExportRecoveryPasswordRequest) (*ExportRecoveryPasswordResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "lockbox.v1.KeyService.ExportRecoveryPassword is not implemented")
-}
-
-func (UnimplementedKeyServiceHandler) GetKeyStatus(context.Context, *GetKeyStatusRequest) (*KeyStatus, error) {
-	return nil, connect.NewError(connect.CodeUnimplemented, "lockbox.v1.KeyService.GetKeyStatus is not implemented")
-}
-
-func (UnimplementedKeyServiceHandler) RotateKey(context.Context, *RotateKeyRequest) (*KeyStatus, error) {
-	return nil, connect.NewError(connect.CodeUnimplemented, "lockbox.v1.KeyService.RotateKey is not implemented")
-}
-
-func (UnimplementedKeyServiceHandler) GetOrderKey(context.Context, *GetOrderKeyRequest) (*OrderKey, error) {
-	return nil, connect.NewError(connect.CodeUnimplemented, "lockbox.v1.KeyService.GetOrderKey is not implemented")
-}
-
-func (UnimplementedKeyServiceHandler) SetOrderKey(context.Context, *SetOrderKeyRequest) (*OrderKey, error) {
-	return nil, connect.NewError(connect.CodeUnimplemented, "lockbox.v1.KeyService.SetOrderKey is not implemented")
 }
 
 type keyServiceClient struct {
@@ -2336,38 +2417,6 @@ func (c *keyServiceClient) ListKeys(ctx context.Context, req *ListKeysRequest) (
 func (c *keyServiceClient) ExportRecoveryPassword(ctx context.Context, req *ExportRecoveryPasswordRequest) (*ExportRecoveryPasswordResponse, error) {
 	var res ExportRecoveryPasswordResponse
 	if err := c.client.CallUnary(ctx, keyServiceExportRecoveryPasswordSpec(), req, &res); err != nil {
-		return nil, err
-	}
-	return &res, nil
-}
-
-func (c *keyServiceClient) GetKeyStatus(ctx context.Context, req *GetKeyStatusRequest) (*KeyStatus, error) {
-	var res KeyStatus
-	if err := c.client.CallUnary(ctx, keyServiceGetKeyStatusSpec(), req, &res); err != nil {
-		return nil, err
-	}
-	return &res, nil
-}
-
-func (c *keyServiceClient) RotateKey(ctx context.Context, req *RotateKeyRequest) (*KeyStatus, error) {
-	var res KeyStatus
-	if err := c.client.CallUnary(ctx, keyServiceRotateKeySpec(), req, &res); err != nil {
-		return nil, err
-	}
-	return &res, nil
-}
-
-func (c *keyServiceClient) GetOrderKey(ctx context.Context, req *GetOrderKeyRequest) (*OrderKey, error) {
-	var res OrderKey
-	if err := c.client.CallUnary(ctx, keyServiceGetOrderKeySpec(), req, &res); err != nil {
-		return nil, err
-	}
-	return &res, nil
-}
-
-func (c *keyServiceClient) SetOrderKey(ctx context.Context, req *SetOrderKeyRequest) (*OrderKey, error) {
-	var res OrderKey
-	if err := c.client.CallUnary(ctx, keyServiceSetOrderKeySpec(), req, &res); err != nil {
 		return nil, err
 	}
 	return &res, nil
@@ -2393,54 +2442,6 @@ func (h keyServiceHandler) exportRecoveryPassword(ctx context.Context, _ connect
 		return err
 	}
 	res, err := h.svc.ExportRecoveryPassword(ctx, &req)
-	if err != nil {
-		return err
-	}
-	return stream.Send(res)
-}
-
-func (h keyServiceHandler) getKeyStatus(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
-	var req GetKeyStatusRequest
-	if err := stream.Receive(&req); err != nil {
-		return err
-	}
-	res, err := h.svc.GetKeyStatus(ctx, &req)
-	if err != nil {
-		return err
-	}
-	return stream.Send(res)
-}
-
-func (h keyServiceHandler) rotateKey(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
-	var req RotateKeyRequest
-	if err := stream.Receive(&req); err != nil {
-		return err
-	}
-	res, err := h.svc.RotateKey(ctx, &req)
-	if err != nil {
-		return err
-	}
-	return stream.Send(res)
-}
-
-func (h keyServiceHandler) getOrderKey(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
-	var req GetOrderKeyRequest
-	if err := stream.Receive(&req); err != nil {
-		return err
-	}
-	res, err := h.svc.GetOrderKey(ctx, &req)
-	if err != nil {
-		return err
-	}
-	return stream.Send(res)
-}
-
-func (h keyServiceHandler) setOrderKey(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
-	var req SetOrderKeyRequest
-	if err := stream.Receive(&req); err != nil {
-		return err
-	}
-	res, err := h.svc.SetOrderKey(ctx, &req)
 	if err != nil {
 		return err
 	}

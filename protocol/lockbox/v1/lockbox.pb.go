@@ -833,14 +833,16 @@ func (x *CreateLoginTokenResponse) GetLoginToken() string {
 }
 
 type Tenant struct {
-	state          protoimpl.MessageState `protogen:"open.v1"`
-	Id             string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	Name           string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
-	LockboxEnabled bool                   `protobuf:"varint,3,opt,name=lockbox_enabled,json=lockboxEnabled,proto3" json:"lockbox_enabled,omitempty"`
-	Subscriptions  []*Subscription        `protobuf:"bytes,4,rep,name=subscriptions,proto3" json:"subscriptions,omitempty"`
-	WithoutLockbox string                 `protobuf:"bytes,5,opt,name=without_lockbox,json=withoutLockbox,proto3" json:"without_lockbox,omitempty"` // deny | provider-approval: what happens while Lockbox is off
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	state                protoimpl.MessageState `protogen:"open.v1"`
+	Id                   string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Name                 string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	LockboxEnabled       bool                   `protobuf:"varint,3,opt,name=lockbox_enabled,json=lockboxEnabled,proto3" json:"lockbox_enabled,omitempty"`
+	Subscriptions        []*Subscription        `protobuf:"bytes,4,rep,name=subscriptions,proto3" json:"subscriptions,omitempty"`
+	WithoutLockbox       string                 `protobuf:"bytes,5,opt,name=without_lockbox,json=withoutLockbox,proto3" json:"without_lockbox,omitempty"`                      // deny | provider-approval: what happens while Lockbox is off
+	RequestExpirySeconds int64                  `protobuf:"varint,6,opt,name=request_expiry_seconds,json=requestExpirySeconds,proto3" json:"request_expiry_seconds,omitempty"` // how long a request waits to be decided
+	AccessSeconds        int64                  `protobuf:"varint,7,opt,name=access_seconds,json=accessSeconds,proto3" json:"access_seconds,omitempty"`                        // of an access that asks for no other, and the most one may ask for
+	unknownFields        protoimpl.UnknownFields
+	sizeCache            protoimpl.SizeCache
 }
 
 func (x *Tenant) Reset() {
@@ -906,6 +908,20 @@ func (x *Tenant) GetWithoutLockbox() string {
 		return x.WithoutLockbox
 	}
 	return ""
+}
+
+func (x *Tenant) GetRequestExpirySeconds() int64 {
+	if x != nil {
+		return x.RequestExpirySeconds
+	}
+	return 0
+}
+
+func (x *Tenant) GetAccessSeconds() int64 {
+	if x != nil {
+		return x.AccessSeconds
+	}
+	return 0
 }
 
 type Subscription struct {
@@ -1308,6 +1324,66 @@ func (x *DisableLockboxRequest) GetTenant() string {
 	return ""
 }
 
+type SetTenantRequest struct {
+	state                protoimpl.MessageState `protogen:"open.v1"`
+	Tenant               string                 `protobuf:"bytes,1,opt,name=tenant,proto3" json:"tenant,omitempty"`
+	RequestExpirySeconds int64                  `protobuf:"varint,2,opt,name=request_expiry_seconds,json=requestExpirySeconds,proto3" json:"request_expiry_seconds,omitempty"` // one hour to four days; 0: leave as it is
+	AccessSeconds        int64                  `protobuf:"varint,3,opt,name=access_seconds,json=accessSeconds,proto3" json:"access_seconds,omitempty"`                        // 15 minutes to 24 hours; 0: leave as it is
+	unknownFields        protoimpl.UnknownFields
+	sizeCache            protoimpl.SizeCache
+}
+
+func (x *SetTenantRequest) Reset() {
+	*x = SetTenantRequest{}
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetTenantRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetTenantRequest) ProtoMessage() {}
+
+func (x *SetTenantRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetTenantRequest.ProtoReflect.Descriptor instead.
+func (*SetTenantRequest) Descriptor() ([]byte, []int) {
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *SetTenantRequest) GetTenant() string {
+	if x != nil {
+		return x.Tenant
+	}
+	return ""
+}
+
+func (x *SetTenantRequest) GetRequestExpirySeconds() int64 {
+	if x != nil {
+		return x.RequestExpirySeconds
+	}
+	return 0
+}
+
+func (x *SetTenantRequest) GetAccessSeconds() int64 {
+	if x != nil {
+		return x.AccessSeconds
+	}
+	return 0
+}
+
 type Order struct {
 	state              protoimpl.MessageState `protogen:"open.v1"`
 	Id                 string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -1334,7 +1410,7 @@ type Order struct {
 
 func (x *Order) Reset() {
 	*x = Order{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[25]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1346,7 +1422,7 @@ func (x *Order) String() string {
 func (*Order) ProtoMessage() {}
 
 func (x *Order) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[25]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1359,7 +1435,7 @@ func (x *Order) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Order.ProtoReflect.Descriptor instead.
 func (*Order) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{25}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Order) GetId() string {
@@ -1499,7 +1575,7 @@ type OrderNode struct {
 
 func (x *OrderNode) Reset() {
 	*x = OrderNode{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[26]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1511,7 +1587,7 @@ func (x *OrderNode) String() string {
 func (*OrderNode) ProtoMessage() {}
 
 func (x *OrderNode) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[26]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1524,7 +1600,7 @@ func (x *OrderNode) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OrderNode.ProtoReflect.Descriptor instead.
 func (*OrderNode) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{26}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *OrderNode) GetNode() int32 {
@@ -1560,7 +1636,7 @@ type Destination struct {
 
 func (x *Destination) Reset() {
 	*x = Destination{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[27]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1572,7 +1648,7 @@ func (x *Destination) String() string {
 func (*Destination) ProtoMessage() {}
 
 func (x *Destination) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[27]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1585,7 +1661,7 @@ func (x *Destination) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Destination.ProtoReflect.Descriptor instead.
 func (*Destination) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{27}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Destination) GetAccount() string {
@@ -1620,7 +1696,7 @@ type HistoryLine struct {
 
 func (x *HistoryLine) Reset() {
 	*x = HistoryLine{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[28]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1632,7 +1708,7 @@ func (x *HistoryLine) String() string {
 func (*HistoryLine) ProtoMessage() {}
 
 func (x *HistoryLine) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[28]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1645,7 +1721,7 @@ func (x *HistoryLine) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HistoryLine.ProtoReflect.Descriptor instead.
 func (*HistoryLine) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{28}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *HistoryLine) GetTime() int64 {
@@ -1681,7 +1757,7 @@ type PlaceOrderRequest struct {
 
 func (x *PlaceOrderRequest) Reset() {
 	*x = PlaceOrderRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[29]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1693,7 +1769,7 @@ func (x *PlaceOrderRequest) String() string {
 func (*PlaceOrderRequest) ProtoMessage() {}
 
 func (x *PlaceOrderRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[29]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1706,7 +1782,7 @@ func (x *PlaceOrderRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlaceOrderRequest.ProtoReflect.Descriptor instead.
 func (*PlaceOrderRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{29}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *PlaceOrderRequest) GetId() string {
@@ -1746,7 +1822,7 @@ type GetOrderRequest struct {
 
 func (x *GetOrderRequest) Reset() {
 	*x = GetOrderRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[30]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1758,7 +1834,7 @@ func (x *GetOrderRequest) String() string {
 func (*GetOrderRequest) ProtoMessage() {}
 
 func (x *GetOrderRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[30]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1771,7 +1847,7 @@ func (x *GetOrderRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetOrderRequest.ProtoReflect.Descriptor instead.
 func (*GetOrderRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{30}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *GetOrderRequest) GetId() string {
@@ -1790,7 +1866,7 @@ type ListOrdersRequest struct {
 
 func (x *ListOrdersRequest) Reset() {
 	*x = ListOrdersRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[31]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1802,7 +1878,7 @@ func (x *ListOrdersRequest) String() string {
 func (*ListOrdersRequest) ProtoMessage() {}
 
 func (x *ListOrdersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[31]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1815,7 +1891,7 @@ func (x *ListOrdersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListOrdersRequest.ProtoReflect.Descriptor instead.
 func (*ListOrdersRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{31}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *ListOrdersRequest) GetTenant() string {
@@ -1834,7 +1910,7 @@ type ListOrdersResponse struct {
 
 func (x *ListOrdersResponse) Reset() {
 	*x = ListOrdersResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[32]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1846,7 +1922,7 @@ func (x *ListOrdersResponse) String() string {
 func (*ListOrdersResponse) ProtoMessage() {}
 
 func (x *ListOrdersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[32]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1859,7 +1935,7 @@ func (x *ListOrdersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListOrdersResponse.ProtoReflect.Descriptor instead.
 func (*ListOrdersResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{32}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *ListOrdersResponse) GetOrders() []*Order {
@@ -1880,7 +1956,7 @@ type PrepareDeviceRequest struct {
 
 func (x *PrepareDeviceRequest) Reset() {
 	*x = PrepareDeviceRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[33]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1892,7 +1968,7 @@ func (x *PrepareDeviceRequest) String() string {
 func (*PrepareDeviceRequest) ProtoMessage() {}
 
 func (x *PrepareDeviceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[33]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1905,7 +1981,7 @@ func (x *PrepareDeviceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PrepareDeviceRequest.ProtoReflect.Descriptor instead.
 func (*PrepareDeviceRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{33}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *PrepareDeviceRequest) GetOrder() string {
@@ -1943,7 +2019,7 @@ type PreparedDisk struct {
 
 func (x *PreparedDisk) Reset() {
 	*x = PreparedDisk{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[34]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1955,7 +2031,7 @@ func (x *PreparedDisk) String() string {
 func (*PreparedDisk) ProtoMessage() {}
 
 func (x *PreparedDisk) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[34]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1968,7 +2044,7 @@ func (x *PreparedDisk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PreparedDisk.ProtoReflect.Descriptor instead.
 func (*PreparedDisk) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{34}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *PreparedDisk) GetNode() int32 {
@@ -2023,7 +2099,7 @@ type PreparedManifest struct {
 
 func (x *PreparedManifest) Reset() {
 	*x = PreparedManifest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[35]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2035,7 +2111,7 @@ func (x *PreparedManifest) String() string {
 func (*PreparedManifest) ProtoMessage() {}
 
 func (x *PreparedManifest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[35]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2048,7 +2124,7 @@ func (x *PreparedManifest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PreparedManifest.ProtoReflect.Descriptor instead.
 func (*PreparedManifest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{35}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *PreparedManifest) GetShare() string {
@@ -2075,7 +2151,7 @@ type AdvanceOrderRequest struct {
 
 func (x *AdvanceOrderRequest) Reset() {
 	*x = AdvanceOrderRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[36]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2087,7 +2163,7 @@ func (x *AdvanceOrderRequest) String() string {
 func (*AdvanceOrderRequest) ProtoMessage() {}
 
 func (x *AdvanceOrderRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[36]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2100,7 +2176,7 @@ func (x *AdvanceOrderRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AdvanceOrderRequest.ProtoReflect.Descriptor instead.
 func (*AdvanceOrderRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{36}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *AdvanceOrderRequest) GetOrder() string {
@@ -2129,7 +2205,7 @@ type DraftTrustPolicyRequest struct {
 
 func (x *DraftTrustPolicyRequest) Reset() {
 	*x = DraftTrustPolicyRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[37]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2141,7 +2217,7 @@ func (x *DraftTrustPolicyRequest) String() string {
 func (*DraftTrustPolicyRequest) ProtoMessage() {}
 
 func (x *DraftTrustPolicyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[37]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2154,7 +2230,7 @@ func (x *DraftTrustPolicyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DraftTrustPolicyRequest.ProtoReflect.Descriptor instead.
 func (*DraftTrustPolicyRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{37}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *DraftTrustPolicyRequest) GetOrder() string {
@@ -2196,7 +2272,7 @@ type PolicyGroup struct {
 
 func (x *PolicyGroup) Reset() {
 	*x = PolicyGroup{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[38]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2208,7 +2284,7 @@ func (x *PolicyGroup) String() string {
 func (*PolicyGroup) ProtoMessage() {}
 
 func (x *PolicyGroup) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[38]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2221,7 +2297,7 @@ func (x *PolicyGroup) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PolicyGroup.ProtoReflect.Descriptor instead.
 func (*PolicyGroup) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{38}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *PolicyGroup) GetName() string {
@@ -2259,7 +2335,7 @@ type Document struct {
 
 func (x *Document) Reset() {
 	*x = Document{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[39]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2271,7 +2347,7 @@ func (x *Document) String() string {
 func (*Document) ProtoMessage() {}
 
 func (x *Document) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[39]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2284,7 +2360,7 @@ func (x *Document) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Document.ProtoReflect.Descriptor instead.
 func (*Document) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{39}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *Document) GetKind() string {
@@ -2332,7 +2408,7 @@ type SubmitTrustPolicyRequest struct {
 
 func (x *SubmitTrustPolicyRequest) Reset() {
 	*x = SubmitTrustPolicyRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[40]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2344,7 +2420,7 @@ func (x *SubmitTrustPolicyRequest) String() string {
 func (*SubmitTrustPolicyRequest) ProtoMessage() {}
 
 func (x *SubmitTrustPolicyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[40]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2357,7 +2433,7 @@ func (x *SubmitTrustPolicyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SubmitTrustPolicyRequest.ProtoReflect.Descriptor instead.
 func (*SubmitTrustPolicyRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{40}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *SubmitTrustPolicyRequest) GetOrder() string {
@@ -2384,7 +2460,7 @@ type GetTrustPolicyRequest struct {
 
 func (x *GetTrustPolicyRequest) Reset() {
 	*x = GetTrustPolicyRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[41]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2396,7 +2472,7 @@ func (x *GetTrustPolicyRequest) String() string {
 func (*GetTrustPolicyRequest) ProtoMessage() {}
 
 func (x *GetTrustPolicyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[41]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2409,7 +2485,7 @@ func (x *GetTrustPolicyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetTrustPolicyRequest.ProtoReflect.Descriptor instead.
 func (*GetTrustPolicyRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{41}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *GetTrustPolicyRequest) GetOrder() string {
@@ -2436,7 +2512,7 @@ type DraftConsentRequest struct {
 
 func (x *DraftConsentRequest) Reset() {
 	*x = DraftConsentRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[42]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2448,7 +2524,7 @@ func (x *DraftConsentRequest) String() string {
 func (*DraftConsentRequest) ProtoMessage() {}
 
 func (x *DraftConsentRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[42]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2461,7 +2537,7 @@ func (x *DraftConsentRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DraftConsentRequest.ProtoReflect.Descriptor instead.
 func (*DraftConsentRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{42}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *DraftConsentRequest) GetOrder() string {
@@ -2488,7 +2564,7 @@ type SubmitConsentRequest struct {
 
 func (x *SubmitConsentRequest) Reset() {
 	*x = SubmitConsentRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[43]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2500,7 +2576,7 @@ func (x *SubmitConsentRequest) String() string {
 func (*SubmitConsentRequest) ProtoMessage() {}
 
 func (x *SubmitConsentRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[43]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2513,7 +2589,7 @@ func (x *SubmitConsentRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SubmitConsentRequest.ProtoReflect.Descriptor instead.
 func (*SubmitConsentRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{43}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *SubmitConsentRequest) GetOrder() string {
@@ -2540,7 +2616,7 @@ type RevokeConsentRequest struct {
 
 func (x *RevokeConsentRequest) Reset() {
 	*x = RevokeConsentRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[44]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2552,7 +2628,7 @@ func (x *RevokeConsentRequest) String() string {
 func (*RevokeConsentRequest) ProtoMessage() {}
 
 func (x *RevokeConsentRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[44]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2565,7 +2641,7 @@ func (x *RevokeConsentRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeConsentRequest.ProtoReflect.Descriptor instead.
 func (*RevokeConsentRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{44}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *RevokeConsentRequest) GetOrder() string {
@@ -2594,7 +2670,7 @@ type CreateJoinTokenRequest struct {
 
 func (x *CreateJoinTokenRequest) Reset() {
 	*x = CreateJoinTokenRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[45]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2606,7 +2682,7 @@ func (x *CreateJoinTokenRequest) String() string {
 func (*CreateJoinTokenRequest) ProtoMessage() {}
 
 func (x *CreateJoinTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[45]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2619,7 +2695,7 @@ func (x *CreateJoinTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateJoinTokenRequest.ProtoReflect.Descriptor instead.
 func (*CreateJoinTokenRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{45}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *CreateJoinTokenRequest) GetOrder() string {
@@ -2660,7 +2736,7 @@ type CreateJoinTokenResponse struct {
 
 func (x *CreateJoinTokenResponse) Reset() {
 	*x = CreateJoinTokenResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[46]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2672,7 +2748,7 @@ func (x *CreateJoinTokenResponse) String() string {
 func (*CreateJoinTokenResponse) ProtoMessage() {}
 
 func (x *CreateJoinTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[46]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2685,7 +2761,7 @@ func (x *CreateJoinTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateJoinTokenResponse.ProtoReflect.Descriptor instead.
 func (*CreateJoinTokenResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{46}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *CreateJoinTokenResponse) GetToken() string {
@@ -2711,7 +2787,7 @@ type StartJobRequest struct {
 
 func (x *StartJobRequest) Reset() {
 	*x = StartJobRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[47]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2723,7 +2799,7 @@ func (x *StartJobRequest) String() string {
 func (*StartJobRequest) ProtoMessage() {}
 
 func (x *StartJobRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[47]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2736,7 +2812,7 @@ func (x *StartJobRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartJobRequest.ProtoReflect.Descriptor instead.
 func (*StartJobRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{47}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *StartJobRequest) GetOrder() string {
@@ -2761,7 +2837,7 @@ type ProgressEvent struct {
 
 func (x *ProgressEvent) Reset() {
 	*x = ProgressEvent{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[48]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2773,7 +2849,7 @@ func (x *ProgressEvent) String() string {
 func (*ProgressEvent) ProtoMessage() {}
 
 func (x *ProgressEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[48]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2786,7 +2862,7 @@ func (x *ProgressEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProgressEvent.ProtoReflect.Descriptor instead.
 func (*ProgressEvent) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{48}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *ProgressEvent) GetTime() int64 {
@@ -2840,7 +2916,7 @@ type GetCopyLogRequest struct {
 
 func (x *GetCopyLogRequest) Reset() {
 	*x = GetCopyLogRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[49]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2852,7 +2928,7 @@ func (x *GetCopyLogRequest) String() string {
 func (*GetCopyLogRequest) ProtoMessage() {}
 
 func (x *GetCopyLogRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[49]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2865,7 +2941,7 @@ func (x *GetCopyLogRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetCopyLogRequest.ProtoReflect.Descriptor instead.
 func (*GetCopyLogRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{49}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *GetCopyLogRequest) GetOrder() string {
@@ -2884,7 +2960,7 @@ type GetCopyLogResponse struct {
 
 func (x *GetCopyLogResponse) Reset() {
 	*x = GetCopyLogResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[50]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2896,7 +2972,7 @@ func (x *GetCopyLogResponse) String() string {
 func (*GetCopyLogResponse) ProtoMessage() {}
 
 func (x *GetCopyLogResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[50]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2909,7 +2985,7 @@ func (x *GetCopyLogResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetCopyLogResponse.ProtoReflect.Descriptor instead.
 func (*GetCopyLogResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{50}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *GetCopyLogResponse) GetCopyLogs() [][]byte {
@@ -2928,7 +3004,7 @@ type GetManifestRequest struct {
 
 func (x *GetManifestRequest) Reset() {
 	*x = GetManifestRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[51]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2940,7 +3016,7 @@ func (x *GetManifestRequest) String() string {
 func (*GetManifestRequest) ProtoMessage() {}
 
 func (x *GetManifestRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[51]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2953,7 +3029,7 @@ func (x *GetManifestRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetManifestRequest.ProtoReflect.Descriptor instead.
 func (*GetManifestRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{51}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *GetManifestRequest) GetOrder() string {
@@ -2972,7 +3048,7 @@ type GetManifestResponse struct {
 
 func (x *GetManifestResponse) Reset() {
 	*x = GetManifestResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[52]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2984,7 +3060,7 @@ func (x *GetManifestResponse) String() string {
 func (*GetManifestResponse) ProtoMessage() {}
 
 func (x *GetManifestResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[52]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2997,7 +3073,7 @@ func (x *GetManifestResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetManifestResponse.ProtoReflect.Descriptor instead.
 func (*GetManifestResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{52}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *GetManifestResponse) GetManifests() []*ManifestVersion {
@@ -3025,7 +3101,7 @@ type ManifestVersion struct {
 
 func (x *ManifestVersion) Reset() {
 	*x = ManifestVersion{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[53]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3037,7 +3113,7 @@ func (x *ManifestVersion) String() string {
 func (*ManifestVersion) ProtoMessage() {}
 
 func (x *ManifestVersion) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[53]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3050,7 +3126,7 @@ func (x *ManifestVersion) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ManifestVersion.ProtoReflect.Descriptor instead.
 func (*ManifestVersion) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{53}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *ManifestVersion) GetNode() int32 {
@@ -3132,7 +3208,7 @@ type ListDevicesRequest struct {
 
 func (x *ListDevicesRequest) Reset() {
 	*x = ListDevicesRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[54]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3144,7 +3220,7 @@ func (x *ListDevicesRequest) String() string {
 func (*ListDevicesRequest) ProtoMessage() {}
 
 func (x *ListDevicesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[54]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3157,7 +3233,7 @@ func (x *ListDevicesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDevicesRequest.ProtoReflect.Descriptor instead.
 func (*ListDevicesRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{54}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *ListDevicesRequest) GetOrder() string {
@@ -3176,7 +3252,7 @@ type ListDevicesResponse struct {
 
 func (x *ListDevicesResponse) Reset() {
 	*x = ListDevicesResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[55]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3188,7 +3264,7 @@ func (x *ListDevicesResponse) String() string {
 func (*ListDevicesResponse) ProtoMessage() {}
 
 func (x *ListDevicesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[55]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3201,7 +3277,7 @@ func (x *ListDevicesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDevicesResponse.ProtoReflect.Descriptor instead.
 func (*ListDevicesResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{55}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *ListDevicesResponse) GetDevices() []*Device {
@@ -3220,7 +3296,7 @@ type GetDeviceRequest struct {
 
 func (x *GetDeviceRequest) Reset() {
 	*x = GetDeviceRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[56]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3232,7 +3308,7 @@ func (x *GetDeviceRequest) String() string {
 func (*GetDeviceRequest) ProtoMessage() {}
 
 func (x *GetDeviceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[56]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3245,7 +3321,7 @@ func (x *GetDeviceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetDeviceRequest.ProtoReflect.Descriptor instead.
 func (*GetDeviceRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{56}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *GetDeviceRequest) GetSerial() string {
@@ -3266,7 +3342,7 @@ type RevokeDeviceRequest struct {
 
 func (x *RevokeDeviceRequest) Reset() {
 	*x = RevokeDeviceRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[57]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3278,7 +3354,7 @@ func (x *RevokeDeviceRequest) String() string {
 func (*RevokeDeviceRequest) ProtoMessage() {}
 
 func (x *RevokeDeviceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[57]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3291,7 +3367,7 @@ func (x *RevokeDeviceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeDeviceRequest.ProtoReflect.Descriptor instead.
 func (*RevokeDeviceRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{57}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *RevokeDeviceRequest) GetSerial() string {
@@ -3327,7 +3403,7 @@ type Device struct {
 
 func (x *Device) Reset() {
 	*x = Device{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[58]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3339,7 +3415,7 @@ func (x *Device) String() string {
 func (*Device) ProtoMessage() {}
 
 func (x *Device) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[58]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3352,7 +3428,7 @@ func (x *Device) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Device.ProtoReflect.Descriptor instead.
 func (*Device) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{58}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *Device) GetSerial() string {
@@ -3406,7 +3482,7 @@ type DeviceNode struct {
 
 func (x *DeviceNode) Reset() {
 	*x = DeviceNode{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[59]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3418,7 +3494,7 @@ func (x *DeviceNode) String() string {
 func (*DeviceNode) ProtoMessage() {}
 
 func (x *DeviceNode) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[59]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3431,7 +3507,7 @@ func (x *DeviceNode) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeviceNode.ProtoReflect.Descriptor instead.
 func (*DeviceNode) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{59}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *DeviceNode) GetNode() int32 {
@@ -3552,7 +3628,7 @@ type DeviceDisk struct {
 
 func (x *DeviceDisk) Reset() {
 	*x = DeviceDisk{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[60]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3564,7 +3640,7 @@ func (x *DeviceDisk) String() string {
 func (*DeviceDisk) ProtoMessage() {}
 
 func (x *DeviceDisk) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[60]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3577,7 +3653,7 @@ func (x *DeviceDisk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeviceDisk.ProtoReflect.Descriptor instead.
 func (*DeviceDisk) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{60}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *DeviceDisk) GetDisk() string {
@@ -3628,7 +3704,7 @@ type DeviceShare struct {
 
 func (x *DeviceShare) Reset() {
 	*x = DeviceShare{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[61]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3640,7 +3716,7 @@ func (x *DeviceShare) String() string {
 func (*DeviceShare) ProtoMessage() {}
 
 func (x *DeviceShare) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[61]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3653,7 +3729,7 @@ func (x *DeviceShare) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeviceShare.ProtoReflect.Descriptor instead.
 func (*DeviceShare) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{61}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *DeviceShare) GetName() string {
@@ -3707,7 +3783,7 @@ type Ticket struct {
 
 func (x *Ticket) Reset() {
 	*x = Ticket{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[62]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3719,7 +3795,7 @@ func (x *Ticket) String() string {
 func (*Ticket) ProtoMessage() {}
 
 func (x *Ticket) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[62]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3732,7 +3808,7 @@ func (x *Ticket) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ticket.ProtoReflect.Descriptor instead.
 func (*Ticket) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{62}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *Ticket) GetId() string {
@@ -3803,7 +3879,7 @@ type FileTicketRequest struct {
 
 func (x *FileTicketRequest) Reset() {
 	*x = FileTicketRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[63]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3815,7 +3891,7 @@ func (x *FileTicketRequest) String() string {
 func (*FileTicketRequest) ProtoMessage() {}
 
 func (x *FileTicketRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[63]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3828,7 +3904,7 @@ func (x *FileTicketRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FileTicketRequest.ProtoReflect.Descriptor instead.
 func (*FileTicketRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{63}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *FileTicketRequest) GetOrder() string {
@@ -3868,7 +3944,7 @@ type GetTicketRequest struct {
 
 func (x *GetTicketRequest) Reset() {
 	*x = GetTicketRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[64]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3880,7 +3956,7 @@ func (x *GetTicketRequest) String() string {
 func (*GetTicketRequest) ProtoMessage() {}
 
 func (x *GetTicketRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[64]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3893,7 +3969,7 @@ func (x *GetTicketRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetTicketRequest.ProtoReflect.Descriptor instead.
 func (*GetTicketRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{64}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *GetTicketRequest) GetId() string {
@@ -3912,7 +3988,7 @@ type ListTicketsRequest struct {
 
 func (x *ListTicketsRequest) Reset() {
 	*x = ListTicketsRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[65]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3924,7 +4000,7 @@ func (x *ListTicketsRequest) String() string {
 func (*ListTicketsRequest) ProtoMessage() {}
 
 func (x *ListTicketsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[65]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3937,7 +4013,7 @@ func (x *ListTicketsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTicketsRequest.ProtoReflect.Descriptor instead.
 func (*ListTicketsRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{65}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *ListTicketsRequest) GetOrder() string {
@@ -3956,7 +4032,7 @@ type ListTicketsResponse struct {
 
 func (x *ListTicketsResponse) Reset() {
 	*x = ListTicketsResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[66]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3968,7 +4044,7 @@ func (x *ListTicketsResponse) String() string {
 func (*ListTicketsResponse) ProtoMessage() {}
 
 func (x *ListTicketsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[66]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3981,7 +4057,7 @@ func (x *ListTicketsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTicketsResponse.ProtoReflect.Descriptor instead.
 func (*ListTicketsResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{66}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *ListTicketsResponse) GetTickets() []*Ticket {
@@ -4001,7 +4077,7 @@ type CommentTicketRequest struct {
 
 func (x *CommentTicketRequest) Reset() {
 	*x = CommentTicketRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[67]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4013,7 +4089,7 @@ func (x *CommentTicketRequest) String() string {
 func (*CommentTicketRequest) ProtoMessage() {}
 
 func (x *CommentTicketRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[67]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4026,7 +4102,7 @@ func (x *CommentTicketRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CommentTicketRequest.ProtoReflect.Descriptor instead.
 func (*CommentTicketRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{67}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *CommentTicketRequest) GetId() string {
@@ -4054,7 +4130,7 @@ type AssignTicketRequest struct {
 
 func (x *AssignTicketRequest) Reset() {
 	*x = AssignTicketRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[68]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4066,7 +4142,7 @@ func (x *AssignTicketRequest) String() string {
 func (*AssignTicketRequest) ProtoMessage() {}
 
 func (x *AssignTicketRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[68]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4079,7 +4155,7 @@ func (x *AssignTicketRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AssignTicketRequest.ProtoReflect.Descriptor instead.
 func (*AssignTicketRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{68}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *AssignTicketRequest) GetId() string {
@@ -4120,7 +4196,7 @@ type Session struct {
 
 func (x *Session) Reset() {
 	*x = Session{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[69]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4132,7 +4208,7 @@ func (x *Session) String() string {
 func (*Session) ProtoMessage() {}
 
 func (x *Session) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[69]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4145,7 +4221,7 @@ func (x *Session) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Session.ProtoReflect.Descriptor instead.
 func (*Session) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{69}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *Session) GetId() string {
@@ -4223,7 +4299,7 @@ type EnableSessionRequest struct {
 
 func (x *EnableSessionRequest) Reset() {
 	*x = EnableSessionRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[70]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4235,7 +4311,7 @@ func (x *EnableSessionRequest) String() string {
 func (*EnableSessionRequest) ProtoMessage() {}
 
 func (x *EnableSessionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[70]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4248,7 +4324,7 @@ func (x *EnableSessionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EnableSessionRequest.ProtoReflect.Descriptor instead.
 func (*EnableSessionRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{70}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *EnableSessionRequest) GetSerial() string {
@@ -4288,7 +4364,7 @@ type GetSessionRequest struct {
 
 func (x *GetSessionRequest) Reset() {
 	*x = GetSessionRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[71]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4300,7 +4376,7 @@ func (x *GetSessionRequest) String() string {
 func (*GetSessionRequest) ProtoMessage() {}
 
 func (x *GetSessionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[71]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4313,7 +4389,7 @@ func (x *GetSessionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetSessionRequest.ProtoReflect.Descriptor instead.
 func (*GetSessionRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{71}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *GetSessionRequest) GetId() string {
@@ -4332,7 +4408,7 @@ type ListSessionsRequest struct {
 
 func (x *ListSessionsRequest) Reset() {
 	*x = ListSessionsRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[72]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4344,7 +4420,7 @@ func (x *ListSessionsRequest) String() string {
 func (*ListSessionsRequest) ProtoMessage() {}
 
 func (x *ListSessionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[72]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4357,7 +4433,7 @@ func (x *ListSessionsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSessionsRequest.ProtoReflect.Descriptor instead.
 func (*ListSessionsRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{72}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *ListSessionsRequest) GetSerial() string {
@@ -4376,7 +4452,7 @@ type ListSessionsResponse struct {
 
 func (x *ListSessionsResponse) Reset() {
 	*x = ListSessionsResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[73]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4388,7 +4464,7 @@ func (x *ListSessionsResponse) String() string {
 func (*ListSessionsResponse) ProtoMessage() {}
 
 func (x *ListSessionsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[73]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4401,7 +4477,7 @@ func (x *ListSessionsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSessionsResponse.ProtoReflect.Descriptor instead.
 func (*ListSessionsResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{73}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *ListSessionsResponse) GetSessions() []*Session {
@@ -4421,7 +4497,7 @@ type DisableSessionRequest struct {
 
 func (x *DisableSessionRequest) Reset() {
 	*x = DisableSessionRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[74]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4433,7 +4509,7 @@ func (x *DisableSessionRequest) String() string {
 func (*DisableSessionRequest) ProtoMessage() {}
 
 func (x *DisableSessionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[74]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4446,7 +4522,7 @@ func (x *DisableSessionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DisableSessionRequest.ProtoReflect.Descriptor instead.
 func (*DisableSessionRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{74}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *DisableSessionRequest) GetId() string {
@@ -4473,7 +4549,7 @@ type DisableSessionResponse struct {
 
 func (x *DisableSessionResponse) Reset() {
 	*x = DisableSessionResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[75]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4485,7 +4561,7 @@ func (x *DisableSessionResponse) String() string {
 func (*DisableSessionResponse) ProtoMessage() {}
 
 func (x *DisableSessionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[75]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4498,7 +4574,7 @@ func (x *DisableSessionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DisableSessionResponse.ProtoReflect.Descriptor instead.
 func (*DisableSessionResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{75}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *DisableSessionResponse) GetSession() *Session {
@@ -4522,14 +4598,15 @@ type RelockResult struct {
 	Confirmed     bool                   `protobuf:"varint,2,opt,name=confirmed,proto3" json:"confirmed,omitempty"`
 	State         string                 `protobuf:"bytes,3,opt,name=state,proto3" json:"state,omitempty"`
 	TookMs        int64                  `protobuf:"varint,4,opt,name=took_ms,json=tookMs,proto3" json:"took_ms,omitempty"`
-	LocksBy       int64                  `protobuf:"varint,5,opt,name=locks_by,json=locksBy,proto3" json:"locks_by,omitempty"` // Unix seconds: when it locks by itself, if not confirmed
+	LocksBy       int64                  `protobuf:"varint,5,opt,name=locks_by,json=locksBy,proto3" json:"locks_by,omitempty"`             // Unix seconds: when it locks by itself, if not confirmed
+	ConfirmedAt   int64                  `protobuf:"varint,6,opt,name=confirmed_at,json=confirmedAt,proto3" json:"confirmed_at,omitempty"` // Unix seconds: when it confirmed, 0 if it could not be reached
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *RelockResult) Reset() {
 	*x = RelockResult{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[76]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4541,7 +4618,7 @@ func (x *RelockResult) String() string {
 func (*RelockResult) ProtoMessage() {}
 
 func (x *RelockResult) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[76]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4554,7 +4631,7 @@ func (x *RelockResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RelockResult.ProtoReflect.Descriptor instead.
 func (*RelockResult) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{76}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *RelockResult) GetNode() string {
@@ -4592,6 +4669,13 @@ func (x *RelockResult) GetLocksBy() int64 {
 	return 0
 }
 
+func (x *RelockResult) GetConfirmedAt() int64 {
+	if x != nil {
+		return x.ConfirmedAt
+	}
+	return 0
+}
+
 type IssueCertificateRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Session       string                 `protobuf:"bytes,1,opt,name=session,proto3" json:"session,omitempty"`
@@ -4602,7 +4686,7 @@ type IssueCertificateRequest struct {
 
 func (x *IssueCertificateRequest) Reset() {
 	*x = IssueCertificateRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[77]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4614,7 +4698,7 @@ func (x *IssueCertificateRequest) String() string {
 func (*IssueCertificateRequest) ProtoMessage() {}
 
 func (x *IssueCertificateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[77]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4627,7 +4711,7 @@ func (x *IssueCertificateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueCertificateRequest.ProtoReflect.Descriptor instead.
 func (*IssueCertificateRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{77}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *IssueCertificateRequest) GetSession() string {
@@ -4656,7 +4740,7 @@ type IssueCertificateResponse struct {
 
 func (x *IssueCertificateResponse) Reset() {
 	*x = IssueCertificateResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[78]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4668,7 +4752,7 @@ func (x *IssueCertificateResponse) String() string {
 func (*IssueCertificateResponse) ProtoMessage() {}
 
 func (x *IssueCertificateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[78]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4681,7 +4765,7 @@ func (x *IssueCertificateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueCertificateResponse.ProtoReflect.Descriptor instead.
 func (*IssueCertificateResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{78}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{79}
 }
 
 func (x *IssueCertificateResponse) GetCertificate() string {
@@ -4744,13 +4828,21 @@ type Request struct {
 	TrustPolicyDigest string                 `protobuf:"bytes,28,opt,name=trust_policy_digest,json=trustPolicyDigest,proto3" json:"trust_policy_digest,omitempty"`
 	Notified          []string               `protobuf:"bytes,29,rep,name=notified,proto3" json:"notified,omitempty"`
 	Executed          bool                   `protobuf:"varint,30,opt,name=executed,proto3" json:"executed,omitempty"`
+	Shares            []string               `protobuf:"bytes,31,rep,name=shares,proto3" json:"shares,omitempty"`                              // "<account>_<kind>"; empty: all of the disks
+	Extends           string                 `protobuf:"bytes,32,opt,name=extends,proto3" json:"extends,omitempty"`                            // id of the request whose access it goes on with
+	RaisedAgain       string                 `protobuf:"bytes,33,opt,name=raised_again,json=raisedAgain,proto3" json:"raised_again,omitempty"` // id of the request that it repeats
+	CloseReason       string                 `protobuf:"bytes,34,opt,name=close_reason,json=closeReason,proto3" json:"close_reason,omitempty"` // why it ended: cancelled | revoked | engineer-done | policy-replaced | …
+	Closed            int64                  `protobuf:"varint,35,opt,name=closed,proto3" json:"closed,omitempty"`
+	LockConfirmed     int64                  `protobuf:"varint,36,opt,name=lock_confirmed,json=lockConfirmed,proto3" json:"lock_confirmed,omitempty"` // when the whole device had confirmed that it is locked, after the access ended
+	LocksBy           int64                  `protobuf:"varint,37,opt,name=locks_by,json=locksBy,proto3" json:"locks_by,omitempty"`                   // when a node that could not be reached locks by itself; 0 once confirmed
+	Comments          []*RequestComment      `protobuf:"bytes,38,rep,name=comments,proto3" json:"comments,omitempty"`
 	unknownFields     protoimpl.UnknownFields
 	sizeCache         protoimpl.SizeCache
 }
 
 func (x *Request) Reset() {
 	*x = Request{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[79]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4762,7 +4854,7 @@ func (x *Request) String() string {
 func (*Request) ProtoMessage() {}
 
 func (x *Request) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[79]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4775,7 +4867,7 @@ func (x *Request) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Request.ProtoReflect.Descriptor instead.
 func (*Request) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{79}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{80}
 }
 
 func (x *Request) GetId() string {
@@ -4988,6 +5080,163 @@ func (x *Request) GetExecuted() bool {
 	return false
 }
 
+func (x *Request) GetShares() []string {
+	if x != nil {
+		return x.Shares
+	}
+	return nil
+}
+
+func (x *Request) GetExtends() string {
+	if x != nil {
+		return x.Extends
+	}
+	return ""
+}
+
+func (x *Request) GetRaisedAgain() string {
+	if x != nil {
+		return x.RaisedAgain
+	}
+	return ""
+}
+
+func (x *Request) GetCloseReason() string {
+	if x != nil {
+		return x.CloseReason
+	}
+	return ""
+}
+
+func (x *Request) GetClosed() int64 {
+	if x != nil {
+		return x.Closed
+	}
+	return 0
+}
+
+func (x *Request) GetLockConfirmed() int64 {
+	if x != nil {
+		return x.LockConfirmed
+	}
+	return 0
+}
+
+func (x *Request) GetLocksBy() int64 {
+	if x != nil {
+		return x.LocksBy
+	}
+	return 0
+}
+
+func (x *Request) GetComments() []*RequestComment {
+	if x != nil {
+		return x.Comments
+	}
+	return nil
+}
+
+// RequestComment is what somebody said about a request.
+type RequestComment struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Number        int64                  `protobuf:"varint,1,opt,name=number,proto3" json:"number,omitempty"`                  // within the request, from 1
+	ReplyTo       int64                  `protobuf:"varint,2,opt,name=reply_to,json=replyTo,proto3" json:"reply_to,omitempty"` // number of the comment it answers, 0 if none
+	Person        string                 `protobuf:"bytes,3,opt,name=person,proto3" json:"person,omitempty"`
+	Side          string                 `protobuf:"bytes,4,opt,name=side,proto3" json:"side,omitempty"` // provider | customer
+	Question      bool                   `protobuf:"varint,5,opt,name=question,proto3" json:"question,omitempty"`
+	Open          bool                   `protobuf:"varint,6,opt,name=open,proto3" json:"open,omitempty"` // a question that nobody has answered
+	Text          string                 `protobuf:"bytes,7,opt,name=text,proto3" json:"text,omitempty"`
+	Time          int64                  `protobuf:"varint,8,opt,name=time,proto3" json:"time,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RequestComment) Reset() {
+	*x = RequestComment{}
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[81]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RequestComment) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RequestComment) ProtoMessage() {}
+
+func (x *RequestComment) ProtoReflect() protoreflect.Message {
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[81]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RequestComment.ProtoReflect.Descriptor instead.
+func (*RequestComment) Descriptor() ([]byte, []int) {
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{81}
+}
+
+func (x *RequestComment) GetNumber() int64 {
+	if x != nil {
+		return x.Number
+	}
+	return 0
+}
+
+func (x *RequestComment) GetReplyTo() int64 {
+	if x != nil {
+		return x.ReplyTo
+	}
+	return 0
+}
+
+func (x *RequestComment) GetPerson() string {
+	if x != nil {
+		return x.Person
+	}
+	return ""
+}
+
+func (x *RequestComment) GetSide() string {
+	if x != nil {
+		return x.Side
+	}
+	return ""
+}
+
+func (x *RequestComment) GetQuestion() bool {
+	if x != nil {
+		return x.Question
+	}
+	return false
+}
+
+func (x *RequestComment) GetOpen() bool {
+	if x != nil {
+		return x.Open
+	}
+	return false
+}
+
+func (x *RequestComment) GetText() string {
+	if x != nil {
+		return x.Text
+	}
+	return ""
+}
+
+func (x *RequestComment) GetTime() int64 {
+	if x != nil {
+		return x.Time
+	}
+	return 0
+}
+
 type Evaluation struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Factors       []*Factor              `protobuf:"bytes,1,rep,name=factors,proto3" json:"factors,omitempty"`
@@ -4998,7 +5247,7 @@ type Evaluation struct {
 
 func (x *Evaluation) Reset() {
 	*x = Evaluation{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[80]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5010,7 +5259,7 @@ func (x *Evaluation) String() string {
 func (*Evaluation) ProtoMessage() {}
 
 func (x *Evaluation) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[80]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5023,7 +5272,7 @@ func (x *Evaluation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Evaluation.ProtoReflect.Descriptor instead.
 func (*Evaluation) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{80}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{82}
 }
 
 func (x *Evaluation) GetFactors() []*Factor {
@@ -5052,7 +5301,7 @@ type Factor struct {
 
 func (x *Factor) Reset() {
 	*x = Factor{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[81]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5064,7 +5313,7 @@ func (x *Factor) String() string {
 func (*Factor) ProtoMessage() {}
 
 func (x *Factor) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[81]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5077,7 +5326,7 @@ func (x *Factor) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Factor.ProtoReflect.Descriptor instead.
 func (*Factor) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{81}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{83}
 }
 
 func (x *Factor) GetName() string {
@@ -5115,7 +5364,7 @@ type RequestDecision struct {
 
 func (x *RequestDecision) Reset() {
 	*x = RequestDecision{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[82]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[84]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5127,7 +5376,7 @@ func (x *RequestDecision) String() string {
 func (*RequestDecision) ProtoMessage() {}
 
 func (x *RequestDecision) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[82]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[84]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5140,7 +5389,7 @@ func (x *RequestDecision) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RequestDecision.ProtoReflect.Descriptor instead.
 func (*RequestDecision) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{82}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{84}
 }
 
 func (x *RequestDecision) GetRole() string {
@@ -5193,16 +5442,17 @@ type CreateRequestRequest struct {
 	ReasonCode      string                 `protobuf:"bytes,4,opt,name=reason_code,json=reasonCode,proto3" json:"reason_code,omitempty"`
 	Justification   string                 `protobuf:"bytes,5,opt,name=justification,proto3" json:"justification,omitempty"`
 	Access          string                 `protobuf:"bytes,6,opt,name=access,proto3" json:"access,omitempty"`                                           // read-only | read-write | delete
-	DurationSeconds int64                  `protobuf:"varint,7,opt,name=duration_seconds,json=durationSeconds,proto3" json:"duration_seconds,omitempty"` // 0: eight hours
+	DurationSeconds int64                  `protobuf:"varint,7,opt,name=duration_seconds,json=durationSeconds,proto3" json:"duration_seconds,omitempty"` // 0: what the tenant has set, eight hours by default
 	Disks           []string               `protobuf:"bytes,8,rep,name=disks,proto3" json:"disks,omitempty"`                                             // empty: all; "<n>/<disk>"
 	SshKey          string                 `protobuf:"bytes,9,opt,name=ssh_key,json=sshKey,proto3" json:"ssh_key,omitempty"`                             // fingerprint of the engineer's key; empty when they have one
+	Shares          []string               `protobuf:"bytes,10,rep,name=shares,proto3" json:"shares,omitempty"`                                          // empty: all of the disks
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
 
 func (x *CreateRequestRequest) Reset() {
 	*x = CreateRequestRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[83]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[85]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5214,7 +5464,7 @@ func (x *CreateRequestRequest) String() string {
 func (*CreateRequestRequest) ProtoMessage() {}
 
 func (x *CreateRequestRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[83]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[85]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5227,7 +5477,7 @@ func (x *CreateRequestRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateRequestRequest.ProtoReflect.Descriptor instead.
 func (*CreateRequestRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{83}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{85}
 }
 
 func (x *CreateRequestRequest) GetAction() string {
@@ -5293,6 +5543,13 @@ func (x *CreateRequestRequest) GetSshKey() string {
 	return ""
 }
 
+func (x *CreateRequestRequest) GetShares() []string {
+	if x != nil {
+		return x.Shares
+	}
+	return nil
+}
+
 type GetRequestRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"` // or the short number
@@ -5302,7 +5559,7 @@ type GetRequestRequest struct {
 
 func (x *GetRequestRequest) Reset() {
 	*x = GetRequestRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[84]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[86]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5314,7 +5571,7 @@ func (x *GetRequestRequest) String() string {
 func (*GetRequestRequest) ProtoMessage() {}
 
 func (x *GetRequestRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[84]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[86]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5327,7 +5584,7 @@ func (x *GetRequestRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetRequestRequest.ProtoReflect.Descriptor instead.
 func (*GetRequestRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{84}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{86}
 }
 
 func (x *GetRequestRequest) GetId() string {
@@ -5339,16 +5596,22 @@ func (x *GetRequestRequest) GetId() string {
 
 type ListRequestsRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Pending       bool                   `protobuf:"varint,1,opt,name=pending,proto3" json:"pending,omitempty"`
+	Pending       bool                   `protobuf:"varint,1,opt,name=pending,proto3" json:"pending,omitempty"` // only what waits for a decision of the caller's side
 	Tenant        string                 `protobuf:"bytes,2,opt,name=tenant,proto3" json:"tenant,omitempty"`
 	Order         string                 `protobuf:"bytes,3,opt,name=order,proto3" json:"order,omitempty"`
+	Serial        string                 `protobuf:"bytes,4,opt,name=serial,proto3" json:"serial,omitempty"`
+	Engineer      string                 `protobuf:"bytes,5,opt,name=engineer,proto3" json:"engineer,omitempty"`
+	Ticket        string                 `protobuf:"bytes,6,opt,name=ticket,proto3" json:"ticket,omitempty"`
+	State         string                 `protobuf:"bytes,7,opt,name=state,proto3" json:"state,omitempty"`    // as in Request.status
+	Before        int64                  `protobuf:"varint,8,opt,name=before,proto3" json:"before,omitempty"` // only lower numbers: next of the page before
+	Limit         int32                  `protobuf:"varint,9,opt,name=limit,proto3" json:"limit,omitempty"`   // 1 to 500; 0: 100
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ListRequestsRequest) Reset() {
 	*x = ListRequestsRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[85]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[87]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5360,7 +5623,7 @@ func (x *ListRequestsRequest) String() string {
 func (*ListRequestsRequest) ProtoMessage() {}
 
 func (x *ListRequestsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[85]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[87]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5373,7 +5636,7 @@ func (x *ListRequestsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRequestsRequest.ProtoReflect.Descriptor instead.
 func (*ListRequestsRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{85}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{87}
 }
 
 func (x *ListRequestsRequest) GetPending() bool {
@@ -5397,16 +5660,59 @@ func (x *ListRequestsRequest) GetOrder() string {
 	return ""
 }
 
+func (x *ListRequestsRequest) GetSerial() string {
+	if x != nil {
+		return x.Serial
+	}
+	return ""
+}
+
+func (x *ListRequestsRequest) GetEngineer() string {
+	if x != nil {
+		return x.Engineer
+	}
+	return ""
+}
+
+func (x *ListRequestsRequest) GetTicket() string {
+	if x != nil {
+		return x.Ticket
+	}
+	return ""
+}
+
+func (x *ListRequestsRequest) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *ListRequestsRequest) GetBefore() int64 {
+	if x != nil {
+		return x.Before
+	}
+	return 0
+}
+
+func (x *ListRequestsRequest) GetLimit() int32 {
+	if x != nil {
+		return x.Limit
+	}
+	return 0
+}
+
 type ListRequestsResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Requests      []*Request             `protobuf:"bytes,1,rep,name=requests,proto3" json:"requests,omitempty"`
+	Requests      []*Request             `protobuf:"bytes,1,rep,name=requests,proto3" json:"requests,omitempty"` // newest first; without statement, decisions, history and comments
+	Next          int64                  `protobuf:"varint,2,opt,name=next,proto3" json:"next,omitempty"`        // 0: no more
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ListRequestsResponse) Reset() {
 	*x = ListRequestsResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[86]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[88]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5418,7 +5724,7 @@ func (x *ListRequestsResponse) String() string {
 func (*ListRequestsResponse) ProtoMessage() {}
 
 func (x *ListRequestsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[86]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[88]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5431,7 +5737,7 @@ func (x *ListRequestsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRequestsResponse.ProtoReflect.Descriptor instead.
 func (*ListRequestsResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{86}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{88}
 }
 
 func (x *ListRequestsResponse) GetRequests() []*Request {
@@ -5439,6 +5745,13 @@ func (x *ListRequestsResponse) GetRequests() []*Request {
 		return x.Requests
 	}
 	return nil
+}
+
+func (x *ListRequestsResponse) GetNext() int64 {
+	if x != nil {
+		return x.Next
+	}
+	return 0
 }
 
 type DraftDecisionRequest struct {
@@ -5454,7 +5767,7 @@ type DraftDecisionRequest struct {
 
 func (x *DraftDecisionRequest) Reset() {
 	*x = DraftDecisionRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[87]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[89]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5466,7 +5779,7 @@ func (x *DraftDecisionRequest) String() string {
 func (*DraftDecisionRequest) ProtoMessage() {}
 
 func (x *DraftDecisionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[87]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[89]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5479,7 +5792,7 @@ func (x *DraftDecisionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DraftDecisionRequest.ProtoReflect.Descriptor instead.
 func (*DraftDecisionRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{87}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{89}
 }
 
 func (x *DraftDecisionRequest) GetId() string {
@@ -5527,7 +5840,7 @@ type DecideRequest struct {
 
 func (x *DecideRequest) Reset() {
 	*x = DecideRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[88]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[90]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5539,7 +5852,7 @@ func (x *DecideRequest) String() string {
 func (*DecideRequest) ProtoMessage() {}
 
 func (x *DecideRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[88]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[90]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5552,7 +5865,7 @@ func (x *DecideRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DecideRequest.ProtoReflect.Descriptor instead.
 func (*DecideRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{88}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{90}
 }
 
 func (x *DecideRequest) GetId() string {
@@ -5579,7 +5892,7 @@ type CancelRequestRequest struct {
 
 func (x *CancelRequestRequest) Reset() {
 	*x = CancelRequestRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[89]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[91]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5591,7 +5904,7 @@ func (x *CancelRequestRequest) String() string {
 func (*CancelRequestRequest) ProtoMessage() {}
 
 func (x *CancelRequestRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[89]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[91]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5604,7 +5917,7 @@ func (x *CancelRequestRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelRequestRequest.ProtoReflect.Descriptor instead.
 func (*CancelRequestRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{89}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{91}
 }
 
 func (x *CancelRequestRequest) GetId() string {
@@ -5630,7 +5943,7 @@ type ExecuteRequestRequest struct {
 
 func (x *ExecuteRequestRequest) Reset() {
 	*x = ExecuteRequestRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[90]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[92]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5642,7 +5955,7 @@ func (x *ExecuteRequestRequest) String() string {
 func (*ExecuteRequestRequest) ProtoMessage() {}
 
 func (x *ExecuteRequestRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[90]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[92]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5655,7 +5968,7 @@ func (x *ExecuteRequestRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecuteRequestRequest.ProtoReflect.Descriptor instead.
 func (*ExecuteRequestRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{90}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{92}
 }
 
 func (x *ExecuteRequestRequest) GetId() string {
@@ -5675,7 +5988,7 @@ type RevokeRequestRequest struct {
 
 func (x *RevokeRequestRequest) Reset() {
 	*x = RevokeRequestRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[91]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[93]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5687,7 +6000,7 @@ func (x *RevokeRequestRequest) String() string {
 func (*RevokeRequestRequest) ProtoMessage() {}
 
 func (x *RevokeRequestRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[91]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[93]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5700,7 +6013,7 @@ func (x *RevokeRequestRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeRequestRequest.ProtoReflect.Descriptor instead.
 func (*RevokeRequestRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{91}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{93}
 }
 
 func (x *RevokeRequestRequest) GetId() string {
@@ -5721,13 +6034,14 @@ type RevokeRequestResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Request       *Request               `protobuf:"bytes,1,opt,name=request,proto3" json:"request,omitempty"`
 	Relocked      []*RelockResult        `protobuf:"bytes,2,rep,name=relocked,proto3" json:"relocked,omitempty"`
+	Sessions      []*Session             `protobuf:"bytes,3,rep,name=sessions,proto3" json:"sessions,omitempty"` // that were closed with it
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *RevokeRequestResponse) Reset() {
 	*x = RevokeRequestResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[92]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[94]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5739,7 +6053,7 @@ func (x *RevokeRequestResponse) String() string {
 func (*RevokeRequestResponse) ProtoMessage() {}
 
 func (x *RevokeRequestResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[92]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[94]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5752,7 +6066,7 @@ func (x *RevokeRequestResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeRequestResponse.ProtoReflect.Descriptor instead.
 func (*RevokeRequestResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{92}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{94}
 }
 
 func (x *RevokeRequestResponse) GetRequest() *Request {
@@ -5769,6 +6083,193 @@ func (x *RevokeRequestResponse) GetRelocked() []*RelockResult {
 	return nil
 }
 
+func (x *RevokeRequestResponse) GetSessions() []*Session {
+	if x != nil {
+		return x.Sessions
+	}
+	return nil
+}
+
+type CommentRequestRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Text          string                 `protobuf:"bytes,2,opt,name=text,proto3" json:"text,omitempty"`                       // 1 to 4096 bytes
+	ReplyTo       int64                  `protobuf:"varint,3,opt,name=reply_to,json=replyTo,proto3" json:"reply_to,omitempty"` // number of a comment, 0: none
+	Question      bool                   `protobuf:"varint,4,opt,name=question,proto3" json:"question,omitempty"`              // it waits for an answer
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CommentRequestRequest) Reset() {
+	*x = CommentRequestRequest{}
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[95]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CommentRequestRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CommentRequestRequest) ProtoMessage() {}
+
+func (x *CommentRequestRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[95]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CommentRequestRequest.ProtoReflect.Descriptor instead.
+func (*CommentRequestRequest) Descriptor() ([]byte, []int) {
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{95}
+}
+
+func (x *CommentRequestRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *CommentRequestRequest) GetText() string {
+	if x != nil {
+		return x.Text
+	}
+	return ""
+}
+
+func (x *CommentRequestRequest) GetReplyTo() int64 {
+	if x != nil {
+		return x.ReplyTo
+	}
+	return 0
+}
+
+func (x *CommentRequestRequest) GetQuestion() bool {
+	if x != nil {
+		return x.Question
+	}
+	return false
+}
+
+type ExtendRequestRequest struct {
+	state           protoimpl.MessageState `protogen:"open.v1"`
+	Id              string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`                                                   // of an approved request of the caller's
+	DurationSeconds int64                  `protobuf:"varint,2,opt,name=duration_seconds,json=durationSeconds,proto3" json:"duration_seconds,omitempty"` // 0: as the first one
+	Justification   string                 `protobuf:"bytes,3,opt,name=justification,proto3" json:"justification,omitempty"`                             // empty: that of the first one
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
+}
+
+func (x *ExtendRequestRequest) Reset() {
+	*x = ExtendRequestRequest{}
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[96]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExtendRequestRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExtendRequestRequest) ProtoMessage() {}
+
+func (x *ExtendRequestRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[96]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExtendRequestRequest.ProtoReflect.Descriptor instead.
+func (*ExtendRequestRequest) Descriptor() ([]byte, []int) {
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{96}
+}
+
+func (x *ExtendRequestRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *ExtendRequestRequest) GetDurationSeconds() int64 {
+	if x != nil {
+		return x.DurationSeconds
+	}
+	return 0
+}
+
+func (x *ExtendRequestRequest) GetJustification() string {
+	if x != nil {
+		return x.Justification
+	}
+	return ""
+}
+
+type RaiseRequestAgainRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`                       // of a request of the caller's that expired, was voided, withdrawn or completed
+	Justification string                 `protobuf:"bytes,2,opt,name=justification,proto3" json:"justification,omitempty"` // empty: that of the first one
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RaiseRequestAgainRequest) Reset() {
+	*x = RaiseRequestAgainRequest{}
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[97]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RaiseRequestAgainRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RaiseRequestAgainRequest) ProtoMessage() {}
+
+func (x *RaiseRequestAgainRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[97]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RaiseRequestAgainRequest.ProtoReflect.Descriptor instead.
+func (*RaiseRequestAgainRequest) Descriptor() ([]byte, []int) {
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{97}
+}
+
+func (x *RaiseRequestAgainRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *RaiseRequestAgainRequest) GetJustification() string {
+	if x != nil {
+		return x.Justification
+	}
+	return ""
+}
+
 type ListKeysRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Order         string                 `protobuf:"bytes,1,opt,name=order,proto3" json:"order,omitempty"`
@@ -5778,7 +6279,7 @@ type ListKeysRequest struct {
 
 func (x *ListKeysRequest) Reset() {
 	*x = ListKeysRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[93]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[98]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5790,7 +6291,7 @@ func (x *ListKeysRequest) String() string {
 func (*ListKeysRequest) ProtoMessage() {}
 
 func (x *ListKeysRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[93]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[98]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5803,7 +6304,7 @@ func (x *ListKeysRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListKeysRequest.ProtoReflect.Descriptor instead.
 func (*ListKeysRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{93}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{98}
 }
 
 func (x *ListKeysRequest) GetOrder() string {
@@ -5822,7 +6323,7 @@ type ListKeysResponse struct {
 
 func (x *ListKeysResponse) Reset() {
 	*x = ListKeysResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[94]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[99]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5834,7 +6335,7 @@ func (x *ListKeysResponse) String() string {
 func (*ListKeysResponse) ProtoMessage() {}
 
 func (x *ListKeysResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[94]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[99]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5847,7 +6348,7 @@ func (x *ListKeysResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListKeysResponse.ProtoReflect.Descriptor instead.
 func (*ListKeysResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{94}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{99}
 }
 
 func (x *ListKeysResponse) GetKeys() []*KeyInfo {
@@ -5864,7 +6365,7 @@ type KeyInfo struct {
 	Node          int32                  `protobuf:"varint,2,opt,name=node,proto3" json:"node,omitempty"`
 	Disk          string                 `protobuf:"bytes,3,opt,name=disk,proto3" json:"disk,omitempty"`
 	VolumeGuid    string                 `protobuf:"bytes,4,opt,name=volume_guid,json=volumeGuid,proto3" json:"volume_guid,omitempty"`
-	WrappedBy     string                 `protobuf:"bytes,5,opt,name=wrapped_by,json=wrappedBy,proto3" json:"wrapped_by,omitempty"` // id of the key that wraps its order's, e.g. "service-key"
+	WrappedBy     string                 `protobuf:"bytes,5,opt,name=wrapped_by,json=wrappedBy,proto3" json:"wrapped_by,omitempty"` // e.g. "service-key"
 	Created       int64                  `protobuf:"varint,6,opt,name=created,proto3" json:"created,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -5872,7 +6373,7 @@ type KeyInfo struct {
 
 func (x *KeyInfo) Reset() {
 	*x = KeyInfo{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[95]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[100]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5884,7 +6385,7 @@ func (x *KeyInfo) String() string {
 func (*KeyInfo) ProtoMessage() {}
 
 func (x *KeyInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[95]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[100]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5897,7 +6398,7 @@ func (x *KeyInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeyInfo.ProtoReflect.Descriptor instead.
 func (*KeyInfo) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{95}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{100}
 }
 
 func (x *KeyInfo) GetSerial() string {
@@ -5954,7 +6455,7 @@ type ExportRecoveryPasswordRequest struct {
 
 func (x *ExportRecoveryPasswordRequest) Reset() {
 	*x = ExportRecoveryPasswordRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[96]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[101]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5966,7 +6467,7 @@ func (x *ExportRecoveryPasswordRequest) String() string {
 func (*ExportRecoveryPasswordRequest) ProtoMessage() {}
 
 func (x *ExportRecoveryPasswordRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[96]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[101]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5979,7 +6480,7 @@ func (x *ExportRecoveryPasswordRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportRecoveryPasswordRequest.ProtoReflect.Descriptor instead.
 func (*ExportRecoveryPasswordRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{96}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{101}
 }
 
 func (x *ExportRecoveryPasswordRequest) GetSerial() string {
@@ -6019,7 +6520,7 @@ type ExportRecoveryPasswordResponse struct {
 
 func (x *ExportRecoveryPasswordResponse) Reset() {
 	*x = ExportRecoveryPasswordResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[97]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[102]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6031,7 +6532,7 @@ func (x *ExportRecoveryPasswordResponse) String() string {
 func (*ExportRecoveryPasswordResponse) ProtoMessage() {}
 
 func (x *ExportRecoveryPasswordResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[97]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[102]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6044,7 +6545,7 @@ func (x *ExportRecoveryPasswordResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportRecoveryPasswordResponse.ProtoReflect.Descriptor instead.
 func (*ExportRecoveryPasswordResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{97}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{102}
 }
 
 func (x *ExportRecoveryPasswordResponse) GetRecoveryPassword() string {
@@ -6052,482 +6553,6 @@ func (x *ExportRecoveryPasswordResponse) GetRecoveryPassword() string {
 		return x.RecoveryPassword
 	}
 	return ""
-}
-
-type GetKeyStatusRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *GetKeyStatusRequest) Reset() {
-	*x = GetKeyStatusRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[98]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *GetKeyStatusRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*GetKeyStatusRequest) ProtoMessage() {}
-
-func (x *GetKeyStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[98]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use GetKeyStatusRequest.ProtoReflect.Descriptor instead.
-func (*GetKeyStatusRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{98}
-}
-
-type RotateKeyRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *RotateKeyRequest) Reset() {
-	*x = RotateKeyRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[99]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *RotateKeyRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*RotateKeyRequest) ProtoMessage() {}
-
-func (x *RotateKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[99]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use RotateKeyRequest.ProtoReflect.Descriptor instead.
-func (*RotateKeyRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{99}
-}
-
-type KeyStatus struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Current       string                 `protobuf:"bytes,1,opt,name=current,proto3" json:"current,omitempty"` // id of the key that wraps now; empty if the key service does not answer
-	Problem       string                 `protobuf:"bytes,2,opt,name=problem,proto3" json:"problem,omitempty"` // why it does not
-	Keys          []*WrappingKey         `protobuf:"bytes,3,rep,name=keys,proto3" json:"keys,omitempty"`
-	Rotation      *KeyRotation           `protobuf:"bytes,4,opt,name=rotation,proto3" json:"rotation,omitempty"` // the newest; unset if there was none
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *KeyStatus) Reset() {
-	*x = KeyStatus{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[100]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *KeyStatus) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*KeyStatus) ProtoMessage() {}
-
-func (x *KeyStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[100]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use KeyStatus.ProtoReflect.Descriptor instead.
-func (*KeyStatus) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{100}
-}
-
-func (x *KeyStatus) GetCurrent() string {
-	if x != nil {
-		return x.Current
-	}
-	return ""
-}
-
-func (x *KeyStatus) GetProblem() string {
-	if x != nil {
-		return x.Problem
-	}
-	return ""
-}
-
-func (x *KeyStatus) GetKeys() []*WrappingKey {
-	if x != nil {
-		return x.Keys
-	}
-	return nil
-}
-
-func (x *KeyStatus) GetRotation() *KeyRotation {
-	if x != nil {
-		return x.Rotation
-	}
-	return nil
-}
-
-// WrappingKey is a key that wraps keys of orders.
-type WrappingKey struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	KekType       string                 `protobuf:"bytes,2,opt,name=kek_type,json=kekType,proto3" json:"kek_type,omitempty"` // MicrosoftManaged or CustomerManaged
-	Orders        int64                  `protobuf:"varint,3,opt,name=orders,proto3" json:"orders,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *WrappingKey) Reset() {
-	*x = WrappingKey{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[101]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *WrappingKey) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*WrappingKey) ProtoMessage() {}
-
-func (x *WrappingKey) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[101]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use WrappingKey.ProtoReflect.Descriptor instead.
-func (*WrappingKey) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{101}
-}
-
-func (x *WrappingKey) GetId() string {
-	if x != nil {
-		return x.Id
-	}
-	return ""
-}
-
-func (x *WrappingKey) GetKekType() string {
-	if x != nil {
-		return x.KekType
-	}
-	return ""
-}
-
-func (x *WrappingKey) GetOrders() int64 {
-	if x != nil {
-		return x.Orders
-	}
-	return 0
-}
-
-type KeyRotation struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Target        string                 `protobuf:"bytes,1,opt,name=target,proto3" json:"target,omitempty"` // id of the key that wraps from then on
-	Person        string                 `protobuf:"bytes,2,opt,name=person,proto3" json:"person,omitempty"`
-	Orders        int64                  `protobuf:"varint,3,opt,name=orders,proto3" json:"orders,omitempty"` // to wrap again
-	Done          int64                  `protobuf:"varint,4,opt,name=done,proto3" json:"done,omitempty"`
-	Problem       string                 `protobuf:"bytes,5,opt,name=problem,proto3" json:"problem,omitempty"` // what it waits for
-	Started       int64                  `protobuf:"varint,6,opt,name=started,proto3" json:"started,omitempty"`
-	Finished      int64                  `protobuf:"varint,7,opt,name=finished,proto3" json:"finished,omitempty"` // 0: under way
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *KeyRotation) Reset() {
-	*x = KeyRotation{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[102]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *KeyRotation) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*KeyRotation) ProtoMessage() {}
-
-func (x *KeyRotation) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[102]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use KeyRotation.ProtoReflect.Descriptor instead.
-func (*KeyRotation) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{102}
-}
-
-func (x *KeyRotation) GetTarget() string {
-	if x != nil {
-		return x.Target
-	}
-	return ""
-}
-
-func (x *KeyRotation) GetPerson() string {
-	if x != nil {
-		return x.Person
-	}
-	return ""
-}
-
-func (x *KeyRotation) GetOrders() int64 {
-	if x != nil {
-		return x.Orders
-	}
-	return 0
-}
-
-func (x *KeyRotation) GetDone() int64 {
-	if x != nil {
-		return x.Done
-	}
-	return 0
-}
-
-func (x *KeyRotation) GetProblem() string {
-	if x != nil {
-		return x.Problem
-	}
-	return ""
-}
-
-func (x *KeyRotation) GetStarted() int64 {
-	if x != nil {
-		return x.Started
-	}
-	return 0
-}
-
-func (x *KeyRotation) GetFinished() int64 {
-	if x != nil {
-		return x.Finished
-	}
-	return 0
-}
-
-type GetOrderKeyRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Order         string                 `protobuf:"bytes,1,opt,name=order,proto3" json:"order,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *GetOrderKeyRequest) Reset() {
-	*x = GetOrderKeyRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[103]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *GetOrderKeyRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*GetOrderKeyRequest) ProtoMessage() {}
-
-func (x *GetOrderKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[103]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use GetOrderKeyRequest.ProtoReflect.Descriptor instead.
-func (*GetOrderKeyRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{103}
-}
-
-func (x *GetOrderKeyRequest) GetOrder() string {
-	if x != nil {
-		return x.Order
-	}
-	return ""
-}
-
-type SetOrderKeyRequest struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	Order string                 `protobuf:"bytes,1,opt,name=order,proto3" json:"order,omitempty"`
-	// https://<vault>/keys/<name>[/<version>]; the newest version by default.
-	VaultKey string `protobuf:"bytes,2,opt,name=vault_key,json=vaultKey,proto3" json:"vault_key,omitempty"`
-	// Instead: back to the service's key. Refused unless the service allows it.
-	ServiceManaged bool `protobuf:"varint,3,opt,name=service_managed,json=serviceManaged,proto3" json:"service_managed,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
-}
-
-func (x *SetOrderKeyRequest) Reset() {
-	*x = SetOrderKeyRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[104]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *SetOrderKeyRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*SetOrderKeyRequest) ProtoMessage() {}
-
-func (x *SetOrderKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[104]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use SetOrderKeyRequest.ProtoReflect.Descriptor instead.
-func (*SetOrderKeyRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{104}
-}
-
-func (x *SetOrderKeyRequest) GetOrder() string {
-	if x != nil {
-		return x.Order
-	}
-	return ""
-}
-
-func (x *SetOrderKeyRequest) GetVaultKey() string {
-	if x != nil {
-		return x.VaultKey
-	}
-	return ""
-}
-
-func (x *SetOrderKeyRequest) GetServiceManaged() bool {
-	if x != nil {
-		return x.ServiceManaged
-	}
-	return false
-}
-
-// OrderKey is the key that wraps the keys of an order's disks.
-type OrderKey struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Order         string                 `protobuf:"bytes,1,opt,name=order,proto3" json:"order,omitempty"`
-	KekType       string                 `protobuf:"bytes,2,opt,name=kek_type,json=kekType,proto3" json:"kek_type,omitempty"` // MicrosoftManaged or CustomerManaged
-	Key           string                 `protobuf:"bytes,3,opt,name=key,proto3" json:"key,omitempty"`                        // its id; empty before the order has any key
-	Since         int64                  `protobuf:"varint,4,opt,name=since,proto3" json:"since,omitempty"`
-	OldDestroyed  bool                   `protobuf:"varint,5,opt,name=old_destroyed,json=oldDestroyed,proto3" json:"old_destroyed,omitempty"` // nothing that a key before it wrapped is in the store any more
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *OrderKey) Reset() {
-	*x = OrderKey{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[105]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *OrderKey) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*OrderKey) ProtoMessage() {}
-
-func (x *OrderKey) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[105]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use OrderKey.ProtoReflect.Descriptor instead.
-func (*OrderKey) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{105}
-}
-
-func (x *OrderKey) GetOrder() string {
-	if x != nil {
-		return x.Order
-	}
-	return ""
-}
-
-func (x *OrderKey) GetKekType() string {
-	if x != nil {
-		return x.KekType
-	}
-	return ""
-}
-
-func (x *OrderKey) GetKey() string {
-	if x != nil {
-		return x.Key
-	}
-	return ""
-}
-
-func (x *OrderKey) GetSince() int64 {
-	if x != nil {
-		return x.Since
-	}
-	return 0
-}
-
-func (x *OrderKey) GetOldDestroyed() bool {
-	if x != nil {
-		return x.OldDestroyed
-	}
-	return false
 }
 
 type ListRecordsRequest struct {
@@ -6544,7 +6569,7 @@ type ListRecordsRequest struct {
 
 func (x *ListRecordsRequest) Reset() {
 	*x = ListRecordsRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[106]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[103]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6556,7 +6581,7 @@ func (x *ListRecordsRequest) String() string {
 func (*ListRecordsRequest) ProtoMessage() {}
 
 func (x *ListRecordsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[106]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[103]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6569,7 +6594,7 @@ func (x *ListRecordsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRecordsRequest.ProtoReflect.Descriptor instead.
 func (*ListRecordsRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{106}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{103}
 }
 
 func (x *ListRecordsRequest) GetOperation() string {
@@ -6624,7 +6649,7 @@ type AuditRecord struct {
 
 func (x *AuditRecord) Reset() {
 	*x = AuditRecord{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[107]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[104]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6636,7 +6661,7 @@ func (x *AuditRecord) String() string {
 func (*AuditRecord) ProtoMessage() {}
 
 func (x *AuditRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[107]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[104]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6649,7 +6674,7 @@ func (x *AuditRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuditRecord.ProtoReflect.Descriptor instead.
 func (*AuditRecord) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{107}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{104}
 }
 
 func (x *AuditRecord) GetIndex() int64 {
@@ -6676,7 +6701,7 @@ type ListRecordsResponse struct {
 
 func (x *ListRecordsResponse) Reset() {
 	*x = ListRecordsResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[108]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[105]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6688,7 +6713,7 @@ func (x *ListRecordsResponse) String() string {
 func (*ListRecordsResponse) ProtoMessage() {}
 
 func (x *ListRecordsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[108]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[105]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6701,7 +6726,7 @@ func (x *ListRecordsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRecordsResponse.ProtoReflect.Descriptor instead.
 func (*ListRecordsResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{108}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{105}
 }
 
 func (x *ListRecordsResponse) GetRecords() []*AuditRecord {
@@ -6726,7 +6751,7 @@ type ExportLogRequest struct {
 
 func (x *ExportLogRequest) Reset() {
 	*x = ExportLogRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[109]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[106]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6738,7 +6763,7 @@ func (x *ExportLogRequest) String() string {
 func (*ExportLogRequest) ProtoMessage() {}
 
 func (x *ExportLogRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[109]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[106]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6751,7 +6776,7 @@ func (x *ExportLogRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportLogRequest.ProtoReflect.Descriptor instead.
 func (*ExportLogRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{109}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{106}
 }
 
 type ExportLogResponse struct {
@@ -6763,7 +6788,7 @@ type ExportLogResponse struct {
 
 func (x *ExportLogResponse) Reset() {
 	*x = ExportLogResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[110]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[107]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6775,7 +6800,7 @@ func (x *ExportLogResponse) String() string {
 func (*ExportLogResponse) ProtoMessage() {}
 
 func (x *ExportLogResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[110]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[107]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6788,7 +6813,7 @@ func (x *ExportLogResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportLogResponse.ProtoReflect.Descriptor instead.
 func (*ExportLogResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{110}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{107}
 }
 
 func (x *ExportLogResponse) GetData() []byte {
@@ -6807,7 +6832,7 @@ type GetCheckpointRequest struct {
 
 func (x *GetCheckpointRequest) Reset() {
 	*x = GetCheckpointRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[111]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[108]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6819,7 +6844,7 @@ func (x *GetCheckpointRequest) String() string {
 func (*GetCheckpointRequest) ProtoMessage() {}
 
 func (x *GetCheckpointRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[111]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[108]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6832,7 +6857,7 @@ func (x *GetCheckpointRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetCheckpointRequest.ProtoReflect.Descriptor instead.
 func (*GetCheckpointRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{111}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{108}
 }
 
 func (x *GetCheckpointRequest) GetConsistentWith() int64 {
@@ -6853,7 +6878,7 @@ type GetCheckpointResponse struct {
 
 func (x *GetCheckpointResponse) Reset() {
 	*x = GetCheckpointResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[112]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[109]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6865,7 +6890,7 @@ func (x *GetCheckpointResponse) String() string {
 func (*GetCheckpointResponse) ProtoMessage() {}
 
 func (x *GetCheckpointResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[112]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[109]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6878,7 +6903,7 @@ func (x *GetCheckpointResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetCheckpointResponse.ProtoReflect.Descriptor instead.
 func (*GetCheckpointResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{112}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{109}
 }
 
 func (x *GetCheckpointResponse) GetCheckpoint() []byte {
@@ -6954,13 +6979,15 @@ const file_lockbox_v1_lockbox_proto_rawDesc = "" +
 	"\x04name\x18\x01 \x01(\tR\x04name\";\n" +
 	"\x18CreateLoginTokenResponse\x12\x1f\n" +
 	"\vlogin_token\x18\x01 \x01(\tR\n" +
-	"loginToken\"\xbe\x01\n" +
+	"loginToken\"\x9b\x02\n" +
 	"\x06Tenant\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12'\n" +
 	"\x0flockbox_enabled\x18\x03 \x01(\bR\x0elockboxEnabled\x12>\n" +
 	"\rsubscriptions\x18\x04 \x03(\v2\x18.lockbox.v1.SubscriptionR\rsubscriptions\x12'\n" +
-	"\x0fwithout_lockbox\x18\x05 \x01(\tR\x0ewithoutLockbox\"q\n" +
+	"\x0fwithout_lockbox\x18\x05 \x01(\tR\x0ewithoutLockbox\x124\n" +
+	"\x16request_expiry_seconds\x18\x06 \x01(\x03R\x14requestExpirySeconds\x12%\n" +
+	"\x0eaccess_seconds\x18\a \x01(\x03R\raccessSeconds\"q\n" +
 	"\fSubscription\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
 	"\x06tenant\x18\x02 \x01(\tR\x06tenant\x12!\n" +
@@ -6982,7 +7009,11 @@ const file_lockbox_v1_lockbox_proto_rawDesc = "" +
 	"\x14EnableLockboxRequest\x12\x16\n" +
 	"\x06tenant\x18\x01 \x01(\tR\x06tenant\"/\n" +
 	"\x15DisableLockboxRequest\x12\x16\n" +
-	"\x06tenant\x18\x01 \x01(\tR\x06tenant\"\xf4\x04\n" +
+	"\x06tenant\x18\x01 \x01(\tR\x06tenant\"\x87\x01\n" +
+	"\x10SetTenantRequest\x12\x16\n" +
+	"\x06tenant\x18\x01 \x01(\tR\x06tenant\x124\n" +
+	"\x16request_expiry_seconds\x18\x02 \x01(\x03R\x14requestExpirySeconds\x12%\n" +
+	"\x0eaccess_seconds\x18\x03 \x01(\x03R\raccessSeconds\"\xf4\x04\n" +
 	"\x05Order\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\"\n" +
 	"\fsubscription\x18\x02 \x01(\tR\fsubscription\x12\x16\n" +
@@ -7216,13 +7247,14 @@ const file_lockbox_v1_lockbox_proto_rawDesc = "" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\"}\n" +
 	"\x16DisableSessionResponse\x12-\n" +
 	"\asession\x18\x01 \x01(\v2\x13.lockbox.v1.SessionR\asession\x124\n" +
-	"\brelocked\x18\x02 \x03(\v2\x18.lockbox.v1.RelockResultR\brelocked\"\x8a\x01\n" +
+	"\brelocked\x18\x02 \x03(\v2\x18.lockbox.v1.RelockResultR\brelocked\"\xad\x01\n" +
 	"\fRelockResult\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x1c\n" +
 	"\tconfirmed\x18\x02 \x01(\bR\tconfirmed\x12\x14\n" +
 	"\x05state\x18\x03 \x01(\tR\x05state\x12\x17\n" +
 	"\atook_ms\x18\x04 \x01(\x03R\x06tookMs\x12\x19\n" +
-	"\blocks_by\x18\x05 \x01(\x03R\alocksBy\"R\n" +
+	"\blocks_by\x18\x05 \x01(\x03R\alocksBy\x12!\n" +
+	"\fconfirmed_at\x18\x06 \x01(\x03R\vconfirmedAt\"R\n" +
 	"\x17IssueCertificateRequest\x12\x18\n" +
 	"\asession\x18\x01 \x01(\tR\asession\x12\x1d\n" +
 	"\n" +
@@ -7232,7 +7264,7 @@ const file_lockbox_v1_lockbox_proto_rawDesc = "" +
 	"\vknown_hosts\x18\x02 \x01(\tR\n" +
 	"knownHosts\x12\x1c\n" +
 	"\tprincipal\x18\x03 \x01(\tR\tprincipal\x12\x18\n" +
-	"\aexpires\x18\x04 \x01(\x03R\aexpires\"\xd8\a\n" +
+	"\aexpires\x18\x04 \x01(\x03R\aexpires\"\xe2\t\n" +
 	"\aRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
 	"\x06number\x18\x02 \x01(\x03R\x06number\x12\x16\n" +
@@ -7269,7 +7301,24 @@ const file_lockbox_v1_lockbox_proto_rawDesc = "" +
 	"\ahistory\x18\x1b \x03(\v2\x17.lockbox.v1.HistoryLineR\ahistory\x12.\n" +
 	"\x13trust_policy_digest\x18\x1c \x01(\tR\x11trustPolicyDigest\x12\x1a\n" +
 	"\bnotified\x18\x1d \x03(\tR\bnotified\x12\x1a\n" +
-	"\bexecuted\x18\x1e \x01(\bR\bexecuted\"R\n" +
+	"\bexecuted\x18\x1e \x01(\bR\bexecuted\x12\x16\n" +
+	"\x06shares\x18\x1f \x03(\tR\x06shares\x12\x18\n" +
+	"\aextends\x18  \x01(\tR\aextends\x12!\n" +
+	"\fraised_again\x18! \x01(\tR\vraisedAgain\x12!\n" +
+	"\fclose_reason\x18\" \x01(\tR\vcloseReason\x12\x16\n" +
+	"\x06closed\x18# \x01(\x03R\x06closed\x12%\n" +
+	"\x0elock_confirmed\x18$ \x01(\x03R\rlockConfirmed\x12\x19\n" +
+	"\blocks_by\x18% \x01(\x03R\alocksBy\x126\n" +
+	"\bcomments\x18& \x03(\v2\x1a.lockbox.v1.RequestCommentR\bcomments\"\xc7\x01\n" +
+	"\x0eRequestComment\x12\x16\n" +
+	"\x06number\x18\x01 \x01(\x03R\x06number\x12\x19\n" +
+	"\breply_to\x18\x02 \x01(\x03R\areplyTo\x12\x16\n" +
+	"\x06person\x18\x03 \x01(\tR\x06person\x12\x12\n" +
+	"\x04side\x18\x04 \x01(\tR\x04side\x12\x1a\n" +
+	"\bquestion\x18\x05 \x01(\bR\bquestion\x12\x12\n" +
+	"\x04open\x18\x06 \x01(\bR\x04open\x12\x12\n" +
+	"\x04text\x18\a \x01(\tR\x04text\x12\x12\n" +
+	"\x04time\x18\b \x01(\x03R\x04time\"R\n" +
 	"\n" +
 	"Evaluation\x12,\n" +
 	"\afactors\x18\x01 \x03(\v2\x12.lockbox.v1.FactorR\afactors\x12\x16\n" +
@@ -7284,7 +7333,7 @@ const file_lockbox_v1_lockbox_proto_rawDesc = "" +
 	"\averdict\x18\x03 \x01(\tR\averdict\x12\x12\n" +
 	"\x04time\x18\x04 \x01(\x03R\x04time\x12\x16\n" +
 	"\x06reason\x18\x05 \x01(\tR\x06reason\x12\x1a\n" +
-	"\benvelope\x18\x06 \x01(\fR\benvelope\"\x97\x02\n" +
+	"\benvelope\x18\x06 \x01(\fR\benvelope\"\xaf\x02\n" +
 	"\x14CreateRequestRequest\x12\x16\n" +
 	"\x06action\x18\x01 \x01(\tR\x06action\x12\x16\n" +
 	"\x06serial\x18\x02 \x01(\tR\x06serial\x12\x16\n" +
@@ -7295,15 +7344,24 @@ const file_lockbox_v1_lockbox_proto_rawDesc = "" +
 	"\x06access\x18\x06 \x01(\tR\x06access\x12)\n" +
 	"\x10duration_seconds\x18\a \x01(\x03R\x0fdurationSeconds\x12\x14\n" +
 	"\x05disks\x18\b \x03(\tR\x05disks\x12\x17\n" +
-	"\assh_key\x18\t \x01(\tR\x06sshKey\"#\n" +
+	"\assh_key\x18\t \x01(\tR\x06sshKey\x12\x16\n" +
+	"\x06shares\x18\n" +
+	" \x03(\tR\x06shares\"#\n" +
 	"\x11GetRequestRequest\x12\x0e\n" +
-	"\x02id\x18\x01 \x01(\tR\x02id\"]\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\"\xed\x01\n" +
 	"\x13ListRequestsRequest\x12\x18\n" +
 	"\apending\x18\x01 \x01(\bR\apending\x12\x16\n" +
 	"\x06tenant\x18\x02 \x01(\tR\x06tenant\x12\x14\n" +
-	"\x05order\x18\x03 \x01(\tR\x05order\"G\n" +
+	"\x05order\x18\x03 \x01(\tR\x05order\x12\x16\n" +
+	"\x06serial\x18\x04 \x01(\tR\x06serial\x12\x1a\n" +
+	"\bengineer\x18\x05 \x01(\tR\bengineer\x12\x16\n" +
+	"\x06ticket\x18\x06 \x01(\tR\x06ticket\x12\x14\n" +
+	"\x05state\x18\a \x01(\tR\x05state\x12\x16\n" +
+	"\x06before\x18\b \x01(\x03R\x06before\x12\x14\n" +
+	"\x05limit\x18\t \x01(\x05R\x05limit\"[\n" +
 	"\x14ListRequestsResponse\x12/\n" +
-	"\brequests\x18\x01 \x03(\v2\x13.lockbox.v1.RequestR\brequests\"\xb3\x01\n" +
+	"\brequests\x18\x01 \x03(\v2\x13.lockbox.v1.RequestR\brequests\x12\x12\n" +
+	"\x04next\x18\x02 \x01(\x03R\x04next\"\xb3\x01\n" +
 	"\x14DraftDecisionRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x18\n" +
 	"\averdict\x18\x02 \x01(\tR\averdict\x120\n" +
@@ -7320,10 +7378,23 @@ const file_lockbox_v1_lockbox_proto_rawDesc = "" +
 	"\x02id\x18\x01 \x01(\tR\x02id\">\n" +
 	"\x14RevokeRequestRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
-	"\x06reason\x18\x02 \x01(\tR\x06reason\"|\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\"\xad\x01\n" +
 	"\x15RevokeRequestResponse\x12-\n" +
 	"\arequest\x18\x01 \x01(\v2\x13.lockbox.v1.RequestR\arequest\x124\n" +
-	"\brelocked\x18\x02 \x03(\v2\x18.lockbox.v1.RelockResultR\brelocked\"'\n" +
+	"\brelocked\x18\x02 \x03(\v2\x18.lockbox.v1.RelockResultR\brelocked\x12/\n" +
+	"\bsessions\x18\x03 \x03(\v2\x13.lockbox.v1.SessionR\bsessions\"r\n" +
+	"\x15CommentRequestRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
+	"\x04text\x18\x02 \x01(\tR\x04text\x12\x19\n" +
+	"\breply_to\x18\x03 \x01(\x03R\areplyTo\x12\x1a\n" +
+	"\bquestion\x18\x04 \x01(\bR\bquestion\"w\n" +
+	"\x14ExtendRequestRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12)\n" +
+	"\x10duration_seconds\x18\x02 \x01(\x03R\x0fdurationSeconds\x12$\n" +
+	"\rjustification\x18\x03 \x01(\tR\rjustification\"P\n" +
+	"\x18RaiseRequestAgainRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12$\n" +
+	"\rjustification\x18\x02 \x01(\tR\rjustification\"'\n" +
 	"\x0fListKeysRequest\x12\x14\n" +
 	"\x05order\x18\x01 \x01(\tR\x05order\";\n" +
 	"\x10ListKeysResponse\x12'\n" +
@@ -7343,38 +7414,7 @@ const file_lockbox_v1_lockbox_proto_rawDesc = "" +
 	"\x04disk\x18\x03 \x01(\tR\x04disk\x12\x16\n" +
 	"\x06reason\x18\x04 \x01(\tR\x06reason\"M\n" +
 	"\x1eExportRecoveryPasswordResponse\x12+\n" +
-	"\x11recovery_password\x18\x01 \x01(\tR\x10recoveryPassword\"\x15\n" +
-	"\x13GetKeyStatusRequest\"\x12\n" +
-	"\x10RotateKeyRequest\"\xa1\x01\n" +
-	"\tKeyStatus\x12\x18\n" +
-	"\acurrent\x18\x01 \x01(\tR\acurrent\x12\x18\n" +
-	"\aproblem\x18\x02 \x01(\tR\aproblem\x12+\n" +
-	"\x04keys\x18\x03 \x03(\v2\x17.lockbox.v1.WrappingKeyR\x04keys\x123\n" +
-	"\brotation\x18\x04 \x01(\v2\x17.lockbox.v1.KeyRotationR\brotation\"P\n" +
-	"\vWrappingKey\x12\x0e\n" +
-	"\x02id\x18\x01 \x01(\tR\x02id\x12\x19\n" +
-	"\bkek_type\x18\x02 \x01(\tR\akekType\x12\x16\n" +
-	"\x06orders\x18\x03 \x01(\x03R\x06orders\"\xb9\x01\n" +
-	"\vKeyRotation\x12\x16\n" +
-	"\x06target\x18\x01 \x01(\tR\x06target\x12\x16\n" +
-	"\x06person\x18\x02 \x01(\tR\x06person\x12\x16\n" +
-	"\x06orders\x18\x03 \x01(\x03R\x06orders\x12\x12\n" +
-	"\x04done\x18\x04 \x01(\x03R\x04done\x12\x18\n" +
-	"\aproblem\x18\x05 \x01(\tR\aproblem\x12\x18\n" +
-	"\astarted\x18\x06 \x01(\x03R\astarted\x12\x1a\n" +
-	"\bfinished\x18\a \x01(\x03R\bfinished\"*\n" +
-	"\x12GetOrderKeyRequest\x12\x14\n" +
-	"\x05order\x18\x01 \x01(\tR\x05order\"p\n" +
-	"\x12SetOrderKeyRequest\x12\x14\n" +
-	"\x05order\x18\x01 \x01(\tR\x05order\x12\x1b\n" +
-	"\tvault_key\x18\x02 \x01(\tR\bvaultKey\x12'\n" +
-	"\x0fservice_managed\x18\x03 \x01(\bR\x0eserviceManaged\"\x88\x01\n" +
-	"\bOrderKey\x12\x14\n" +
-	"\x05order\x18\x01 \x01(\tR\x05order\x12\x19\n" +
-	"\bkek_type\x18\x02 \x01(\tR\akekType\x12\x10\n" +
-	"\x03key\x18\x03 \x01(\tR\x03key\x12\x14\n" +
-	"\x05since\x18\x04 \x01(\x03R\x05since\x12#\n" +
-	"\rold_destroyed\x18\x05 \x01(\bR\foldDestroyed\"\xbe\x01\n" +
+	"\x11recovery_password\x18\x01 \x01(\tR\x10recoveryPassword\"\xbe\x01\n" +
 	"\x12ListRecordsRequest\x12\x1c\n" +
 	"\toperation\x18\x01 \x01(\tR\toperation\x12%\n" +
 	"\x0ecorrelation_id\x18\x02 \x01(\tR\rcorrelationId\x12\x16\n" +
@@ -7409,14 +7449,15 @@ const file_lockbox_v1_lockbox_proto_rawDesc = "" +
 	"\n" +
 	"ListPeople\x12\x1d.lockbox.v1.ListPeopleRequest\x1a\x1e.lockbox.v1.ListPeopleResponse\x12Q\n" +
 	"\fRemovePerson\x12\x1f.lockbox.v1.RemovePersonRequest\x1a .lockbox.v1.RemovePersonResponse\x12]\n" +
-	"\x10CreateLoginToken\x12#.lockbox.v1.CreateLoginTokenRequest\x1a$.lockbox.v1.CreateLoginTokenResponse2\xca\x03\n" +
+	"\x10CreateLoginToken\x12#.lockbox.v1.CreateLoginTokenRequest\x1a$.lockbox.v1.CreateLoginTokenResponse2\x89\x04\n" +
 	"\rTenantService\x12C\n" +
 	"\fCreateTenant\x12\x1f.lockbox.v1.CreateTenantRequest\x1a\x12.lockbox.v1.Tenant\x12=\n" +
 	"\tGetTenant\x12\x1c.lockbox.v1.GetTenantRequest\x1a\x12.lockbox.v1.Tenant\x12N\n" +
 	"\vListTenants\x12\x1e.lockbox.v1.ListTenantsRequest\x1a\x1f.lockbox.v1.ListTenantsResponse\x12U\n" +
 	"\x12CreateSubscription\x12%.lockbox.v1.CreateSubscriptionRequest\x1a\x18.lockbox.v1.Subscription\x12E\n" +
 	"\rEnableLockbox\x12 .lockbox.v1.EnableLockboxRequest\x1a\x12.lockbox.v1.Tenant\x12G\n" +
-	"\x0eDisableLockbox\x12!.lockbox.v1.DisableLockboxRequest\x1a\x12.lockbox.v1.Tenant2\xe1\b\n" +
+	"\x0eDisableLockbox\x12!.lockbox.v1.DisableLockboxRequest\x1a\x12.lockbox.v1.Tenant\x12=\n" +
+	"\tSetTenant\x12\x1c.lockbox.v1.SetTenantRequest\x1a\x12.lockbox.v1.Tenant2\xe1\b\n" +
 	"\fOrderService\x12>\n" +
 	"\n" +
 	"PlaceOrder\x12\x1d.lockbox.v1.PlaceOrderRequest\x1a\x11.lockbox.v1.Order\x12:\n" +
@@ -7453,7 +7494,7 @@ const file_lockbox_v1_lockbox_proto_rawDesc = "" +
 	"GetSession\x12\x1d.lockbox.v1.GetSessionRequest\x1a\x13.lockbox.v1.Session\x12Q\n" +
 	"\fListSessions\x12\x1f.lockbox.v1.ListSessionsRequest\x1a .lockbox.v1.ListSessionsResponse\x12W\n" +
 	"\x0eDisableSession\x12!.lockbox.v1.DisableSessionRequest\x1a\".lockbox.v1.DisableSessionResponse\x12]\n" +
-	"\x10IssueCertificate\x12#.lockbox.v1.IssueCertificateRequest\x1a$.lockbox.v1.IssueCertificateResponse2\xe0\x04\n" +
+	"\x10IssueCertificate\x12#.lockbox.v1.IssueCertificateRequest\x1a$.lockbox.v1.IssueCertificateResponse2\xc2\x06\n" +
 	"\x0eRequestService\x12F\n" +
 	"\rCreateRequest\x12 .lockbox.v1.CreateRequestRequest\x1a\x13.lockbox.v1.Request\x12@\n" +
 	"\n" +
@@ -7463,15 +7504,14 @@ const file_lockbox_v1_lockbox_proto_rawDesc = "" +
 	"\x06Decide\x12\x19.lockbox.v1.DecideRequest\x1a\x13.lockbox.v1.Request\x12F\n" +
 	"\rCancelRequest\x12 .lockbox.v1.CancelRequestRequest\x1a\x13.lockbox.v1.Request\x12P\n" +
 	"\x0eExecuteRequest\x12!.lockbox.v1.ExecuteRequestRequest\x1a\x19.lockbox.v1.ProgressEvent0\x01\x12T\n" +
-	"\rRevokeRequest\x12 .lockbox.v1.RevokeRequestRequest\x1a!.lockbox.v1.RevokeRequestResponse2\xd8\x03\n" +
+	"\rRevokeRequest\x12 .lockbox.v1.RevokeRequestRequest\x1a!.lockbox.v1.RevokeRequestResponse\x12H\n" +
+	"\x0eCommentRequest\x12!.lockbox.v1.CommentRequestRequest\x1a\x13.lockbox.v1.Request\x12F\n" +
+	"\rExtendRequest\x12 .lockbox.v1.ExtendRequestRequest\x1a\x13.lockbox.v1.Request\x12N\n" +
+	"\x11RaiseRequestAgain\x12$.lockbox.v1.RaiseRequestAgainRequest\x1a\x13.lockbox.v1.Request2\xc4\x01\n" +
 	"\n" +
 	"KeyService\x12E\n" +
 	"\bListKeys\x12\x1b.lockbox.v1.ListKeysRequest\x1a\x1c.lockbox.v1.ListKeysResponse\x12o\n" +
-	"\x16ExportRecoveryPassword\x12).lockbox.v1.ExportRecoveryPasswordRequest\x1a*.lockbox.v1.ExportRecoveryPasswordResponse\x12F\n" +
-	"\fGetKeyStatus\x12\x1f.lockbox.v1.GetKeyStatusRequest\x1a\x15.lockbox.v1.KeyStatus\x12@\n" +
-	"\tRotateKey\x12\x1c.lockbox.v1.RotateKeyRequest\x1a\x15.lockbox.v1.KeyStatus\x12C\n" +
-	"\vGetOrderKey\x12\x1e.lockbox.v1.GetOrderKeyRequest\x1a\x14.lockbox.v1.OrderKey\x12C\n" +
-	"\vSetOrderKey\x12\x1e.lockbox.v1.SetOrderKeyRequest\x1a\x14.lockbox.v1.OrderKey2\x80\x02\n" +
+	"\x16ExportRecoveryPassword\x12).lockbox.v1.ExportRecoveryPasswordRequest\x1a*.lockbox.v1.ExportRecoveryPasswordResponse2\x80\x02\n" +
 	"\fAuditService\x12N\n" +
 	"\vListRecords\x12\x1e.lockbox.v1.ListRecordsRequest\x1a\x1f.lockbox.v1.ListRecordsResponse\x12J\n" +
 	"\tExportLog\x12\x1c.lockbox.v1.ExportLogRequest\x1a\x1d.lockbox.v1.ExportLogResponse0\x01\x12T\n" +
@@ -7489,7 +7529,7 @@ func file_lockbox_v1_lockbox_proto_rawDescGZIP() []byte {
 	return file_lockbox_v1_lockbox_proto_rawDescData
 }
 
-var file_lockbox_v1_lockbox_proto_msgTypes = make([]protoimpl.MessageInfo, 113)
+var file_lockbox_v1_lockbox_proto_msgTypes = make([]protoimpl.MessageInfo, 110)
 var file_lockbox_v1_lockbox_proto_goTypes = []any{
 	(*ErrorInfo)(nil),                      // 0: lockbox.v1.ErrorInfo
 	(*Person)(nil),                         // 1: lockbox.v1.Person
@@ -7516,94 +7556,91 @@ var file_lockbox_v1_lockbox_proto_goTypes = []any{
 	(*CreateSubscriptionRequest)(nil),      // 22: lockbox.v1.CreateSubscriptionRequest
 	(*EnableLockboxRequest)(nil),           // 23: lockbox.v1.EnableLockboxRequest
 	(*DisableLockboxRequest)(nil),          // 24: lockbox.v1.DisableLockboxRequest
-	(*Order)(nil),                          // 25: lockbox.v1.Order
-	(*OrderNode)(nil),                      // 26: lockbox.v1.OrderNode
-	(*Destination)(nil),                    // 27: lockbox.v1.Destination
-	(*HistoryLine)(nil),                    // 28: lockbox.v1.HistoryLine
-	(*PlaceOrderRequest)(nil),              // 29: lockbox.v1.PlaceOrderRequest
-	(*GetOrderRequest)(nil),                // 30: lockbox.v1.GetOrderRequest
-	(*ListOrdersRequest)(nil),              // 31: lockbox.v1.ListOrdersRequest
-	(*ListOrdersResponse)(nil),             // 32: lockbox.v1.ListOrdersResponse
-	(*PrepareDeviceRequest)(nil),           // 33: lockbox.v1.PrepareDeviceRequest
-	(*PreparedDisk)(nil),                   // 34: lockbox.v1.PreparedDisk
-	(*PreparedManifest)(nil),               // 35: lockbox.v1.PreparedManifest
-	(*AdvanceOrderRequest)(nil),            // 36: lockbox.v1.AdvanceOrderRequest
-	(*DraftTrustPolicyRequest)(nil),        // 37: lockbox.v1.DraftTrustPolicyRequest
-	(*PolicyGroup)(nil),                    // 38: lockbox.v1.PolicyGroup
-	(*Document)(nil),                       // 39: lockbox.v1.Document
-	(*SubmitTrustPolicyRequest)(nil),       // 40: lockbox.v1.SubmitTrustPolicyRequest
-	(*GetTrustPolicyRequest)(nil),          // 41: lockbox.v1.GetTrustPolicyRequest
-	(*DraftConsentRequest)(nil),            // 42: lockbox.v1.DraftConsentRequest
-	(*SubmitConsentRequest)(nil),           // 43: lockbox.v1.SubmitConsentRequest
-	(*RevokeConsentRequest)(nil),           // 44: lockbox.v1.RevokeConsentRequest
-	(*CreateJoinTokenRequest)(nil),         // 45: lockbox.v1.CreateJoinTokenRequest
-	(*CreateJoinTokenResponse)(nil),        // 46: lockbox.v1.CreateJoinTokenResponse
-	(*StartJobRequest)(nil),                // 47: lockbox.v1.StartJobRequest
-	(*ProgressEvent)(nil),                  // 48: lockbox.v1.ProgressEvent
-	(*GetCopyLogRequest)(nil),              // 49: lockbox.v1.GetCopyLogRequest
-	(*GetCopyLogResponse)(nil),             // 50: lockbox.v1.GetCopyLogResponse
-	(*GetManifestRequest)(nil),             // 51: lockbox.v1.GetManifestRequest
-	(*GetManifestResponse)(nil),            // 52: lockbox.v1.GetManifestResponse
-	(*ManifestVersion)(nil),                // 53: lockbox.v1.ManifestVersion
-	(*ListDevicesRequest)(nil),             // 54: lockbox.v1.ListDevicesRequest
-	(*ListDevicesResponse)(nil),            // 55: lockbox.v1.ListDevicesResponse
-	(*GetDeviceRequest)(nil),               // 56: lockbox.v1.GetDeviceRequest
-	(*RevokeDeviceRequest)(nil),            // 57: lockbox.v1.RevokeDeviceRequest
-	(*Device)(nil),                         // 58: lockbox.v1.Device
-	(*DeviceNode)(nil),                     // 59: lockbox.v1.DeviceNode
-	(*DeviceDisk)(nil),                     // 60: lockbox.v1.DeviceDisk
-	(*DeviceShare)(nil),                    // 61: lockbox.v1.DeviceShare
-	(*Ticket)(nil),                         // 62: lockbox.v1.Ticket
-	(*FileTicketRequest)(nil),              // 63: lockbox.v1.FileTicketRequest
-	(*GetTicketRequest)(nil),               // 64: lockbox.v1.GetTicketRequest
-	(*ListTicketsRequest)(nil),             // 65: lockbox.v1.ListTicketsRequest
-	(*ListTicketsResponse)(nil),            // 66: lockbox.v1.ListTicketsResponse
-	(*CommentTicketRequest)(nil),           // 67: lockbox.v1.CommentTicketRequest
-	(*AssignTicketRequest)(nil),            // 68: lockbox.v1.AssignTicketRequest
-	(*Session)(nil),                        // 69: lockbox.v1.Session
-	(*EnableSessionRequest)(nil),           // 70: lockbox.v1.EnableSessionRequest
-	(*GetSessionRequest)(nil),              // 71: lockbox.v1.GetSessionRequest
-	(*ListSessionsRequest)(nil),            // 72: lockbox.v1.ListSessionsRequest
-	(*ListSessionsResponse)(nil),           // 73: lockbox.v1.ListSessionsResponse
-	(*DisableSessionRequest)(nil),          // 74: lockbox.v1.DisableSessionRequest
-	(*DisableSessionResponse)(nil),         // 75: lockbox.v1.DisableSessionResponse
-	(*RelockResult)(nil),                   // 76: lockbox.v1.RelockResult
-	(*IssueCertificateRequest)(nil),        // 77: lockbox.v1.IssueCertificateRequest
-	(*IssueCertificateResponse)(nil),       // 78: lockbox.v1.IssueCertificateResponse
-	(*Request)(nil),                        // 79: lockbox.v1.Request
-	(*Evaluation)(nil),                     // 80: lockbox.v1.Evaluation
-	(*Factor)(nil),                         // 81: lockbox.v1.Factor
-	(*RequestDecision)(nil),                // 82: lockbox.v1.RequestDecision
-	(*CreateRequestRequest)(nil),           // 83: lockbox.v1.CreateRequestRequest
-	(*GetRequestRequest)(nil),              // 84: lockbox.v1.GetRequestRequest
-	(*ListRequestsRequest)(nil),            // 85: lockbox.v1.ListRequestsRequest
-	(*ListRequestsResponse)(nil),           // 86: lockbox.v1.ListRequestsResponse
-	(*DraftDecisionRequest)(nil),           // 87: lockbox.v1.DraftDecisionRequest
-	(*DecideRequest)(nil),                  // 88: lockbox.v1.DecideRequest
-	(*CancelRequestRequest)(nil),           // 89: lockbox.v1.CancelRequestRequest
-	(*ExecuteRequestRequest)(nil),          // 90: lockbox.v1.ExecuteRequestRequest
-	(*RevokeRequestRequest)(nil),           // 91: lockbox.v1.RevokeRequestRequest
-	(*RevokeRequestResponse)(nil),          // 92: lockbox.v1.RevokeRequestResponse
-	(*ListKeysRequest)(nil),                // 93: lockbox.v1.ListKeysRequest
-	(*ListKeysResponse)(nil),               // 94: lockbox.v1.ListKeysResponse
-	(*KeyInfo)(nil),                        // 95: lockbox.v1.KeyInfo
-	(*ExportRecoveryPasswordRequest)(nil),  // 96: lockbox.v1.ExportRecoveryPasswordRequest
-	(*ExportRecoveryPasswordResponse)(nil), // 97: lockbox.v1.ExportRecoveryPasswordResponse
-	(*GetKeyStatusRequest)(nil),            // 98: lockbox.v1.GetKeyStatusRequest
-	(*RotateKeyRequest)(nil),               // 99: lockbox.v1.RotateKeyRequest
-	(*KeyStatus)(nil),                      // 100: lockbox.v1.KeyStatus
-	(*WrappingKey)(nil),                    // 101: lockbox.v1.WrappingKey
-	(*KeyRotation)(nil),                    // 102: lockbox.v1.KeyRotation
-	(*GetOrderKeyRequest)(nil),             // 103: lockbox.v1.GetOrderKeyRequest
-	(*SetOrderKeyRequest)(nil),             // 104: lockbox.v1.SetOrderKeyRequest
-	(*OrderKey)(nil),                       // 105: lockbox.v1.OrderKey
-	(*ListRecordsRequest)(nil),             // 106: lockbox.v1.ListRecordsRequest
-	(*AuditRecord)(nil),                    // 107: lockbox.v1.AuditRecord
-	(*ListRecordsResponse)(nil),            // 108: lockbox.v1.ListRecordsResponse
-	(*ExportLogRequest)(nil),               // 109: lockbox.v1.ExportLogRequest
-	(*ExportLogResponse)(nil),              // 110: lockbox.v1.ExportLogResponse
-	(*GetCheckpointRequest)(nil),           // 111: lockbox.v1.GetCheckpointRequest
-	(*GetCheckpointResponse)(nil),          // 112: lockbox.v1.GetCheckpointResponse
+	(*SetTenantRequest)(nil),               // 25: lockbox.v1.SetTenantRequest
+	(*Order)(nil),                          // 26: lockbox.v1.Order
+	(*OrderNode)(nil),                      // 27: lockbox.v1.OrderNode
+	(*Destination)(nil),                    // 28: lockbox.v1.Destination
+	(*HistoryLine)(nil),                    // 29: lockbox.v1.HistoryLine
+	(*PlaceOrderRequest)(nil),              // 30: lockbox.v1.PlaceOrderRequest
+	(*GetOrderRequest)(nil),                // 31: lockbox.v1.GetOrderRequest
+	(*ListOrdersRequest)(nil),              // 32: lockbox.v1.ListOrdersRequest
+	(*ListOrdersResponse)(nil),             // 33: lockbox.v1.ListOrdersResponse
+	(*PrepareDeviceRequest)(nil),           // 34: lockbox.v1.PrepareDeviceRequest
+	(*PreparedDisk)(nil),                   // 35: lockbox.v1.PreparedDisk
+	(*PreparedManifest)(nil),               // 36: lockbox.v1.PreparedManifest
+	(*AdvanceOrderRequest)(nil),            // 37: lockbox.v1.AdvanceOrderRequest
+	(*DraftTrustPolicyRequest)(nil),        // 38: lockbox.v1.DraftTrustPolicyRequest
+	(*PolicyGroup)(nil),                    // 39: lockbox.v1.PolicyGroup
+	(*Document)(nil),                       // 40: lockbox.v1.Document
+	(*SubmitTrustPolicyRequest)(nil),       // 41: lockbox.v1.SubmitTrustPolicyRequest
+	(*GetTrustPolicyRequest)(nil),          // 42: lockbox.v1.GetTrustPolicyRequest
+	(*DraftConsentRequest)(nil),            // 43: lockbox.v1.DraftConsentRequest
+	(*SubmitConsentRequest)(nil),           // 44: lockbox.v1.SubmitConsentRequest
+	(*RevokeConsentRequest)(nil),           // 45: lockbox.v1.RevokeConsentRequest
+	(*CreateJoinTokenRequest)(nil),         // 46: lockbox.v1.CreateJoinTokenRequest
+	(*CreateJoinTokenResponse)(nil),        // 47: lockbox.v1.CreateJoinTokenResponse
+	(*StartJobRequest)(nil),                // 48: lockbox.v1.StartJobRequest
+	(*ProgressEvent)(nil),                  // 49: lockbox.v1.ProgressEvent
+	(*GetCopyLogRequest)(nil),              // 50: lockbox.v1.GetCopyLogRequest
+	(*GetCopyLogResponse)(nil),             // 51: lockbox.v1.GetCopyLogResponse
+	(*GetManifestRequest)(nil),             // 52: lockbox.v1.GetManifestRequest
+	(*GetManifestResponse)(nil),            // 53: lockbox.v1.GetManifestResponse
+	(*ManifestVersion)(nil),                // 54: lockbox.v1.ManifestVersion
+	(*ListDevicesRequest)(nil),             // 55: lockbox.v1.ListDevicesRequest
+	(*ListDevicesResponse)(nil),            // 56: lockbox.v1.ListDevicesResponse
+	(*GetDeviceRequest)(nil),               // 57: lockbox.v1.GetDeviceRequest
+	(*RevokeDeviceRequest)(nil),            // 58: lockbox.v1.RevokeDeviceRequest
+	(*Device)(nil),                         // 59: lockbox.v1.Device
+	(*DeviceNode)(nil),                     // 60: lockbox.v1.DeviceNode
+	(*DeviceDisk)(nil),                     // 61: lockbox.v1.DeviceDisk
+	(*DeviceShare)(nil),                    // 62: lockbox.v1.DeviceShare
+	(*Ticket)(nil),                         // 63: lockbox.v1.Ticket
+	(*FileTicketRequest)(nil),              // 64: lockbox.v1.FileTicketRequest
+	(*GetTicketRequest)(nil),               // 65: lockbox.v1.GetTicketRequest
+	(*ListTicketsRequest)(nil),             // 66: lockbox.v1.ListTicketsRequest
+	(*ListTicketsResponse)(nil),            // 67: lockbox.v1.ListTicketsResponse
+	(*CommentTicketRequest)(nil),           // 68: lockbox.v1.CommentTicketRequest
+	(*AssignTicketRequest)(nil),            // 69: lockbox.v1.AssignTicketRequest
+	(*Session)(nil),                        // 70: lockbox.v1.Session
+	(*EnableSessionRequest)(nil),           // 71: lockbox.v1.EnableSessionRequest
+	(*GetSessionRequest)(nil),              // 72: lockbox.v1.GetSessionRequest
+	(*ListSessionsRequest)(nil),            // 73: lockbox.v1.ListSessionsRequest
+	(*ListSessionsResponse)(nil),           // 74: lockbox.v1.ListSessionsResponse
+	(*DisableSessionRequest)(nil),          // 75: lockbox.v1.DisableSessionRequest
+	(*DisableSessionResponse)(nil),         // 76: lockbox.v1.DisableSessionResponse
+	(*RelockResult)(nil),                   // 77: lockbox.v1.RelockResult
+	(*IssueCertificateRequest)(nil),        // 78: lockbox.v1.IssueCertificateRequest
+	(*IssueCertificateResponse)(nil),       // 79: lockbox.v1.IssueCertificateResponse
+	(*Request)(nil),                        // 80: lockbox.v1.Request
+	(*RequestComment)(nil),                 // 81: lockbox.v1.RequestComment
+	(*Evaluation)(nil),                     // 82: lockbox.v1.Evaluation
+	(*Factor)(nil),                         // 83: lockbox.v1.Factor
+	(*RequestDecision)(nil),                // 84: lockbox.v1.RequestDecision
+	(*CreateRequestRequest)(nil),           // 85: lockbox.v1.CreateRequestRequest
+	(*GetRequestRequest)(nil),              // 86: lockbox.v1.GetRequestRequest
+	(*ListRequestsRequest)(nil),            // 87: lockbox.v1.ListRequestsRequest
+	(*ListRequestsResponse)(nil),           // 88: lockbox.v1.ListRequestsResponse
+	(*DraftDecisionRequest)(nil),           // 89: lockbox.v1.DraftDecisionRequest
+	(*DecideRequest)(nil),                  // 90: lockbox.v1.DecideRequest
+	(*CancelRequestRequest)(nil),           // 91: lockbox.v1.CancelRequestRequest
+	(*ExecuteRequestRequest)(nil),          // 92: lockbox.v1.ExecuteRequestRequest
+	(*RevokeRequestRequest)(nil),           // 93: lockbox.v1.RevokeRequestRequest
+	(*RevokeRequestResponse)(nil),          // 94: lockbox.v1.RevokeRequestResponse
+	(*CommentRequestRequest)(nil),          // 95: lockbox.v1.CommentRequestRequest
+	(*ExtendRequestRequest)(nil),           // 96: lockbox.v1.ExtendRequestRequest
+	(*RaiseRequestAgainRequest)(nil),       // 97: lockbox.v1.RaiseRequestAgainRequest
+	(*ListKeysRequest)(nil),                // 98: lockbox.v1.ListKeysRequest
+	(*ListKeysResponse)(nil),               // 99: lockbox.v1.ListKeysResponse
+	(*KeyInfo)(nil),                        // 100: lockbox.v1.KeyInfo
+	(*ExportRecoveryPasswordRequest)(nil),  // 101: lockbox.v1.ExportRecoveryPasswordRequest
+	(*ExportRecoveryPasswordResponse)(nil), // 102: lockbox.v1.ExportRecoveryPasswordResponse
+	(*ListRecordsRequest)(nil),             // 103: lockbox.v1.ListRecordsRequest
+	(*AuditRecord)(nil),                    // 104: lockbox.v1.AuditRecord
+	(*ListRecordsResponse)(nil),            // 105: lockbox.v1.ListRecordsResponse
+	(*ExportLogRequest)(nil),               // 106: lockbox.v1.ExportLogRequest
+	(*ExportLogResponse)(nil),              // 107: lockbox.v1.ExportLogResponse
+	(*GetCheckpointRequest)(nil),           // 108: lockbox.v1.GetCheckpointRequest
+	(*GetCheckpointResponse)(nil),          // 109: lockbox.v1.GetCheckpointResponse
 }
 var file_lockbox_v1_lockbox_proto_depIdxs = []int32{
 	1,   // 0: lockbox.v1.LoginResponse.person:type_name -> lockbox.v1.Person
@@ -7612,37 +7649,37 @@ var file_lockbox_v1_lockbox_proto_depIdxs = []int32{
 	1,   // 3: lockbox.v1.ListPeopleResponse.people:type_name -> lockbox.v1.Person
 	17,  // 4: lockbox.v1.Tenant.subscriptions:type_name -> lockbox.v1.Subscription
 	16,  // 5: lockbox.v1.ListTenantsResponse.tenants:type_name -> lockbox.v1.Tenant
-	26,  // 6: lockbox.v1.Order.nodes:type_name -> lockbox.v1.OrderNode
-	27,  // 7: lockbox.v1.Order.destinations:type_name -> lockbox.v1.Destination
-	28,  // 8: lockbox.v1.Order.history:type_name -> lockbox.v1.HistoryLine
-	27,  // 9: lockbox.v1.PlaceOrderRequest.destinations:type_name -> lockbox.v1.Destination
-	25,  // 10: lockbox.v1.ListOrdersResponse.orders:type_name -> lockbox.v1.Order
-	34,  // 11: lockbox.v1.PrepareDeviceRequest.disks:type_name -> lockbox.v1.PreparedDisk
-	35,  // 12: lockbox.v1.PreparedDisk.manifests:type_name -> lockbox.v1.PreparedManifest
-	38,  // 13: lockbox.v1.DraftTrustPolicyRequest.customer_groups:type_name -> lockbox.v1.PolicyGroup
-	38,  // 14: lockbox.v1.DraftTrustPolicyRequest.provider_groups:type_name -> lockbox.v1.PolicyGroup
-	53,  // 15: lockbox.v1.GetManifestResponse.manifests:type_name -> lockbox.v1.ManifestVersion
-	58,  // 16: lockbox.v1.ListDevicesResponse.devices:type_name -> lockbox.v1.Device
-	59,  // 17: lockbox.v1.Device.nodes:type_name -> lockbox.v1.DeviceNode
-	60,  // 18: lockbox.v1.DeviceNode.disks:type_name -> lockbox.v1.DeviceDisk
-	61,  // 19: lockbox.v1.DeviceNode.shares:type_name -> lockbox.v1.DeviceShare
-	28,  // 20: lockbox.v1.Ticket.history:type_name -> lockbox.v1.HistoryLine
-	62,  // 21: lockbox.v1.ListTicketsResponse.tickets:type_name -> lockbox.v1.Ticket
-	69,  // 22: lockbox.v1.ListSessionsResponse.sessions:type_name -> lockbox.v1.Session
-	69,  // 23: lockbox.v1.DisableSessionResponse.session:type_name -> lockbox.v1.Session
-	76,  // 24: lockbox.v1.DisableSessionResponse.relocked:type_name -> lockbox.v1.RelockResult
-	80,  // 25: lockbox.v1.Request.evaluation:type_name -> lockbox.v1.Evaluation
-	39,  // 26: lockbox.v1.Request.statement:type_name -> lockbox.v1.Document
-	82,  // 27: lockbox.v1.Request.decisions:type_name -> lockbox.v1.RequestDecision
-	28,  // 28: lockbox.v1.Request.history:type_name -> lockbox.v1.HistoryLine
-	81,  // 29: lockbox.v1.Evaluation.factors:type_name -> lockbox.v1.Factor
-	79,  // 30: lockbox.v1.ListRequestsResponse.requests:type_name -> lockbox.v1.Request
-	79,  // 31: lockbox.v1.RevokeRequestResponse.request:type_name -> lockbox.v1.Request
-	76,  // 32: lockbox.v1.RevokeRequestResponse.relocked:type_name -> lockbox.v1.RelockResult
-	95,  // 33: lockbox.v1.ListKeysResponse.keys:type_name -> lockbox.v1.KeyInfo
-	101, // 34: lockbox.v1.KeyStatus.keys:type_name -> lockbox.v1.WrappingKey
-	102, // 35: lockbox.v1.KeyStatus.rotation:type_name -> lockbox.v1.KeyRotation
-	107, // 36: lockbox.v1.ListRecordsResponse.records:type_name -> lockbox.v1.AuditRecord
+	27,  // 6: lockbox.v1.Order.nodes:type_name -> lockbox.v1.OrderNode
+	28,  // 7: lockbox.v1.Order.destinations:type_name -> lockbox.v1.Destination
+	29,  // 8: lockbox.v1.Order.history:type_name -> lockbox.v1.HistoryLine
+	28,  // 9: lockbox.v1.PlaceOrderRequest.destinations:type_name -> lockbox.v1.Destination
+	26,  // 10: lockbox.v1.ListOrdersResponse.orders:type_name -> lockbox.v1.Order
+	35,  // 11: lockbox.v1.PrepareDeviceRequest.disks:type_name -> lockbox.v1.PreparedDisk
+	36,  // 12: lockbox.v1.PreparedDisk.manifests:type_name -> lockbox.v1.PreparedManifest
+	39,  // 13: lockbox.v1.DraftTrustPolicyRequest.customer_groups:type_name -> lockbox.v1.PolicyGroup
+	39,  // 14: lockbox.v1.DraftTrustPolicyRequest.provider_groups:type_name -> lockbox.v1.PolicyGroup
+	54,  // 15: lockbox.v1.GetManifestResponse.manifests:type_name -> lockbox.v1.ManifestVersion
+	59,  // 16: lockbox.v1.ListDevicesResponse.devices:type_name -> lockbox.v1.Device
+	60,  // 17: lockbox.v1.Device.nodes:type_name -> lockbox.v1.DeviceNode
+	61,  // 18: lockbox.v1.DeviceNode.disks:type_name -> lockbox.v1.DeviceDisk
+	62,  // 19: lockbox.v1.DeviceNode.shares:type_name -> lockbox.v1.DeviceShare
+	29,  // 20: lockbox.v1.Ticket.history:type_name -> lockbox.v1.HistoryLine
+	63,  // 21: lockbox.v1.ListTicketsResponse.tickets:type_name -> lockbox.v1.Ticket
+	70,  // 22: lockbox.v1.ListSessionsResponse.sessions:type_name -> lockbox.v1.Session
+	70,  // 23: lockbox.v1.DisableSessionResponse.session:type_name -> lockbox.v1.Session
+	77,  // 24: lockbox.v1.DisableSessionResponse.relocked:type_name -> lockbox.v1.RelockResult
+	82,  // 25: lockbox.v1.Request.evaluation:type_name -> lockbox.v1.Evaluation
+	40,  // 26: lockbox.v1.Request.statement:type_name -> lockbox.v1.Document
+	84,  // 27: lockbox.v1.Request.decisions:type_name -> lockbox.v1.RequestDecision
+	29,  // 28: lockbox.v1.Request.history:type_name -> lockbox.v1.HistoryLine
+	81,  // 29: lockbox.v1.Request.comments:type_name -> lockbox.v1.RequestComment
+	83,  // 30: lockbox.v1.Evaluation.factors:type_name -> lockbox.v1.Factor
+	80,  // 31: lockbox.v1.ListRequestsResponse.requests:type_name -> lockbox.v1.Request
+	80,  // 32: lockbox.v1.RevokeRequestResponse.request:type_name -> lockbox.v1.Request
+	77,  // 33: lockbox.v1.RevokeRequestResponse.relocked:type_name -> lockbox.v1.RelockResult
+	70,  // 34: lockbox.v1.RevokeRequestResponse.sessions:type_name -> lockbox.v1.Session
+	100, // 35: lockbox.v1.ListKeysResponse.keys:type_name -> lockbox.v1.KeyInfo
+	104, // 36: lockbox.v1.ListRecordsResponse.records:type_name -> lockbox.v1.AuditRecord
 	2,   // 37: lockbox.v1.AccountService.Login:input_type -> lockbox.v1.LoginRequest
 	4,   // 38: lockbox.v1.AccountService.WhoAmI:input_type -> lockbox.v1.WhoAmIRequest
 	6,   // 39: lockbox.v1.AccountService.RenewCertificate:input_type -> lockbox.v1.RenewCertificateRequest
@@ -7656,51 +7693,51 @@ var file_lockbox_v1_lockbox_proto_depIdxs = []int32{
 	22,  // 47: lockbox.v1.TenantService.CreateSubscription:input_type -> lockbox.v1.CreateSubscriptionRequest
 	23,  // 48: lockbox.v1.TenantService.EnableLockbox:input_type -> lockbox.v1.EnableLockboxRequest
 	24,  // 49: lockbox.v1.TenantService.DisableLockbox:input_type -> lockbox.v1.DisableLockboxRequest
-	29,  // 50: lockbox.v1.OrderService.PlaceOrder:input_type -> lockbox.v1.PlaceOrderRequest
-	30,  // 51: lockbox.v1.OrderService.GetOrder:input_type -> lockbox.v1.GetOrderRequest
-	31,  // 52: lockbox.v1.OrderService.ListOrders:input_type -> lockbox.v1.ListOrdersRequest
-	33,  // 53: lockbox.v1.OrderService.PrepareDevice:input_type -> lockbox.v1.PrepareDeviceRequest
-	36,  // 54: lockbox.v1.OrderService.AdvanceOrder:input_type -> lockbox.v1.AdvanceOrderRequest
-	37,  // 55: lockbox.v1.OrderService.DraftTrustPolicy:input_type -> lockbox.v1.DraftTrustPolicyRequest
-	40,  // 56: lockbox.v1.OrderService.SubmitTrustPolicy:input_type -> lockbox.v1.SubmitTrustPolicyRequest
-	41,  // 57: lockbox.v1.OrderService.GetTrustPolicy:input_type -> lockbox.v1.GetTrustPolicyRequest
-	42,  // 58: lockbox.v1.OrderService.DraftConsent:input_type -> lockbox.v1.DraftConsentRequest
-	43,  // 59: lockbox.v1.OrderService.SubmitConsent:input_type -> lockbox.v1.SubmitConsentRequest
-	44,  // 60: lockbox.v1.OrderService.RevokeConsent:input_type -> lockbox.v1.RevokeConsentRequest
-	45,  // 61: lockbox.v1.OrderService.CreateJoinToken:input_type -> lockbox.v1.CreateJoinTokenRequest
-	47,  // 62: lockbox.v1.OrderService.StartJob:input_type -> lockbox.v1.StartJobRequest
-	49,  // 63: lockbox.v1.OrderService.GetCopyLog:input_type -> lockbox.v1.GetCopyLogRequest
-	51,  // 64: lockbox.v1.OrderService.GetManifest:input_type -> lockbox.v1.GetManifestRequest
-	54,  // 65: lockbox.v1.DeviceService.ListDevices:input_type -> lockbox.v1.ListDevicesRequest
-	56,  // 66: lockbox.v1.DeviceService.GetDevice:input_type -> lockbox.v1.GetDeviceRequest
-	57,  // 67: lockbox.v1.DeviceService.RevokeDevice:input_type -> lockbox.v1.RevokeDeviceRequest
-	63,  // 68: lockbox.v1.TicketService.FileTicket:input_type -> lockbox.v1.FileTicketRequest
-	64,  // 69: lockbox.v1.TicketService.GetTicket:input_type -> lockbox.v1.GetTicketRequest
-	65,  // 70: lockbox.v1.TicketService.ListTickets:input_type -> lockbox.v1.ListTicketsRequest
-	67,  // 71: lockbox.v1.TicketService.CommentTicket:input_type -> lockbox.v1.CommentTicketRequest
-	68,  // 72: lockbox.v1.TicketService.AssignTicket:input_type -> lockbox.v1.AssignTicketRequest
-	70,  // 73: lockbox.v1.SessionService.EnableSession:input_type -> lockbox.v1.EnableSessionRequest
-	71,  // 74: lockbox.v1.SessionService.GetSession:input_type -> lockbox.v1.GetSessionRequest
-	72,  // 75: lockbox.v1.SessionService.ListSessions:input_type -> lockbox.v1.ListSessionsRequest
-	74,  // 76: lockbox.v1.SessionService.DisableSession:input_type -> lockbox.v1.DisableSessionRequest
-	77,  // 77: lockbox.v1.SessionService.IssueCertificate:input_type -> lockbox.v1.IssueCertificateRequest
-	83,  // 78: lockbox.v1.RequestService.CreateRequest:input_type -> lockbox.v1.CreateRequestRequest
-	84,  // 79: lockbox.v1.RequestService.GetRequest:input_type -> lockbox.v1.GetRequestRequest
-	85,  // 80: lockbox.v1.RequestService.ListRequests:input_type -> lockbox.v1.ListRequestsRequest
-	87,  // 81: lockbox.v1.RequestService.DraftDecision:input_type -> lockbox.v1.DraftDecisionRequest
-	88,  // 82: lockbox.v1.RequestService.Decide:input_type -> lockbox.v1.DecideRequest
-	89,  // 83: lockbox.v1.RequestService.CancelRequest:input_type -> lockbox.v1.CancelRequestRequest
-	90,  // 84: lockbox.v1.RequestService.ExecuteRequest:input_type -> lockbox.v1.ExecuteRequestRequest
-	91,  // 85: lockbox.v1.RequestService.RevokeRequest:input_type -> lockbox.v1.RevokeRequestRequest
-	93,  // 86: lockbox.v1.KeyService.ListKeys:input_type -> lockbox.v1.ListKeysRequest
-	96,  // 87: lockbox.v1.KeyService.ExportRecoveryPassword:input_type -> lockbox.v1.ExportRecoveryPasswordRequest
-	98,  // 88: lockbox.v1.KeyService.GetKeyStatus:input_type -> lockbox.v1.GetKeyStatusRequest
-	99,  // 89: lockbox.v1.KeyService.RotateKey:input_type -> lockbox.v1.RotateKeyRequest
-	103, // 90: lockbox.v1.KeyService.GetOrderKey:input_type -> lockbox.v1.GetOrderKeyRequest
-	104, // 91: lockbox.v1.KeyService.SetOrderKey:input_type -> lockbox.v1.SetOrderKeyRequest
-	106, // 92: lockbox.v1.AuditService.ListRecords:input_type -> lockbox.v1.ListRecordsRequest
-	109, // 93: lockbox.v1.AuditService.ExportLog:input_type -> lockbox.v1.ExportLogRequest
-	111, // 94: lockbox.v1.AuditService.GetCheckpoint:input_type -> lockbox.v1.GetCheckpointRequest
+	25,  // 50: lockbox.v1.TenantService.SetTenant:input_type -> lockbox.v1.SetTenantRequest
+	30,  // 51: lockbox.v1.OrderService.PlaceOrder:input_type -> lockbox.v1.PlaceOrderRequest
+	31,  // 52: lockbox.v1.OrderService.GetOrder:input_type -> lockbox.v1.GetOrderRequest
+	32,  // 53: lockbox.v1.OrderService.ListOrders:input_type -> lockbox.v1.ListOrdersRequest
+	34,  // 54: lockbox.v1.OrderService.PrepareDevice:input_type -> lockbox.v1.PrepareDeviceRequest
+	37,  // 55: lockbox.v1.OrderService.AdvanceOrder:input_type -> lockbox.v1.AdvanceOrderRequest
+	38,  // 56: lockbox.v1.OrderService.DraftTrustPolicy:input_type -> lockbox.v1.DraftTrustPolicyRequest
+	41,  // 57: lockbox.v1.OrderService.SubmitTrustPolicy:input_type -> lockbox.v1.SubmitTrustPolicyRequest
+	42,  // 58: lockbox.v1.OrderService.GetTrustPolicy:input_type -> lockbox.v1.GetTrustPolicyRequest
+	43,  // 59: lockbox.v1.OrderService.DraftConsent:input_type -> lockbox.v1.DraftConsentRequest
+	44,  // 60: lockbox.v1.OrderService.SubmitConsent:input_type -> lockbox.v1.SubmitConsentRequest
+	45,  // 61: lockbox.v1.OrderService.RevokeConsent:input_type -> lockbox.v1.RevokeConsentRequest
+	46,  // 62: lockbox.v1.OrderService.CreateJoinToken:input_type -> lockbox.v1.CreateJoinTokenRequest
+	48,  // 63: lockbox.v1.OrderService.StartJob:input_type -> lockbox.v1.StartJobRequest
+	50,  // 64: lockbox.v1.OrderService.GetCopyLog:input_type -> lockbox.v1.GetCopyLogRequest
+	52,  // 65: lockbox.v1.OrderService.GetManifest:input_type -> lockbox.v1.GetManifestRequest
+	55,  // 66: lockbox.v1.DeviceService.ListDevices:input_type -> lockbox.v1.ListDevicesRequest
+	57,  // 67: lockbox.v1.DeviceService.GetDevice:input_type -> lockbox.v1.GetDeviceRequest
+	58,  // 68: lockbox.v1.DeviceService.RevokeDevice:input_type -> lockbox.v1.RevokeDeviceRequest
+	64,  // 69: lockbox.v1.TicketService.FileTicket:input_type -> lockbox.v1.FileTicketRequest
+	65,  // 70: lockbox.v1.TicketService.GetTicket:input_type -> lockbox.v1.GetTicketRequest
+	66,  // 71: lockbox.v1.TicketService.ListTickets:input_type -> lockbox.v1.ListTicketsRequest
+	68,  // 72: lockbox.v1.TicketService.CommentTicket:input_type -> lockbox.v1.CommentTicketRequest
+	69,  // 73: lockbox.v1.TicketService.AssignTicket:input_type -> lockbox.v1.AssignTicketRequest
+	71,  // 74: lockbox.v1.SessionService.EnableSession:input_type -> lockbox.v1.EnableSessionRequest
+	72,  // 75: lockbox.v1.SessionService.GetSession:input_type -> lockbox.v1.GetSessionRequest
+	73,  // 76: lockbox.v1.SessionService.ListSessions:input_type -> lockbox.v1.ListSessionsRequest
+	75,  // 77: lockbox.v1.SessionService.DisableSession:input_type -> lockbox.v1.DisableSessionRequest
+	78,  // 78: lockbox.v1.SessionService.IssueCertificate:input_type -> lockbox.v1.IssueCertificateRequest
+	85,  // 79: lockbox.v1.RequestService.CreateRequest:input_type -> lockbox.v1.CreateRequestRequest
+	86,  // 80: lockbox.v1.RequestService.GetRequest:input_type -> lockbox.v1.GetRequestRequest
+	87,  // 81: lockbox.v1.RequestService.ListRequests:input_type -> lockbox.v1.ListRequestsRequest
+	89,  // 82: lockbox.v1.RequestService.DraftDecision:input_type -> lockbox.v1.DraftDecisionRequest
+	90,  // 83: lockbox.v1.RequestService.Decide:input_type -> lockbox.v1.DecideRequest
+	91,  // 84: lockbox.v1.RequestService.CancelRequest:input_type -> lockbox.v1.CancelRequestRequest
+	92,  // 85: lockbox.v1.RequestService.ExecuteRequest:input_type -> lockbox.v1.ExecuteRequestRequest
+	93,  // 86: lockbox.v1.RequestService.RevokeRequest:input_type -> lockbox.v1.RevokeRequestRequest
+	95,  // 87: lockbox.v1.RequestService.CommentRequest:input_type -> lockbox.v1.CommentRequestRequest
+	96,  // 88: lockbox.v1.RequestService.ExtendRequest:input_type -> lockbox.v1.ExtendRequestRequest
+	97,  // 89: lockbox.v1.RequestService.RaiseRequestAgain:input_type -> lockbox.v1.RaiseRequestAgainRequest
+	98,  // 90: lockbox.v1.KeyService.ListKeys:input_type -> lockbox.v1.ListKeysRequest
+	101, // 91: lockbox.v1.KeyService.ExportRecoveryPassword:input_type -> lockbox.v1.ExportRecoveryPasswordRequest
+	103, // 92: lockbox.v1.AuditService.ListRecords:input_type -> lockbox.v1.ListRecordsRequest
+	106, // 93: lockbox.v1.AuditService.ExportLog:input_type -> lockbox.v1.ExportLogRequest
+	108, // 94: lockbox.v1.AuditService.GetCheckpoint:input_type -> lockbox.v1.GetCheckpointRequest
 	3,   // 95: lockbox.v1.AccountService.Login:output_type -> lockbox.v1.LoginResponse
 	5,   // 96: lockbox.v1.AccountService.WhoAmI:output_type -> lockbox.v1.WhoAmIResponse
 	7,   // 97: lockbox.v1.AccountService.RenewCertificate:output_type -> lockbox.v1.RenewCertificateResponse
@@ -7714,51 +7751,51 @@ var file_lockbox_v1_lockbox_proto_depIdxs = []int32{
 	17,  // 105: lockbox.v1.TenantService.CreateSubscription:output_type -> lockbox.v1.Subscription
 	16,  // 106: lockbox.v1.TenantService.EnableLockbox:output_type -> lockbox.v1.Tenant
 	16,  // 107: lockbox.v1.TenantService.DisableLockbox:output_type -> lockbox.v1.Tenant
-	25,  // 108: lockbox.v1.OrderService.PlaceOrder:output_type -> lockbox.v1.Order
-	25,  // 109: lockbox.v1.OrderService.GetOrder:output_type -> lockbox.v1.Order
-	32,  // 110: lockbox.v1.OrderService.ListOrders:output_type -> lockbox.v1.ListOrdersResponse
-	25,  // 111: lockbox.v1.OrderService.PrepareDevice:output_type -> lockbox.v1.Order
-	25,  // 112: lockbox.v1.OrderService.AdvanceOrder:output_type -> lockbox.v1.Order
-	39,  // 113: lockbox.v1.OrderService.DraftTrustPolicy:output_type -> lockbox.v1.Document
-	39,  // 114: lockbox.v1.OrderService.SubmitTrustPolicy:output_type -> lockbox.v1.Document
-	39,  // 115: lockbox.v1.OrderService.GetTrustPolicy:output_type -> lockbox.v1.Document
-	39,  // 116: lockbox.v1.OrderService.DraftConsent:output_type -> lockbox.v1.Document
-	39,  // 117: lockbox.v1.OrderService.SubmitConsent:output_type -> lockbox.v1.Document
-	25,  // 118: lockbox.v1.OrderService.RevokeConsent:output_type -> lockbox.v1.Order
-	46,  // 119: lockbox.v1.OrderService.CreateJoinToken:output_type -> lockbox.v1.CreateJoinTokenResponse
-	48,  // 120: lockbox.v1.OrderService.StartJob:output_type -> lockbox.v1.ProgressEvent
-	50,  // 121: lockbox.v1.OrderService.GetCopyLog:output_type -> lockbox.v1.GetCopyLogResponse
-	52,  // 122: lockbox.v1.OrderService.GetManifest:output_type -> lockbox.v1.GetManifestResponse
-	55,  // 123: lockbox.v1.DeviceService.ListDevices:output_type -> lockbox.v1.ListDevicesResponse
-	58,  // 124: lockbox.v1.DeviceService.GetDevice:output_type -> lockbox.v1.Device
-	58,  // 125: lockbox.v1.DeviceService.RevokeDevice:output_type -> lockbox.v1.Device
-	62,  // 126: lockbox.v1.TicketService.FileTicket:output_type -> lockbox.v1.Ticket
-	62,  // 127: lockbox.v1.TicketService.GetTicket:output_type -> lockbox.v1.Ticket
-	66,  // 128: lockbox.v1.TicketService.ListTickets:output_type -> lockbox.v1.ListTicketsResponse
-	62,  // 129: lockbox.v1.TicketService.CommentTicket:output_type -> lockbox.v1.Ticket
-	62,  // 130: lockbox.v1.TicketService.AssignTicket:output_type -> lockbox.v1.Ticket
-	69,  // 131: lockbox.v1.SessionService.EnableSession:output_type -> lockbox.v1.Session
-	69,  // 132: lockbox.v1.SessionService.GetSession:output_type -> lockbox.v1.Session
-	73,  // 133: lockbox.v1.SessionService.ListSessions:output_type -> lockbox.v1.ListSessionsResponse
-	75,  // 134: lockbox.v1.SessionService.DisableSession:output_type -> lockbox.v1.DisableSessionResponse
-	78,  // 135: lockbox.v1.SessionService.IssueCertificate:output_type -> lockbox.v1.IssueCertificateResponse
-	79,  // 136: lockbox.v1.RequestService.CreateRequest:output_type -> lockbox.v1.Request
-	79,  // 137: lockbox.v1.RequestService.GetRequest:output_type -> lockbox.v1.Request
-	86,  // 138: lockbox.v1.RequestService.ListRequests:output_type -> lockbox.v1.ListRequestsResponse
-	39,  // 139: lockbox.v1.RequestService.DraftDecision:output_type -> lockbox.v1.Document
-	79,  // 140: lockbox.v1.RequestService.Decide:output_type -> lockbox.v1.Request
-	79,  // 141: lockbox.v1.RequestService.CancelRequest:output_type -> lockbox.v1.Request
-	48,  // 142: lockbox.v1.RequestService.ExecuteRequest:output_type -> lockbox.v1.ProgressEvent
-	92,  // 143: lockbox.v1.RequestService.RevokeRequest:output_type -> lockbox.v1.RevokeRequestResponse
-	94,  // 144: lockbox.v1.KeyService.ListKeys:output_type -> lockbox.v1.ListKeysResponse
-	97,  // 145: lockbox.v1.KeyService.ExportRecoveryPassword:output_type -> lockbox.v1.ExportRecoveryPasswordResponse
-	100, // 146: lockbox.v1.KeyService.GetKeyStatus:output_type -> lockbox.v1.KeyStatus
-	100, // 147: lockbox.v1.KeyService.RotateKey:output_type -> lockbox.v1.KeyStatus
-	105, // 148: lockbox.v1.KeyService.GetOrderKey:output_type -> lockbox.v1.OrderKey
-	105, // 149: lockbox.v1.KeyService.SetOrderKey:output_type -> lockbox.v1.OrderKey
-	108, // 150: lockbox.v1.AuditService.ListRecords:output_type -> lockbox.v1.ListRecordsResponse
-	110, // 151: lockbox.v1.AuditService.ExportLog:output_type -> lockbox.v1.ExportLogResponse
-	112, // 152: lockbox.v1.AuditService.GetCheckpoint:output_type -> lockbox.v1.GetCheckpointResponse
+	16,  // 108: lockbox.v1.TenantService.SetTenant:output_type -> lockbox.v1.Tenant
+	26,  // 109: lockbox.v1.OrderService.PlaceOrder:output_type -> lockbox.v1.Order
+	26,  // 110: lockbox.v1.OrderService.GetOrder:output_type -> lockbox.v1.Order
+	33,  // 111: lockbox.v1.OrderService.ListOrders:output_type -> lockbox.v1.ListOrdersResponse
+	26,  // 112: lockbox.v1.OrderService.PrepareDevice:output_type -> lockbox.v1.Order
+	26,  // 113: lockbox.v1.OrderService.AdvanceOrder:output_type -> lockbox.v1.Order
+	40,  // 114: lockbox.v1.OrderService.DraftTrustPolicy:output_type -> lockbox.v1.Document
+	40,  // 115: lockbox.v1.OrderService.SubmitTrustPolicy:output_type -> lockbox.v1.Document
+	40,  // 116: lockbox.v1.OrderService.GetTrustPolicy:output_type -> lockbox.v1.Document
+	40,  // 117: lockbox.v1.OrderService.DraftConsent:output_type -> lockbox.v1.Document
+	40,  // 118: lockbox.v1.OrderService.SubmitConsent:output_type -> lockbox.v1.Document
+	26,  // 119: lockbox.v1.OrderService.RevokeConsent:output_type -> lockbox.v1.Order
+	47,  // 120: lockbox.v1.OrderService.CreateJoinToken:output_type -> lockbox.v1.CreateJoinTokenResponse
+	49,  // 121: lockbox.v1.OrderService.StartJob:output_type -> lockbox.v1.ProgressEvent
+	51,  // 122: lockbox.v1.OrderService.GetCopyLog:output_type -> lockbox.v1.GetCopyLogResponse
+	53,  // 123: lockbox.v1.OrderService.GetManifest:output_type -> lockbox.v1.GetManifestResponse
+	56,  // 124: lockbox.v1.DeviceService.ListDevices:output_type -> lockbox.v1.ListDevicesResponse
+	59,  // 125: lockbox.v1.DeviceService.GetDevice:output_type -> lockbox.v1.Device
+	59,  // 126: lockbox.v1.DeviceService.RevokeDevice:output_type -> lockbox.v1.Device
+	63,  // 127: lockbox.v1.TicketService.FileTicket:output_type -> lockbox.v1.Ticket
+	63,  // 128: lockbox.v1.TicketService.GetTicket:output_type -> lockbox.v1.Ticket
+	67,  // 129: lockbox.v1.TicketService.ListTickets:output_type -> lockbox.v1.ListTicketsResponse
+	63,  // 130: lockbox.v1.TicketService.CommentTicket:output_type -> lockbox.v1.Ticket
+	63,  // 131: lockbox.v1.TicketService.AssignTicket:output_type -> lockbox.v1.Ticket
+	70,  // 132: lockbox.v1.SessionService.EnableSession:output_type -> lockbox.v1.Session
+	70,  // 133: lockbox.v1.SessionService.GetSession:output_type -> lockbox.v1.Session
+	74,  // 134: lockbox.v1.SessionService.ListSessions:output_type -> lockbox.v1.ListSessionsResponse
+	76,  // 135: lockbox.v1.SessionService.DisableSession:output_type -> lockbox.v1.DisableSessionResponse
+	79,  // 136: lockbox.v1.SessionService.IssueCertificate:output_type -> lockbox.v1.IssueCertificateResponse
+	80,  // 137: lockbox.v1.RequestService.CreateRequest:output_type -> lockbox.v1.Request
+	80,  // 138: lockbox.v1.RequestService.GetRequest:output_type -> lockbox.v1.Request
+	88,  // 139: lockbox.v1.RequestService.ListRequests:output_type -> lockbox.v1.ListRequestsResponse
+	40,  // 140: lockbox.v1.RequestService.DraftDecision:output_type -> lockbox.v1.Document
+	80,  // 141: lockbox.v1.RequestService.Decide:output_type -> lockbox.v1.Request
+	80,  // 142: lockbox.v1.RequestService.CancelRequest:output_type -> lockbox.v1.Request
+	49,  // 143: lockbox.v1.RequestService.ExecuteRequest:output_type -> lockbox.v1.ProgressEvent
+	94,  // 144: lockbox.v1.RequestService.RevokeRequest:output_type -> lockbox.v1.RevokeRequestResponse
+	80,  // 145: lockbox.v1.RequestService.CommentRequest:output_type -> lockbox.v1.Request
+	80,  // 146: lockbox.v1.RequestService.ExtendRequest:output_type -> lockbox.v1.Request
+	80,  // 147: lockbox.v1.RequestService.RaiseRequestAgain:output_type -> lockbox.v1.Request
+	99,  // 148: lockbox.v1.KeyService.ListKeys:output_type -> lockbox.v1.ListKeysResponse
+	102, // 149: lockbox.v1.KeyService.ExportRecoveryPassword:output_type -> lockbox.v1.ExportRecoveryPasswordResponse
+	105, // 150: lockbox.v1.AuditService.ListRecords:output_type -> lockbox.v1.ListRecordsResponse
+	107, // 151: lockbox.v1.AuditService.ExportLog:output_type -> lockbox.v1.ExportLogResponse
+	109, // 152: lockbox.v1.AuditService.GetCheckpoint:output_type -> lockbox.v1.GetCheckpointResponse
 	95,  // [95:153] is the sub-list for method output_type
 	37,  // [37:95] is the sub-list for method input_type
 	37,  // [37:37] is the sub-list for extension type_name
@@ -7777,7 +7814,7 @@ func file_lockbox_v1_lockbox_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_lockbox_v1_lockbox_proto_rawDesc), len(file_lockbox_v1_lockbox_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   113,
+			NumMessages:   110,
 			NumExtensions: 0,
 			NumServices:   9,
 		},
