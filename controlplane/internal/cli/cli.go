@@ -145,7 +145,7 @@ the device (the code stands in brackets); 'lockbox ssh' ends as ssh does.`,
 	})
 	f := root.PersistentFlags()
 	f.StringVar(&a.home, "home", defaultHome(), "folder of your key and certificate (LOCKBOX_HOME)")
-	f.StringVar(&a.output, "output", "text", "how to print: text or json; progress is a JSON document a line")
+	f.StringVar(&a.output, "output", "text", "how to print: text or json, with documents as they read; progress is a JSON document a line")
 	f.DurationVar(&a.timeout, "timeout", 2*time.Minute, "give up a call after this long")
 	choices(root, "output", "text", "json")
 	root.AddCommand(

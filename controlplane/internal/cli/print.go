@@ -2,6 +2,7 @@ package cli
 
 import (
 	"bytes"
+	"encoding/base64"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -15,6 +16,9 @@ import (
 	"github.com/spf13/cobra"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
+
+	"github.com/databox-lockbox/lockbox/protocol/approval"
 )
 
 // print writes m as one JSON document if that was asked for, else what text
@@ -54,14 +58,70 @@ func (a *app) write(cmd *cobra.Command, indent string, value func() (any, error)
 }
 
 // plain returns m as encoding/json knows it: protojson varies its white space on
-// purpose, and people compare what is printed.
+// purpose, and people compare what is printed. Documents stand in it as they read.
 func plain(m proto.Message) (any, error) {
 	data, err := protojson.MarshalOptions{UseProtoNames: true, EmitUnpopulated: true}.Marshal(m)
 	if err != nil {
 		return nil, err
 	}
-	var value any
-	return value, json.Unmarshal(data, &value)
+	value := map[string]any{}
+	if err := json.Unmarshal(data, &value); err != nil {
+		return nil, err
+	}
+	readable(m.ProtoReflect().Descriptor(), value)
+	return value, nil
+}
+
+// readable replaces, in a message as JSON, the bytes that are documents.
+func readable(d protoreflect.MessageDescriptor, message map[string]any) {
+	for i := range d.Fields().Len() {
+		f := d.Fields().Get(i)
+		name := string(f.Name())
+		if list, ok := message[name].([]any); ok {
+			for i := range list {
+				list[i] = readableField(f, list[i])
+			}
+		} else if message[name] != nil {
+			message[name] = readableField(f, message[name])
+		}
+	}
+}
+
+func readableField(f protoreflect.FieldDescriptor, value any) any {
+	switch v := value.(type) {
+	case map[string]any:
+		if f.Message() != nil && !f.IsMap() {
+			readable(f.Message(), v)
+		}
+	case string:
+		if f.Kind() == protoreflect.BytesKind {
+			return document(v)
+		}
+	}
+	return value
+}
+
+// document returns what stands in base64: JSON and XML as they read, an envelope
+// with its payload opened, anything else as it is.
+func document(in64 string) any {
+	data, err := base64.StdEncoding.DecodeString(in64)
+	switch {
+	case err != nil || len(data) == 0:
+		return in64
+	case data[0] == '<' && utf8.Valid(data):
+		return string(data)
+	case data[0] != '{' || !json.Valid(data):
+		return in64
+	}
+	e, err := approval.ParseEnvelope(data)
+	if err != nil || !json.Valid(e.Payload) {
+		return json.RawMessage(data)
+	}
+	return struct {
+		PayloadType approval.Kind        `json:"payloadType"`
+		Payload     json.RawMessage      `json:"payload"`
+		Signatures  []approval.Signature `json:"signatures"`
+	}{e.PayloadType, e.Payload, e.Signatures}
 }
 
 // tell writes what a person has to read before they decide, to standard error.

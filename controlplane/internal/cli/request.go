@@ -17,8 +17,8 @@ import (
 )
 
 func (a *app) requestCommand() *cobra.Command {
-	return group("request", "Lockbox requests: raise, decide, execute, revoke",
-		a.requestCreate(), a.requestShow(), a.requestList(),
+	return group("request", "Lockbox requests: raise, discuss, decide, execute, extend, revoke",
+		a.requestCreate(), a.requestShow(), a.requestList(), a.requestComment(), a.requestExtend(), a.requestRaise(),
 		a.requestDecide("approve", approval.Approve), a.requestDecide("deny", approval.Deny),
 		a.requestCancel(), a.requestExecute(), a.requestRevoke("revoke", "End an approved request: sessions closed, disks relocked",
 			"End an approved request at once: sessions closed, disks relocked, the approval spent.\nA device that cannot be reached locks within its dead-man time."),
@@ -34,7 +34,8 @@ func (a *app) requestCreate() *cobra.Command {
 		Short: "Raise a just-in-time request to unlock a device",
 		Long: `Raise a just-in-time request to unlock a device. It is evaluated at once and
 every factor is shown. Nothing is granted yet: internal approvers decide, then
-the customer.
+the customer. Ask for the least that will do: --access, --disk, --share, --for. The
+device enforces each.
 
 Reason codes: prepare-to-ship-not-run, copied-to-wrong-folder, incorrect-data-format.`,
 		Args: args(),
@@ -57,8 +58,9 @@ Reason codes: prepare-to-ship-not-run, copied-to-wrong-folder, incorrect-data-fo
 	f.StringVar(&req.ReasonCode, "reason-code", "", "prepare-to-ship-not-run, copied-to-wrong-folder or incorrect-data-format")
 	f.StringVar(&req.Justification, "justification", "", "why, in your words; the customer reads it")
 	f.StringVar(&req.Access, "access", "read-write", "read-only, read-write or delete")
-	f.DurationVar(&lasts, "for", 8*time.Hour, "how long, from the approval")
+	f.DurationVar(&lasts, "for", 0, "how long, from the approval; without it, as long as the tenant has set")
 	f.StringArrayVar(&req.Disks, "disk", nil, "only this disk, as NODE/DISK; may be given several times")
+	f.StringArrayVar(&req.Shares, "share", nil, "only this share, as contosodata_BlockBlob; may be given several times")
 	choices(c, "reason-code", "prepare-to-ship-not-run", "copied-to-wrong-folder", "incorrect-data-format")
 	choices(c, "access", "read-only", "read-write", "delete")
 	f.StringVar(&req.SshKey, "ssh-key", "", "fingerprint of the key you will use, if you have several")
@@ -79,7 +81,9 @@ func writeRequest(w io.Writer, r *lockboxv1.Request) {
 		"Duration", (time.Duration(r.DurationSeconds) * time.Second).String(),
 		"Created", when(r.Created), "Decide before", until(r.Expires),
 		"Access from", when(r.AccessStart), "Access until", until(r.AccessEnd),
-		"Trust policy", r.TrustPolicyDigest, "Notified", strings.Join(r.Notified, ", "))
+		"Trust policy", r.TrustPolicyDigest, "Notified", strings.Join(r.Notified, ", "),
+		"Shares", shownShares(r.Shares), "Extends", r.Extends, "Raises again", r.RaisedAgain,
+		"Ended", closedBy(r), "Locked", lockedBy(r))
 	for _, d := range r.Disks {
 		fmt.Fprintln(w, "  disk "+printable(d))
 	}
@@ -92,7 +96,36 @@ func writeRequest(w io.Writer, r *lockboxv1.Request) {
 	for _, d := range r.Decisions {
 		fmt.Fprintf(w, "Decision      %s by %s for the %s, %s %s\n", printable(d.Verdict), printable(d.Person), printable(d.Role), when(d.Time), printable(d.Reason))
 	}
+	showComments(w, r.Comments)
 	showHistory(w, r.History)
+}
+
+// shownShares names the shares that are opened.
+func shownShares(names []string) string {
+	if len(names) == 0 {
+		return "all of the disks"
+	}
+	return strings.Join(names, ", ")
+}
+
+// closedBy says when and why a request ended.
+func closedBy(r *lockboxv1.Request) string {
+	if r.Closed == 0 {
+		return r.CloseReason
+	}
+	return when(r.Closed) + "  " + r.CloseReason
+}
+
+// lockedBy says that the device has confirmed that the access is over, or by when
+// it locks by itself.
+func lockedBy(r *lockboxv1.Request) string {
+	switch {
+	case r.LockConfirmed != 0:
+		return "confirmed by the device at " + when(r.LockConfirmed)
+	case r.LocksBy != 0:
+		return "the device could not be reached; it locks by itself by " + until(r.LocksBy)
+	}
+	return ""
 }
 
 func shownStatus(r *lockboxv1.Request) string {
@@ -122,34 +155,6 @@ are signed.`,
 			return a.showRequest(cmd, r, err)
 		}),
 	}
-}
-
-func (a *app) requestList() *cobra.Command {
-	req := &lockboxv1.ListRequestsRequest{}
-	c := &cobra.Command{
-		Use:   "list [--pending]",
-		Short: "List requests; --pending is the organization's queue",
-		Long:  "List requests. Customers see those about their own orders.",
-		Args:  args(),
-		RunE: a.connected(func(ctx context.Context, c *client.Client, cmd *cobra.Command, _ []string) error {
-			resp, err := c.Requests.ListRequests(ctx, req)
-			if err != nil {
-				return err
-			}
-			return a.print(cmd, resp, func(w io.Writer) {
-				var rows [][]string
-				for _, r := range resp.Requests {
-					rows = append(rows, []string{strconv.FormatInt(r.Number, 10), shownStatus(r), r.Serial, r.Ticket, r.Engineer, r.ReasonCode, until(r.Expires)})
-				}
-				table(w, "N STATE DEVICE TICKET ENGINEER REASON DECIDE-BEFORE", rows)
-			})
-		}),
-	}
-	f := c.Flags()
-	f.BoolVar(&req.Pending, "pending", false, "only what waits for a decision")
-	f.StringVar(&req.Tenant, "tenant", "", "only this tenant's")
-	f.StringVar(&req.Order, "order", "", "only this order's")
-	return c
 }
 
 // decideFlags are the flags of approve and deny.
@@ -219,6 +224,7 @@ func (a *app) decide(ctx context.Context, c *client.Client, cmd *cobra.Command, 
 		known.show(w, policy)
 		showStatement(w, statement, known.sentence)
 		fields(w, "Activity log", log)
+		showOpenQuestions(w, r)
 	})
 	if err != nil {
 		return err
@@ -274,7 +280,7 @@ func roleOf(p approval.TrustPolicy, keyID string) approval.Role {
 func showStatement(w io.Writer, s approval.Statement, policy string) {
 	fields(w, "Request", string(s.RequestID), "Action", string(s.Action), "Purpose", string(s.Purpose), "Ticket", string(s.Ticket),
 		"Order", string(s.OrderID), "Engineer", string(s.Engineer.Person), "Engineer's key", s.Engineer.SSHKey,
-		"Reason", s.ReasonCode, "Access", string(s.Access), "Duration", (time.Duration(s.MaxDuration) * time.Second).String(),
+		"Reason", s.ReasonCode, "Access", string(s.Access), "Shares", shownShares(s.Shares), "Duration", (time.Duration(s.MaxDuration) * time.Second).String(),
 		"Created", when(s.Created), "Decide before", until(s.Expires),
 		"Trust policy", string(s.PolicyDigest), "", policy)
 	showNodes(w, s.Nodes, s.Disks)
@@ -328,6 +334,9 @@ func (a *app) requestRevoke(use, short, long string) *cobra.Command {
 			}
 			return a.print(cmd, resp, func(w io.Writer) {
 				fields(w, "Request", strconv.FormatInt(resp.Request.Number, 10), "State", shownStatus(resp.Request))
+				for _, one := range resp.Sessions {
+					fmt.Fprintf(w, "Session %s of %s is closed\n", printable(one.Id), printable(one.Engineer))
+				}
 				showRelocked(w, resp.Relocked)
 			})
 		}),

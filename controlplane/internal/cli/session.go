@@ -134,7 +134,7 @@ disks are relocked and the approval is spent.`,
 func showRelocked(w io.Writer, results []*lockboxv1.RelockResult) {
 	for _, r := range results {
 		if r.Confirmed {
-			fmt.Fprintf(w, "%s  %s, confirmed after %d ms\n", printable(r.Node), printable(r.State), r.TookMs)
+			fmt.Fprintf(w, "%s  %s, confirmed at %s after %d ms\n", printable(r.Node), printable(r.State), when(r.ConfirmedAt), r.TookMs)
 		} else {
 			fmt.Fprintf(w, "%s  could not be reached; it locks by itself by %s\n", printable(r.Node), until(r.LocksBy))
 		}
