@@ -57,6 +57,7 @@ const (
 // Config are the parts of a [Service].
 type Config struct {
 	Store   *store.Store
+	SMTP    *SMTP            // the mail server; nil: mails become files in Dir
 	Dir     string           // where mails are written, a file each; made with mode 0700 if missing
 	From    string           // sender; "lockbox@localhost" if empty
 	BaseURL string           // of the portal, for links; none if empty
@@ -81,11 +82,15 @@ func New(cfg Config) (*Service, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%q is no sender of mail: want an address such as lockbox@provider.example", cfg.From)
 	}
-	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
-		return nil, fmt.Errorf("cannot make the directory of notices: %w", err)
-	}
 	s := &Service{cfg: cfg, from: from}
-	s.channels = []*channel{newChannel(store.ByMail, 4, s.toFile)}
+	byMail := s.toServer
+	if cfg.SMTP == nil {
+		byMail = s.toFile
+		if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
+			return nil, fmt.Errorf("cannot make the directory of notices: %w", err)
+		}
+	}
+	s.channels = []*channel{newChannel(store.ByMail, 4, byMail)}
 	return s, nil
 }
 
