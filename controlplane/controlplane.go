@@ -202,7 +202,7 @@ func (c *ControlPlane) assemble(k keys) error {
 		Store: c.store, Audit: log, Nodes: c.broker, Wrapper: k.master, Signer: k.service,
 		DeadMan: c.cfg.DeadMan, Now: c.opts.Now, Logger: c.opts.Log,
 	})
-	if c.notify, err = notify.New(notify.Config{Store: c.store, Dir: c.cfg.Outbox(), Now: c.opts.Now, Logger: c.opts.Log}); err != nil {
+	if c.notify, err = c.newNotify(log, k.service); err != nil {
 		return err
 	}
 	rules, err := policy.Load(c.policies())
@@ -219,7 +219,7 @@ func (c *ControlPlane) assemble(k keys) error {
 		Store: c.store, Audit: log, Custody: keeper, Notify: c.notify, Nodes: c.broker, Authority: c.authorities,
 		Policies: rules, Expiry: c.cfg.Timers.RequestExpiry, Now: c.opts.Now, Logger: c.opts.Log,
 	})
-	c.services = api.Services{Accounts: people, Orders: order, Lockbox: requests, Custody: keeper, Audit: log}
+	c.services = api.Services{Accounts: people, Orders: order, Lockbox: requests, Custody: keeper, Audit: log, Notices: c.notify}
 	c.api = c.newAPI(people)
 	return c.firstAdmin(ctx, people)
 }

@@ -44,6 +44,7 @@ type Client struct {
 	Requests lockboxv1.RequestServiceClient
 	Keys     lockboxv1.KeyServiceClient
 	Audit    lockboxv1.AuditServiceClient
+	Notices  lockboxv1.NoticeServiceClient
 
 	server string // host:port
 	tls    *tls.Config
@@ -90,6 +91,7 @@ func open(server string, config *tls.Config) *Client {
 		Requests: lockboxv1.NewRequestServiceClient(c),
 		Keys:     lockboxv1.NewKeyServiceClient(c),
 		Audit:    lockboxv1.NewAuditServiceClient(c),
+		Notices:  lockboxv1.NewNoticeServiceClient(c),
 		server:   server,
 		tls:      config,
 		http:     h,

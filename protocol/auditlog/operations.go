@@ -132,6 +132,10 @@ const (
 	OpRestore          Operation = "Restore Store"
 	OpStartService     Operation = "Start Service"
 	OpStopService      Operation = "Stop Service"
+	OpRetryNotice      Operation = "Retry Notice"
+	OpCreateWebhook    Operation = "Create Webhook"
+	OpDeleteWebhook    Operation = "Delete Webhook"
+	OpTestWebhook      Operation = "Test Webhook"
 )
 
 // Category groups operations, as in the Azure activity log.
@@ -167,6 +171,7 @@ var categories = table(map[Category][]Operation{
 		OpDataCopyPaused, OpDataCopyResumed, OpDataCopyCompleted, OpReadCopyLog,
 		OpCreateUser, OpUpdateUser, OpDeleteUser, OpCreateGroup, OpUpdateGroup, OpDeleteGroup,
 		OpReadActivityLog, OpExportLog, OpReadRequest, OpReadUser, OpBackup, OpRestore, OpStartService, OpStopService,
+		OpRetryNotice, OpCreateWebhook, OpDeleteWebhook, OpTestWebhook,
 	},
 })
 

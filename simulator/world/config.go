@@ -39,7 +39,7 @@ func (w *World) WriteControlConfig(expiry time.Duration) error {
 	var b strings.Builder
 	fmt.Fprintf(&b, "data_dir: %s\n", w.DataDir())
 	fmt.Fprintf(&b, "master_key_file: %s\n", filepath.Join(w.ControlDir(), "master.key"))
-	fmt.Fprintf(&b, "outbox_dir: %s\n", w.OutboxDir())
+	fmt.Fprintf(&b, "notify:\n  file: %s\n", w.OutboxDir())
 	fmt.Fprintf(&b, "api:\n  address: %s\n  names: [localhost, 127.0.0.1]\n", loopback(w.API))
 	fmt.Fprintf(&b, "tunnel:\n  address: %s\n  names: [localhost, 127.0.0.1]\n", loopback(w.Tunnel))
 	fmt.Fprintf(&b, "dead_man: %s\n", w.deadMan)

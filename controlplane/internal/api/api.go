@@ -190,6 +190,7 @@ func registerPublic(s *connect.Server) {
 	lockboxv1.RegisterRequestServiceHandler(s, lockboxv1.UnimplementedRequestServiceHandler{})
 	lockboxv1.RegisterKeyServiceHandler(s, lockboxv1.UnimplementedKeyServiceHandler{})
 	lockboxv1.RegisterAuditServiceHandler(s, lockboxv1.UnimplementedAuditServiceHandler{})
+	lockboxv1.RegisterNoticeServiceHandler(s, lockboxv1.UnimplementedNoticeServiceHandler{})
 	devicev1.RegisterEnrolmentServiceHandler(s, devicev1.UnimplementedEnrolmentServiceHandler{})
 }
 

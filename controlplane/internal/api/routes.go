@@ -7,6 +7,7 @@ import (
 	"github.com/databox-lockbox/lockbox/controlplane/internal/auth"
 	"github.com/databox-lockbox/lockbox/controlplane/internal/custody"
 	"github.com/databox-lockbox/lockbox/controlplane/internal/lockbox"
+	"github.com/databox-lockbox/lockbox/controlplane/internal/notify"
 	"github.com/databox-lockbox/lockbox/controlplane/internal/orders"
 	lockboxv1 "github.com/databox-lockbox/lockbox/protocol/lockbox/v1"
 )
@@ -18,6 +19,7 @@ type Services struct {
 	Lockbox  *lockbox.Service
 	Custody  *custody.Service
 	Audit    *audit.Service
+	Notices  *notify.Service
 }
 
 // Who may call. Everything a customer sees is limited to their tenant by the
@@ -47,6 +49,7 @@ const (
 	requests = "/lockbox.v1.RequestService/"
 	keys     = "/lockbox.v1.KeyService/"
 	activity = "/lockbox.v1.AuditService/"
+	notices  = "/lockbox.v1.NoticeService/"
 	enrol    = "/device.v1.EnrolmentService/"
 )
 
@@ -121,6 +124,13 @@ func publicRoutes(s Services) []route {
 		unary(activity+"ListRecords", append(auditors, customers...), s.Audit.ListRecords),
 		stream(activity+"ExportLog", auditors, s.exportLog),
 		unary(activity+"GetCheckpoint", anyone, s.Audit.GetCheckpoint),
+
+		unary(notices+"ListNotices", append([]auth.Role{auth.Auditor}, ownership...), s.Notices.ListNotices),
+		unary(notices+"RetryNotices", ownership, s.Notices.RetryNotices),
+		unary(notices+"CreateWebhook", ownership, s.Notices.CreateWebhook),
+		unary(notices+"ListWebhooks", append([]auth.Role{auth.Auditor}, ownership...), s.Notices.ListWebhooks),
+		unary(notices+"RemoveWebhook", ownership, s.Notices.RemoveWebhook),
+		unary(notices+"TestWebhook", ownership, s.Notices.TestWebhook),
 
 		open(enrol+"Enrol", s.Orders.Enrol),
 	}

@@ -155,6 +155,7 @@ the device (the code stands in brackets); 'lockbox ssh' ends as ssh does.`,
 		a.deviceCommand(), a.ticketCommand(),
 		a.sessionCommand(), a.sshCommand(), a.sshProxyCommand(),
 		a.requestCommand(), a.keyCommand(), a.auditCommand(),
+		a.noticeCommand(), a.webhookCommand(),
 	)
 	plainUse(root)
 	return root

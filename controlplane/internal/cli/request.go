@@ -97,6 +97,7 @@ func writeRequest(w io.Writer, r *lockboxv1.Request) {
 		fmt.Fprintf(w, "Decision      %s by %s for the %s, %s %s\n", printable(d.Verdict), printable(d.Person), printable(d.Role), when(d.Time), printable(d.Reason))
 	}
 	showComments(w, r.Comments)
+	showTold(w, r.Told)
 	showHistory(w, r.History)
 }
 

@@ -31,9 +31,6 @@ type Config struct {
 	// mode 0600, made at the first start. Absolute; best on another file system
 	// than DataDir. Default <data_dir>/master.key.
 	MasterKeyFile string `mapstructure:"master_key_file"`
-	// OutboxDir is where notices are written, a file each. Absolute. Default
-	// <data_dir>/outbox.
-	OutboxDir string `mapstructure:"outbox_dir"`
 	// PoliciesDir holds JIT policies instead of the built-in ones. Absolute.
 	// Default none.
 	PoliciesDir string `mapstructure:"policies_dir"`
@@ -41,6 +38,8 @@ type Config struct {
 	API Listener `mapstructure:"api"`
 	// Tunnel is where enrolled devices connect.
 	Tunnel Listener `mapstructure:"tunnel"`
+	// Notify configures how people are told of what happens.
+	Notify Notify `mapstructure:"notify"`
 	// DeadMan is how long a node stays unlocked without hearing from the
 	// control plane. It must be what the agents are set to. Default 60s.
 	DeadMan time.Duration `mapstructure:"dead_man"`
@@ -83,6 +82,7 @@ func Default() Config {
 	return Config{
 		API:     Listener{Address: "127.0.0.1:8443", Names: []string{"localhost", "127.0.0.1"}},
 		Tunnel:  Listener{Address: "127.0.0.1:8444", Names: []string{"localhost", "127.0.0.1"}},
+		Notify:  defaultNotify(),
 		DeadMan: 60 * time.Second,
 		Timers:  DefaultTimers(),
 		Log:     Log{Level: "info", Format: "json"},
@@ -124,21 +124,18 @@ func (c Config) MasterKeyPath() string {
 	return cmp.Or(c.MasterKeyFile, filepath.Join(c.DataDir, "master.key"))
 }
 
-// Outbox is the directory of notices.
-func (c Config) Outbox() string { return cmp.Or(c.OutboxDir, filepath.Join(c.DataDir, "outbox")) }
-
 // Validate returns a [*configs.Error] with everything that is wrong with c, or
 // nil.
 func (c Config) Validate() error {
 	var p problems
 	p.folder("data_dir", c.DataDir)
 	p.optional("master_key_file", c.MasterKeyFile)
-	p.optional("outbox_dir", c.OutboxDir)
 	p.optional("policies_dir", c.PoliciesDir)
 	p.listener("api", c.API)
 	p.listener("tunnel", c.Tunnel)
 	_, port, _ := net.SplitHostPort(c.API.Address)
 	p.Check(c.API.Address != c.Tunnel.Address || port == "0", "tunnel.address", "%q is the API's address: give the tunnel a port of its own", c.Tunnel.Address)
+	p.notify(c.Notify)
 	p.Between("dead_man", c.DeadMan, time.Second, 10*time.Minute)
 	p.timers(c.Timers, c.DemoTimers)
 	p.OneOf("log.level", c.Log.Level, "debug", "info", "warn", "error")

@@ -59,19 +59,26 @@ func TestDefaultsNeedOnlyADirectory(t *testing.T) {
 
 func TestValidateReportsAllProblems(t *testing.T) {
 	c := config.Config{
-		DataDir: "relative", MasterKeyFile: "also/relative", OutboxDir: "/a/../b", PoliciesDir: "x",
+		DataDir: "relative", MasterKeyFile: "also/relative", PoliciesDir: "x",
 		API:     config.Listener{Address: "nonsense"},
 		Tunnel:  config.Listener{Address: "nonsense", Names: []string{"https://x", ""}},
 		DeadMan: time.Hour,
 		Log:     config.Log{Level: "loud", Format: "xml"},
+		Notify: config.Notify{
+			BaseURL: "http://x", From: "nobody", File: "/a/../b",
+			SMTP:     config.SMTP{Address: "mail", TLS: "none", CAFile: "x", Username: "u"},
+			Webhooks: config.Webhooks{Networks: []string{"10.1.2.3/8"}, CAFile: "x"},
+		},
 	}
 	err := c.Validate()
 	if err == nil {
 		t.Fatal("accepted")
 	}
 	for _, key := range []string{
-		"data_dir", "master_key_file", "outbox_dir", "policies_dir", "api.address", "api.names", "tunnel.address", "tunnel.names[0]",
+		"data_dir", "master_key_file", "policies_dir", "api.address", "api.names", "tunnel.address", "tunnel.names[0]",
 		"tunnel.names[1]", "dead_man", "timers.request_expiry", "log.level", "log.format",
+		"notify.base_url", "notify.from", "notify.file", "notify.smtp.address", "notify.smtp.tls", "notify.smtp.ca_file", "notify.smtp.username",
+		"notify.webhooks.networks", "notify.webhooks.ca_file",
 	} {
 		if !strings.Contains(err.Error(), "\n  "+key+": ") {
 			t.Errorf("%s is not reported in:\n%v", key, err)

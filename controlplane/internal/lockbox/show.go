@@ -10,6 +10,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/databox-lockbox/lockbox/controlplane/internal/auth"
+	"github.com/databox-lockbox/lockbox/controlplane/internal/notify"
 	"github.com/databox-lockbox/lockbox/controlplane/internal/store"
 	"github.com/databox-lockbox/lockbox/protocol"
 	"github.com/databox-lockbox/lockbox/protocol/approval"
@@ -23,7 +24,7 @@ func (s *Service) GetRequest(ctx context.Context, caller auth.Caller, in *lockbo
 		if err != nil {
 			return nil, err
 		}
-		return showRequest(ctx, tx, r)
+		return showRequest(ctx, tx, caller, r)
 	})
 }
 
@@ -109,7 +110,7 @@ func waitingFor(caller auth.Caller) []State {
 }
 
 // showRequest shows a request with all that belongs to it.
-func showRequest(ctx context.Context, tx *store.Tx, r store.Request) (*lockboxv1.Request, error) {
+func showRequest(ctx context.Context, tx *store.Tx, caller auth.Caller, r store.Request) (*lockboxv1.Request, error) {
 	out, err := showRow(r)
 	if err != nil {
 		return nil, err
@@ -131,6 +132,13 @@ func showRequest(ctx context.Context, tx *store.Tx, r store.Request) (*lockboxv1
 		return nil, err
 	}
 	out.Comments = showComments(comments)
+	told, err := tx.WordsAbout(ctx, string(r.ID))
+	if err != nil {
+		return nil, err
+	}
+	for _, w := range told {
+		out.Told = append(out.Told, notify.Show(caller, w))
+	}
 	lines, err := tx.History(ctx, store.RequestHistory, string(r.ID))
 	out.History = history(lines)
 	return out, err

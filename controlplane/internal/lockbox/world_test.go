@@ -62,7 +62,7 @@ func newWorld(t testing.TB, nodes int, now func() time.Time, change ...func(*loc
 	if err != nil {
 		t.Fatal(err)
 	}
-	if w.notify, err = notify.New(notify.Config{Store: w.Store, Dir: w.outbox, Now: now, Logger: zerolog.Nop()}); err != nil {
+	if w.notify, err = notify.New(notify.Config{Store: w.Store, Audit: w.Audit, Webhooks: notify.Webhooks{Key: make([]byte, 32)}, Dir: w.outbox, Now: now, Logger: zerolog.Nop()}); err != nil {
 		t.Fatal(err)
 	}
 	w.config = lockbox.Config{

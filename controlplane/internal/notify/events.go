@@ -122,10 +122,36 @@ func (s *Service) Tell(ctx context.Context, tx *store.Tx, e Event) error {
 			return err
 		}
 	}
+	if e.Customer {
+		if err := s.tellWebhooks(ctx, tx, n); err != nil {
+			return err
+		}
+	}
+	s.wakeUp()
+	return nil
+}
+
+func (s *Service) tellWebhooks(ctx context.Context, tx *store.Tx, n store.Notice) error {
+	if n.Tenant == "" {
+		return nil
+	}
+	hooks, err := tx.Webhooks(ctx, n.Tenant)
+	if err != nil {
+		return err
+	}
+	for _, w := range hooks {
+		if err := s.address(ctx, tx, n, store.ByWebhook, w.ID); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// wakeUp has all channels look for what is due.
+func (s *Service) wakeUp() {
 	for _, c := range s.channels {
 		c.wakeUp()
 	}
-	return nil
 }
 
 func (s *Service) address(ctx context.Context, tx *store.Tx, n store.Notice, channel, recipient string) error {

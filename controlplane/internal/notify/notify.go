@@ -31,6 +31,7 @@ import (
 
 	"github.com/rs/zerolog"
 
+	"github.com/databox-lockbox/lockbox/controlplane/internal/audit"
 	"github.com/databox-lockbox/lockbox/controlplane/internal/store"
 )
 
@@ -54,21 +55,25 @@ const (
 	lease        = 2 * attemptLimit
 )
 
-// Config are the parts of a [Service].
+// Config are the parts of a [Service]. Store, Audit and Webhooks.Key are needed,
+// and Dir or SMTP.
 type Config struct {
-	Store   *store.Store
-	SMTP    *SMTP            // the mail server; nil: mails become files in Dir
-	Dir     string           // where mails are written, a file each; made with mode 0700 if missing
-	From    string           // sender; "lockbox@localhost" if empty
-	BaseURL string           // of the portal, for links; none if empty
-	Now     func() time.Time // time.Now if nil
-	Logger  zerolog.Logger
+	Store    *store.Store
+	Audit    *audit.Service
+	Webhooks Webhooks
+	SMTP     *SMTP            // the mail server; nil: mails become files in Dir
+	Dir      string           // where mails are written, a file each; made with mode 0700 if missing
+	From     string           // sender; "lockbox@localhost" if empty
+	BaseURL  string           // of the portal, for links; none if empty
+	Now      func() time.Time // time.Now if nil
+	Logger   zerolog.Logger
 }
 
 // Service keeps and delivers notices. Its methods may be called concurrently.
 type Service struct {
 	cfg      Config
 	from     *mail.Address
+	hooks    *hooks
 	channels []*channel
 }
 
@@ -82,7 +87,12 @@ func New(cfg Config) (*Service, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%q is no sender of mail: want an address such as lockbox@provider.example", cfg.From)
 	}
-	s := &Service{cfg: cfg, from: from}
+	hooks, err := newHooks(cfg.Webhooks)
+	if err != nil {
+		return nil, err
+	}
+	cfg.Webhooks.Key = nil
+	s := &Service{cfg: cfg, from: from, hooks: hooks}
 	byMail := s.toServer
 	if cfg.SMTP == nil {
 		byMail = s.toFile
@@ -90,7 +100,7 @@ func New(cfg Config) (*Service, error) {
 			return nil, fmt.Errorf("cannot make the directory of notices: %w", err)
 		}
 	}
-	s.channels = []*channel{newChannel(store.ByMail, 4, byMail)}
+	s.channels = []*channel{newChannel(store.ByMail, 4, byMail), newChannel(store.ByWebhook, 16, s.toWebhook)}
 	return s, nil
 }
 

@@ -3,6 +3,7 @@ package notify
 import (
 	"bytes"
 	"context"
+	"crypto/ed25519"
 	"errors"
 	"io"
 	"mime"
@@ -19,8 +20,10 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/rs/zerolog"
 	"go.uber.org/goleak"
 
+	"github.com/databox-lockbox/lockbox/controlplane/internal/audit"
 	"github.com/databox-lockbox/lockbox/controlplane/internal/store"
 	"github.com/databox-lockbox/lockbox/controlplane/internal/store/storetest"
 )
@@ -31,7 +34,22 @@ const olga = "olga@contoso.example"
 
 func newService(t *testing.T, st *store.Store, dir string) *Service {
 	t.Helper()
-	s, err := New(Config{Store: st, Dir: dir, From: "Lockbox <lockbox@provider.example>", BaseURL: "https://lockbox.example/"})
+	return newServiceWith(t, Config{Store: st, Dir: dir})
+}
+
+// logKey is the key of the tests' activity logs.
+var logKey = sync.OnceValue(func() ed25519.PrivateKey { return ed25519.NewKeyFromSeed(make([]byte, ed25519.SeedSize)) })
+
+// newServiceWith completes a configuration.
+func newServiceWith(t *testing.T, cfg Config) *Service {
+	t.Helper()
+	var err error
+	if cfg.Audit, err = audit.New(t.Context(), audit.Config{Store: cfg.Store, Key: logKey()}); err != nil {
+		t.Fatal(err)
+	}
+	cfg.From, cfg.BaseURL, cfg.Logger = "Lockbox <lockbox@provider.example>", "https://lockbox.example/", zerolog.Nop()
+	cfg.Webhooks.Key = bytes.Repeat([]byte{1}, 32)
+	s, err := New(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -178,12 +178,8 @@ type mailing struct {
 func newMailing(t *testing.T, c SMTP) *mailing {
 	t.Helper()
 	m := &mailing{t: t, store: storetest.New(t), now: time.Now()}
-	s, err := New(Config{Store: m.store, SMTP: &c, From: "Lockbox <lockbox@provider.example>", Now: func() time.Time { return m.now }})
-	if err != nil {
-		t.Fatal(err)
-	}
-	m.Service = s
-	tell(t, m.store, s, Event{Kind: CustomerNotified, Number: 7, To: []string{olga}})
+	m.Service = newServiceWith(t, Config{Store: m.store, SMTP: &c, Now: func() time.Time { return m.now }})
+	tell(t, m.store, m.Service, Event{Kind: CustomerNotified, Number: 7, To: []string{olga}})
 	return m
 }
 

@@ -191,7 +191,7 @@ func body(n store.Notice) ([]byte, error) {
 	})
 }
 
-// Sign returns the webhook-signature of a call by the Standard Webhooks
+// sign returns the webhook-signature of a call by the Standard Webhooks
 // specification, version 1.
 func sign(secret []byte, id string, at time.Time, body []byte) string {
 	mac := hmac.New(sha256.New, secret)

@@ -132,6 +132,12 @@ func (tx *Tx) Word(ctx context.Context, delivery string) (Word, error) {
 	return get[Word](ctx, tx, words, `WHERE d.id = $1`, delivery)
 }
 
+// WordsAbout reads the deliveries about a subject with what they tell, oldest
+// first.
+func (tx *Tx) WordsAbout(ctx context.Context, subject string) ([]Word, error) {
+	return list[Word](ctx, tx, words, `WHERE n.subject = $1 ORDER BY n.created, d.id`, subject)
+}
+
 // WordFilter selects deliveries. Empty fields leave nothing out.
 type WordFilter struct {
 	Tenant   protocol.TenantID

@@ -31,6 +31,8 @@ const (
 	KeyServiceName = "lockbox.v1.KeyService"
 	// AuditServiceName is the fully-qualified name of the AuditService service.
 	AuditServiceName = "lockbox.v1.AuditService"
+	// NoticeServiceName is the fully-qualified name of the NoticeService service.
+	NoticeServiceName = "lockbox.v1.NoticeService"
 )
 
 // These constants are the procedure names of the RPCs defined in this package. They're exposed at
@@ -183,6 +185,20 @@ const (
 	AuditServiceExportLogProcedure = "/lockbox.v1.AuditService/ExportLog"
 	// AuditServiceGetCheckpointProcedure is the procedure name of the AuditService's GetCheckpoint RPC.
 	AuditServiceGetCheckpointProcedure = "/lockbox.v1.AuditService/GetCheckpoint"
+	// NoticeServiceListNoticesProcedure is the procedure name of the NoticeService's ListNotices RPC.
+	NoticeServiceListNoticesProcedure = "/lockbox.v1.NoticeService/ListNotices"
+	// NoticeServiceRetryNoticesProcedure is the procedure name of the NoticeService's RetryNotices RPC.
+	NoticeServiceRetryNoticesProcedure = "/lockbox.v1.NoticeService/RetryNotices"
+	// NoticeServiceCreateWebhookProcedure is the procedure name of the NoticeService's CreateWebhook
+	// RPC.
+	NoticeServiceCreateWebhookProcedure = "/lockbox.v1.NoticeService/CreateWebhook"
+	// NoticeServiceListWebhooksProcedure is the procedure name of the NoticeService's ListWebhooks RPC.
+	NoticeServiceListWebhooksProcedure = "/lockbox.v1.NoticeService/ListWebhooks"
+	// NoticeServiceRemoveWebhookProcedure is the procedure name of the NoticeService's RemoveWebhook
+	// RPC.
+	NoticeServiceRemoveWebhookProcedure = "/lockbox.v1.NoticeService/RemoveWebhook"
+	// NoticeServiceTestWebhookProcedure is the procedure name of the NoticeService's TestWebhook RPC.
+	NoticeServiceTestWebhookProcedure = "/lockbox.v1.NoticeService/TestWebhook"
 )
 
 var (
@@ -2611,6 +2627,254 @@ func (h auditServiceHandler) getCheckpoint(ctx context.Context, _ connect.Spec, 
 		return err
 	}
 	res, err := h.svc.GetCheckpoint(ctx, &req)
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
+}
+
+var (
+	noticeServiceListNoticesSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeUnary,
+			Schema:     File_lockbox_v1_lockbox_proto.Services().ByName("NoticeService").Methods().ByName("ListNotices"),
+			Procedure:  NoticeServiceListNoticesProcedure,
+		}
+	})
+	noticeServiceRetryNoticesSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeUnary,
+			Schema:     File_lockbox_v1_lockbox_proto.Services().ByName("NoticeService").Methods().ByName("RetryNotices"),
+			Procedure:  NoticeServiceRetryNoticesProcedure,
+		}
+	})
+	noticeServiceCreateWebhookSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeUnary,
+			Schema:     File_lockbox_v1_lockbox_proto.Services().ByName("NoticeService").Methods().ByName("CreateWebhook"),
+			Procedure:  NoticeServiceCreateWebhookProcedure,
+		}
+	})
+	noticeServiceListWebhooksSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeUnary,
+			Schema:     File_lockbox_v1_lockbox_proto.Services().ByName("NoticeService").Methods().ByName("ListWebhooks"),
+			Procedure:  NoticeServiceListWebhooksProcedure,
+		}
+	})
+	noticeServiceRemoveWebhookSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeUnary,
+			Schema:     File_lockbox_v1_lockbox_proto.Services().ByName("NoticeService").Methods().ByName("RemoveWebhook"),
+			Procedure:  NoticeServiceRemoveWebhookProcedure,
+		}
+	})
+	noticeServiceTestWebhookSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeUnary,
+			Schema:     File_lockbox_v1_lockbox_proto.Services().ByName("NoticeService").Methods().ByName("TestWebhook"),
+			Procedure:  NoticeServiceTestWebhookProcedure,
+		}
+	})
+)
+
+// NoticeServiceClient is a client for the lockbox.v1.NoticeService service.
+type NoticeServiceClient interface {
+	// ListNotices lists deliveries, newest first.
+	ListNotices(context.Context, *ListNoticesRequest) (*ListNoticesResponse, error)
+	// RetryNotices has deliveries that were given up tried again.
+	RetryNotices(context.Context, *RetryNoticesRequest) (*RetryNoticesResponse, error)
+	// CreateWebhook has a tenant's events told to a URL, signed by the Standard
+	// Webhooks specification.
+	CreateWebhook(context.Context, *CreateWebhookRequest) (*CreateWebhookResponse, error)
+	ListWebhooks(context.Context, *ListWebhooksRequest) (*ListWebhooksResponse, error)
+	RemoveWebhook(context.Context, *RemoveWebhookRequest) (*Webhook, error)
+	// TestWebhook calls a webhook now and says how that went.
+	TestWebhook(context.Context, *TestWebhookRequest) (*TestWebhookResponse, error)
+}
+
+// NewNoticeServiceClient constructs a client for the lockbox.v1.NoticeService service. Multiple
+// service clients may share a single connect.Client.
+func NewNoticeServiceClient(client *connect.Client) NoticeServiceClient {
+	return &noticeServiceClient{client: client}
+}
+
+// NoticeServiceHandler is an implementation of the lockbox.v1.NoticeService service.
+type NoticeServiceHandler interface {
+	// ListNotices lists deliveries, newest first.
+	ListNotices(context.Context, *ListNoticesRequest) (*ListNoticesResponse, error)
+	// RetryNotices has deliveries that were given up tried again.
+	RetryNotices(context.Context, *RetryNoticesRequest) (*RetryNoticesResponse, error)
+	// CreateWebhook has a tenant's events told to a URL, signed by the Standard
+	// Webhooks specification.
+	CreateWebhook(context.Context, *CreateWebhookRequest) (*CreateWebhookResponse, error)
+	ListWebhooks(context.Context, *ListWebhooksRequest) (*ListWebhooksResponse, error)
+	RemoveWebhook(context.Context, *RemoveWebhookRequest) (*Webhook, error)
+	// TestWebhook calls a webhook now and says how that went.
+	TestWebhook(context.Context, *TestWebhookRequest) (*TestWebhookResponse, error)
+}
+
+// RegisterNoticeServiceHandler registers svc as the lockbox.v1.NoticeService implementation on
+// server.
+func RegisterNoticeServiceHandler(server *connect.Server, svc NoticeServiceHandler) {
+	adapter := noticeServiceHandler{svc: svc}
+	server.Register(
+		connect.Method{Spec: noticeServiceListNoticesSpec(), Handler: adapter.listNotices},
+		connect.Method{Spec: noticeServiceRetryNoticesSpec(), Handler: adapter.retryNotices},
+		connect.Method{Spec: noticeServiceCreateWebhookSpec(), Handler: adapter.createWebhook},
+		connect.Method{Spec: noticeServiceListWebhooksSpec(), Handler: adapter.listWebhooks},
+		connect.Method{Spec: noticeServiceRemoveWebhookSpec(), Handler: adapter.removeWebhook},
+		connect.Method{Spec: noticeServiceTestWebhookSpec(), Handler: adapter.testWebhook},
+	)
+}
+
+// UnimplementedNoticeServiceHandler returns CodeUnimplemented from all methods.
+type UnimplementedNoticeServiceHandler struct{}
+
+func (UnimplementedNoticeServiceHandler) ListNotices(context.Context, *ListNoticesRequest) (*ListNoticesResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "lockbox.v1.NoticeService.ListNotices is not implemented")
+}
+
+func (UnimplementedNoticeServiceHandler) RetryNotices(context.Context, *RetryNoticesRequest) (*RetryNoticesResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "lockbox.v1.NoticeService.RetryNotices is not implemented")
+}
+
+func (UnimplementedNoticeServiceHandler) CreateWebhook(context.Context, *CreateWebhookRequest) (*CreateWebhookResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "lockbox.v1.NoticeService.CreateWebhook is not implemented")
+}
+
+func (UnimplementedNoticeServiceHandler) ListWebhooks(context.Context, *ListWebhooksRequest) (*ListWebhooksResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "lockbox.v1.NoticeService.ListWebhooks is not implemented")
+}
+
+func (UnimplementedNoticeServiceHandler) RemoveWebhook(context.Context, *RemoveWebhookRequest) (*Webhook, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "lockbox.v1.NoticeService.RemoveWebhook is not implemented")
+}
+
+func (UnimplementedNoticeServiceHandler) TestWebhook(context.Context, *TestWebhookRequest) (*TestWebhookResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "lockbox.v1.NoticeService.TestWebhook is not implemented")
+}
+
+type noticeServiceClient struct {
+	client *connect.Client
+}
+
+func (c *noticeServiceClient) ListNotices(ctx context.Context, req *ListNoticesRequest) (*ListNoticesResponse, error) {
+	var res ListNoticesResponse
+	if err := c.client.CallUnary(ctx, noticeServiceListNoticesSpec(), req, &res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+func (c *noticeServiceClient) RetryNotices(ctx context.Context, req *RetryNoticesRequest) (*RetryNoticesResponse, error) {
+	var res RetryNoticesResponse
+	if err := c.client.CallUnary(ctx, noticeServiceRetryNoticesSpec(), req, &res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+func (c *noticeServiceClient) CreateWebhook(ctx context.Context, req *CreateWebhookRequest) (*CreateWebhookResponse, error) {
+	var res CreateWebhookResponse
+	if err := c.client.CallUnary(ctx, noticeServiceCreateWebhookSpec(), req, &res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+func (c *noticeServiceClient) ListWebhooks(ctx context.Context, req *ListWebhooksRequest) (*ListWebhooksResponse, error) {
+	var res ListWebhooksResponse
+	if err := c.client.CallUnary(ctx, noticeServiceListWebhooksSpec(), req, &res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+func (c *noticeServiceClient) RemoveWebhook(ctx context.Context, req *RemoveWebhookRequest) (*Webhook, error) {
+	var res Webhook
+	if err := c.client.CallUnary(ctx, noticeServiceRemoveWebhookSpec(), req, &res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+func (c *noticeServiceClient) TestWebhook(ctx context.Context, req *TestWebhookRequest) (*TestWebhookResponse, error) {
+	var res TestWebhookResponse
+	if err := c.client.CallUnary(ctx, noticeServiceTestWebhookSpec(), req, &res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+type noticeServiceHandler struct{ svc NoticeServiceHandler }
+
+func (h noticeServiceHandler) listNotices(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req ListNoticesRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	res, err := h.svc.ListNotices(ctx, &req)
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
+}
+
+func (h noticeServiceHandler) retryNotices(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req RetryNoticesRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	res, err := h.svc.RetryNotices(ctx, &req)
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
+}
+
+func (h noticeServiceHandler) createWebhook(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req CreateWebhookRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	res, err := h.svc.CreateWebhook(ctx, &req)
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
+}
+
+func (h noticeServiceHandler) listWebhooks(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req ListWebhooksRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	res, err := h.svc.ListWebhooks(ctx, &req)
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
+}
+
+func (h noticeServiceHandler) removeWebhook(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req RemoveWebhookRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	res, err := h.svc.RemoveWebhook(ctx, &req)
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
+}
+
+func (h noticeServiceHandler) testWebhook(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req TestWebhookRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	res, err := h.svc.TestWebhook(ctx, &req)
 	if err != nil {
 		return err
 	}

@@ -4836,6 +4836,7 @@ type Request struct {
 	LockConfirmed     int64                  `protobuf:"varint,36,opt,name=lock_confirmed,json=lockConfirmed,proto3" json:"lock_confirmed,omitempty"` // when the whole device had confirmed that it is locked, after the access ended
 	LocksBy           int64                  `protobuf:"varint,37,opt,name=locks_by,json=locksBy,proto3" json:"locks_by,omitempty"`                   // when a node that could not be reached locks by itself; 0 once confirmed
 	Comments          []*RequestComment      `protobuf:"bytes,38,rep,name=comments,proto3" json:"comments,omitempty"`
+	Told              []*Delivery            `protobuf:"bytes,50,rep,name=told,proto3" json:"told,omitempty"` // who was told of it, and when
 	unknownFields     protoimpl.UnknownFields
 	sizeCache         protoimpl.SizeCache
 }
@@ -5132,6 +5133,13 @@ func (x *Request) GetLocksBy() int64 {
 func (x *Request) GetComments() []*RequestComment {
 	if x != nil {
 		return x.Comments
+	}
+	return nil
+}
+
+func (x *Request) GetTold() []*Delivery {
+	if x != nil {
+		return x.Told
 	}
 	return nil
 }
@@ -6927,6 +6935,795 @@ func (x *GetCheckpointResponse) GetConsistency() []byte {
 	return nil
 }
 
+// Delivery is the word of what happened to one recipient.
+type Delivery struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Notice        string                 `protobuf:"bytes,2,opt,name=notice,proto3" json:"notice,omitempty"`       // the same for all recipients; a webhook's webhook-id
+	Kind          string                 `protobuf:"bytes,3,opt,name=kind,proto3" json:"kind,omitempty"`           // what happened, e.g. "customer-notified"
+	Channel       string                 `protobuf:"bytes,4,opt,name=channel,proto3" json:"channel,omitempty"`     // mail | webhook
+	Recipient     string                 `protobuf:"bytes,5,opt,name=recipient,proto3" json:"recipient,omitempty"` // an address, or a webhook's id
+	Subject       string                 `protobuf:"bytes,6,opt,name=subject,proto3" json:"subject,omitempty"`     // what it is about, e.g. a request id
+	Number        int64                  `protobuf:"varint,7,opt,name=number,proto3" json:"number,omitempty"`      // of the request it is about
+	Title         string                 `protobuf:"bytes,8,opt,name=title,proto3" json:"title,omitempty"`
+	State         string                 `protobuf:"bytes,9,opt,name=state,proto3" json:"state,omitempty"` // waiting | sent | dead
+	Attempts      int64                  `protobuf:"varint,10,opt,name=attempts,proto3" json:"attempts,omitempty"`
+	Created       int64                  `protobuf:"varint,11,opt,name=created,proto3" json:"created,omitempty"`
+	NextAttempt   int64                  `protobuf:"varint,12,opt,name=next_attempt,json=nextAttempt,proto3" json:"next_attempt,omitempty"`
+	Sent          int64                  `protobuf:"varint,13,opt,name=sent,proto3" json:"sent,omitempty"`
+	LastError     string                 `protobuf:"bytes,14,opt,name=last_error,json=lastError,proto3" json:"last_error,omitempty"`
+	Tenant        string                 `protobuf:"bytes,15,opt,name=tenant,proto3" json:"tenant,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Delivery) Reset() {
+	*x = Delivery{}
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[110]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Delivery) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Delivery) ProtoMessage() {}
+
+func (x *Delivery) ProtoReflect() protoreflect.Message {
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[110]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Delivery.ProtoReflect.Descriptor instead.
+func (*Delivery) Descriptor() ([]byte, []int) {
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{110}
+}
+
+func (x *Delivery) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *Delivery) GetNotice() string {
+	if x != nil {
+		return x.Notice
+	}
+	return ""
+}
+
+func (x *Delivery) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *Delivery) GetChannel() string {
+	if x != nil {
+		return x.Channel
+	}
+	return ""
+}
+
+func (x *Delivery) GetRecipient() string {
+	if x != nil {
+		return x.Recipient
+	}
+	return ""
+}
+
+func (x *Delivery) GetSubject() string {
+	if x != nil {
+		return x.Subject
+	}
+	return ""
+}
+
+func (x *Delivery) GetNumber() int64 {
+	if x != nil {
+		return x.Number
+	}
+	return 0
+}
+
+func (x *Delivery) GetTitle() string {
+	if x != nil {
+		return x.Title
+	}
+	return ""
+}
+
+func (x *Delivery) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *Delivery) GetAttempts() int64 {
+	if x != nil {
+		return x.Attempts
+	}
+	return 0
+}
+
+func (x *Delivery) GetCreated() int64 {
+	if x != nil {
+		return x.Created
+	}
+	return 0
+}
+
+func (x *Delivery) GetNextAttempt() int64 {
+	if x != nil {
+		return x.NextAttempt
+	}
+	return 0
+}
+
+func (x *Delivery) GetSent() int64 {
+	if x != nil {
+		return x.Sent
+	}
+	return 0
+}
+
+func (x *Delivery) GetLastError() string {
+	if x != nil {
+		return x.LastError
+	}
+	return ""
+}
+
+func (x *Delivery) GetTenant() string {
+	if x != nil {
+		return x.Tenant
+	}
+	return ""
+}
+
+type ListNoticesRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Tenant        string                 `protobuf:"bytes,1,opt,name=tenant,proto3" json:"tenant,omitempty"`
+	Subject       string                 `protobuf:"bytes,2,opt,name=subject,proto3" json:"subject,omitempty"`
+	State         string                 `protobuf:"bytes,3,opt,name=state,proto3" json:"state,omitempty"`     // waiting | sent | dead
+	Channel       string                 `protobuf:"bytes,4,opt,name=channel,proto3" json:"channel,omitempty"` // mail | webhook
+	Limit         int32                  `protobuf:"varint,5,opt,name=limit,proto3" json:"limit,omitempty"`    // 0: 100
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListNoticesRequest) Reset() {
+	*x = ListNoticesRequest{}
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[111]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListNoticesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListNoticesRequest) ProtoMessage() {}
+
+func (x *ListNoticesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[111]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListNoticesRequest.ProtoReflect.Descriptor instead.
+func (*ListNoticesRequest) Descriptor() ([]byte, []int) {
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{111}
+}
+
+func (x *ListNoticesRequest) GetTenant() string {
+	if x != nil {
+		return x.Tenant
+	}
+	return ""
+}
+
+func (x *ListNoticesRequest) GetSubject() string {
+	if x != nil {
+		return x.Subject
+	}
+	return ""
+}
+
+func (x *ListNoticesRequest) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *ListNoticesRequest) GetChannel() string {
+	if x != nil {
+		return x.Channel
+	}
+	return ""
+}
+
+func (x *ListNoticesRequest) GetLimit() int32 {
+	if x != nil {
+		return x.Limit
+	}
+	return 0
+}
+
+type ListNoticesResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Deliveries    []*Delivery            `protobuf:"bytes,1,rep,name=deliveries,proto3" json:"deliveries,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListNoticesResponse) Reset() {
+	*x = ListNoticesResponse{}
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[112]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListNoticesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListNoticesResponse) ProtoMessage() {}
+
+func (x *ListNoticesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[112]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListNoticesResponse.ProtoReflect.Descriptor instead.
+func (*ListNoticesResponse) Descriptor() ([]byte, []int) {
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{112}
+}
+
+func (x *ListNoticesResponse) GetDeliveries() []*Delivery {
+	if x != nil {
+		return x.Deliveries
+	}
+	return nil
+}
+
+type RetryNoticesRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Ids           []string               `protobuf:"bytes,1,rep,name=ids,proto3" json:"ids,omitempty"`       // of deliveries; empty: all that were given up
+	Tenant        string                 `protobuf:"bytes,2,opt,name=tenant,proto3" json:"tenant,omitempty"` // only this one's
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RetryNoticesRequest) Reset() {
+	*x = RetryNoticesRequest{}
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[113]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RetryNoticesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RetryNoticesRequest) ProtoMessage() {}
+
+func (x *RetryNoticesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[113]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RetryNoticesRequest.ProtoReflect.Descriptor instead.
+func (*RetryNoticesRequest) Descriptor() ([]byte, []int) {
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{113}
+}
+
+func (x *RetryNoticesRequest) GetIds() []string {
+	if x != nil {
+		return x.Ids
+	}
+	return nil
+}
+
+func (x *RetryNoticesRequest) GetTenant() string {
+	if x != nil {
+		return x.Tenant
+	}
+	return ""
+}
+
+type RetryNoticesResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Retried       int32                  `protobuf:"varint,1,opt,name=retried,proto3" json:"retried,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RetryNoticesResponse) Reset() {
+	*x = RetryNoticesResponse{}
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[114]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RetryNoticesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RetryNoticesResponse) ProtoMessage() {}
+
+func (x *RetryNoticesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[114]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RetryNoticesResponse.ProtoReflect.Descriptor instead.
+func (*RetryNoticesResponse) Descriptor() ([]byte, []int) {
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{114}
+}
+
+func (x *RetryNoticesResponse) GetRetried() int32 {
+	if x != nil {
+		return x.Retried
+	}
+	return 0
+}
+
+type Webhook struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Tenant        string                 `protobuf:"bytes,2,opt,name=tenant,proto3" json:"tenant,omitempty"`
+	Url           string                 `protobuf:"bytes,3,opt,name=url,proto3" json:"url,omitempty"`
+	CreatedBy     string                 `protobuf:"bytes,4,opt,name=created_by,json=createdBy,proto3" json:"created_by,omitempty"`
+	Created       int64                  `protobuf:"varint,5,opt,name=created,proto3" json:"created,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Webhook) Reset() {
+	*x = Webhook{}
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[115]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Webhook) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Webhook) ProtoMessage() {}
+
+func (x *Webhook) ProtoReflect() protoreflect.Message {
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[115]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Webhook.ProtoReflect.Descriptor instead.
+func (*Webhook) Descriptor() ([]byte, []int) {
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{115}
+}
+
+func (x *Webhook) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *Webhook) GetTenant() string {
+	if x != nil {
+		return x.Tenant
+	}
+	return ""
+}
+
+func (x *Webhook) GetUrl() string {
+	if x != nil {
+		return x.Url
+	}
+	return ""
+}
+
+func (x *Webhook) GetCreatedBy() string {
+	if x != nil {
+		return x.CreatedBy
+	}
+	return ""
+}
+
+func (x *Webhook) GetCreated() int64 {
+	if x != nil {
+		return x.Created
+	}
+	return 0
+}
+
+type CreateWebhookRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Tenant        string                 `protobuf:"bytes,1,opt,name=tenant,proto3" json:"tenant,omitempty"`
+	Url           string                 `protobuf:"bytes,2,opt,name=url,proto3" json:"url,omitempty"`
+	Secret        string                 `protobuf:"bytes,3,opt,name=secret,proto3" json:"secret,omitempty"` // whsec_…; empty: made here
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CreateWebhookRequest) Reset() {
+	*x = CreateWebhookRequest{}
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[116]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CreateWebhookRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CreateWebhookRequest) ProtoMessage() {}
+
+func (x *CreateWebhookRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[116]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CreateWebhookRequest.ProtoReflect.Descriptor instead.
+func (*CreateWebhookRequest) Descriptor() ([]byte, []int) {
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{116}
+}
+
+func (x *CreateWebhookRequest) GetTenant() string {
+	if x != nil {
+		return x.Tenant
+	}
+	return ""
+}
+
+func (x *CreateWebhookRequest) GetUrl() string {
+	if x != nil {
+		return x.Url
+	}
+	return ""
+}
+
+func (x *CreateWebhookRequest) GetSecret() string {
+	if x != nil {
+		return x.Secret
+	}
+	return ""
+}
+
+type CreateWebhookResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Webhook       *Webhook               `protobuf:"bytes,1,opt,name=webhook,proto3" json:"webhook,omitempty"`
+	Secret        string                 `protobuf:"bytes,2,opt,name=secret,proto3" json:"secret,omitempty"` // if it was made here; shown once
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CreateWebhookResponse) Reset() {
+	*x = CreateWebhookResponse{}
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[117]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CreateWebhookResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CreateWebhookResponse) ProtoMessage() {}
+
+func (x *CreateWebhookResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[117]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CreateWebhookResponse.ProtoReflect.Descriptor instead.
+func (*CreateWebhookResponse) Descriptor() ([]byte, []int) {
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{117}
+}
+
+func (x *CreateWebhookResponse) GetWebhook() *Webhook {
+	if x != nil {
+		return x.Webhook
+	}
+	return nil
+}
+
+func (x *CreateWebhookResponse) GetSecret() string {
+	if x != nil {
+		return x.Secret
+	}
+	return ""
+}
+
+type ListWebhooksRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Tenant        string                 `protobuf:"bytes,1,opt,name=tenant,proto3" json:"tenant,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListWebhooksRequest) Reset() {
+	*x = ListWebhooksRequest{}
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[118]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListWebhooksRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListWebhooksRequest) ProtoMessage() {}
+
+func (x *ListWebhooksRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[118]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListWebhooksRequest.ProtoReflect.Descriptor instead.
+func (*ListWebhooksRequest) Descriptor() ([]byte, []int) {
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{118}
+}
+
+func (x *ListWebhooksRequest) GetTenant() string {
+	if x != nil {
+		return x.Tenant
+	}
+	return ""
+}
+
+type ListWebhooksResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Webhooks      []*Webhook             `protobuf:"bytes,1,rep,name=webhooks,proto3" json:"webhooks,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListWebhooksResponse) Reset() {
+	*x = ListWebhooksResponse{}
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[119]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListWebhooksResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListWebhooksResponse) ProtoMessage() {}
+
+func (x *ListWebhooksResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[119]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListWebhooksResponse.ProtoReflect.Descriptor instead.
+func (*ListWebhooksResponse) Descriptor() ([]byte, []int) {
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{119}
+}
+
+func (x *ListWebhooksResponse) GetWebhooks() []*Webhook {
+	if x != nil {
+		return x.Webhooks
+	}
+	return nil
+}
+
+type RemoveWebhookRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveWebhookRequest) Reset() {
+	*x = RemoveWebhookRequest{}
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[120]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveWebhookRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveWebhookRequest) ProtoMessage() {}
+
+func (x *RemoveWebhookRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[120]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveWebhookRequest.ProtoReflect.Descriptor instead.
+func (*RemoveWebhookRequest) Descriptor() ([]byte, []int) {
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{120}
+}
+
+func (x *RemoveWebhookRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+type TestWebhookRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TestWebhookRequest) Reset() {
+	*x = TestWebhookRequest{}
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[121]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TestWebhookRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TestWebhookRequest) ProtoMessage() {}
+
+func (x *TestWebhookRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[121]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TestWebhookRequest.ProtoReflect.Descriptor instead.
+func (*TestWebhookRequest) Descriptor() ([]byte, []int) {
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{121}
+}
+
+func (x *TestWebhookRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+type TestWebhookResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Delivered     bool                   `protobuf:"varint,1,opt,name=delivered,proto3" json:"delivered,omitempty"`
+	Error         string                 `protobuf:"bytes,2,opt,name=error,proto3" json:"error,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TestWebhookResponse) Reset() {
+	*x = TestWebhookResponse{}
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[122]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TestWebhookResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TestWebhookResponse) ProtoMessage() {}
+
+func (x *TestWebhookResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[122]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TestWebhookResponse.ProtoReflect.Descriptor instead.
+func (*TestWebhookResponse) Descriptor() ([]byte, []int) {
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{122}
+}
+
+func (x *TestWebhookResponse) GetDelivered() bool {
+	if x != nil {
+		return x.Delivered
+	}
+	return false
+}
+
+func (x *TestWebhookResponse) GetError() string {
+	if x != nil {
+		return x.Error
+	}
+	return ""
+}
+
 var File_lockbox_v1_lockbox_proto protoreflect.FileDescriptor
 
 const file_lockbox_v1_lockbox_proto_rawDesc = "" +
@@ -7264,7 +8061,8 @@ const file_lockbox_v1_lockbox_proto_rawDesc = "" +
 	"\vknown_hosts\x18\x02 \x01(\tR\n" +
 	"knownHosts\x12\x1c\n" +
 	"\tprincipal\x18\x03 \x01(\tR\tprincipal\x12\x18\n" +
-	"\aexpires\x18\x04 \x01(\x03R\aexpires\"\xe2\t\n" +
+	"\aexpires\x18\x04 \x01(\x03R\aexpires\"\x8c\n" +
+	"\n" +
 	"\aRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
 	"\x06number\x18\x02 \x01(\x03R\x06number\x12\x16\n" +
@@ -7309,7 +8107,8 @@ const file_lockbox_v1_lockbox_proto_rawDesc = "" +
 	"\x06closed\x18# \x01(\x03R\x06closed\x12%\n" +
 	"\x0elock_confirmed\x18$ \x01(\x03R\rlockConfirmed\x12\x19\n" +
 	"\blocks_by\x18% \x01(\x03R\alocksBy\x126\n" +
-	"\bcomments\x18& \x03(\v2\x1a.lockbox.v1.RequestCommentR\bcomments\"\xc7\x01\n" +
+	"\bcomments\x18& \x03(\v2\x1a.lockbox.v1.RequestCommentR\bcomments\x12(\n" +
+	"\x04told\x182 \x03(\v2\x14.lockbox.v1.DeliveryR\x04told\"\xc7\x01\n" +
 	"\x0eRequestComment\x12\x16\n" +
 	"\x06number\x18\x01 \x01(\x03R\x06number\x12\x19\n" +
 	"\breply_to\x18\x02 \x01(\x03R\areplyTo\x12\x16\n" +
@@ -7440,7 +8239,65 @@ const file_lockbox_v1_lockbox_proto_rawDesc = "" +
 	"checkpoint\x18\x01 \x01(\fR\n" +
 	"checkpoint\x12!\n" +
 	"\fverifier_key\x18\x02 \x01(\tR\vverifierKey\x12 \n" +
-	"\vconsistency\x18\x03 \x01(\fR\vconsistency2\xc0\x04\n" +
+	"\vconsistency\x18\x03 \x01(\fR\vconsistency\"\x80\x03\n" +
+	"\bDelivery\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
+	"\x06notice\x18\x02 \x01(\tR\x06notice\x12\x12\n" +
+	"\x04kind\x18\x03 \x01(\tR\x04kind\x12\x18\n" +
+	"\achannel\x18\x04 \x01(\tR\achannel\x12\x1c\n" +
+	"\trecipient\x18\x05 \x01(\tR\trecipient\x12\x18\n" +
+	"\asubject\x18\x06 \x01(\tR\asubject\x12\x16\n" +
+	"\x06number\x18\a \x01(\x03R\x06number\x12\x14\n" +
+	"\x05title\x18\b \x01(\tR\x05title\x12\x14\n" +
+	"\x05state\x18\t \x01(\tR\x05state\x12\x1a\n" +
+	"\battempts\x18\n" +
+	" \x01(\x03R\battempts\x12\x18\n" +
+	"\acreated\x18\v \x01(\x03R\acreated\x12!\n" +
+	"\fnext_attempt\x18\f \x01(\x03R\vnextAttempt\x12\x12\n" +
+	"\x04sent\x18\r \x01(\x03R\x04sent\x12\x1d\n" +
+	"\n" +
+	"last_error\x18\x0e \x01(\tR\tlastError\x12\x16\n" +
+	"\x06tenant\x18\x0f \x01(\tR\x06tenant\"\x8c\x01\n" +
+	"\x12ListNoticesRequest\x12\x16\n" +
+	"\x06tenant\x18\x01 \x01(\tR\x06tenant\x12\x18\n" +
+	"\asubject\x18\x02 \x01(\tR\asubject\x12\x14\n" +
+	"\x05state\x18\x03 \x01(\tR\x05state\x12\x18\n" +
+	"\achannel\x18\x04 \x01(\tR\achannel\x12\x14\n" +
+	"\x05limit\x18\x05 \x01(\x05R\x05limit\"K\n" +
+	"\x13ListNoticesResponse\x124\n" +
+	"\n" +
+	"deliveries\x18\x01 \x03(\v2\x14.lockbox.v1.DeliveryR\n" +
+	"deliveries\"?\n" +
+	"\x13RetryNoticesRequest\x12\x10\n" +
+	"\x03ids\x18\x01 \x03(\tR\x03ids\x12\x16\n" +
+	"\x06tenant\x18\x02 \x01(\tR\x06tenant\"0\n" +
+	"\x14RetryNoticesResponse\x12\x18\n" +
+	"\aretried\x18\x01 \x01(\x05R\aretried\"|\n" +
+	"\aWebhook\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
+	"\x06tenant\x18\x02 \x01(\tR\x06tenant\x12\x10\n" +
+	"\x03url\x18\x03 \x01(\tR\x03url\x12\x1d\n" +
+	"\n" +
+	"created_by\x18\x04 \x01(\tR\tcreatedBy\x12\x18\n" +
+	"\acreated\x18\x05 \x01(\x03R\acreated\"X\n" +
+	"\x14CreateWebhookRequest\x12\x16\n" +
+	"\x06tenant\x18\x01 \x01(\tR\x06tenant\x12\x10\n" +
+	"\x03url\x18\x02 \x01(\tR\x03url\x12\x16\n" +
+	"\x06secret\x18\x03 \x01(\tR\x06secret\"^\n" +
+	"\x15CreateWebhookResponse\x12-\n" +
+	"\awebhook\x18\x01 \x01(\v2\x13.lockbox.v1.WebhookR\awebhook\x12\x16\n" +
+	"\x06secret\x18\x02 \x01(\tR\x06secret\"-\n" +
+	"\x13ListWebhooksRequest\x12\x16\n" +
+	"\x06tenant\x18\x01 \x01(\tR\x06tenant\"G\n" +
+	"\x14ListWebhooksResponse\x12/\n" +
+	"\bwebhooks\x18\x01 \x03(\v2\x13.lockbox.v1.WebhookR\bwebhooks\"&\n" +
+	"\x14RemoveWebhookRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\"$\n" +
+	"\x12TestWebhookRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\"I\n" +
+	"\x13TestWebhookResponse\x12\x1c\n" +
+	"\tdelivered\x18\x01 \x01(\bR\tdelivered\x12\x14\n" +
+	"\x05error\x18\x02 \x01(\tR\x05error2\xc0\x04\n" +
 	"\x0eAccountService\x12<\n" +
 	"\x05Login\x12\x18.lockbox.v1.LoginRequest\x1a\x19.lockbox.v1.LoginResponse\x12?\n" +
 	"\x06WhoAmI\x12\x19.lockbox.v1.WhoAmIRequest\x1a\x1a.lockbox.v1.WhoAmIResponse\x12]\n" +
@@ -7515,7 +8372,14 @@ const file_lockbox_v1_lockbox_proto_rawDesc = "" +
 	"\fAuditService\x12N\n" +
 	"\vListRecords\x12\x1e.lockbox.v1.ListRecordsRequest\x1a\x1f.lockbox.v1.ListRecordsResponse\x12J\n" +
 	"\tExportLog\x12\x1c.lockbox.v1.ExportLogRequest\x1a\x1d.lockbox.v1.ExportLogResponse0\x01\x12T\n" +
-	"\rGetCheckpoint\x12 .lockbox.v1.GetCheckpointRequest\x1a!.lockbox.v1.GetCheckpointResponseBBZ@github.com/databox-lockbox/lockbox/protocol/lockbox/v1;lockboxv1b\x06proto3"
+	"\rGetCheckpoint\x12 .lockbox.v1.GetCheckpointRequest\x1a!.lockbox.v1.GetCheckpointResponse2\xf3\x03\n" +
+	"\rNoticeService\x12N\n" +
+	"\vListNotices\x12\x1e.lockbox.v1.ListNoticesRequest\x1a\x1f.lockbox.v1.ListNoticesResponse\x12Q\n" +
+	"\fRetryNotices\x12\x1f.lockbox.v1.RetryNoticesRequest\x1a .lockbox.v1.RetryNoticesResponse\x12T\n" +
+	"\rCreateWebhook\x12 .lockbox.v1.CreateWebhookRequest\x1a!.lockbox.v1.CreateWebhookResponse\x12Q\n" +
+	"\fListWebhooks\x12\x1f.lockbox.v1.ListWebhooksRequest\x1a .lockbox.v1.ListWebhooksResponse\x12F\n" +
+	"\rRemoveWebhook\x12 .lockbox.v1.RemoveWebhookRequest\x1a\x13.lockbox.v1.Webhook\x12N\n" +
+	"\vTestWebhook\x12\x1e.lockbox.v1.TestWebhookRequest\x1a\x1f.lockbox.v1.TestWebhookResponseBBZ@github.com/databox-lockbox/lockbox/protocol/lockbox/v1;lockboxv1b\x06proto3"
 
 var (
 	file_lockbox_v1_lockbox_proto_rawDescOnce sync.Once
@@ -7529,7 +8393,7 @@ func file_lockbox_v1_lockbox_proto_rawDescGZIP() []byte {
 	return file_lockbox_v1_lockbox_proto_rawDescData
 }
 
-var file_lockbox_v1_lockbox_proto_msgTypes = make([]protoimpl.MessageInfo, 110)
+var file_lockbox_v1_lockbox_proto_msgTypes = make([]protoimpl.MessageInfo, 123)
 var file_lockbox_v1_lockbox_proto_goTypes = []any{
 	(*ErrorInfo)(nil),                      // 0: lockbox.v1.ErrorInfo
 	(*Person)(nil),                         // 1: lockbox.v1.Person
@@ -7641,6 +8505,19 @@ var file_lockbox_v1_lockbox_proto_goTypes = []any{
 	(*ExportLogResponse)(nil),              // 107: lockbox.v1.ExportLogResponse
 	(*GetCheckpointRequest)(nil),           // 108: lockbox.v1.GetCheckpointRequest
 	(*GetCheckpointResponse)(nil),          // 109: lockbox.v1.GetCheckpointResponse
+	(*Delivery)(nil),                       // 110: lockbox.v1.Delivery
+	(*ListNoticesRequest)(nil),             // 111: lockbox.v1.ListNoticesRequest
+	(*ListNoticesResponse)(nil),            // 112: lockbox.v1.ListNoticesResponse
+	(*RetryNoticesRequest)(nil),            // 113: lockbox.v1.RetryNoticesRequest
+	(*RetryNoticesResponse)(nil),           // 114: lockbox.v1.RetryNoticesResponse
+	(*Webhook)(nil),                        // 115: lockbox.v1.Webhook
+	(*CreateWebhookRequest)(nil),           // 116: lockbox.v1.CreateWebhookRequest
+	(*CreateWebhookResponse)(nil),          // 117: lockbox.v1.CreateWebhookResponse
+	(*ListWebhooksRequest)(nil),            // 118: lockbox.v1.ListWebhooksRequest
+	(*ListWebhooksResponse)(nil),           // 119: lockbox.v1.ListWebhooksResponse
+	(*RemoveWebhookRequest)(nil),           // 120: lockbox.v1.RemoveWebhookRequest
+	(*TestWebhookRequest)(nil),             // 121: lockbox.v1.TestWebhookRequest
+	(*TestWebhookResponse)(nil),            // 122: lockbox.v1.TestWebhookResponse
 }
 var file_lockbox_v1_lockbox_proto_depIdxs = []int32{
 	1,   // 0: lockbox.v1.LoginResponse.person:type_name -> lockbox.v1.Person
@@ -7673,134 +8550,150 @@ var file_lockbox_v1_lockbox_proto_depIdxs = []int32{
 	84,  // 27: lockbox.v1.Request.decisions:type_name -> lockbox.v1.RequestDecision
 	29,  // 28: lockbox.v1.Request.history:type_name -> lockbox.v1.HistoryLine
 	81,  // 29: lockbox.v1.Request.comments:type_name -> lockbox.v1.RequestComment
-	83,  // 30: lockbox.v1.Evaluation.factors:type_name -> lockbox.v1.Factor
-	80,  // 31: lockbox.v1.ListRequestsResponse.requests:type_name -> lockbox.v1.Request
-	80,  // 32: lockbox.v1.RevokeRequestResponse.request:type_name -> lockbox.v1.Request
-	77,  // 33: lockbox.v1.RevokeRequestResponse.relocked:type_name -> lockbox.v1.RelockResult
-	70,  // 34: lockbox.v1.RevokeRequestResponse.sessions:type_name -> lockbox.v1.Session
-	100, // 35: lockbox.v1.ListKeysResponse.keys:type_name -> lockbox.v1.KeyInfo
-	104, // 36: lockbox.v1.ListRecordsResponse.records:type_name -> lockbox.v1.AuditRecord
-	2,   // 37: lockbox.v1.AccountService.Login:input_type -> lockbox.v1.LoginRequest
-	4,   // 38: lockbox.v1.AccountService.WhoAmI:input_type -> lockbox.v1.WhoAmIRequest
-	6,   // 39: lockbox.v1.AccountService.RenewCertificate:input_type -> lockbox.v1.RenewCertificateRequest
-	8,   // 40: lockbox.v1.AccountService.CreatePerson:input_type -> lockbox.v1.CreatePersonRequest
-	10,  // 41: lockbox.v1.AccountService.ListPeople:input_type -> lockbox.v1.ListPeopleRequest
-	12,  // 42: lockbox.v1.AccountService.RemovePerson:input_type -> lockbox.v1.RemovePersonRequest
-	14,  // 43: lockbox.v1.AccountService.CreateLoginToken:input_type -> lockbox.v1.CreateLoginTokenRequest
-	18,  // 44: lockbox.v1.TenantService.CreateTenant:input_type -> lockbox.v1.CreateTenantRequest
-	19,  // 45: lockbox.v1.TenantService.GetTenant:input_type -> lockbox.v1.GetTenantRequest
-	20,  // 46: lockbox.v1.TenantService.ListTenants:input_type -> lockbox.v1.ListTenantsRequest
-	22,  // 47: lockbox.v1.TenantService.CreateSubscription:input_type -> lockbox.v1.CreateSubscriptionRequest
-	23,  // 48: lockbox.v1.TenantService.EnableLockbox:input_type -> lockbox.v1.EnableLockboxRequest
-	24,  // 49: lockbox.v1.TenantService.DisableLockbox:input_type -> lockbox.v1.DisableLockboxRequest
-	25,  // 50: lockbox.v1.TenantService.SetTenant:input_type -> lockbox.v1.SetTenantRequest
-	30,  // 51: lockbox.v1.OrderService.PlaceOrder:input_type -> lockbox.v1.PlaceOrderRequest
-	31,  // 52: lockbox.v1.OrderService.GetOrder:input_type -> lockbox.v1.GetOrderRequest
-	32,  // 53: lockbox.v1.OrderService.ListOrders:input_type -> lockbox.v1.ListOrdersRequest
-	34,  // 54: lockbox.v1.OrderService.PrepareDevice:input_type -> lockbox.v1.PrepareDeviceRequest
-	37,  // 55: lockbox.v1.OrderService.AdvanceOrder:input_type -> lockbox.v1.AdvanceOrderRequest
-	38,  // 56: lockbox.v1.OrderService.DraftTrustPolicy:input_type -> lockbox.v1.DraftTrustPolicyRequest
-	41,  // 57: lockbox.v1.OrderService.SubmitTrustPolicy:input_type -> lockbox.v1.SubmitTrustPolicyRequest
-	42,  // 58: lockbox.v1.OrderService.GetTrustPolicy:input_type -> lockbox.v1.GetTrustPolicyRequest
-	43,  // 59: lockbox.v1.OrderService.DraftConsent:input_type -> lockbox.v1.DraftConsentRequest
-	44,  // 60: lockbox.v1.OrderService.SubmitConsent:input_type -> lockbox.v1.SubmitConsentRequest
-	45,  // 61: lockbox.v1.OrderService.RevokeConsent:input_type -> lockbox.v1.RevokeConsentRequest
-	46,  // 62: lockbox.v1.OrderService.CreateJoinToken:input_type -> lockbox.v1.CreateJoinTokenRequest
-	48,  // 63: lockbox.v1.OrderService.StartJob:input_type -> lockbox.v1.StartJobRequest
-	50,  // 64: lockbox.v1.OrderService.GetCopyLog:input_type -> lockbox.v1.GetCopyLogRequest
-	52,  // 65: lockbox.v1.OrderService.GetManifest:input_type -> lockbox.v1.GetManifestRequest
-	55,  // 66: lockbox.v1.DeviceService.ListDevices:input_type -> lockbox.v1.ListDevicesRequest
-	57,  // 67: lockbox.v1.DeviceService.GetDevice:input_type -> lockbox.v1.GetDeviceRequest
-	58,  // 68: lockbox.v1.DeviceService.RevokeDevice:input_type -> lockbox.v1.RevokeDeviceRequest
-	64,  // 69: lockbox.v1.TicketService.FileTicket:input_type -> lockbox.v1.FileTicketRequest
-	65,  // 70: lockbox.v1.TicketService.GetTicket:input_type -> lockbox.v1.GetTicketRequest
-	66,  // 71: lockbox.v1.TicketService.ListTickets:input_type -> lockbox.v1.ListTicketsRequest
-	68,  // 72: lockbox.v1.TicketService.CommentTicket:input_type -> lockbox.v1.CommentTicketRequest
-	69,  // 73: lockbox.v1.TicketService.AssignTicket:input_type -> lockbox.v1.AssignTicketRequest
-	71,  // 74: lockbox.v1.SessionService.EnableSession:input_type -> lockbox.v1.EnableSessionRequest
-	72,  // 75: lockbox.v1.SessionService.GetSession:input_type -> lockbox.v1.GetSessionRequest
-	73,  // 76: lockbox.v1.SessionService.ListSessions:input_type -> lockbox.v1.ListSessionsRequest
-	75,  // 77: lockbox.v1.SessionService.DisableSession:input_type -> lockbox.v1.DisableSessionRequest
-	78,  // 78: lockbox.v1.SessionService.IssueCertificate:input_type -> lockbox.v1.IssueCertificateRequest
-	85,  // 79: lockbox.v1.RequestService.CreateRequest:input_type -> lockbox.v1.CreateRequestRequest
-	86,  // 80: lockbox.v1.RequestService.GetRequest:input_type -> lockbox.v1.GetRequestRequest
-	87,  // 81: lockbox.v1.RequestService.ListRequests:input_type -> lockbox.v1.ListRequestsRequest
-	89,  // 82: lockbox.v1.RequestService.DraftDecision:input_type -> lockbox.v1.DraftDecisionRequest
-	90,  // 83: lockbox.v1.RequestService.Decide:input_type -> lockbox.v1.DecideRequest
-	91,  // 84: lockbox.v1.RequestService.CancelRequest:input_type -> lockbox.v1.CancelRequestRequest
-	92,  // 85: lockbox.v1.RequestService.ExecuteRequest:input_type -> lockbox.v1.ExecuteRequestRequest
-	93,  // 86: lockbox.v1.RequestService.RevokeRequest:input_type -> lockbox.v1.RevokeRequestRequest
-	95,  // 87: lockbox.v1.RequestService.CommentRequest:input_type -> lockbox.v1.CommentRequestRequest
-	96,  // 88: lockbox.v1.RequestService.ExtendRequest:input_type -> lockbox.v1.ExtendRequestRequest
-	97,  // 89: lockbox.v1.RequestService.RaiseRequestAgain:input_type -> lockbox.v1.RaiseRequestAgainRequest
-	98,  // 90: lockbox.v1.KeyService.ListKeys:input_type -> lockbox.v1.ListKeysRequest
-	101, // 91: lockbox.v1.KeyService.ExportRecoveryPassword:input_type -> lockbox.v1.ExportRecoveryPasswordRequest
-	103, // 92: lockbox.v1.AuditService.ListRecords:input_type -> lockbox.v1.ListRecordsRequest
-	106, // 93: lockbox.v1.AuditService.ExportLog:input_type -> lockbox.v1.ExportLogRequest
-	108, // 94: lockbox.v1.AuditService.GetCheckpoint:input_type -> lockbox.v1.GetCheckpointRequest
-	3,   // 95: lockbox.v1.AccountService.Login:output_type -> lockbox.v1.LoginResponse
-	5,   // 96: lockbox.v1.AccountService.WhoAmI:output_type -> lockbox.v1.WhoAmIResponse
-	7,   // 97: lockbox.v1.AccountService.RenewCertificate:output_type -> lockbox.v1.RenewCertificateResponse
-	9,   // 98: lockbox.v1.AccountService.CreatePerson:output_type -> lockbox.v1.CreatePersonResponse
-	11,  // 99: lockbox.v1.AccountService.ListPeople:output_type -> lockbox.v1.ListPeopleResponse
-	13,  // 100: lockbox.v1.AccountService.RemovePerson:output_type -> lockbox.v1.RemovePersonResponse
-	15,  // 101: lockbox.v1.AccountService.CreateLoginToken:output_type -> lockbox.v1.CreateLoginTokenResponse
-	16,  // 102: lockbox.v1.TenantService.CreateTenant:output_type -> lockbox.v1.Tenant
-	16,  // 103: lockbox.v1.TenantService.GetTenant:output_type -> lockbox.v1.Tenant
-	21,  // 104: lockbox.v1.TenantService.ListTenants:output_type -> lockbox.v1.ListTenantsResponse
-	17,  // 105: lockbox.v1.TenantService.CreateSubscription:output_type -> lockbox.v1.Subscription
-	16,  // 106: lockbox.v1.TenantService.EnableLockbox:output_type -> lockbox.v1.Tenant
-	16,  // 107: lockbox.v1.TenantService.DisableLockbox:output_type -> lockbox.v1.Tenant
-	16,  // 108: lockbox.v1.TenantService.SetTenant:output_type -> lockbox.v1.Tenant
-	26,  // 109: lockbox.v1.OrderService.PlaceOrder:output_type -> lockbox.v1.Order
-	26,  // 110: lockbox.v1.OrderService.GetOrder:output_type -> lockbox.v1.Order
-	33,  // 111: lockbox.v1.OrderService.ListOrders:output_type -> lockbox.v1.ListOrdersResponse
-	26,  // 112: lockbox.v1.OrderService.PrepareDevice:output_type -> lockbox.v1.Order
-	26,  // 113: lockbox.v1.OrderService.AdvanceOrder:output_type -> lockbox.v1.Order
-	40,  // 114: lockbox.v1.OrderService.DraftTrustPolicy:output_type -> lockbox.v1.Document
-	40,  // 115: lockbox.v1.OrderService.SubmitTrustPolicy:output_type -> lockbox.v1.Document
-	40,  // 116: lockbox.v1.OrderService.GetTrustPolicy:output_type -> lockbox.v1.Document
-	40,  // 117: lockbox.v1.OrderService.DraftConsent:output_type -> lockbox.v1.Document
-	40,  // 118: lockbox.v1.OrderService.SubmitConsent:output_type -> lockbox.v1.Document
-	26,  // 119: lockbox.v1.OrderService.RevokeConsent:output_type -> lockbox.v1.Order
-	47,  // 120: lockbox.v1.OrderService.CreateJoinToken:output_type -> lockbox.v1.CreateJoinTokenResponse
-	49,  // 121: lockbox.v1.OrderService.StartJob:output_type -> lockbox.v1.ProgressEvent
-	51,  // 122: lockbox.v1.OrderService.GetCopyLog:output_type -> lockbox.v1.GetCopyLogResponse
-	53,  // 123: lockbox.v1.OrderService.GetManifest:output_type -> lockbox.v1.GetManifestResponse
-	56,  // 124: lockbox.v1.DeviceService.ListDevices:output_type -> lockbox.v1.ListDevicesResponse
-	59,  // 125: lockbox.v1.DeviceService.GetDevice:output_type -> lockbox.v1.Device
-	59,  // 126: lockbox.v1.DeviceService.RevokeDevice:output_type -> lockbox.v1.Device
-	63,  // 127: lockbox.v1.TicketService.FileTicket:output_type -> lockbox.v1.Ticket
-	63,  // 128: lockbox.v1.TicketService.GetTicket:output_type -> lockbox.v1.Ticket
-	67,  // 129: lockbox.v1.TicketService.ListTickets:output_type -> lockbox.v1.ListTicketsResponse
-	63,  // 130: lockbox.v1.TicketService.CommentTicket:output_type -> lockbox.v1.Ticket
-	63,  // 131: lockbox.v1.TicketService.AssignTicket:output_type -> lockbox.v1.Ticket
-	70,  // 132: lockbox.v1.SessionService.EnableSession:output_type -> lockbox.v1.Session
-	70,  // 133: lockbox.v1.SessionService.GetSession:output_type -> lockbox.v1.Session
-	74,  // 134: lockbox.v1.SessionService.ListSessions:output_type -> lockbox.v1.ListSessionsResponse
-	76,  // 135: lockbox.v1.SessionService.DisableSession:output_type -> lockbox.v1.DisableSessionResponse
-	79,  // 136: lockbox.v1.SessionService.IssueCertificate:output_type -> lockbox.v1.IssueCertificateResponse
-	80,  // 137: lockbox.v1.RequestService.CreateRequest:output_type -> lockbox.v1.Request
-	80,  // 138: lockbox.v1.RequestService.GetRequest:output_type -> lockbox.v1.Request
-	88,  // 139: lockbox.v1.RequestService.ListRequests:output_type -> lockbox.v1.ListRequestsResponse
-	40,  // 140: lockbox.v1.RequestService.DraftDecision:output_type -> lockbox.v1.Document
-	80,  // 141: lockbox.v1.RequestService.Decide:output_type -> lockbox.v1.Request
-	80,  // 142: lockbox.v1.RequestService.CancelRequest:output_type -> lockbox.v1.Request
-	49,  // 143: lockbox.v1.RequestService.ExecuteRequest:output_type -> lockbox.v1.ProgressEvent
-	94,  // 144: lockbox.v1.RequestService.RevokeRequest:output_type -> lockbox.v1.RevokeRequestResponse
-	80,  // 145: lockbox.v1.RequestService.CommentRequest:output_type -> lockbox.v1.Request
-	80,  // 146: lockbox.v1.RequestService.ExtendRequest:output_type -> lockbox.v1.Request
-	80,  // 147: lockbox.v1.RequestService.RaiseRequestAgain:output_type -> lockbox.v1.Request
-	99,  // 148: lockbox.v1.KeyService.ListKeys:output_type -> lockbox.v1.ListKeysResponse
-	102, // 149: lockbox.v1.KeyService.ExportRecoveryPassword:output_type -> lockbox.v1.ExportRecoveryPasswordResponse
-	105, // 150: lockbox.v1.AuditService.ListRecords:output_type -> lockbox.v1.ListRecordsResponse
-	107, // 151: lockbox.v1.AuditService.ExportLog:output_type -> lockbox.v1.ExportLogResponse
-	109, // 152: lockbox.v1.AuditService.GetCheckpoint:output_type -> lockbox.v1.GetCheckpointResponse
-	95,  // [95:153] is the sub-list for method output_type
-	37,  // [37:95] is the sub-list for method input_type
-	37,  // [37:37] is the sub-list for extension type_name
-	37,  // [37:37] is the sub-list for extension extendee
-	0,   // [0:37] is the sub-list for field type_name
+	110, // 30: lockbox.v1.Request.told:type_name -> lockbox.v1.Delivery
+	83,  // 31: lockbox.v1.Evaluation.factors:type_name -> lockbox.v1.Factor
+	80,  // 32: lockbox.v1.ListRequestsResponse.requests:type_name -> lockbox.v1.Request
+	80,  // 33: lockbox.v1.RevokeRequestResponse.request:type_name -> lockbox.v1.Request
+	77,  // 34: lockbox.v1.RevokeRequestResponse.relocked:type_name -> lockbox.v1.RelockResult
+	70,  // 35: lockbox.v1.RevokeRequestResponse.sessions:type_name -> lockbox.v1.Session
+	100, // 36: lockbox.v1.ListKeysResponse.keys:type_name -> lockbox.v1.KeyInfo
+	104, // 37: lockbox.v1.ListRecordsResponse.records:type_name -> lockbox.v1.AuditRecord
+	110, // 38: lockbox.v1.ListNoticesResponse.deliveries:type_name -> lockbox.v1.Delivery
+	115, // 39: lockbox.v1.CreateWebhookResponse.webhook:type_name -> lockbox.v1.Webhook
+	115, // 40: lockbox.v1.ListWebhooksResponse.webhooks:type_name -> lockbox.v1.Webhook
+	2,   // 41: lockbox.v1.AccountService.Login:input_type -> lockbox.v1.LoginRequest
+	4,   // 42: lockbox.v1.AccountService.WhoAmI:input_type -> lockbox.v1.WhoAmIRequest
+	6,   // 43: lockbox.v1.AccountService.RenewCertificate:input_type -> lockbox.v1.RenewCertificateRequest
+	8,   // 44: lockbox.v1.AccountService.CreatePerson:input_type -> lockbox.v1.CreatePersonRequest
+	10,  // 45: lockbox.v1.AccountService.ListPeople:input_type -> lockbox.v1.ListPeopleRequest
+	12,  // 46: lockbox.v1.AccountService.RemovePerson:input_type -> lockbox.v1.RemovePersonRequest
+	14,  // 47: lockbox.v1.AccountService.CreateLoginToken:input_type -> lockbox.v1.CreateLoginTokenRequest
+	18,  // 48: lockbox.v1.TenantService.CreateTenant:input_type -> lockbox.v1.CreateTenantRequest
+	19,  // 49: lockbox.v1.TenantService.GetTenant:input_type -> lockbox.v1.GetTenantRequest
+	20,  // 50: lockbox.v1.TenantService.ListTenants:input_type -> lockbox.v1.ListTenantsRequest
+	22,  // 51: lockbox.v1.TenantService.CreateSubscription:input_type -> lockbox.v1.CreateSubscriptionRequest
+	23,  // 52: lockbox.v1.TenantService.EnableLockbox:input_type -> lockbox.v1.EnableLockboxRequest
+	24,  // 53: lockbox.v1.TenantService.DisableLockbox:input_type -> lockbox.v1.DisableLockboxRequest
+	25,  // 54: lockbox.v1.TenantService.SetTenant:input_type -> lockbox.v1.SetTenantRequest
+	30,  // 55: lockbox.v1.OrderService.PlaceOrder:input_type -> lockbox.v1.PlaceOrderRequest
+	31,  // 56: lockbox.v1.OrderService.GetOrder:input_type -> lockbox.v1.GetOrderRequest
+	32,  // 57: lockbox.v1.OrderService.ListOrders:input_type -> lockbox.v1.ListOrdersRequest
+	34,  // 58: lockbox.v1.OrderService.PrepareDevice:input_type -> lockbox.v1.PrepareDeviceRequest
+	37,  // 59: lockbox.v1.OrderService.AdvanceOrder:input_type -> lockbox.v1.AdvanceOrderRequest
+	38,  // 60: lockbox.v1.OrderService.DraftTrustPolicy:input_type -> lockbox.v1.DraftTrustPolicyRequest
+	41,  // 61: lockbox.v1.OrderService.SubmitTrustPolicy:input_type -> lockbox.v1.SubmitTrustPolicyRequest
+	42,  // 62: lockbox.v1.OrderService.GetTrustPolicy:input_type -> lockbox.v1.GetTrustPolicyRequest
+	43,  // 63: lockbox.v1.OrderService.DraftConsent:input_type -> lockbox.v1.DraftConsentRequest
+	44,  // 64: lockbox.v1.OrderService.SubmitConsent:input_type -> lockbox.v1.SubmitConsentRequest
+	45,  // 65: lockbox.v1.OrderService.RevokeConsent:input_type -> lockbox.v1.RevokeConsentRequest
+	46,  // 66: lockbox.v1.OrderService.CreateJoinToken:input_type -> lockbox.v1.CreateJoinTokenRequest
+	48,  // 67: lockbox.v1.OrderService.StartJob:input_type -> lockbox.v1.StartJobRequest
+	50,  // 68: lockbox.v1.OrderService.GetCopyLog:input_type -> lockbox.v1.GetCopyLogRequest
+	52,  // 69: lockbox.v1.OrderService.GetManifest:input_type -> lockbox.v1.GetManifestRequest
+	55,  // 70: lockbox.v1.DeviceService.ListDevices:input_type -> lockbox.v1.ListDevicesRequest
+	57,  // 71: lockbox.v1.DeviceService.GetDevice:input_type -> lockbox.v1.GetDeviceRequest
+	58,  // 72: lockbox.v1.DeviceService.RevokeDevice:input_type -> lockbox.v1.RevokeDeviceRequest
+	64,  // 73: lockbox.v1.TicketService.FileTicket:input_type -> lockbox.v1.FileTicketRequest
+	65,  // 74: lockbox.v1.TicketService.GetTicket:input_type -> lockbox.v1.GetTicketRequest
+	66,  // 75: lockbox.v1.TicketService.ListTickets:input_type -> lockbox.v1.ListTicketsRequest
+	68,  // 76: lockbox.v1.TicketService.CommentTicket:input_type -> lockbox.v1.CommentTicketRequest
+	69,  // 77: lockbox.v1.TicketService.AssignTicket:input_type -> lockbox.v1.AssignTicketRequest
+	71,  // 78: lockbox.v1.SessionService.EnableSession:input_type -> lockbox.v1.EnableSessionRequest
+	72,  // 79: lockbox.v1.SessionService.GetSession:input_type -> lockbox.v1.GetSessionRequest
+	73,  // 80: lockbox.v1.SessionService.ListSessions:input_type -> lockbox.v1.ListSessionsRequest
+	75,  // 81: lockbox.v1.SessionService.DisableSession:input_type -> lockbox.v1.DisableSessionRequest
+	78,  // 82: lockbox.v1.SessionService.IssueCertificate:input_type -> lockbox.v1.IssueCertificateRequest
+	85,  // 83: lockbox.v1.RequestService.CreateRequest:input_type -> lockbox.v1.CreateRequestRequest
+	86,  // 84: lockbox.v1.RequestService.GetRequest:input_type -> lockbox.v1.GetRequestRequest
+	87,  // 85: lockbox.v1.RequestService.ListRequests:input_type -> lockbox.v1.ListRequestsRequest
+	89,  // 86: lockbox.v1.RequestService.DraftDecision:input_type -> lockbox.v1.DraftDecisionRequest
+	90,  // 87: lockbox.v1.RequestService.Decide:input_type -> lockbox.v1.DecideRequest
+	91,  // 88: lockbox.v1.RequestService.CancelRequest:input_type -> lockbox.v1.CancelRequestRequest
+	92,  // 89: lockbox.v1.RequestService.ExecuteRequest:input_type -> lockbox.v1.ExecuteRequestRequest
+	93,  // 90: lockbox.v1.RequestService.RevokeRequest:input_type -> lockbox.v1.RevokeRequestRequest
+	95,  // 91: lockbox.v1.RequestService.CommentRequest:input_type -> lockbox.v1.CommentRequestRequest
+	96,  // 92: lockbox.v1.RequestService.ExtendRequest:input_type -> lockbox.v1.ExtendRequestRequest
+	97,  // 93: lockbox.v1.RequestService.RaiseRequestAgain:input_type -> lockbox.v1.RaiseRequestAgainRequest
+	98,  // 94: lockbox.v1.KeyService.ListKeys:input_type -> lockbox.v1.ListKeysRequest
+	101, // 95: lockbox.v1.KeyService.ExportRecoveryPassword:input_type -> lockbox.v1.ExportRecoveryPasswordRequest
+	103, // 96: lockbox.v1.AuditService.ListRecords:input_type -> lockbox.v1.ListRecordsRequest
+	106, // 97: lockbox.v1.AuditService.ExportLog:input_type -> lockbox.v1.ExportLogRequest
+	108, // 98: lockbox.v1.AuditService.GetCheckpoint:input_type -> lockbox.v1.GetCheckpointRequest
+	111, // 99: lockbox.v1.NoticeService.ListNotices:input_type -> lockbox.v1.ListNoticesRequest
+	113, // 100: lockbox.v1.NoticeService.RetryNotices:input_type -> lockbox.v1.RetryNoticesRequest
+	116, // 101: lockbox.v1.NoticeService.CreateWebhook:input_type -> lockbox.v1.CreateWebhookRequest
+	118, // 102: lockbox.v1.NoticeService.ListWebhooks:input_type -> lockbox.v1.ListWebhooksRequest
+	120, // 103: lockbox.v1.NoticeService.RemoveWebhook:input_type -> lockbox.v1.RemoveWebhookRequest
+	121, // 104: lockbox.v1.NoticeService.TestWebhook:input_type -> lockbox.v1.TestWebhookRequest
+	3,   // 105: lockbox.v1.AccountService.Login:output_type -> lockbox.v1.LoginResponse
+	5,   // 106: lockbox.v1.AccountService.WhoAmI:output_type -> lockbox.v1.WhoAmIResponse
+	7,   // 107: lockbox.v1.AccountService.RenewCertificate:output_type -> lockbox.v1.RenewCertificateResponse
+	9,   // 108: lockbox.v1.AccountService.CreatePerson:output_type -> lockbox.v1.CreatePersonResponse
+	11,  // 109: lockbox.v1.AccountService.ListPeople:output_type -> lockbox.v1.ListPeopleResponse
+	13,  // 110: lockbox.v1.AccountService.RemovePerson:output_type -> lockbox.v1.RemovePersonResponse
+	15,  // 111: lockbox.v1.AccountService.CreateLoginToken:output_type -> lockbox.v1.CreateLoginTokenResponse
+	16,  // 112: lockbox.v1.TenantService.CreateTenant:output_type -> lockbox.v1.Tenant
+	16,  // 113: lockbox.v1.TenantService.GetTenant:output_type -> lockbox.v1.Tenant
+	21,  // 114: lockbox.v1.TenantService.ListTenants:output_type -> lockbox.v1.ListTenantsResponse
+	17,  // 115: lockbox.v1.TenantService.CreateSubscription:output_type -> lockbox.v1.Subscription
+	16,  // 116: lockbox.v1.TenantService.EnableLockbox:output_type -> lockbox.v1.Tenant
+	16,  // 117: lockbox.v1.TenantService.DisableLockbox:output_type -> lockbox.v1.Tenant
+	16,  // 118: lockbox.v1.TenantService.SetTenant:output_type -> lockbox.v1.Tenant
+	26,  // 119: lockbox.v1.OrderService.PlaceOrder:output_type -> lockbox.v1.Order
+	26,  // 120: lockbox.v1.OrderService.GetOrder:output_type -> lockbox.v1.Order
+	33,  // 121: lockbox.v1.OrderService.ListOrders:output_type -> lockbox.v1.ListOrdersResponse
+	26,  // 122: lockbox.v1.OrderService.PrepareDevice:output_type -> lockbox.v1.Order
+	26,  // 123: lockbox.v1.OrderService.AdvanceOrder:output_type -> lockbox.v1.Order
+	40,  // 124: lockbox.v1.OrderService.DraftTrustPolicy:output_type -> lockbox.v1.Document
+	40,  // 125: lockbox.v1.OrderService.SubmitTrustPolicy:output_type -> lockbox.v1.Document
+	40,  // 126: lockbox.v1.OrderService.GetTrustPolicy:output_type -> lockbox.v1.Document
+	40,  // 127: lockbox.v1.OrderService.DraftConsent:output_type -> lockbox.v1.Document
+	40,  // 128: lockbox.v1.OrderService.SubmitConsent:output_type -> lockbox.v1.Document
+	26,  // 129: lockbox.v1.OrderService.RevokeConsent:output_type -> lockbox.v1.Order
+	47,  // 130: lockbox.v1.OrderService.CreateJoinToken:output_type -> lockbox.v1.CreateJoinTokenResponse
+	49,  // 131: lockbox.v1.OrderService.StartJob:output_type -> lockbox.v1.ProgressEvent
+	51,  // 132: lockbox.v1.OrderService.GetCopyLog:output_type -> lockbox.v1.GetCopyLogResponse
+	53,  // 133: lockbox.v1.OrderService.GetManifest:output_type -> lockbox.v1.GetManifestResponse
+	56,  // 134: lockbox.v1.DeviceService.ListDevices:output_type -> lockbox.v1.ListDevicesResponse
+	59,  // 135: lockbox.v1.DeviceService.GetDevice:output_type -> lockbox.v1.Device
+	59,  // 136: lockbox.v1.DeviceService.RevokeDevice:output_type -> lockbox.v1.Device
+	63,  // 137: lockbox.v1.TicketService.FileTicket:output_type -> lockbox.v1.Ticket
+	63,  // 138: lockbox.v1.TicketService.GetTicket:output_type -> lockbox.v1.Ticket
+	67,  // 139: lockbox.v1.TicketService.ListTickets:output_type -> lockbox.v1.ListTicketsResponse
+	63,  // 140: lockbox.v1.TicketService.CommentTicket:output_type -> lockbox.v1.Ticket
+	63,  // 141: lockbox.v1.TicketService.AssignTicket:output_type -> lockbox.v1.Ticket
+	70,  // 142: lockbox.v1.SessionService.EnableSession:output_type -> lockbox.v1.Session
+	70,  // 143: lockbox.v1.SessionService.GetSession:output_type -> lockbox.v1.Session
+	74,  // 144: lockbox.v1.SessionService.ListSessions:output_type -> lockbox.v1.ListSessionsResponse
+	76,  // 145: lockbox.v1.SessionService.DisableSession:output_type -> lockbox.v1.DisableSessionResponse
+	79,  // 146: lockbox.v1.SessionService.IssueCertificate:output_type -> lockbox.v1.IssueCertificateResponse
+	80,  // 147: lockbox.v1.RequestService.CreateRequest:output_type -> lockbox.v1.Request
+	80,  // 148: lockbox.v1.RequestService.GetRequest:output_type -> lockbox.v1.Request
+	88,  // 149: lockbox.v1.RequestService.ListRequests:output_type -> lockbox.v1.ListRequestsResponse
+	40,  // 150: lockbox.v1.RequestService.DraftDecision:output_type -> lockbox.v1.Document
+	80,  // 151: lockbox.v1.RequestService.Decide:output_type -> lockbox.v1.Request
+	80,  // 152: lockbox.v1.RequestService.CancelRequest:output_type -> lockbox.v1.Request
+	49,  // 153: lockbox.v1.RequestService.ExecuteRequest:output_type -> lockbox.v1.ProgressEvent
+	94,  // 154: lockbox.v1.RequestService.RevokeRequest:output_type -> lockbox.v1.RevokeRequestResponse
+	80,  // 155: lockbox.v1.RequestService.CommentRequest:output_type -> lockbox.v1.Request
+	80,  // 156: lockbox.v1.RequestService.ExtendRequest:output_type -> lockbox.v1.Request
+	80,  // 157: lockbox.v1.RequestService.RaiseRequestAgain:output_type -> lockbox.v1.Request
+	99,  // 158: lockbox.v1.KeyService.ListKeys:output_type -> lockbox.v1.ListKeysResponse
+	102, // 159: lockbox.v1.KeyService.ExportRecoveryPassword:output_type -> lockbox.v1.ExportRecoveryPasswordResponse
+	105, // 160: lockbox.v1.AuditService.ListRecords:output_type -> lockbox.v1.ListRecordsResponse
+	107, // 161: lockbox.v1.AuditService.ExportLog:output_type -> lockbox.v1.ExportLogResponse
+	109, // 162: lockbox.v1.AuditService.GetCheckpoint:output_type -> lockbox.v1.GetCheckpointResponse
+	112, // 163: lockbox.v1.NoticeService.ListNotices:output_type -> lockbox.v1.ListNoticesResponse
+	114, // 164: lockbox.v1.NoticeService.RetryNotices:output_type -> lockbox.v1.RetryNoticesResponse
+	117, // 165: lockbox.v1.NoticeService.CreateWebhook:output_type -> lockbox.v1.CreateWebhookResponse
+	119, // 166: lockbox.v1.NoticeService.ListWebhooks:output_type -> lockbox.v1.ListWebhooksResponse
+	115, // 167: lockbox.v1.NoticeService.RemoveWebhook:output_type -> lockbox.v1.Webhook
+	122, // 168: lockbox.v1.NoticeService.TestWebhook:output_type -> lockbox.v1.TestWebhookResponse
+	105, // [105:169] is the sub-list for method output_type
+	41,  // [41:105] is the sub-list for method input_type
+	41,  // [41:41] is the sub-list for extension type_name
+	41,  // [41:41] is the sub-list for extension extendee
+	0,   // [0:41] is the sub-list for field type_name
 }
 
 func init() { file_lockbox_v1_lockbox_proto_init() }
@@ -7814,9 +8707,9 @@ func file_lockbox_v1_lockbox_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_lockbox_v1_lockbox_proto_rawDesc), len(file_lockbox_v1_lockbox_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   110,
+			NumMessages:   123,
 			NumExtensions: 0,
-			NumServices:   9,
+			NumServices:   10,
 		},
 		GoTypes:           file_lockbox_v1_lockbox_proto_goTypes,
 		DependencyIndexes: file_lockbox_v1_lockbox_proto_depIdxs,
