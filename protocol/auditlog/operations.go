@@ -125,6 +125,9 @@ const (
 	OpUpdatePolicy     Operation = "Update JIT Policy"
 	OpReadActivityLog  Operation = "Read Activity Log"
 	OpExportLog        Operation = "Export Activity Log"
+	OpPruneLog         Operation = "Prune Activity Log"
+	OpPlaceHold        Operation = "Place Legal Hold"
+	OpReleaseHold      Operation = "Release Legal Hold"
 	OpReadRequest      Operation = "Read Lockbox Request"
 	OpReadUser         Operation = "Read User"
 	OpRefuseCall       Operation = "Refuse Call"
@@ -162,6 +165,7 @@ var categories = table(map[Category][]Operation{
 		OpSignConsent, OpRevokeConsent,
 		OpStoreDiskKeys, OpSealDiskKeys, OpExportRecoveryPassword, OpRotateMasterKey, OpMoveToCustomerKey,
 		OpDeleteDiskKeys, OpRegisterApproverKey, OpRemoveApproverKey,
+		OpPruneLog, OpPlaceHold, OpReleaseHold,
 		OpLogin, OpRefuseLogin, OpLogout, OpCreateLoginToken, OpRenewLogin, OpAssignRole, OpRemoveRole, OpRefuseCall,
 	},
 	Administrative: {
