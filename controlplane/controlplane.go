@@ -6,9 +6,11 @@
 package controlplane
 
 import (
+	"cmp"
 	"context"
 	"crypto/ed25519"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -34,6 +36,7 @@ import (
 	"github.com/databox-lockbox/lockbox/controlplane/internal/policy"
 	"github.com/databox-lockbox/lockbox/controlplane/internal/store"
 	"github.com/databox-lockbox/lockbox/protocol"
+	"github.com/databox-lockbox/lockbox/protocol/auditlog"
 	devicev1 "github.com/databox-lockbox/lockbox/protocol/device/v1"
 	lockboxv1 "github.com/databox-lockbox/lockbox/protocol/lockbox/v1"
 	"github.com/databox-lockbox/lockbox/protocol/tunnel"
@@ -186,7 +189,14 @@ func (c *ControlPlane) Online() int { return c.broker.Count() }
 func (c *ControlPlane) assemble(k keys) error {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
-	log, err := audit.New(ctx, audit.Config{Store: c.store, Key: k.log, Now: c.opts.Now})
+	sinks, err := sinks(c.cfg.Audit.Sinks)
+	if err != nil {
+		return err
+	}
+	log, err := audit.New(ctx, audit.Config{
+		Store: c.store, Key: k.log, Now: c.opts.Now, Retention: c.cfg.Audit.Retention, Sinks: sinks,
+		Host: c.cfg.API.Names[0], Logger: c.opts.Log,
+	})
 	if err != nil {
 		return err
 	}
@@ -222,6 +232,29 @@ func (c *ControlPlane) assemble(k keys) error {
 	c.services = api.Services{Accounts: people, Orders: order, Lockbox: requests, Custody: keeper, Audit: log, Notices: c.notify}
 	c.api = c.newAPI(people)
 	return c.firstAdmin(ctx, people)
+}
+
+// sinks are the copies of the activity log that are configured.
+func sinks(configured []config.Sink) ([]audit.Sink, error) {
+	var out []audit.Sink
+	for _, s := range configured {
+		sink := audit.Sink{Name: s.Name, Address: s.Address, Format: auditlog.Format(cmp.Or(s.Format, string(auditlog.FormatJSON)))}
+		if s.Network != "tcp" {
+			sink.TLS = &tls.Config{MinVersion: tls.VersionTLS12}
+		}
+		if s.CAFile != "" {
+			pem, err := os.ReadFile(s.CAFile)
+			if err != nil {
+				return nil, fmt.Errorf("audit.sinks: cannot read the certificates of %s: %w", s.Name, err)
+			}
+			sink.TLS.RootCAs = x509.NewCertPool()
+			if !sink.TLS.RootCAs.AppendCertsFromPEM(pem) {
+				return nil, fmt.Errorf("audit.sinks: %s holds no certificate in PEM", s.CAFile)
+			}
+		}
+		out = append(out, sink)
+	}
+	return out, nil
 }
 
 // serverSource makes a key and a certificate for both ports. They live in
@@ -408,6 +441,7 @@ func (c *ControlPlane) Run(ctx context.Context) error {
 	g.Go(func() error { return ignoreEnd(ctx, c.services.Custody.Run(ctx)) })
 	g.Go(func() error { return ignoreEnd(ctx, c.services.Lockbox.RunTimers(ctx)) })
 	g.Go(func() error { return ignoreEnd(ctx, c.notify.Run(ctx)) })
+	g.Go(func() error { return ignoreEnd(ctx, c.services.Audit.Run(ctx)) })
 	g.Go(func() error { return ignoreEnd(ctx, c.broker.Serve(ctx, c.tunnelListener)) })
 	g.Go(func() error { return c.api.Serve(ctx, c.apiListener) })
 	return errors.Join(g.Wait(), c.close())

@@ -22,17 +22,40 @@ const exportHeader = "databox-lockbox/export/v1"
 // maxLine is the longest line of an export: number, hash and record.
 const maxLine = MaxRecord + 128
 
+// pruned stands in an export instead of a record of which only the hash is left.
+const pruned = "pruned"
+
+// PropertyBelow is the property of an [OpPruneLog] record that says, as a decimal
+// number, below which index records may be gone.
+const PropertyBelow = "below"
+
+// Entry is a record of the log as it is kept.
+type Entry struct {
+	Leaf   tlog.Hash // its leaf hash
+	Record []byte    // its bytes; nil if it was pruned
+}
+
+// Prunable reports whether records of op may be pruned: all but those that say
+// what was pruned, and what had to stay.
+func (op Operation) Prunable() bool {
+	return op != OpPruneLog && op != OpPlaceHold && op != OpReleaseHold
+}
+
 // Export writes a log in the form that [Verify] reads: a signed checkpoint and
-// the records below it, of which records must yield exactly as many, in order.
-func Export(w io.Writer, checkpoint []byte, records iter.Seq2[[]byte, error]) error {
+// the records below it, of which entries must yield exactly as many, in order.
+func Export(w io.Writer, checkpoint []byte, entries iter.Seq2[Entry, error]) error {
 	out := bufio.NewWriter(w)
 	fmt.Fprintf(out, "%s\n%s\n", exportHeader, checkpoint)
 	n := int64(0)
-	for record, err := range records {
+	for entry, err := range entries {
 		if err != nil {
 			return fmt.Errorf("cannot export record %d: %w", n, err)
 		}
-		if _, err := fmt.Fprintf(out, "%d %s %s\n", n, LeafHash(record), record); err != nil {
+		data := entry.Record
+		if data == nil {
+			data = []byte(pruned)
+		}
+		if _, err := fmt.Fprintf(out, "%d %s %s\n", n, entry.Leaf, data); err != nil {
 			return err
 		}
 		n++
@@ -44,10 +67,11 @@ func Export(w io.Writer, checkpoint []byte, records iter.Seq2[[]byte, error]) er
 type Report struct {
 	Checkpoint Checkpoint          // the head it was verified against
 	Older      Checkpoint          // the older head it was found to begin with; zero if none was given
-	First      time.Time           // time of the first record; zero if there is none
-	Last       time.Time           // time of the last record
+	First      time.Time           // time of the first record that is there; zero if there is none
+	Last       time.Time           // time of the last record that is there
 	Operations map[Operation]int64 // how many records of each operation
 	Replayed   int64               // how many came from devices' own chains
+	Pruned     int64               // of how many only the hash is left, as the log itself announces
 }
 
 // TamperError says that an export is not the log it claims to be. It carries
@@ -97,6 +121,9 @@ type verifier struct {
 	in     *bufio.Reader
 	tree   frontier
 	report Report
+
+	lastPruned int64 // highest number of a pruned record
+	announced  int64 // numbers below this may be pruned
 }
 
 func (x *verifier) run(v note.Verifier, hasOlder bool) error {
@@ -120,6 +147,9 @@ func (x *verifier) run(v note.Verifier, hasOlder bool) error {
 	}
 	if x.tree.root() != want.Hash {
 		return tampered(-1, "the records do not add up to the signed root hash: at least one of the %d was changed", want.Size)
+	}
+	if x.report.Pruned > 0 && x.lastPruned >= x.announced {
+		return tampered(x.lastPruned, "it is gone, and no record of the log says that it was to be pruned")
 	}
 	return x.readEnd()
 }
@@ -173,6 +203,9 @@ func (x *verifier) readRecord() error {
 	if string(number) != strconv.FormatInt(n, 10) {
 		return tampered(n, "it is missing or out of place: line %.20q is where it should be", number)
 	}
+	if string(data) == pruned {
+		return x.skip(n, string(hash))
+	}
 	leaf := LeafHash(data)
 	if string(hash) != leaf.String() {
 		return tampered(n, "it was changed: its hash is not the one noted beside it")
@@ -186,7 +219,22 @@ func (x *verifier) readRecord() error {
 	return nil
 }
 
+// skip takes record n of which only the hash is left.
+func (x *verifier) skip(n int64, hash string) error {
+	leaf, err := tlog.ParseHash(hash)
+	if err != nil {
+		return tampered(n, "%.60q is no hash", hash)
+	}
+	x.tree.push(leaf)
+	x.report.Pruned++
+	x.lastPruned = n
+	return nil
+}
+
 func (x *verifier) count(r Record) {
+	if below, err := strconv.ParseInt(r.Properties[PropertyBelow], 10, 64); err == nil && r.Operation == OpPruneLog {
+		x.announced = max(x.announced, min(below, x.tree.n))
+	}
 	if x.report.First.IsZero() {
 		x.report.First = r.Time
 	}

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"testing"
 	"testing/iotest"
+	"time"
 
 	"github.com/rogpeppe/go-internal/txtar"
 
@@ -38,10 +39,20 @@ func export(t testing.TB, records [][]byte) []byte {
 
 func exportUnder(t testing.TB, checkpoint []byte, records [][]byte) []byte {
 	t.Helper()
+	return exportPruned(t, checkpoint, records, nil)
+}
+
+// exportPruned leaves out the records whose numbers are given.
+func exportPruned(t testing.TB, checkpoint []byte, records [][]byte, gone []int) []byte {
+	t.Helper()
 	var out bytes.Buffer
-	err := Export(&out, checkpoint, func(yield func([]byte, error) bool) {
-		for _, r := range records {
-			if !yield(r, nil) {
+	err := Export(&out, checkpoint, func(yield func(Entry, error) bool) {
+		for i, r := range records {
+			e := Entry{LeafHash(r), r}
+			if slices.Contains(gone, i) {
+				e.Record = nil
+			}
+			if !yield(e, nil) {
 				return
 			}
 		}
@@ -50,6 +61,40 @@ func exportUnder(t testing.TB, checkpoint []byte, records [][]byte) []byte {
 		t.Fatal(err)
 	}
 	return out.Bytes()
+}
+
+func TestVerifyPruned(t *testing.T) {
+	prune := NewRecord(time.Now(), OpPruneLog, Start)
+	prune.Properties = map[string]string{PropertyBelow: "3"}
+	records, _ := testLog(t, 5)
+	records = append(records, encode(t, prune))
+	more, _ := testLog(t, 2)
+	records = append(records, more...)
+	signed, _ := head(t, records, len(records))
+	older, _ := head(t, records, 2)
+	for _, gone := range [][]int{{0}, {0, 1, 2}, {0, 2}} {
+		report, err := Verify(bytes.NewReader(exportPruned(t, signed, records, gone)), testVerifierKey(t), older)
+		if err != nil || report.Pruned != int64(len(gone)) {
+			t.Errorf("%v pruned: %d, %v", gone, report.Pruned, err)
+		}
+	}
+	for what, gone := range map[string][]int{"not announced": {0, 3}, "behind the announcement": {6}, "the announcement itself": {0, 5}} {
+		if at := found(t, what, exportPruned(t, signed, records, gone), testVerifierKey(t), nil); at != int64(gone[len(gone)-1]) && what != "the announcement itself" {
+			t.Errorf("%s: record %d is named", what, at)
+		}
+	}
+	whole := exportPruned(t, signed, records, []int{0})
+	for what, spoil := range map[string]func([]byte) []byte{
+		"another hash": func(b []byte) []byte {
+			other := LeafHash(records[1]).String()
+			return bytes.Replace(b, []byte(LeafHash(records[0]).String()), []byte(other), 1)
+		},
+		"no hash": func(b []byte) []byte {
+			return bytes.Replace(b, []byte(LeafHash(records[0]).String()+" pruned"), []byte("x pruned"), 1)
+		},
+	} {
+		found(t, what, spoil(whole), testVerifierKey(t), nil)
+	}
 }
 
 // found verifies a spoilt export and returns which record is named.
@@ -212,7 +257,7 @@ func otherKey(t *testing.T) string {
 }
 
 func TestExportPassesOnErrors(t *testing.T) {
-	err := Export(&bytes.Buffer{}, nil, func(yield func([]byte, error) bool) { yield(nil, os.ErrClosed) })
+	err := Export(&bytes.Buffer{}, nil, func(yield func(Entry, error) bool) { yield(Entry{}, os.ErrClosed) })
 	if !errors.Is(err, os.ErrClosed) {
 		t.Error(err)
 	}

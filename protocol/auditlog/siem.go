@@ -18,27 +18,43 @@ type Format string
 
 // The formats.
 const (
-	FormatJSON   Format = "json"   // a JSON object per record, in the shape of the Azure activity log
-	FormatCEF    Format = "cef"    // ArcSight Common Event Format, version 0, revision 25
-	FormatOCSF   Format = "ocsf"   // Open Cybersecurity Schema Framework 1.6.0, class API Activity (6003)
-	FormatSyslog Format = "syslog" // RFC 5424, the JSON form as its message
+	FormatJSON Format = "json" // a JSON object per record, in the shape of the Azure activity log
+	FormatCEF  Format = "cef"  // ArcSight Common Event Format, version 0, revision 25
+	FormatOCSF Format = "ocsf" // Open Cybersecurity Schema Framework 1.6.0, class API Activity (6003)
 )
 
 // Formats lists the formats.
-func Formats() []Format { return []Format{FormatJSON, FormatCEF, FormatOCSF, FormatSyslog} }
+func Formats() []Format { return []Format{FormatJSON, FormatCEF, FormatOCSF} }
 
 // product is what records say they come from.
 var product = struct{ vendor, name, version, app string }{"Databox Lockbox", "Customer Lockbox for Data Box", "1", "lockboxd"}
 
 // Render returns record number index of the log, of which data is the canonical
-// form, in one line without a line end. host is the name that syslog messages
-// come from; the other formats have no place for it. A format that is not one of
-// [Formats] is refused with [protocol.CodeInvalid].
-func (f Format) Render(host string, index int64, data []byte) ([]byte, error) {
+// form, in one line without a line end. A format that is not one of [Formats] is
+// refused with [protocol.CodeInvalid].
+func (f Format) Render(index int64, data []byte) ([]byte, error) {
 	record, err := ParseRecord(data)
 	if err != nil {
 		return nil, err
 	}
+	return f.render(index, record, data)
+}
+
+// Syslog returns the same as the text of a message of RFC 5424 that comes from
+// host.
+func (f Format) Syslog(host string, index int64, data []byte) ([]byte, error) {
+	record, err := ParseRecord(data)
+	if err != nil {
+		return nil, err
+	}
+	message, err := f.render(index, record, data)
+	if err != nil {
+		return nil, err
+	}
+	return syslog(host, index, record, message), nil
+}
+
+func (f Format) render(index int64, record Record, data []byte) ([]byte, error) {
 	switch f {
 	case FormatJSON:
 		return numbered(index, data), nil
@@ -46,8 +62,6 @@ func (f Format) Render(host string, index int64, data []byte) ([]byte, error) {
 		return cef(index, record), nil
 	case FormatOCSF:
 		return ocsf(index, record)
-	case FormatSyslog:
-		return syslog(host, index, record, numbered(index, data)), nil
 	}
 	return nil, protocol.Errorf(protocol.CodeInvalid, "unknown format %q: want one of %v", f, Formats())
 }

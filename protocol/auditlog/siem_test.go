@@ -23,7 +23,7 @@ func awkward(t *testing.T) []byte {
 
 func render(t *testing.T, f Format) string {
 	t.Helper()
-	out, err := f.Render("lockbox.example", 7, awkward(t))
+	out, err := f.Render(7, awkward(t))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -78,7 +78,7 @@ func TestRenderOCSF(t *testing.T) {
 			t.Errorf("%s is missing", required)
 		}
 	}
-	create, err := FormatOCSF.Render("", 0, encode(t, NewRecord(time.Now(), OpCreateRequest, Success)))
+	create, err := FormatOCSF.Render(0, encode(t, NewRecord(time.Now(), OpCreateRequest, Success)))
 	if err != nil || !strings.Contains(string(create), `"activity_id":1,`) || !strings.Contains(string(create), `"type_uid":600301`) {
 		t.Errorf("%s, %v", create, err)
 	}
@@ -89,9 +89,10 @@ var syslogForm = regexp.MustCompile(`^<(\d{1,3})>1 (\S+) ([!-~]{1,255}) ([!-~]{1
 	`\[record@32473((?: [a-z]+="(?:[^"\\\]]|\\["\\\]])*")+)\] (\{.*\})$`)
 
 func TestRenderSyslog(t *testing.T) {
-	m := syslogForm.FindStringSubmatch(render(t, FormatSyslog))
-	if m == nil {
-		t.Fatalf("not RFC 5424: %s", render(t, FormatSyslog))
+	out, err := FormatJSON.Syslog("lockbox.example", 7, awkward(t))
+	m := syslogForm.FindStringSubmatch(string(out))
+	if err != nil || m == nil {
+		t.Fatalf("not RFC 5424: %s, %v", out, err)
 	}
 	want := []string{"108", "2026-11-21T18:30:00.005Z", "lockbox.example", "lockboxd", "ApproveLockboxRequest"}
 	if diff := cmp.Diff(want, m[1:6]); diff != "" {
@@ -101,7 +102,7 @@ func TestRenderSyslog(t *testing.T) {
 		t.Errorf("caller: %s", m[6])
 	}
 	for _, op := range Operations() {
-		out, err := FormatSyslog.Render("a b\u00fc", 1, encode(t, NewRecord(time.Now(), op, Success)))
+		out, err := FormatJSON.Syslog("a b\u00fc", 1, encode(t, NewRecord(time.Now(), op, Success)))
 		if m := syslogForm.FindStringSubmatch(string(out)); err != nil || m == nil || m[3] != "ab" || m[5] != slug(op) {
 			t.Errorf("%s: %s, %v", op, out, err)
 		}
@@ -109,11 +110,11 @@ func TestRenderSyslog(t *testing.T) {
 }
 
 func TestRenderRefusals(t *testing.T) {
-	if _, err := Format("xml").Render("", 0, awkward(t)); protocol.CodeOf(err) != protocol.CodeInvalid {
+	if _, err := Format("xml").Render(0, awkward(t)); protocol.CodeOf(err) != protocol.CodeInvalid {
 		t.Errorf("unknown format: %v", err)
 	}
 	for _, f := range Formats() {
-		if _, err := f.Render("", 0, []byte(`{}`)); protocol.CodeOf(err) != protocol.CodeInvalid {
+		if _, err := f.Syslog("", 0, []byte(`{}`)); protocol.CodeOf(err) != protocol.CodeInvalid {
 			t.Errorf("%s of no record: %v", f, err)
 		}
 	}

@@ -124,6 +124,10 @@ func publicRoutes(s Services) []route {
 		unary(activity+"ListRecords", append(auditors, customers...), s.Audit.ListRecords),
 		stream(activity+"ExportLog", auditors, s.exportLog),
 		unary(activity+"GetCheckpoint", anyone, s.Audit.GetCheckpoint),
+		unary(activity+"PlaceHold", auditors, s.Audit.PlaceHold),
+		unary(activity+"ReleaseHold", auditors, s.Audit.ReleaseHold),
+		unary(activity+"ListHolds", auditors, s.Audit.ListHolds),
+		unary(activity+"ListSinks", auditors, s.Audit.ListSinks),
 
 		unary(notices+"ListNotices", append([]auth.Role{auth.Auditor}, ownership...), s.Notices.ListNotices),
 		unary(notices+"RetryNotices", ownership, s.Notices.RetryNotices),

@@ -10,6 +10,9 @@
 //   - A device's own chain is replayed in order, each record once, and only
 //     while it agrees with what was replayed before.
 //   - Whoever has a checkpoint can demand a proof that later ones continue it.
+//   - Other systems get copies ([Sink]), and never hold up the log.
+//   - Records that are too old are pruned, after the log says so and only if
+//     that is configured; their hashes stay, so that everything still verifies.
 //
 // A record may say in its properties "tenant" and "serial" what it is about;
 // lists are filtered by these.
@@ -25,8 +28,10 @@ import (
 	"strings"
 	"time"
 
+	"github.com/rs/zerolog"
 	"golang.org/x/mod/sumdb/note"
 	"golang.org/x/mod/sumdb/tlog"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/databox-lockbox/lockbox/controlplane/internal/store"
 	"github.com/databox-lockbox/lockbox/protocol"
@@ -50,6 +55,11 @@ type Config struct {
 	Store *store.Store
 	Key   crypto.Signer    // Ed25519, signs checkpoints
 	Now   func() time.Time // default time.Now
+
+	Retention time.Duration // older records are pruned; 0 keeps all
+	Sinks     []Sink        // each gets a copy of the log
+	Host      string        // name that copies come from
+	Logger    zerolog.Logger
 }
 
 // Service is the activity log. Its methods may be called concurrently.
@@ -58,12 +68,18 @@ type Service struct {
 	signer      note.Signer
 	verifierKey string
 	now         func() time.Time
+	retention   time.Duration
+	forwarders  []*forwarder
+	log         zerolog.Logger
 }
 
 // New opens the log of a store. On an empty store it gives the instance its
 // name. A key other than the one the log was begun with is refused.
 func New(ctx context.Context, cfg Config) (*Service, error) {
-	s := &Service{store: cfg.Store, now: cfg.Now}
+	s := &Service{store: cfg.Store, now: cfg.Now, retention: cfg.Retention, log: cfg.Logger}
+	for _, sink := range cfg.Sinks {
+		s.forwarders = append(s.forwarders, &forwarder{s: s, sink: sink, host: cfg.Host})
+	}
 	if s.now == nil {
 		s.now = time.Now
 	}
@@ -78,6 +94,16 @@ func New(ctx context.Context, cfg Config) (*Service, error) {
 	name, _, _ := strings.Cut(s.verifierKey, "+")
 	s.signer, err = auditlog.NewSigner(name, cfg.Key)
 	return s, err
+}
+
+// Run prunes and sends copies until ctx ends.
+func (s *Service) Run(ctx context.Context) error {
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return s.pruneRegularly(ctx) })
+	for _, f := range s.forwarders {
+		g.Go(func() error { return f.run(ctx) })
+	}
+	return g.Wait()
 }
 
 // claim finds out the log's name and key, or decides on them.

@@ -3,6 +3,11 @@ package audit
 import (
 	"bufio"
 	"context"
+	"fmt"
+	"iter"
+	"time"
+
+	"golang.org/x/mod/sumdb/tlog"
 
 	"github.com/databox-lockbox/lockbox/controlplane/internal/auth"
 	"github.com/databox-lockbox/lockbox/controlplane/internal/store"
@@ -29,11 +34,16 @@ func (s *Service) ListRecords(ctx context.Context, caller auth.Caller, in *lockb
 		limit = defaultLimit
 	}
 	limit = min(limit, maxLimit)
+	since, until := unix(in.Since), unix(in.Until)
+	if !until.IsZero() && !since.Before(until) {
+		return nil, protocol.Errorf(protocol.CodeInvalid, "until must be later than since")
+	}
 	var rows []store.AuditRow
 	err := s.store.View(ctx, func(tx *store.Tx) (err error) {
 		rows, err = tx.AuditRows(ctx, store.AuditFilter{
 			Operation: in.Operation, Correlation: in.CorrelationId, Caller: in.Caller,
-			Serial: protocol.DeviceSerial(in.Serial), Tenant: caller.Scope(), From: in.FromIndex, Limit: limit + 1,
+			Serial: protocol.DeviceSerial(in.Serial), Tenant: caller.Scope(), Since: since, Until: until,
+			From: in.FromIndex, Limit: limit + 1,
 		})
 		return err
 	})
@@ -41,6 +51,14 @@ func (s *Service) ListRecords(ctx context.Context, caller auth.Caller, in *lockb
 		return nil, err
 	}
 	return page(rows, limit), nil
+}
+
+// unix returns the time of so many seconds since 1970, the zero time for 0.
+func unix(seconds int64) time.Time {
+	if seconds == 0 {
+		return time.Time{}
+	}
+	return time.Unix(seconds, 0)
 }
 
 // page makes an answer of at most limit rows and about maxBytes.
@@ -77,10 +95,58 @@ func (s *Service) ExportLog(ctx context.Context, caller auth.Caller, _ *lockboxv
 		return err
 	}
 	out := bufio.NewWriterSize(sender(send), exportChunk)
-	if err := auditlog.Export(out, signed, s.store.AuditRecords(ctx, size)); err != nil {
+	if err := auditlog.Export(out, signed, s.entries(ctx, size)); err != nil {
 		return err
 	}
 	return out.Flush()
+}
+
+// entriesPage is how many entries are read in one transaction.
+const entriesPage = 512
+
+// entries yields the first size entries of the log in order. They are read in
+// pages, so that a slow reader holds no transaction open.
+func (s *Service) entries(ctx context.Context, size int64) iter.Seq2[auditlog.Entry, error] {
+	return func(yield func(auditlog.Entry, error) bool) {
+		for from := int64(0); from < size; {
+			page, err := s.entriesFrom(ctx, from, int(min(entriesPage, size-from)))
+			if err == nil && len(page) == 0 {
+				err = fmt.Errorf("the activity log ends before record %d", from)
+			}
+			if err != nil {
+				yield(auditlog.Entry{}, err)
+				return
+			}
+			for _, e := range page {
+				if !yield(e, nil) {
+					return
+				}
+			}
+			from += int64(len(page))
+		}
+	}
+}
+
+func (s *Service) entriesFrom(ctx context.Context, from int64, limit int) (page []auditlog.Entry, err error) {
+	err = s.store.View(ctx, func(tx *store.Tx) error {
+		rows, err := tx.AuditRows(ctx, store.AuditFilter{From: from, Limit: limit, Pruned: true})
+		if err != nil {
+			return err
+		}
+		for _, r := range rows {
+			if !r.Pruned {
+				page = append(page, auditlog.Entry{Leaf: auditlog.LeafHash(r.Record), Record: r.Record})
+				continue
+			}
+			hashes, err := logHashes(ctx, tx).ReadHashes([]int64{tlog.StoredHashIndex(0, r.Index)})
+			if err != nil {
+				return err
+			}
+			page = append(page, auditlog.Entry{Leaf: hashes[0]})
+		}
+		return nil
+	})
+	return page, err
 }
 
 func (s *Service) head(ctx context.Context) (signed []byte, size int64, err error) {

@@ -1,6 +1,8 @@
 package cli
 
 import (
+	"bufio"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -19,18 +21,37 @@ import (
 )
 
 func (a *app) auditCommand() *cobra.Command {
-	return group("audit", "The activity log: list, export, verify offline", a.auditList(), a.auditExport(), a.auditVerify(), a.auditCheckpoint())
+	return group("audit", "The activity log: list, export, verify offline", a.auditList(), a.auditExport(), a.auditVerify(),
+		a.auditCheckpoint(), a.auditSinks(), a.auditHold())
 }
 
 func (a *app) auditList() *cobra.Command {
 	req := &lockboxv1.ListRecordsRequest{}
+	var since, until, format string
 	c := &cobra.Command{
-		Use:   "list [--operation NAME]",
+		Use:   "list [--operation NAME] [--format cef]",
 		Short: "List records",
 		Long: `List records of the activity log, of both sides, oldest first. Customers see
-those of their own tenant.`,
+those of their own tenant.
+
+With --format, all records that match are written, one a line, for another
+system: json (in the shape of the Azure activity log), cef (ArcSight Common Event
+Format), ocsf (Open Cybersecurity Schema Framework 1.6.0, API Activity) or syslog
+(RFC 5424 around json). lockboxd can send the same by itself, see audit.sinks in
+its configuration. To prove something, use 'lockbox audit export'.`,
+		Example: `  lockbox audit list --operation "Approve Lockbox Request" --since 24h
+  lockbox audit list --format cef --since 2026-11-01 --until 2026-12-01`,
 		Args: args(),
-		RunE: a.connected(func(ctx context.Context, c *client.Client, cmd *cobra.Command, _ []string) error {
+		RunE: a.connected(func(ctx context.Context, c *client.Client, cmd *cobra.Command, _ []string) (err error) {
+			if req.Since, err = moment(since); err != nil {
+				return usagef("--since %w", err)
+			}
+			if req.Until, err = moment(until); err != nil {
+				return usagef("--until %w", err)
+			}
+			if format != "" {
+				return writeRecords(ctx, c, cmd.OutOrStdout(), req, format)
+			}
 			resp, err := c.Audit.ListRecords(ctx, req)
 			if err != nil {
 				return err
@@ -52,9 +73,58 @@ those of their own tenant.`,
 	f.StringVar(&req.CorrelationId, "correlation", "", "only what belongs to this request, order or session")
 	f.StringVar(&req.Caller, "caller", "", "only what this person or node did")
 	f.StringVar(&req.Serial, "device", "", "only this device")
+	f.StringVar(&since, "since", "", "only from then on: a date, an RFC 3339 time, or how long ago, as in 36h")
+	f.StringVar(&until, "until", "", "only before then")
 	f.Int64Var(&req.FromIndex, "from", 0, "first index")
-	f.Int32Var(&req.Limit, "limit", 500, "at most so many")
+	f.Int32Var(&req.Limit, "limit", 500, "at most so many; with --format, so many at once")
+	f.StringVar(&format, "format", "", "for another system: json, cef, ocsf or syslog")
 	return c
+}
+
+// moment reads a time as Unix seconds, 0 if it is empty.
+func moment(text string) (int64, error) {
+	if text == "" {
+		return 0, nil
+	}
+	if ago, err := time.ParseDuration(text); err == nil {
+		return time.Now().Add(-ago).Unix(), nil
+	}
+	for _, form := range []string{time.DateOnly, time.DateTime, time.RFC3339} {
+		if t, err := time.ParseInLocation(form, text, time.Local); err == nil {
+			return t.Unix(), nil
+		}
+	}
+	return 0, fmt.Errorf("%q is no time: write a date (2026-11-21), an RFC 3339 time, or how long ago (36h)", text)
+}
+
+// writeRecords writes all records that req wants, one a line.
+func writeRecords(ctx context.Context, c *client.Client, w io.Writer, req *lockboxv1.ListRecordsRequest, format string) error {
+	render := auditlog.Format(format).Render
+	if format == "syslog" {
+		host, _ := os.Hostname() // none is written as "-"
+		render = func(index int64, data []byte) ([]byte, error) {
+			return auditlog.FormatJSON.Syslog(host, index, data)
+		}
+	} else if !slices.Contains(auditlog.Formats(), auditlog.Format(format)) {
+		return usagef("--format %q is unknown: want json, cef, ocsf or syslog", format)
+	}
+	out := bufio.NewWriter(w)
+	for {
+		resp, err := c.Audit.ListRecords(ctx, req)
+		if err != nil {
+			return err
+		}
+		for _, r := range resp.Records {
+			line, err := render(r.Index, r.Record)
+			if err != nil {
+				return fmt.Errorf("record %d: %w", r.Index, err)
+			}
+			out.Write(append(line, '\n'))
+		}
+		if req.FromIndex = resp.NextIndex; req.FromIndex == 0 {
+			return out.Flush()
+		}
+	}
 }
 
 func recordRow(r *lockboxv1.AuditRecord) []string {
@@ -165,6 +235,7 @@ used if you have one.`,
 type verified struct {
 	Records    int64            `json:"records"`
 	Replayed   int64            `json:"replayed"`
+	Pruned     int64            `json:"pruned"`
 	Root       string           `json:"root"`
 	First      time.Time        `json:"first"`
 	Last       time.Time        `json:"last"`
@@ -174,7 +245,7 @@ type verified struct {
 
 func reportOf(r auditlog.Report) verified {
 	out := verified{
-		Records: r.Checkpoint.Size, Replayed: int64(r.Replayed), Root: r.Checkpoint.Hash.String(),
+		Records: r.Checkpoint.Size, Replayed: r.Replayed, Pruned: r.Pruned, Root: r.Checkpoint.Hash.String(),
 		First: r.First, Last: r.Last, Older: r.Older.Size, Operations: map[string]int64{},
 	}
 	for op, n := range r.Operations {
@@ -186,6 +257,9 @@ func reportOf(r auditlog.Report) verified {
 func showReport(w io.Writer, r auditlog.Report) {
 	fmt.Fprintf(w, "The log is whole: %d records (%d from devices), %s to %s, root %s\n", r.Checkpoint.Size, r.Replayed,
 		r.First.Local().Format(time.DateTime), r.Last.Local().Format(time.DateTime), r.Checkpoint.Hash)
+	if r.Pruned > 0 {
+		fmt.Fprintf(w, "Of %d records only the hash is left: they were pruned, as the log announces.\n", r.Pruned)
+	}
 	if r.Older.Size > 0 {
 		fmt.Fprintf(w, "It begins with the %d records seen before.\n", r.Older.Size)
 	}
@@ -216,4 +290,134 @@ later that nothing before it was changed: 'lockbox audit verify --older'.`,
 			})
 		}),
 	}
+}
+
+func (a *app) auditSinks() *cobra.Command {
+	return &cobra.Command{
+		Use:   "sinks",
+		Short: "Show how far the copies for other systems are",
+		Long: `Show the syslog servers that get a copy of the activity log, as lockboxd's
+configuration names them, and how many records each of them has not got yet.`,
+		Args: args(),
+		RunE: a.connected(func(ctx context.Context, c *client.Client, cmd *cobra.Command, _ []string) error {
+			resp, err := c.Audit.ListSinks(ctx, &lockboxv1.ListSinksRequest{})
+			if err != nil {
+				return err
+			}
+			return a.print(cmd, resp, func(w io.Writer) {
+				var rows [][]string
+				for _, s := range resp.Sinks {
+					state := "waits for the server"
+					switch {
+					case s.Connected:
+						state = "connected"
+					case s.LastError != "":
+						state = "failing since " + when(s.FailingSince) + ": " + s.LastError
+					}
+					network := "tcp"
+					if s.Tls {
+						network = "tls"
+					}
+					rows = append(rows, []string{s.Name, network + "://" + s.Address, s.Format, fmt.Sprint(s.Delivered), fmt.Sprint(s.Behind), state})
+				}
+				table(w, "NAME SERVER FORMAT DELIVERED BEHIND STATE", rows)
+			})
+		}),
+	}
+}
+
+func (a *app) auditHold() *cobra.Command {
+	return group("hold", "Legal holds: keep records from being pruned", a.holdPlace(), a.holdList(), a.holdRelease())
+}
+
+func (a *app) holdPlace() *cobra.Command {
+	req := &lockboxv1.PlaceHoldRequest{}
+	var all bool
+	c := &cobra.Command{
+		Use:   "place --reason TEXT [--tenant T] [--device D] [--correlation ID]",
+		Short: "Keep records from being pruned",
+		Long: `Keep the records of a tenant, a device, or a request, order or session from being
+pruned, whatever the retention time; those that are all of these if several are
+given. It holds until it is released.`,
+		Args: args(),
+		RunE: a.connected(func(ctx context.Context, c *client.Client, cmd *cobra.Command, _ []string) error {
+			if all == (req.Tenant+req.Serial+req.CorrelationId != "") {
+				return usagef("say what is held: --tenant, --device, --correlation, or --all")
+			}
+			hold, err := c.Audit.PlaceHold(ctx, req)
+			if err != nil {
+				return err
+			}
+			return a.print(cmd, hold, func(w io.Writer) { fields(w, "Legal hold", hold.Id, "Of", heldOf(hold)) })
+		}),
+	}
+	f := c.Flags()
+	f.StringVar(&req.Reason, "reason", "", "why, for the log")
+	f.StringVar(&req.Tenant, "tenant", "", "records of this tenant")
+	f.StringVar(&req.Serial, "device", "", "records of this device")
+	f.StringVar(&req.CorrelationId, "correlation", "", "records of this request, order or session")
+	f.BoolVar(&all, "all", false, "all records")
+	return c
+}
+
+func (a *app) holdList() *cobra.Command {
+	return &cobra.Command{
+		Use:   "list",
+		Short: "List legal holds, released ones included",
+		Long:  "List legal holds, released ones included, and the time after which other records\nare pruned.",
+		Args:  args(),
+		RunE: a.connected(func(ctx context.Context, c *client.Client, cmd *cobra.Command, _ []string) error {
+			resp, err := c.Audit.ListHolds(ctx, &lockboxv1.ListHoldsRequest{})
+			if err != nil {
+				return err
+			}
+			return a.print(cmd, resp, func(w io.Writer) {
+				var rows [][]string
+				for _, h := range resp.Holds {
+					released := ""
+					if h.Released != 0 {
+						released = when(h.Released) + " by " + h.ReleasedBy
+					}
+					rows = append(rows, []string{h.Id, heldOf(h), h.Reason, when(h.Placed) + " by " + h.PlacedBy, released})
+				}
+				table(w, "ID OF REASON PLACED RELEASED", rows)
+				if resp.RetentionSeconds == 0 {
+					fmt.Fprintln(w, "No retention time is configured: all records are kept.")
+				} else {
+					fmt.Fprintf(w, "Other records are pruned after %v.\n", time.Duration(resp.RetentionSeconds)*time.Second)
+				}
+			})
+		}),
+	}
+}
+
+func (a *app) holdRelease() *cobra.Command {
+	req := &lockboxv1.ReleaseHoldRequest{}
+	c := &cobra.Command{
+		Use:   "release ID --reason TEXT",
+		Short: "End a legal hold",
+		Long:  "End a legal hold. What it kept is pruned when its time comes.",
+		Args:  args("ID"),
+		RunE: a.connected(func(ctx context.Context, c *client.Client, cmd *cobra.Command, args []string) error {
+			req.Id = args[0]
+			hold, err := c.Audit.ReleaseHold(ctx, req)
+			if err != nil {
+				return err
+			}
+			return a.print(cmd, hold, func(w io.Writer) { fields(w, "Released", hold.Id, "Of", heldOf(hold)) })
+		}),
+	}
+	c.Flags().StringVar(&req.Reason, "reason", "", "why, for the log")
+	return c
+}
+
+// heldOf says which records a hold keeps.
+func heldOf(h *lockboxv1.LegalHold) string {
+	var parts []string
+	for _, p := range [][2]string{{"tenant", h.Tenant}, {"device", h.Serial}, {"correlation", h.CorrelationId}} {
+		if p[1] != "" {
+			parts = append(parts, p[0]+" "+p[1])
+		}
+	}
+	return cmp.Or(strings.Join(parts, ", "), "all records")
 }

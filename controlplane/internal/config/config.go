@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"net"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"time"
 
@@ -48,8 +49,34 @@ type Config struct {
 	DemoTimers bool `mapstructure:"demo_timers"`
 	// Timers are the times of the workflow.
 	Timers Timers `mapstructure:"timers"`
+	// Audit configures what becomes of the activity log.
+	Audit Audit `mapstructure:"audit"`
 	// Log configures the daemon's log.
 	Log Log `mapstructure:"log"`
+}
+
+// Audit configures what becomes of the activity log.
+type Audit struct {
+	// Retention is how long records are kept. 0 keeps them for ever, else at
+	// least 90 days (2160h). Default 0.
+	Retention time.Duration `mapstructure:"retention"`
+	// Sinks are syslog servers that get a copy of the log. Default none.
+	Sinks []Sink `mapstructure:"sinks"`
+}
+
+// Sink is a syslog server: RFC 5424 messages over TCP or TLS.
+type Sink struct {
+	// Name names how far the copy is. A new name gets the whole log. Required.
+	Name string `mapstructure:"name"`
+	// Address is the server's host:port. Required.
+	Address string `mapstructure:"address"`
+	// Network is tls or tcp. Default tls.
+	Network string `mapstructure:"network"`
+	// CAFile holds the certificates, in PEM, of those who may sign the
+	// server's. Absolute. Default the system's.
+	CAFile string `mapstructure:"ca_file"`
+	// Format is that of the messages' text: json, cef or ocsf. Default json.
+	Format string `mapstructure:"format"`
 }
 
 // Listener is a TCP port with a server certificate.
@@ -85,6 +112,7 @@ func Default() Config {
 		Notify:  defaultNotify(),
 		DeadMan: 60 * time.Second,
 		Timers:  DefaultTimers(),
+		Audit:   Audit{Sinks: []Sink{}},
 		Log:     Log{Level: "info", Format: "json"},
 	}
 }
@@ -138,10 +166,16 @@ func (c Config) Validate() error {
 	p.notify(c.Notify)
 	p.Between("dead_man", c.DeadMan, time.Second, 10*time.Minute)
 	p.timers(c.Timers, c.DemoTimers)
+	p.audit(c.Audit)
 	p.OneOf("log.level", c.Log.Level, "debug", "info", "warn", "error")
 	p.OneOf("log.format", c.Log.Format, "console", "json")
 	return p.Err()
 }
+
+// minRetention is the shortest time that records are kept.
+const minRetention = 90 * 24 * time.Hour
+
+var sinkName = regexp.MustCompile(`^[a-z0-9-]{1,32}$`)
 
 // problems are those of a configuration.
 type problems struct{ configs.Problems }
@@ -161,6 +195,23 @@ func (p *problems) listener(key string, l Listener) {
 	for i, name := range l.Names {
 		valid := net.ParseIP(name) != nil || name != "" && !strings.ContainsAny(name, ":/ ")
 		p.Check(valid, fmt.Sprintf("%s.names[%d]", key, i), "%q is neither a DNS name nor an IP address: write one without port", name)
+	}
+}
+
+func (p *problems) audit(a Audit) {
+	p.Check(a.Retention == 0 || a.Retention >= minRetention, "audit.retention", "%v is too short: use 0, or at least %v", a.Retention, minRetention)
+	names := map[string]bool{}
+	for i, s := range a.Sinks {
+		key := fmt.Sprintf("audit.sinks[%d].", i)
+		p.Check(sinkName.MatchString(s.Name), key+"name", "%q is no name: write 1 to 32 of a-z, 0-9 and dash", s.Name)
+		p.Check(!names[s.Name], key+"name", "%q is the name of another sink", s.Name)
+		names[s.Name] = true
+		_, _, err := net.SplitHostPort(s.Address)
+		p.Check(err == nil, key+"address", "%q is not an address: write host:port", s.Address)
+		p.OneOf(key+"network", cmp.Or(s.Network, "tls"), "tls", "tcp")
+		p.OneOf(key+"format", cmp.Or(s.Format, "json"), "json", "cef", "ocsf")
+		p.optional(key+"ca_file", s.CAFile)
+		p.Check(s.CAFile == "" || s.Network != "tcp", key+"ca_file", "is for TLS: remove it, or set network to tls")
 	}
 }
 

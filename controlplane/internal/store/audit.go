@@ -3,7 +3,6 @@ package store
 import (
 	"context"
 	"fmt"
-	"iter"
 	"time"
 
 	"github.com/databox-lockbox/lockbox/protocol"
@@ -18,13 +17,14 @@ type AuditRow struct {
 	Caller      string
 	Serial      protocol.DeviceSerial
 	Tenant      protocol.TenantID
-	Record      []byte // canonical auditlog.Record
+	Record      []byte // canonical auditlog.Record; empty if it was pruned
+	Pruned      bool
 }
 
-var auditRecords = table{"audit_records", "audit record", 1, "idx, time, operation, correlation, caller, serial, tenant, record"}
+var auditRecords = table{"audit_records", "audit record", 1, "idx, time, operation, correlation, caller, serial, tenant, record, pruned"}
 
 func (r *AuditRow) fields() []any {
-	return []any{&r.Index, ms{&r.Time}, &r.Operation, &r.Correlation, &r.Caller, &r.Serial, &r.Tenant, &r.Record}
+	return []any{&r.Index, ms{&r.Time}, &r.Operation, &r.Correlation, &r.Caller, &r.Serial, &r.Tenant, &r.Record, &r.Pruned}
 }
 
 // InsertAuditRow adds r and the Merkle hashes that come with it, which begin at
@@ -65,15 +65,19 @@ type AuditFilter struct {
 	Caller      string
 	Serial      protocol.DeviceSerial
 	Tenant      protocol.TenantID
-	From        int64 // lowest index
+	Since       time.Time // earliest time of the record
+	Until       time.Time // the first time that is too late
+	From        int64     // lowest index
 	Limit       int
+	Pruned      bool // wanted too are records of which only the hash is left
 }
 
 // AuditRows reads the records that f wants, in order.
 func (tx *Tx) AuditRows(ctx context.Context, f AuditFilter) ([]AuditRow, error) {
 	return list[AuditRow](ctx, tx, auditRecords, `WHERE idx >= $1 AND ($2 = '' OR operation = $2) AND ($3 = '' OR correlation = $3)
-		AND ($4 = '' OR caller = $4) AND ($5 = '' OR serial = $5) AND ($6 = '' OR tenant = $6) ORDER BY idx LIMIT $7`,
-		f.From, f.Operation, f.Correlation, f.Caller, f.Serial, f.Tenant, f.Limit)
+		AND ($4 = '' OR caller = $4) AND ($5 = '' OR serial = $5) AND ($6 = '' OR tenant = $6) AND time >= $7 AND ($8 = 0 OR time < $8)
+		AND pruned <= $9 ORDER BY idx LIMIT $10`,
+		f.From, f.Operation, f.Correlation, f.Caller, f.Serial, f.Tenant, millis(f.Since), millis(f.Until), f.Pruned, f.Limit)
 }
 
 // AuditRow reads record number index.
@@ -101,34 +105,4 @@ func (tx *Tx) ChainHash(ctx context.Context, id protocol.NodeID, index int64) ([
 		return nil, fmt.Errorf("hash %d of the chain of %s: %w", index, id, refine(err))
 	}
 	return h, nil
-}
-
-// auditPage is how many records AuditRecords reads in one transaction.
-const auditPage = 512
-
-// AuditRecords yields the first size records of the activity log in order. It
-// reads them in pages, so that a slow reader holds no transaction open.
-func (s *Store) AuditRecords(ctx context.Context, size int64) iter.Seq2[[]byte, error] {
-	return func(yield func([]byte, error) bool) {
-		for from := int64(0); from < size; {
-			var page []AuditRow
-			err := s.View(ctx, func(tx *Tx) (err error) {
-				page, err = tx.AuditRows(ctx, AuditFilter{From: from, Limit: int(min(auditPage, size-from))})
-				return err
-			})
-			if err == nil && len(page) == 0 {
-				err = fmt.Errorf("the activity log ends before record %d", from)
-			}
-			if err != nil {
-				yield(nil, err)
-				return
-			}
-			for _, r := range page {
-				if !yield(r.Record, nil) {
-					return
-				}
-			}
-			from += int64(len(page))
-		}
-	}
 }

@@ -149,10 +149,10 @@ func TestRecordsComeBackAsTheyWere(t *testing.T) {
 	same(t, s, store.Attempt{ID: "U", Order: "o", Tenant: "t", Subject: "R", SubjectDigest: "sha256:s", Purpose: protocol.DataCopy, Serial: "DBX0009", Nodes: []string{"DBX0009/2"}, State: store.AttemptOrdered, ErrorCode: protocol.CodeBusy, IntentIndex: 3, LeaseEnd: at(1), Started: at(2), Updated: at(3)},
 		func(c ctx, x tx, r *store.Attempt) error { return x.InsertAttempt(c, r) },
 		func(c ctx, x tx) (store.Attempt, error) { return first(x.OpenAttempts(c)) })
-	same(t, s, store.AuditRow{Time: at(1), Operation: "op", Correlation: "c", Caller: "who", Serial: "DBX0009", Tenant: "t", Record: []byte("{}")},
+	same(t, s, store.AuditRow{Time: at(1), Operation: "op", Correlation: "c", Caller: "who", Serial: "DBX0009", Tenant: "t", Record: []byte("{}"), Pruned: true},
 		func(c ctx, x tx, r *store.AuditRow) error { return x.InsertAuditRow(c, r, 0, [][]byte{{1}}) },
 		func(c ctx, x tx) (store.AuditRow, error) {
-			return first(x.AuditRows(c, store.AuditFilter{Operation: "op", Correlation: "c", Caller: "who", Serial: "DBX0009", Tenant: "t", Limit: 1}))
+			return first(x.AuditRows(c, store.AuditFilter{Operation: "op", Correlation: "c", Caller: "who", Serial: "DBX0009", Tenant: "t", Limit: 1, Pruned: true}))
 		})
 	same(t, s, store.Notice{ID: "N", Kind: "k", Tenant: "t", Audience: store.ToCustomer, Subject: "R", Number: 1, State: "s", Title: "t", Text: "x", HTML: "h", Link: "l", Created: at(1)},
 		func(c ctx, x tx, r *store.Notice) error { return x.InsertNotice(c, r) },
@@ -163,6 +163,9 @@ func TestRecordsComeBackAsTheyWere(t *testing.T) {
 	same(t, s, store.Webhook{ID: "W", Tenant: "t", URL: "u", Secret: []byte{1}, CreatedBy: "p", Created: at(1), Removed: at(2)},
 		func(c ctx, x tx, r *store.Webhook) error { return x.InsertWebhook(c, r) },
 		func(c ctx, x tx) (store.Webhook, error) { return x.Webhook(c, "W") })
+	same(t, s, store.LegalHold{ID: "h", Tenant: "t", Serial: "DBX0009", Correlation: "c", Reason: "r", PlacedBy: "p", Placed: at(1), ReleasedBy: "q", Released: at(2)},
+		func(c ctx, x tx, r *store.LegalHold) error { return x.InsertLegalHold(c, r) },
+		func(c ctx, x tx) (store.LegalHold, error) { return x.LegalHold(c, "h") })
 }
 
 func TestSecondWriterGetsConflict(t *testing.T) {

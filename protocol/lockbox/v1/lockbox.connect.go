@@ -185,6 +185,14 @@ const (
 	AuditServiceExportLogProcedure = "/lockbox.v1.AuditService/ExportLog"
 	// AuditServiceGetCheckpointProcedure is the procedure name of the AuditService's GetCheckpoint RPC.
 	AuditServiceGetCheckpointProcedure = "/lockbox.v1.AuditService/GetCheckpoint"
+	// AuditServicePlaceHoldProcedure is the procedure name of the AuditService's PlaceHold RPC.
+	AuditServicePlaceHoldProcedure = "/lockbox.v1.AuditService/PlaceHold"
+	// AuditServiceReleaseHoldProcedure is the procedure name of the AuditService's ReleaseHold RPC.
+	AuditServiceReleaseHoldProcedure = "/lockbox.v1.AuditService/ReleaseHold"
+	// AuditServiceListHoldsProcedure is the procedure name of the AuditService's ListHolds RPC.
+	AuditServiceListHoldsProcedure = "/lockbox.v1.AuditService/ListHolds"
+	// AuditServiceListSinksProcedure is the procedure name of the AuditService's ListSinks RPC.
+	AuditServiceListSinksProcedure = "/lockbox.v1.AuditService/ListSinks"
 	// NoticeServiceListNoticesProcedure is the procedure name of the NoticeService's ListNotices RPC.
 	NoticeServiceListNoticesProcedure = "/lockbox.v1.NoticeService/ListNotices"
 	// NoticeServiceRetryNoticesProcedure is the procedure name of the NoticeService's RetryNotices RPC.
@@ -2486,6 +2494,34 @@ var (
 			Procedure:  AuditServiceGetCheckpointProcedure,
 		}
 	})
+	auditServicePlaceHoldSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeUnary,
+			Schema:     File_lockbox_v1_lockbox_proto.Services().ByName("AuditService").Methods().ByName("PlaceHold"),
+			Procedure:  AuditServicePlaceHoldProcedure,
+		}
+	})
+	auditServiceReleaseHoldSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeUnary,
+			Schema:     File_lockbox_v1_lockbox_proto.Services().ByName("AuditService").Methods().ByName("ReleaseHold"),
+			Procedure:  AuditServiceReleaseHoldProcedure,
+		}
+	})
+	auditServiceListHoldsSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeUnary,
+			Schema:     File_lockbox_v1_lockbox_proto.Services().ByName("AuditService").Methods().ByName("ListHolds"),
+			Procedure:  AuditServiceListHoldsProcedure,
+		}
+	})
+	auditServiceListSinksSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeUnary,
+			Schema:     File_lockbox_v1_lockbox_proto.Services().ByName("AuditService").Methods().ByName("ListSinks"),
+			Procedure:  AuditServiceListSinksProcedure,
+		}
+	})
 )
 
 // AuditServiceClient is a client for the lockbox.v1.AuditService service.
@@ -2494,6 +2530,12 @@ type AuditServiceClient interface {
 	// ExportLog streams the whole log in the form that is verified offline.
 	ExportLog(context.Context, *ExportLogRequest) (AuditServiceExportLogClientStream, error)
 	GetCheckpoint(context.Context, *GetCheckpointRequest) (*GetCheckpointResponse, error)
+	// PlaceHold keeps records from being pruned until ReleaseHold.
+	PlaceHold(context.Context, *PlaceHoldRequest) (*LegalHold, error)
+	ReleaseHold(context.Context, *ReleaseHoldRequest) (*LegalHold, error)
+	ListHolds(context.Context, *ListHoldsRequest) (*ListHoldsResponse, error)
+	// ListSinks says how far the copies for other systems are.
+	ListSinks(context.Context, *ListSinksRequest) (*ListSinksResponse, error)
 }
 
 // NewAuditServiceClient constructs a client for the lockbox.v1.AuditService service. Multiple
@@ -2528,6 +2570,12 @@ type AuditServiceHandler interface {
 	// ExportLog streams the whole log in the form that is verified offline.
 	ExportLog(context.Context, *ExportLogRequest, AuditServiceExportLogServerStream) error
 	GetCheckpoint(context.Context, *GetCheckpointRequest) (*GetCheckpointResponse, error)
+	// PlaceHold keeps records from being pruned until ReleaseHold.
+	PlaceHold(context.Context, *PlaceHoldRequest) (*LegalHold, error)
+	ReleaseHold(context.Context, *ReleaseHoldRequest) (*LegalHold, error)
+	ListHolds(context.Context, *ListHoldsRequest) (*ListHoldsResponse, error)
+	// ListSinks says how far the copies for other systems are.
+	ListSinks(context.Context, *ListSinksRequest) (*ListSinksResponse, error)
 }
 
 // RegisterAuditServiceHandler registers svc as the lockbox.v1.AuditService implementation on
@@ -2538,6 +2586,10 @@ func RegisterAuditServiceHandler(server *connect.Server, svc AuditServiceHandler
 		connect.Method{Spec: auditServiceListRecordsSpec(), Handler: adapter.listRecords},
 		connect.Method{Spec: auditServiceExportLogSpec(), Handler: adapter.exportLog},
 		connect.Method{Spec: auditServiceGetCheckpointSpec(), Handler: adapter.getCheckpoint},
+		connect.Method{Spec: auditServicePlaceHoldSpec(), Handler: adapter.placeHold},
+		connect.Method{Spec: auditServiceReleaseHoldSpec(), Handler: adapter.releaseHold},
+		connect.Method{Spec: auditServiceListHoldsSpec(), Handler: adapter.listHolds},
+		connect.Method{Spec: auditServiceListSinksSpec(), Handler: adapter.listSinks},
 	)
 }
 
@@ -2571,6 +2623,22 @@ func (UnimplementedAuditServiceHandler) GetCheckpoint(context.Context, *GetCheck
 	return nil, connect.NewError(connect.CodeUnimplemented, "lockbox.v1.AuditService.GetCheckpoint is not implemented")
 }
 
+func (UnimplementedAuditServiceHandler) PlaceHold(context.Context, *PlaceHoldRequest) (*LegalHold, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "lockbox.v1.AuditService.PlaceHold is not implemented")
+}
+
+func (UnimplementedAuditServiceHandler) ReleaseHold(context.Context, *ReleaseHoldRequest) (*LegalHold, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "lockbox.v1.AuditService.ReleaseHold is not implemented")
+}
+
+func (UnimplementedAuditServiceHandler) ListHolds(context.Context, *ListHoldsRequest) (*ListHoldsResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "lockbox.v1.AuditService.ListHolds is not implemented")
+}
+
+func (UnimplementedAuditServiceHandler) ListSinks(context.Context, *ListSinksRequest) (*ListSinksResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "lockbox.v1.AuditService.ListSinks is not implemented")
+}
+
 type auditServiceClient struct {
 	client *connect.Client
 }
@@ -2594,6 +2662,38 @@ func (c *auditServiceClient) ExportLog(ctx context.Context, req *ExportLogReques
 func (c *auditServiceClient) GetCheckpoint(ctx context.Context, req *GetCheckpointRequest) (*GetCheckpointResponse, error) {
 	var res GetCheckpointResponse
 	if err := c.client.CallUnary(ctx, auditServiceGetCheckpointSpec(), req, &res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+func (c *auditServiceClient) PlaceHold(ctx context.Context, req *PlaceHoldRequest) (*LegalHold, error) {
+	var res LegalHold
+	if err := c.client.CallUnary(ctx, auditServicePlaceHoldSpec(), req, &res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+func (c *auditServiceClient) ReleaseHold(ctx context.Context, req *ReleaseHoldRequest) (*LegalHold, error) {
+	var res LegalHold
+	if err := c.client.CallUnary(ctx, auditServiceReleaseHoldSpec(), req, &res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+func (c *auditServiceClient) ListHolds(ctx context.Context, req *ListHoldsRequest) (*ListHoldsResponse, error) {
+	var res ListHoldsResponse
+	if err := c.client.CallUnary(ctx, auditServiceListHoldsSpec(), req, &res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+func (c *auditServiceClient) ListSinks(ctx context.Context, req *ListSinksRequest) (*ListSinksResponse, error) {
+	var res ListSinksResponse
+	if err := c.client.CallUnary(ctx, auditServiceListSinksSpec(), req, &res); err != nil {
 		return nil, err
 	}
 	return &res, nil
@@ -2627,6 +2727,54 @@ func (h auditServiceHandler) getCheckpoint(ctx context.Context, _ connect.Spec, 
 		return err
 	}
 	res, err := h.svc.GetCheckpoint(ctx, &req)
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
+}
+
+func (h auditServiceHandler) placeHold(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req PlaceHoldRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	res, err := h.svc.PlaceHold(ctx, &req)
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
+}
+
+func (h auditServiceHandler) releaseHold(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req ReleaseHoldRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	res, err := h.svc.ReleaseHold(ctx, &req)
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
+}
+
+func (h auditServiceHandler) listHolds(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req ListHoldsRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	res, err := h.svc.ListHolds(ctx, &req)
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
+}
+
+func (h auditServiceHandler) listSinks(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req ListSinksRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	res, err := h.svc.ListSinks(ctx, &req)
 	if err != nil {
 		return err
 	}

@@ -6571,6 +6571,8 @@ type ListRecordsRequest struct {
 	Serial        string                 `protobuf:"bytes,4,opt,name=serial,proto3" json:"serial,omitempty"`
 	FromIndex     int64                  `protobuf:"varint,5,opt,name=from_index,json=fromIndex,proto3" json:"from_index,omitempty"`
 	Limit         int32                  `protobuf:"varint,6,opt,name=limit,proto3" json:"limit,omitempty"` // 0: 500
+	Since         int64                  `protobuf:"varint,7,opt,name=since,proto3" json:"since,omitempty"` // Unix seconds; 0: any
+	Until         int64                  `protobuf:"varint,8,opt,name=until,proto3" json:"until,omitempty"` // Unix seconds, not included; 0: any
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -6643,6 +6645,20 @@ func (x *ListRecordsRequest) GetFromIndex() int64 {
 func (x *ListRecordsRequest) GetLimit() int32 {
 	if x != nil {
 		return x.Limit
+	}
+	return 0
+}
+
+func (x *ListRecordsRequest) GetSince() int64 {
+	if x != nil {
+		return x.Since
+	}
+	return 0
+}
+
+func (x *ListRecordsRequest) GetUntil() int64 {
+	if x != nil {
+		return x.Until
 	}
 	return 0
 }
@@ -6751,6 +6767,513 @@ func (x *ListRecordsResponse) GetNextIndex() int64 {
 	return 0
 }
 
+// LegalHold keeps the records that match all of its tenant, serial and
+// correlation id that are not empty.
+type LegalHold struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Tenant        string                 `protobuf:"bytes,2,opt,name=tenant,proto3" json:"tenant,omitempty"`
+	Serial        string                 `protobuf:"bytes,3,opt,name=serial,proto3" json:"serial,omitempty"`
+	CorrelationId string                 `protobuf:"bytes,4,opt,name=correlation_id,json=correlationId,proto3" json:"correlation_id,omitempty"`
+	Reason        string                 `protobuf:"bytes,5,opt,name=reason,proto3" json:"reason,omitempty"`
+	PlacedBy      string                 `protobuf:"bytes,6,opt,name=placed_by,json=placedBy,proto3" json:"placed_by,omitempty"`
+	Placed        int64                  `protobuf:"varint,7,opt,name=placed,proto3" json:"placed,omitempty"` // Unix seconds
+	ReleasedBy    string                 `protobuf:"bytes,8,opt,name=released_by,json=releasedBy,proto3" json:"released_by,omitempty"`
+	Released      int64                  `protobuf:"varint,9,opt,name=released,proto3" json:"released,omitempty"` // Unix seconds; 0: it holds
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LegalHold) Reset() {
+	*x = LegalHold{}
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[106]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LegalHold) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LegalHold) ProtoMessage() {}
+
+func (x *LegalHold) ProtoReflect() protoreflect.Message {
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[106]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LegalHold.ProtoReflect.Descriptor instead.
+func (*LegalHold) Descriptor() ([]byte, []int) {
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{106}
+}
+
+func (x *LegalHold) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *LegalHold) GetTenant() string {
+	if x != nil {
+		return x.Tenant
+	}
+	return ""
+}
+
+func (x *LegalHold) GetSerial() string {
+	if x != nil {
+		return x.Serial
+	}
+	return ""
+}
+
+func (x *LegalHold) GetCorrelationId() string {
+	if x != nil {
+		return x.CorrelationId
+	}
+	return ""
+}
+
+func (x *LegalHold) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *LegalHold) GetPlacedBy() string {
+	if x != nil {
+		return x.PlacedBy
+	}
+	return ""
+}
+
+func (x *LegalHold) GetPlaced() int64 {
+	if x != nil {
+		return x.Placed
+	}
+	return 0
+}
+
+func (x *LegalHold) GetReleasedBy() string {
+	if x != nil {
+		return x.ReleasedBy
+	}
+	return ""
+}
+
+func (x *LegalHold) GetReleased() int64 {
+	if x != nil {
+		return x.Released
+	}
+	return 0
+}
+
+type PlaceHoldRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Tenant        string                 `protobuf:"bytes,1,opt,name=tenant,proto3" json:"tenant,omitempty"`
+	Serial        string                 `protobuf:"bytes,2,opt,name=serial,proto3" json:"serial,omitempty"`
+	CorrelationId string                 `protobuf:"bytes,3,opt,name=correlation_id,json=correlationId,proto3" json:"correlation_id,omitempty"`
+	Reason        string                 `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PlaceHoldRequest) Reset() {
+	*x = PlaceHoldRequest{}
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[107]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PlaceHoldRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PlaceHoldRequest) ProtoMessage() {}
+
+func (x *PlaceHoldRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[107]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PlaceHoldRequest.ProtoReflect.Descriptor instead.
+func (*PlaceHoldRequest) Descriptor() ([]byte, []int) {
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{107}
+}
+
+func (x *PlaceHoldRequest) GetTenant() string {
+	if x != nil {
+		return x.Tenant
+	}
+	return ""
+}
+
+func (x *PlaceHoldRequest) GetSerial() string {
+	if x != nil {
+		return x.Serial
+	}
+	return ""
+}
+
+func (x *PlaceHoldRequest) GetCorrelationId() string {
+	if x != nil {
+		return x.CorrelationId
+	}
+	return ""
+}
+
+func (x *PlaceHoldRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+type ReleaseHoldRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Reason        string                 `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReleaseHoldRequest) Reset() {
+	*x = ReleaseHoldRequest{}
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[108]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReleaseHoldRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReleaseHoldRequest) ProtoMessage() {}
+
+func (x *ReleaseHoldRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[108]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReleaseHoldRequest.ProtoReflect.Descriptor instead.
+func (*ReleaseHoldRequest) Descriptor() ([]byte, []int) {
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{108}
+}
+
+func (x *ReleaseHoldRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *ReleaseHoldRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+type ListHoldsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListHoldsRequest) Reset() {
+	*x = ListHoldsRequest{}
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[109]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListHoldsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListHoldsRequest) ProtoMessage() {}
+
+func (x *ListHoldsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[109]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListHoldsRequest.ProtoReflect.Descriptor instead.
+func (*ListHoldsRequest) Descriptor() ([]byte, []int) {
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{109}
+}
+
+type ListHoldsResponse struct {
+	state            protoimpl.MessageState `protogen:"open.v1"`
+	Holds            []*LegalHold           `protobuf:"bytes,1,rep,name=holds,proto3" json:"holds,omitempty"`
+	RetentionSeconds int64                  `protobuf:"varint,2,opt,name=retention_seconds,json=retentionSeconds,proto3" json:"retention_seconds,omitempty"` // 0: records are kept for ever
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
+}
+
+func (x *ListHoldsResponse) Reset() {
+	*x = ListHoldsResponse{}
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[110]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListHoldsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListHoldsResponse) ProtoMessage() {}
+
+func (x *ListHoldsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[110]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListHoldsResponse.ProtoReflect.Descriptor instead.
+func (*ListHoldsResponse) Descriptor() ([]byte, []int) {
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{110}
+}
+
+func (x *ListHoldsResponse) GetHolds() []*LegalHold {
+	if x != nil {
+		return x.Holds
+	}
+	return nil
+}
+
+func (x *ListHoldsResponse) GetRetentionSeconds() int64 {
+	if x != nil {
+		return x.RetentionSeconds
+	}
+	return 0
+}
+
+// Sink is a syslog server that gets a copy of the log.
+type Sink struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Address       string                 `protobuf:"bytes,2,opt,name=address,proto3" json:"address,omitempty"`
+	Tls           bool                   `protobuf:"varint,3,opt,name=tls,proto3" json:"tls,omitempty"`
+	Format        string                 `protobuf:"bytes,4,opt,name=format,proto3" json:"format,omitempty"`
+	Connected     bool                   `protobuf:"varint,5,opt,name=connected,proto3" json:"connected,omitempty"`
+	Delivered     int64                  `protobuf:"varint,6,opt,name=delivered,proto3" json:"delivered,omitempty"` // records
+	Behind        int64                  `protobuf:"varint,7,opt,name=behind,proto3" json:"behind,omitempty"`       // records
+	LastError     string                 `protobuf:"bytes,8,opt,name=last_error,json=lastError,proto3" json:"last_error,omitempty"`
+	FailingSince  int64                  `protobuf:"varint,9,opt,name=failing_since,json=failingSince,proto3" json:"failing_since,omitempty"` // Unix seconds; 0: it works
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Sink) Reset() {
+	*x = Sink{}
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[111]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Sink) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Sink) ProtoMessage() {}
+
+func (x *Sink) ProtoReflect() protoreflect.Message {
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[111]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Sink.ProtoReflect.Descriptor instead.
+func (*Sink) Descriptor() ([]byte, []int) {
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{111}
+}
+
+func (x *Sink) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Sink) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+func (x *Sink) GetTls() bool {
+	if x != nil {
+		return x.Tls
+	}
+	return false
+}
+
+func (x *Sink) GetFormat() string {
+	if x != nil {
+		return x.Format
+	}
+	return ""
+}
+
+func (x *Sink) GetConnected() bool {
+	if x != nil {
+		return x.Connected
+	}
+	return false
+}
+
+func (x *Sink) GetDelivered() int64 {
+	if x != nil {
+		return x.Delivered
+	}
+	return 0
+}
+
+func (x *Sink) GetBehind() int64 {
+	if x != nil {
+		return x.Behind
+	}
+	return 0
+}
+
+func (x *Sink) GetLastError() string {
+	if x != nil {
+		return x.LastError
+	}
+	return ""
+}
+
+func (x *Sink) GetFailingSince() int64 {
+	if x != nil {
+		return x.FailingSince
+	}
+	return 0
+}
+
+type ListSinksRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListSinksRequest) Reset() {
+	*x = ListSinksRequest{}
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[112]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListSinksRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListSinksRequest) ProtoMessage() {}
+
+func (x *ListSinksRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[112]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListSinksRequest.ProtoReflect.Descriptor instead.
+func (*ListSinksRequest) Descriptor() ([]byte, []int) {
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{112}
+}
+
+type ListSinksResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Sinks         []*Sink                `protobuf:"bytes,1,rep,name=sinks,proto3" json:"sinks,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListSinksResponse) Reset() {
+	*x = ListSinksResponse{}
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[113]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListSinksResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListSinksResponse) ProtoMessage() {}
+
+func (x *ListSinksResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[113]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListSinksResponse.ProtoReflect.Descriptor instead.
+func (*ListSinksResponse) Descriptor() ([]byte, []int) {
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{113}
+}
+
+func (x *ListSinksResponse) GetSinks() []*Sink {
+	if x != nil {
+		return x.Sinks
+	}
+	return nil
+}
+
 type ExportLogRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -6759,7 +7282,7 @@ type ExportLogRequest struct {
 
 func (x *ExportLogRequest) Reset() {
 	*x = ExportLogRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[106]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[114]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6771,7 +7294,7 @@ func (x *ExportLogRequest) String() string {
 func (*ExportLogRequest) ProtoMessage() {}
 
 func (x *ExportLogRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[106]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[114]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6784,7 +7307,7 @@ func (x *ExportLogRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportLogRequest.ProtoReflect.Descriptor instead.
 func (*ExportLogRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{106}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{114}
 }
 
 type ExportLogResponse struct {
@@ -6796,7 +7319,7 @@ type ExportLogResponse struct {
 
 func (x *ExportLogResponse) Reset() {
 	*x = ExportLogResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[107]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[115]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6808,7 +7331,7 @@ func (x *ExportLogResponse) String() string {
 func (*ExportLogResponse) ProtoMessage() {}
 
 func (x *ExportLogResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[107]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[115]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6821,7 +7344,7 @@ func (x *ExportLogResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportLogResponse.ProtoReflect.Descriptor instead.
 func (*ExportLogResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{107}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{115}
 }
 
 func (x *ExportLogResponse) GetData() []byte {
@@ -6840,7 +7363,7 @@ type GetCheckpointRequest struct {
 
 func (x *GetCheckpointRequest) Reset() {
 	*x = GetCheckpointRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[108]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[116]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6852,7 +7375,7 @@ func (x *GetCheckpointRequest) String() string {
 func (*GetCheckpointRequest) ProtoMessage() {}
 
 func (x *GetCheckpointRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[108]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[116]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6865,7 +7388,7 @@ func (x *GetCheckpointRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetCheckpointRequest.ProtoReflect.Descriptor instead.
 func (*GetCheckpointRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{108}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{116}
 }
 
 func (x *GetCheckpointRequest) GetConsistentWith() int64 {
@@ -6886,7 +7409,7 @@ type GetCheckpointResponse struct {
 
 func (x *GetCheckpointResponse) Reset() {
 	*x = GetCheckpointResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[109]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[117]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6898,7 +7421,7 @@ func (x *GetCheckpointResponse) String() string {
 func (*GetCheckpointResponse) ProtoMessage() {}
 
 func (x *GetCheckpointResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[109]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[117]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6911,7 +7434,7 @@ func (x *GetCheckpointResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetCheckpointResponse.ProtoReflect.Descriptor instead.
 func (*GetCheckpointResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{109}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{117}
 }
 
 func (x *GetCheckpointResponse) GetCheckpoint() []byte {
@@ -6959,7 +7482,7 @@ type Delivery struct {
 
 func (x *Delivery) Reset() {
 	*x = Delivery{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[110]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[118]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6971,7 +7494,7 @@ func (x *Delivery) String() string {
 func (*Delivery) ProtoMessage() {}
 
 func (x *Delivery) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[110]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[118]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6984,7 +7507,7 @@ func (x *Delivery) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Delivery.ProtoReflect.Descriptor instead.
 func (*Delivery) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{110}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{118}
 }
 
 func (x *Delivery) GetId() string {
@@ -7105,7 +7628,7 @@ type ListNoticesRequest struct {
 
 func (x *ListNoticesRequest) Reset() {
 	*x = ListNoticesRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[111]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[119]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7117,7 +7640,7 @@ func (x *ListNoticesRequest) String() string {
 func (*ListNoticesRequest) ProtoMessage() {}
 
 func (x *ListNoticesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[111]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[119]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7130,7 +7653,7 @@ func (x *ListNoticesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNoticesRequest.ProtoReflect.Descriptor instead.
 func (*ListNoticesRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{111}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{119}
 }
 
 func (x *ListNoticesRequest) GetTenant() string {
@@ -7177,7 +7700,7 @@ type ListNoticesResponse struct {
 
 func (x *ListNoticesResponse) Reset() {
 	*x = ListNoticesResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[112]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[120]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7189,7 +7712,7 @@ func (x *ListNoticesResponse) String() string {
 func (*ListNoticesResponse) ProtoMessage() {}
 
 func (x *ListNoticesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[112]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[120]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7202,7 +7725,7 @@ func (x *ListNoticesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNoticesResponse.ProtoReflect.Descriptor instead.
 func (*ListNoticesResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{112}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{120}
 }
 
 func (x *ListNoticesResponse) GetDeliveries() []*Delivery {
@@ -7222,7 +7745,7 @@ type RetryNoticesRequest struct {
 
 func (x *RetryNoticesRequest) Reset() {
 	*x = RetryNoticesRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[113]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[121]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7234,7 +7757,7 @@ func (x *RetryNoticesRequest) String() string {
 func (*RetryNoticesRequest) ProtoMessage() {}
 
 func (x *RetryNoticesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[113]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[121]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7247,7 +7770,7 @@ func (x *RetryNoticesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RetryNoticesRequest.ProtoReflect.Descriptor instead.
 func (*RetryNoticesRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{113}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{121}
 }
 
 func (x *RetryNoticesRequest) GetIds() []string {
@@ -7273,7 +7796,7 @@ type RetryNoticesResponse struct {
 
 func (x *RetryNoticesResponse) Reset() {
 	*x = RetryNoticesResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[114]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[122]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7285,7 +7808,7 @@ func (x *RetryNoticesResponse) String() string {
 func (*RetryNoticesResponse) ProtoMessage() {}
 
 func (x *RetryNoticesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[114]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[122]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7298,7 +7821,7 @@ func (x *RetryNoticesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RetryNoticesResponse.ProtoReflect.Descriptor instead.
 func (*RetryNoticesResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{114}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{122}
 }
 
 func (x *RetryNoticesResponse) GetRetried() int32 {
@@ -7321,7 +7844,7 @@ type Webhook struct {
 
 func (x *Webhook) Reset() {
 	*x = Webhook{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[115]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[123]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7333,7 +7856,7 @@ func (x *Webhook) String() string {
 func (*Webhook) ProtoMessage() {}
 
 func (x *Webhook) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[115]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[123]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7346,7 +7869,7 @@ func (x *Webhook) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Webhook.ProtoReflect.Descriptor instead.
 func (*Webhook) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{115}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{123}
 }
 
 func (x *Webhook) GetId() string {
@@ -7395,7 +7918,7 @@ type CreateWebhookRequest struct {
 
 func (x *CreateWebhookRequest) Reset() {
 	*x = CreateWebhookRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[116]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[124]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7407,7 +7930,7 @@ func (x *CreateWebhookRequest) String() string {
 func (*CreateWebhookRequest) ProtoMessage() {}
 
 func (x *CreateWebhookRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[116]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[124]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7420,7 +7943,7 @@ func (x *CreateWebhookRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateWebhookRequest.ProtoReflect.Descriptor instead.
 func (*CreateWebhookRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{116}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{124}
 }
 
 func (x *CreateWebhookRequest) GetTenant() string {
@@ -7454,7 +7977,7 @@ type CreateWebhookResponse struct {
 
 func (x *CreateWebhookResponse) Reset() {
 	*x = CreateWebhookResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[117]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[125]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7466,7 +7989,7 @@ func (x *CreateWebhookResponse) String() string {
 func (*CreateWebhookResponse) ProtoMessage() {}
 
 func (x *CreateWebhookResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[117]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[125]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7479,7 +8002,7 @@ func (x *CreateWebhookResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateWebhookResponse.ProtoReflect.Descriptor instead.
 func (*CreateWebhookResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{117}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{125}
 }
 
 func (x *CreateWebhookResponse) GetWebhook() *Webhook {
@@ -7505,7 +8028,7 @@ type ListWebhooksRequest struct {
 
 func (x *ListWebhooksRequest) Reset() {
 	*x = ListWebhooksRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[118]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[126]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7517,7 +8040,7 @@ func (x *ListWebhooksRequest) String() string {
 func (*ListWebhooksRequest) ProtoMessage() {}
 
 func (x *ListWebhooksRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[118]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[126]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7530,7 +8053,7 @@ func (x *ListWebhooksRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListWebhooksRequest.ProtoReflect.Descriptor instead.
 func (*ListWebhooksRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{118}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{126}
 }
 
 func (x *ListWebhooksRequest) GetTenant() string {
@@ -7549,7 +8072,7 @@ type ListWebhooksResponse struct {
 
 func (x *ListWebhooksResponse) Reset() {
 	*x = ListWebhooksResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[119]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[127]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7561,7 +8084,7 @@ func (x *ListWebhooksResponse) String() string {
 func (*ListWebhooksResponse) ProtoMessage() {}
 
 func (x *ListWebhooksResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[119]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[127]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7574,7 +8097,7 @@ func (x *ListWebhooksResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListWebhooksResponse.ProtoReflect.Descriptor instead.
 func (*ListWebhooksResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{119}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{127}
 }
 
 func (x *ListWebhooksResponse) GetWebhooks() []*Webhook {
@@ -7593,7 +8116,7 @@ type RemoveWebhookRequest struct {
 
 func (x *RemoveWebhookRequest) Reset() {
 	*x = RemoveWebhookRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[120]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[128]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7605,7 +8128,7 @@ func (x *RemoveWebhookRequest) String() string {
 func (*RemoveWebhookRequest) ProtoMessage() {}
 
 func (x *RemoveWebhookRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[120]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[128]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7618,7 +8141,7 @@ func (x *RemoveWebhookRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveWebhookRequest.ProtoReflect.Descriptor instead.
 func (*RemoveWebhookRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{120}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{128}
 }
 
 func (x *RemoveWebhookRequest) GetId() string {
@@ -7637,7 +8160,7 @@ type TestWebhookRequest struct {
 
 func (x *TestWebhookRequest) Reset() {
 	*x = TestWebhookRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[121]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[129]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7649,7 +8172,7 @@ func (x *TestWebhookRequest) String() string {
 func (*TestWebhookRequest) ProtoMessage() {}
 
 func (x *TestWebhookRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[121]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[129]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7662,7 +8185,7 @@ func (x *TestWebhookRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TestWebhookRequest.ProtoReflect.Descriptor instead.
 func (*TestWebhookRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{121}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{129}
 }
 
 func (x *TestWebhookRequest) GetId() string {
@@ -7682,7 +8205,7 @@ type TestWebhookResponse struct {
 
 func (x *TestWebhookResponse) Reset() {
 	*x = TestWebhookResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[122]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[130]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7694,7 +8217,7 @@ func (x *TestWebhookResponse) String() string {
 func (*TestWebhookResponse) ProtoMessage() {}
 
 func (x *TestWebhookResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[122]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[130]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7707,7 +8230,7 @@ func (x *TestWebhookResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TestWebhookResponse.ProtoReflect.Descriptor instead.
 func (*TestWebhookResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{122}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{130}
 }
 
 func (x *TestWebhookResponse) GetDelivered() bool {
@@ -8213,7 +8736,7 @@ const file_lockbox_v1_lockbox_proto_rawDesc = "" +
 	"\x04disk\x18\x03 \x01(\tR\x04disk\x12\x16\n" +
 	"\x06reason\x18\x04 \x01(\tR\x06reason\"M\n" +
 	"\x1eExportRecoveryPasswordResponse\x12+\n" +
-	"\x11recovery_password\x18\x01 \x01(\tR\x10recoveryPassword\"\xbe\x01\n" +
+	"\x11recovery_password\x18\x01 \x01(\tR\x10recoveryPassword\"\xea\x01\n" +
 	"\x12ListRecordsRequest\x12\x1c\n" +
 	"\toperation\x18\x01 \x01(\tR\toperation\x12%\n" +
 	"\x0ecorrelation_id\x18\x02 \x01(\tR\rcorrelationId\x12\x16\n" +
@@ -8221,14 +8744,53 @@ const file_lockbox_v1_lockbox_proto_rawDesc = "" +
 	"\x06serial\x18\x04 \x01(\tR\x06serial\x12\x1d\n" +
 	"\n" +
 	"from_index\x18\x05 \x01(\x03R\tfromIndex\x12\x14\n" +
-	"\x05limit\x18\x06 \x01(\x05R\x05limit\";\n" +
+	"\x05limit\x18\x06 \x01(\x05R\x05limit\x12\x14\n" +
+	"\x05since\x18\a \x01(\x03R\x05since\x12\x14\n" +
+	"\x05until\x18\b \x01(\x03R\x05until\";\n" +
 	"\vAuditRecord\x12\x14\n" +
 	"\x05index\x18\x01 \x01(\x03R\x05index\x12\x16\n" +
 	"\x06record\x18\x02 \x01(\fR\x06record\"g\n" +
 	"\x13ListRecordsResponse\x121\n" +
 	"\arecords\x18\x01 \x03(\v2\x17.lockbox.v1.AuditRecordR\arecords\x12\x1d\n" +
 	"\n" +
-	"next_index\x18\x02 \x01(\x03R\tnextIndex\"\x12\n" +
+	"next_index\x18\x02 \x01(\x03R\tnextIndex\"\xfc\x01\n" +
+	"\tLegalHold\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
+	"\x06tenant\x18\x02 \x01(\tR\x06tenant\x12\x16\n" +
+	"\x06serial\x18\x03 \x01(\tR\x06serial\x12%\n" +
+	"\x0ecorrelation_id\x18\x04 \x01(\tR\rcorrelationId\x12\x16\n" +
+	"\x06reason\x18\x05 \x01(\tR\x06reason\x12\x1b\n" +
+	"\tplaced_by\x18\x06 \x01(\tR\bplacedBy\x12\x16\n" +
+	"\x06placed\x18\a \x01(\x03R\x06placed\x12\x1f\n" +
+	"\vreleased_by\x18\b \x01(\tR\n" +
+	"releasedBy\x12\x1a\n" +
+	"\breleased\x18\t \x01(\x03R\breleased\"\x81\x01\n" +
+	"\x10PlaceHoldRequest\x12\x16\n" +
+	"\x06tenant\x18\x01 \x01(\tR\x06tenant\x12\x16\n" +
+	"\x06serial\x18\x02 \x01(\tR\x06serial\x12%\n" +
+	"\x0ecorrelation_id\x18\x03 \x01(\tR\rcorrelationId\x12\x16\n" +
+	"\x06reason\x18\x04 \x01(\tR\x06reason\"<\n" +
+	"\x12ReleaseHoldRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\"\x12\n" +
+	"\x10ListHoldsRequest\"m\n" +
+	"\x11ListHoldsResponse\x12+\n" +
+	"\x05holds\x18\x01 \x03(\v2\x15.lockbox.v1.LegalHoldR\x05holds\x12+\n" +
+	"\x11retention_seconds\x18\x02 \x01(\x03R\x10retentionSeconds\"\xf6\x01\n" +
+	"\x04Sink\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
+	"\aaddress\x18\x02 \x01(\tR\aaddress\x12\x10\n" +
+	"\x03tls\x18\x03 \x01(\bR\x03tls\x12\x16\n" +
+	"\x06format\x18\x04 \x01(\tR\x06format\x12\x1c\n" +
+	"\tconnected\x18\x05 \x01(\bR\tconnected\x12\x1c\n" +
+	"\tdelivered\x18\x06 \x01(\x03R\tdelivered\x12\x16\n" +
+	"\x06behind\x18\a \x01(\x03R\x06behind\x12\x1d\n" +
+	"\n" +
+	"last_error\x18\b \x01(\tR\tlastError\x12#\n" +
+	"\rfailing_since\x18\t \x01(\x03R\ffailingSince\"\x12\n" +
+	"\x10ListSinksRequest\";\n" +
+	"\x11ListSinksResponse\x12&\n" +
+	"\x05sinks\x18\x01 \x03(\v2\x10.lockbox.v1.SinkR\x05sinks\"\x12\n" +
 	"\x10ExportLogRequest\"'\n" +
 	"\x11ExportLogResponse\x12\x12\n" +
 	"\x04data\x18\x01 \x01(\fR\x04data\"?\n" +
@@ -8368,11 +8930,15 @@ const file_lockbox_v1_lockbox_proto_rawDesc = "" +
 	"\n" +
 	"KeyService\x12E\n" +
 	"\bListKeys\x12\x1b.lockbox.v1.ListKeysRequest\x1a\x1c.lockbox.v1.ListKeysResponse\x12o\n" +
-	"\x16ExportRecoveryPassword\x12).lockbox.v1.ExportRecoveryPasswordRequest\x1a*.lockbox.v1.ExportRecoveryPasswordResponse2\x80\x02\n" +
+	"\x16ExportRecoveryPassword\x12).lockbox.v1.ExportRecoveryPasswordRequest\x1a*.lockbox.v1.ExportRecoveryPasswordResponse2\x9c\x04\n" +
 	"\fAuditService\x12N\n" +
 	"\vListRecords\x12\x1e.lockbox.v1.ListRecordsRequest\x1a\x1f.lockbox.v1.ListRecordsResponse\x12J\n" +
 	"\tExportLog\x12\x1c.lockbox.v1.ExportLogRequest\x1a\x1d.lockbox.v1.ExportLogResponse0\x01\x12T\n" +
-	"\rGetCheckpoint\x12 .lockbox.v1.GetCheckpointRequest\x1a!.lockbox.v1.GetCheckpointResponse2\xf3\x03\n" +
+	"\rGetCheckpoint\x12 .lockbox.v1.GetCheckpointRequest\x1a!.lockbox.v1.GetCheckpointResponse\x12@\n" +
+	"\tPlaceHold\x12\x1c.lockbox.v1.PlaceHoldRequest\x1a\x15.lockbox.v1.LegalHold\x12D\n" +
+	"\vReleaseHold\x12\x1e.lockbox.v1.ReleaseHoldRequest\x1a\x15.lockbox.v1.LegalHold\x12H\n" +
+	"\tListHolds\x12\x1c.lockbox.v1.ListHoldsRequest\x1a\x1d.lockbox.v1.ListHoldsResponse\x12H\n" +
+	"\tListSinks\x12\x1c.lockbox.v1.ListSinksRequest\x1a\x1d.lockbox.v1.ListSinksResponse2\xf3\x03\n" +
 	"\rNoticeService\x12N\n" +
 	"\vListNotices\x12\x1e.lockbox.v1.ListNoticesRequest\x1a\x1f.lockbox.v1.ListNoticesResponse\x12Q\n" +
 	"\fRetryNotices\x12\x1f.lockbox.v1.RetryNoticesRequest\x1a .lockbox.v1.RetryNoticesResponse\x12T\n" +
@@ -8393,7 +8959,7 @@ func file_lockbox_v1_lockbox_proto_rawDescGZIP() []byte {
 	return file_lockbox_v1_lockbox_proto_rawDescData
 }
 
-var file_lockbox_v1_lockbox_proto_msgTypes = make([]protoimpl.MessageInfo, 123)
+var file_lockbox_v1_lockbox_proto_msgTypes = make([]protoimpl.MessageInfo, 131)
 var file_lockbox_v1_lockbox_proto_goTypes = []any{
 	(*ErrorInfo)(nil),                      // 0: lockbox.v1.ErrorInfo
 	(*Person)(nil),                         // 1: lockbox.v1.Person
@@ -8501,23 +9067,31 @@ var file_lockbox_v1_lockbox_proto_goTypes = []any{
 	(*ListRecordsRequest)(nil),             // 103: lockbox.v1.ListRecordsRequest
 	(*AuditRecord)(nil),                    // 104: lockbox.v1.AuditRecord
 	(*ListRecordsResponse)(nil),            // 105: lockbox.v1.ListRecordsResponse
-	(*ExportLogRequest)(nil),               // 106: lockbox.v1.ExportLogRequest
-	(*ExportLogResponse)(nil),              // 107: lockbox.v1.ExportLogResponse
-	(*GetCheckpointRequest)(nil),           // 108: lockbox.v1.GetCheckpointRequest
-	(*GetCheckpointResponse)(nil),          // 109: lockbox.v1.GetCheckpointResponse
-	(*Delivery)(nil),                       // 110: lockbox.v1.Delivery
-	(*ListNoticesRequest)(nil),             // 111: lockbox.v1.ListNoticesRequest
-	(*ListNoticesResponse)(nil),            // 112: lockbox.v1.ListNoticesResponse
-	(*RetryNoticesRequest)(nil),            // 113: lockbox.v1.RetryNoticesRequest
-	(*RetryNoticesResponse)(nil),           // 114: lockbox.v1.RetryNoticesResponse
-	(*Webhook)(nil),                        // 115: lockbox.v1.Webhook
-	(*CreateWebhookRequest)(nil),           // 116: lockbox.v1.CreateWebhookRequest
-	(*CreateWebhookResponse)(nil),          // 117: lockbox.v1.CreateWebhookResponse
-	(*ListWebhooksRequest)(nil),            // 118: lockbox.v1.ListWebhooksRequest
-	(*ListWebhooksResponse)(nil),           // 119: lockbox.v1.ListWebhooksResponse
-	(*RemoveWebhookRequest)(nil),           // 120: lockbox.v1.RemoveWebhookRequest
-	(*TestWebhookRequest)(nil),             // 121: lockbox.v1.TestWebhookRequest
-	(*TestWebhookResponse)(nil),            // 122: lockbox.v1.TestWebhookResponse
+	(*LegalHold)(nil),                      // 106: lockbox.v1.LegalHold
+	(*PlaceHoldRequest)(nil),               // 107: lockbox.v1.PlaceHoldRequest
+	(*ReleaseHoldRequest)(nil),             // 108: lockbox.v1.ReleaseHoldRequest
+	(*ListHoldsRequest)(nil),               // 109: lockbox.v1.ListHoldsRequest
+	(*ListHoldsResponse)(nil),              // 110: lockbox.v1.ListHoldsResponse
+	(*Sink)(nil),                           // 111: lockbox.v1.Sink
+	(*ListSinksRequest)(nil),               // 112: lockbox.v1.ListSinksRequest
+	(*ListSinksResponse)(nil),              // 113: lockbox.v1.ListSinksResponse
+	(*ExportLogRequest)(nil),               // 114: lockbox.v1.ExportLogRequest
+	(*ExportLogResponse)(nil),              // 115: lockbox.v1.ExportLogResponse
+	(*GetCheckpointRequest)(nil),           // 116: lockbox.v1.GetCheckpointRequest
+	(*GetCheckpointResponse)(nil),          // 117: lockbox.v1.GetCheckpointResponse
+	(*Delivery)(nil),                       // 118: lockbox.v1.Delivery
+	(*ListNoticesRequest)(nil),             // 119: lockbox.v1.ListNoticesRequest
+	(*ListNoticesResponse)(nil),            // 120: lockbox.v1.ListNoticesResponse
+	(*RetryNoticesRequest)(nil),            // 121: lockbox.v1.RetryNoticesRequest
+	(*RetryNoticesResponse)(nil),           // 122: lockbox.v1.RetryNoticesResponse
+	(*Webhook)(nil),                        // 123: lockbox.v1.Webhook
+	(*CreateWebhookRequest)(nil),           // 124: lockbox.v1.CreateWebhookRequest
+	(*CreateWebhookResponse)(nil),          // 125: lockbox.v1.CreateWebhookResponse
+	(*ListWebhooksRequest)(nil),            // 126: lockbox.v1.ListWebhooksRequest
+	(*ListWebhooksResponse)(nil),           // 127: lockbox.v1.ListWebhooksResponse
+	(*RemoveWebhookRequest)(nil),           // 128: lockbox.v1.RemoveWebhookRequest
+	(*TestWebhookRequest)(nil),             // 129: lockbox.v1.TestWebhookRequest
+	(*TestWebhookResponse)(nil),            // 130: lockbox.v1.TestWebhookResponse
 }
 var file_lockbox_v1_lockbox_proto_depIdxs = []int32{
 	1,   // 0: lockbox.v1.LoginResponse.person:type_name -> lockbox.v1.Person
@@ -8550,7 +9124,7 @@ var file_lockbox_v1_lockbox_proto_depIdxs = []int32{
 	84,  // 27: lockbox.v1.Request.decisions:type_name -> lockbox.v1.RequestDecision
 	29,  // 28: lockbox.v1.Request.history:type_name -> lockbox.v1.HistoryLine
 	81,  // 29: lockbox.v1.Request.comments:type_name -> lockbox.v1.RequestComment
-	110, // 30: lockbox.v1.Request.told:type_name -> lockbox.v1.Delivery
+	118, // 30: lockbox.v1.Request.told:type_name -> lockbox.v1.Delivery
 	83,  // 31: lockbox.v1.Evaluation.factors:type_name -> lockbox.v1.Factor
 	80,  // 32: lockbox.v1.ListRequestsResponse.requests:type_name -> lockbox.v1.Request
 	80,  // 33: lockbox.v1.RevokeRequestResponse.request:type_name -> lockbox.v1.Request
@@ -8558,142 +9132,152 @@ var file_lockbox_v1_lockbox_proto_depIdxs = []int32{
 	70,  // 35: lockbox.v1.RevokeRequestResponse.sessions:type_name -> lockbox.v1.Session
 	100, // 36: lockbox.v1.ListKeysResponse.keys:type_name -> lockbox.v1.KeyInfo
 	104, // 37: lockbox.v1.ListRecordsResponse.records:type_name -> lockbox.v1.AuditRecord
-	110, // 38: lockbox.v1.ListNoticesResponse.deliveries:type_name -> lockbox.v1.Delivery
-	115, // 39: lockbox.v1.CreateWebhookResponse.webhook:type_name -> lockbox.v1.Webhook
-	115, // 40: lockbox.v1.ListWebhooksResponse.webhooks:type_name -> lockbox.v1.Webhook
-	2,   // 41: lockbox.v1.AccountService.Login:input_type -> lockbox.v1.LoginRequest
-	4,   // 42: lockbox.v1.AccountService.WhoAmI:input_type -> lockbox.v1.WhoAmIRequest
-	6,   // 43: lockbox.v1.AccountService.RenewCertificate:input_type -> lockbox.v1.RenewCertificateRequest
-	8,   // 44: lockbox.v1.AccountService.CreatePerson:input_type -> lockbox.v1.CreatePersonRequest
-	10,  // 45: lockbox.v1.AccountService.ListPeople:input_type -> lockbox.v1.ListPeopleRequest
-	12,  // 46: lockbox.v1.AccountService.RemovePerson:input_type -> lockbox.v1.RemovePersonRequest
-	14,  // 47: lockbox.v1.AccountService.CreateLoginToken:input_type -> lockbox.v1.CreateLoginTokenRequest
-	18,  // 48: lockbox.v1.TenantService.CreateTenant:input_type -> lockbox.v1.CreateTenantRequest
-	19,  // 49: lockbox.v1.TenantService.GetTenant:input_type -> lockbox.v1.GetTenantRequest
-	20,  // 50: lockbox.v1.TenantService.ListTenants:input_type -> lockbox.v1.ListTenantsRequest
-	22,  // 51: lockbox.v1.TenantService.CreateSubscription:input_type -> lockbox.v1.CreateSubscriptionRequest
-	23,  // 52: lockbox.v1.TenantService.EnableLockbox:input_type -> lockbox.v1.EnableLockboxRequest
-	24,  // 53: lockbox.v1.TenantService.DisableLockbox:input_type -> lockbox.v1.DisableLockboxRequest
-	25,  // 54: lockbox.v1.TenantService.SetTenant:input_type -> lockbox.v1.SetTenantRequest
-	30,  // 55: lockbox.v1.OrderService.PlaceOrder:input_type -> lockbox.v1.PlaceOrderRequest
-	31,  // 56: lockbox.v1.OrderService.GetOrder:input_type -> lockbox.v1.GetOrderRequest
-	32,  // 57: lockbox.v1.OrderService.ListOrders:input_type -> lockbox.v1.ListOrdersRequest
-	34,  // 58: lockbox.v1.OrderService.PrepareDevice:input_type -> lockbox.v1.PrepareDeviceRequest
-	37,  // 59: lockbox.v1.OrderService.AdvanceOrder:input_type -> lockbox.v1.AdvanceOrderRequest
-	38,  // 60: lockbox.v1.OrderService.DraftTrustPolicy:input_type -> lockbox.v1.DraftTrustPolicyRequest
-	41,  // 61: lockbox.v1.OrderService.SubmitTrustPolicy:input_type -> lockbox.v1.SubmitTrustPolicyRequest
-	42,  // 62: lockbox.v1.OrderService.GetTrustPolicy:input_type -> lockbox.v1.GetTrustPolicyRequest
-	43,  // 63: lockbox.v1.OrderService.DraftConsent:input_type -> lockbox.v1.DraftConsentRequest
-	44,  // 64: lockbox.v1.OrderService.SubmitConsent:input_type -> lockbox.v1.SubmitConsentRequest
-	45,  // 65: lockbox.v1.OrderService.RevokeConsent:input_type -> lockbox.v1.RevokeConsentRequest
-	46,  // 66: lockbox.v1.OrderService.CreateJoinToken:input_type -> lockbox.v1.CreateJoinTokenRequest
-	48,  // 67: lockbox.v1.OrderService.StartJob:input_type -> lockbox.v1.StartJobRequest
-	50,  // 68: lockbox.v1.OrderService.GetCopyLog:input_type -> lockbox.v1.GetCopyLogRequest
-	52,  // 69: lockbox.v1.OrderService.GetManifest:input_type -> lockbox.v1.GetManifestRequest
-	55,  // 70: lockbox.v1.DeviceService.ListDevices:input_type -> lockbox.v1.ListDevicesRequest
-	57,  // 71: lockbox.v1.DeviceService.GetDevice:input_type -> lockbox.v1.GetDeviceRequest
-	58,  // 72: lockbox.v1.DeviceService.RevokeDevice:input_type -> lockbox.v1.RevokeDeviceRequest
-	64,  // 73: lockbox.v1.TicketService.FileTicket:input_type -> lockbox.v1.FileTicketRequest
-	65,  // 74: lockbox.v1.TicketService.GetTicket:input_type -> lockbox.v1.GetTicketRequest
-	66,  // 75: lockbox.v1.TicketService.ListTickets:input_type -> lockbox.v1.ListTicketsRequest
-	68,  // 76: lockbox.v1.TicketService.CommentTicket:input_type -> lockbox.v1.CommentTicketRequest
-	69,  // 77: lockbox.v1.TicketService.AssignTicket:input_type -> lockbox.v1.AssignTicketRequest
-	71,  // 78: lockbox.v1.SessionService.EnableSession:input_type -> lockbox.v1.EnableSessionRequest
-	72,  // 79: lockbox.v1.SessionService.GetSession:input_type -> lockbox.v1.GetSessionRequest
-	73,  // 80: lockbox.v1.SessionService.ListSessions:input_type -> lockbox.v1.ListSessionsRequest
-	75,  // 81: lockbox.v1.SessionService.DisableSession:input_type -> lockbox.v1.DisableSessionRequest
-	78,  // 82: lockbox.v1.SessionService.IssueCertificate:input_type -> lockbox.v1.IssueCertificateRequest
-	85,  // 83: lockbox.v1.RequestService.CreateRequest:input_type -> lockbox.v1.CreateRequestRequest
-	86,  // 84: lockbox.v1.RequestService.GetRequest:input_type -> lockbox.v1.GetRequestRequest
-	87,  // 85: lockbox.v1.RequestService.ListRequests:input_type -> lockbox.v1.ListRequestsRequest
-	89,  // 86: lockbox.v1.RequestService.DraftDecision:input_type -> lockbox.v1.DraftDecisionRequest
-	90,  // 87: lockbox.v1.RequestService.Decide:input_type -> lockbox.v1.DecideRequest
-	91,  // 88: lockbox.v1.RequestService.CancelRequest:input_type -> lockbox.v1.CancelRequestRequest
-	92,  // 89: lockbox.v1.RequestService.ExecuteRequest:input_type -> lockbox.v1.ExecuteRequestRequest
-	93,  // 90: lockbox.v1.RequestService.RevokeRequest:input_type -> lockbox.v1.RevokeRequestRequest
-	95,  // 91: lockbox.v1.RequestService.CommentRequest:input_type -> lockbox.v1.CommentRequestRequest
-	96,  // 92: lockbox.v1.RequestService.ExtendRequest:input_type -> lockbox.v1.ExtendRequestRequest
-	97,  // 93: lockbox.v1.RequestService.RaiseRequestAgain:input_type -> lockbox.v1.RaiseRequestAgainRequest
-	98,  // 94: lockbox.v1.KeyService.ListKeys:input_type -> lockbox.v1.ListKeysRequest
-	101, // 95: lockbox.v1.KeyService.ExportRecoveryPassword:input_type -> lockbox.v1.ExportRecoveryPasswordRequest
-	103, // 96: lockbox.v1.AuditService.ListRecords:input_type -> lockbox.v1.ListRecordsRequest
-	106, // 97: lockbox.v1.AuditService.ExportLog:input_type -> lockbox.v1.ExportLogRequest
-	108, // 98: lockbox.v1.AuditService.GetCheckpoint:input_type -> lockbox.v1.GetCheckpointRequest
-	111, // 99: lockbox.v1.NoticeService.ListNotices:input_type -> lockbox.v1.ListNoticesRequest
-	113, // 100: lockbox.v1.NoticeService.RetryNotices:input_type -> lockbox.v1.RetryNoticesRequest
-	116, // 101: lockbox.v1.NoticeService.CreateWebhook:input_type -> lockbox.v1.CreateWebhookRequest
-	118, // 102: lockbox.v1.NoticeService.ListWebhooks:input_type -> lockbox.v1.ListWebhooksRequest
-	120, // 103: lockbox.v1.NoticeService.RemoveWebhook:input_type -> lockbox.v1.RemoveWebhookRequest
-	121, // 104: lockbox.v1.NoticeService.TestWebhook:input_type -> lockbox.v1.TestWebhookRequest
-	3,   // 105: lockbox.v1.AccountService.Login:output_type -> lockbox.v1.LoginResponse
-	5,   // 106: lockbox.v1.AccountService.WhoAmI:output_type -> lockbox.v1.WhoAmIResponse
-	7,   // 107: lockbox.v1.AccountService.RenewCertificate:output_type -> lockbox.v1.RenewCertificateResponse
-	9,   // 108: lockbox.v1.AccountService.CreatePerson:output_type -> lockbox.v1.CreatePersonResponse
-	11,  // 109: lockbox.v1.AccountService.ListPeople:output_type -> lockbox.v1.ListPeopleResponse
-	13,  // 110: lockbox.v1.AccountService.RemovePerson:output_type -> lockbox.v1.RemovePersonResponse
-	15,  // 111: lockbox.v1.AccountService.CreateLoginToken:output_type -> lockbox.v1.CreateLoginTokenResponse
-	16,  // 112: lockbox.v1.TenantService.CreateTenant:output_type -> lockbox.v1.Tenant
-	16,  // 113: lockbox.v1.TenantService.GetTenant:output_type -> lockbox.v1.Tenant
-	21,  // 114: lockbox.v1.TenantService.ListTenants:output_type -> lockbox.v1.ListTenantsResponse
-	17,  // 115: lockbox.v1.TenantService.CreateSubscription:output_type -> lockbox.v1.Subscription
-	16,  // 116: lockbox.v1.TenantService.EnableLockbox:output_type -> lockbox.v1.Tenant
-	16,  // 117: lockbox.v1.TenantService.DisableLockbox:output_type -> lockbox.v1.Tenant
-	16,  // 118: lockbox.v1.TenantService.SetTenant:output_type -> lockbox.v1.Tenant
-	26,  // 119: lockbox.v1.OrderService.PlaceOrder:output_type -> lockbox.v1.Order
-	26,  // 120: lockbox.v1.OrderService.GetOrder:output_type -> lockbox.v1.Order
-	33,  // 121: lockbox.v1.OrderService.ListOrders:output_type -> lockbox.v1.ListOrdersResponse
-	26,  // 122: lockbox.v1.OrderService.PrepareDevice:output_type -> lockbox.v1.Order
-	26,  // 123: lockbox.v1.OrderService.AdvanceOrder:output_type -> lockbox.v1.Order
-	40,  // 124: lockbox.v1.OrderService.DraftTrustPolicy:output_type -> lockbox.v1.Document
-	40,  // 125: lockbox.v1.OrderService.SubmitTrustPolicy:output_type -> lockbox.v1.Document
-	40,  // 126: lockbox.v1.OrderService.GetTrustPolicy:output_type -> lockbox.v1.Document
-	40,  // 127: lockbox.v1.OrderService.DraftConsent:output_type -> lockbox.v1.Document
-	40,  // 128: lockbox.v1.OrderService.SubmitConsent:output_type -> lockbox.v1.Document
-	26,  // 129: lockbox.v1.OrderService.RevokeConsent:output_type -> lockbox.v1.Order
-	47,  // 130: lockbox.v1.OrderService.CreateJoinToken:output_type -> lockbox.v1.CreateJoinTokenResponse
-	49,  // 131: lockbox.v1.OrderService.StartJob:output_type -> lockbox.v1.ProgressEvent
-	51,  // 132: lockbox.v1.OrderService.GetCopyLog:output_type -> lockbox.v1.GetCopyLogResponse
-	53,  // 133: lockbox.v1.OrderService.GetManifest:output_type -> lockbox.v1.GetManifestResponse
-	56,  // 134: lockbox.v1.DeviceService.ListDevices:output_type -> lockbox.v1.ListDevicesResponse
-	59,  // 135: lockbox.v1.DeviceService.GetDevice:output_type -> lockbox.v1.Device
-	59,  // 136: lockbox.v1.DeviceService.RevokeDevice:output_type -> lockbox.v1.Device
-	63,  // 137: lockbox.v1.TicketService.FileTicket:output_type -> lockbox.v1.Ticket
-	63,  // 138: lockbox.v1.TicketService.GetTicket:output_type -> lockbox.v1.Ticket
-	67,  // 139: lockbox.v1.TicketService.ListTickets:output_type -> lockbox.v1.ListTicketsResponse
-	63,  // 140: lockbox.v1.TicketService.CommentTicket:output_type -> lockbox.v1.Ticket
-	63,  // 141: lockbox.v1.TicketService.AssignTicket:output_type -> lockbox.v1.Ticket
-	70,  // 142: lockbox.v1.SessionService.EnableSession:output_type -> lockbox.v1.Session
-	70,  // 143: lockbox.v1.SessionService.GetSession:output_type -> lockbox.v1.Session
-	74,  // 144: lockbox.v1.SessionService.ListSessions:output_type -> lockbox.v1.ListSessionsResponse
-	76,  // 145: lockbox.v1.SessionService.DisableSession:output_type -> lockbox.v1.DisableSessionResponse
-	79,  // 146: lockbox.v1.SessionService.IssueCertificate:output_type -> lockbox.v1.IssueCertificateResponse
-	80,  // 147: lockbox.v1.RequestService.CreateRequest:output_type -> lockbox.v1.Request
-	80,  // 148: lockbox.v1.RequestService.GetRequest:output_type -> lockbox.v1.Request
-	88,  // 149: lockbox.v1.RequestService.ListRequests:output_type -> lockbox.v1.ListRequestsResponse
-	40,  // 150: lockbox.v1.RequestService.DraftDecision:output_type -> lockbox.v1.Document
-	80,  // 151: lockbox.v1.RequestService.Decide:output_type -> lockbox.v1.Request
-	80,  // 152: lockbox.v1.RequestService.CancelRequest:output_type -> lockbox.v1.Request
-	49,  // 153: lockbox.v1.RequestService.ExecuteRequest:output_type -> lockbox.v1.ProgressEvent
-	94,  // 154: lockbox.v1.RequestService.RevokeRequest:output_type -> lockbox.v1.RevokeRequestResponse
-	80,  // 155: lockbox.v1.RequestService.CommentRequest:output_type -> lockbox.v1.Request
-	80,  // 156: lockbox.v1.RequestService.ExtendRequest:output_type -> lockbox.v1.Request
-	80,  // 157: lockbox.v1.RequestService.RaiseRequestAgain:output_type -> lockbox.v1.Request
-	99,  // 158: lockbox.v1.KeyService.ListKeys:output_type -> lockbox.v1.ListKeysResponse
-	102, // 159: lockbox.v1.KeyService.ExportRecoveryPassword:output_type -> lockbox.v1.ExportRecoveryPasswordResponse
-	105, // 160: lockbox.v1.AuditService.ListRecords:output_type -> lockbox.v1.ListRecordsResponse
-	107, // 161: lockbox.v1.AuditService.ExportLog:output_type -> lockbox.v1.ExportLogResponse
-	109, // 162: lockbox.v1.AuditService.GetCheckpoint:output_type -> lockbox.v1.GetCheckpointResponse
-	112, // 163: lockbox.v1.NoticeService.ListNotices:output_type -> lockbox.v1.ListNoticesResponse
-	114, // 164: lockbox.v1.NoticeService.RetryNotices:output_type -> lockbox.v1.RetryNoticesResponse
-	117, // 165: lockbox.v1.NoticeService.CreateWebhook:output_type -> lockbox.v1.CreateWebhookResponse
-	119, // 166: lockbox.v1.NoticeService.ListWebhooks:output_type -> lockbox.v1.ListWebhooksResponse
-	115, // 167: lockbox.v1.NoticeService.RemoveWebhook:output_type -> lockbox.v1.Webhook
-	122, // 168: lockbox.v1.NoticeService.TestWebhook:output_type -> lockbox.v1.TestWebhookResponse
-	105, // [105:169] is the sub-list for method output_type
-	41,  // [41:105] is the sub-list for method input_type
-	41,  // [41:41] is the sub-list for extension type_name
-	41,  // [41:41] is the sub-list for extension extendee
-	0,   // [0:41] is the sub-list for field type_name
+	106, // 38: lockbox.v1.ListHoldsResponse.holds:type_name -> lockbox.v1.LegalHold
+	111, // 39: lockbox.v1.ListSinksResponse.sinks:type_name -> lockbox.v1.Sink
+	118, // 40: lockbox.v1.ListNoticesResponse.deliveries:type_name -> lockbox.v1.Delivery
+	123, // 41: lockbox.v1.CreateWebhookResponse.webhook:type_name -> lockbox.v1.Webhook
+	123, // 42: lockbox.v1.ListWebhooksResponse.webhooks:type_name -> lockbox.v1.Webhook
+	2,   // 43: lockbox.v1.AccountService.Login:input_type -> lockbox.v1.LoginRequest
+	4,   // 44: lockbox.v1.AccountService.WhoAmI:input_type -> lockbox.v1.WhoAmIRequest
+	6,   // 45: lockbox.v1.AccountService.RenewCertificate:input_type -> lockbox.v1.RenewCertificateRequest
+	8,   // 46: lockbox.v1.AccountService.CreatePerson:input_type -> lockbox.v1.CreatePersonRequest
+	10,  // 47: lockbox.v1.AccountService.ListPeople:input_type -> lockbox.v1.ListPeopleRequest
+	12,  // 48: lockbox.v1.AccountService.RemovePerson:input_type -> lockbox.v1.RemovePersonRequest
+	14,  // 49: lockbox.v1.AccountService.CreateLoginToken:input_type -> lockbox.v1.CreateLoginTokenRequest
+	18,  // 50: lockbox.v1.TenantService.CreateTenant:input_type -> lockbox.v1.CreateTenantRequest
+	19,  // 51: lockbox.v1.TenantService.GetTenant:input_type -> lockbox.v1.GetTenantRequest
+	20,  // 52: lockbox.v1.TenantService.ListTenants:input_type -> lockbox.v1.ListTenantsRequest
+	22,  // 53: lockbox.v1.TenantService.CreateSubscription:input_type -> lockbox.v1.CreateSubscriptionRequest
+	23,  // 54: lockbox.v1.TenantService.EnableLockbox:input_type -> lockbox.v1.EnableLockboxRequest
+	24,  // 55: lockbox.v1.TenantService.DisableLockbox:input_type -> lockbox.v1.DisableLockboxRequest
+	25,  // 56: lockbox.v1.TenantService.SetTenant:input_type -> lockbox.v1.SetTenantRequest
+	30,  // 57: lockbox.v1.OrderService.PlaceOrder:input_type -> lockbox.v1.PlaceOrderRequest
+	31,  // 58: lockbox.v1.OrderService.GetOrder:input_type -> lockbox.v1.GetOrderRequest
+	32,  // 59: lockbox.v1.OrderService.ListOrders:input_type -> lockbox.v1.ListOrdersRequest
+	34,  // 60: lockbox.v1.OrderService.PrepareDevice:input_type -> lockbox.v1.PrepareDeviceRequest
+	37,  // 61: lockbox.v1.OrderService.AdvanceOrder:input_type -> lockbox.v1.AdvanceOrderRequest
+	38,  // 62: lockbox.v1.OrderService.DraftTrustPolicy:input_type -> lockbox.v1.DraftTrustPolicyRequest
+	41,  // 63: lockbox.v1.OrderService.SubmitTrustPolicy:input_type -> lockbox.v1.SubmitTrustPolicyRequest
+	42,  // 64: lockbox.v1.OrderService.GetTrustPolicy:input_type -> lockbox.v1.GetTrustPolicyRequest
+	43,  // 65: lockbox.v1.OrderService.DraftConsent:input_type -> lockbox.v1.DraftConsentRequest
+	44,  // 66: lockbox.v1.OrderService.SubmitConsent:input_type -> lockbox.v1.SubmitConsentRequest
+	45,  // 67: lockbox.v1.OrderService.RevokeConsent:input_type -> lockbox.v1.RevokeConsentRequest
+	46,  // 68: lockbox.v1.OrderService.CreateJoinToken:input_type -> lockbox.v1.CreateJoinTokenRequest
+	48,  // 69: lockbox.v1.OrderService.StartJob:input_type -> lockbox.v1.StartJobRequest
+	50,  // 70: lockbox.v1.OrderService.GetCopyLog:input_type -> lockbox.v1.GetCopyLogRequest
+	52,  // 71: lockbox.v1.OrderService.GetManifest:input_type -> lockbox.v1.GetManifestRequest
+	55,  // 72: lockbox.v1.DeviceService.ListDevices:input_type -> lockbox.v1.ListDevicesRequest
+	57,  // 73: lockbox.v1.DeviceService.GetDevice:input_type -> lockbox.v1.GetDeviceRequest
+	58,  // 74: lockbox.v1.DeviceService.RevokeDevice:input_type -> lockbox.v1.RevokeDeviceRequest
+	64,  // 75: lockbox.v1.TicketService.FileTicket:input_type -> lockbox.v1.FileTicketRequest
+	65,  // 76: lockbox.v1.TicketService.GetTicket:input_type -> lockbox.v1.GetTicketRequest
+	66,  // 77: lockbox.v1.TicketService.ListTickets:input_type -> lockbox.v1.ListTicketsRequest
+	68,  // 78: lockbox.v1.TicketService.CommentTicket:input_type -> lockbox.v1.CommentTicketRequest
+	69,  // 79: lockbox.v1.TicketService.AssignTicket:input_type -> lockbox.v1.AssignTicketRequest
+	71,  // 80: lockbox.v1.SessionService.EnableSession:input_type -> lockbox.v1.EnableSessionRequest
+	72,  // 81: lockbox.v1.SessionService.GetSession:input_type -> lockbox.v1.GetSessionRequest
+	73,  // 82: lockbox.v1.SessionService.ListSessions:input_type -> lockbox.v1.ListSessionsRequest
+	75,  // 83: lockbox.v1.SessionService.DisableSession:input_type -> lockbox.v1.DisableSessionRequest
+	78,  // 84: lockbox.v1.SessionService.IssueCertificate:input_type -> lockbox.v1.IssueCertificateRequest
+	85,  // 85: lockbox.v1.RequestService.CreateRequest:input_type -> lockbox.v1.CreateRequestRequest
+	86,  // 86: lockbox.v1.RequestService.GetRequest:input_type -> lockbox.v1.GetRequestRequest
+	87,  // 87: lockbox.v1.RequestService.ListRequests:input_type -> lockbox.v1.ListRequestsRequest
+	89,  // 88: lockbox.v1.RequestService.DraftDecision:input_type -> lockbox.v1.DraftDecisionRequest
+	90,  // 89: lockbox.v1.RequestService.Decide:input_type -> lockbox.v1.DecideRequest
+	91,  // 90: lockbox.v1.RequestService.CancelRequest:input_type -> lockbox.v1.CancelRequestRequest
+	92,  // 91: lockbox.v1.RequestService.ExecuteRequest:input_type -> lockbox.v1.ExecuteRequestRequest
+	93,  // 92: lockbox.v1.RequestService.RevokeRequest:input_type -> lockbox.v1.RevokeRequestRequest
+	95,  // 93: lockbox.v1.RequestService.CommentRequest:input_type -> lockbox.v1.CommentRequestRequest
+	96,  // 94: lockbox.v1.RequestService.ExtendRequest:input_type -> lockbox.v1.ExtendRequestRequest
+	97,  // 95: lockbox.v1.RequestService.RaiseRequestAgain:input_type -> lockbox.v1.RaiseRequestAgainRequest
+	98,  // 96: lockbox.v1.KeyService.ListKeys:input_type -> lockbox.v1.ListKeysRequest
+	101, // 97: lockbox.v1.KeyService.ExportRecoveryPassword:input_type -> lockbox.v1.ExportRecoveryPasswordRequest
+	103, // 98: lockbox.v1.AuditService.ListRecords:input_type -> lockbox.v1.ListRecordsRequest
+	114, // 99: lockbox.v1.AuditService.ExportLog:input_type -> lockbox.v1.ExportLogRequest
+	116, // 100: lockbox.v1.AuditService.GetCheckpoint:input_type -> lockbox.v1.GetCheckpointRequest
+	107, // 101: lockbox.v1.AuditService.PlaceHold:input_type -> lockbox.v1.PlaceHoldRequest
+	108, // 102: lockbox.v1.AuditService.ReleaseHold:input_type -> lockbox.v1.ReleaseHoldRequest
+	109, // 103: lockbox.v1.AuditService.ListHolds:input_type -> lockbox.v1.ListHoldsRequest
+	112, // 104: lockbox.v1.AuditService.ListSinks:input_type -> lockbox.v1.ListSinksRequest
+	119, // 105: lockbox.v1.NoticeService.ListNotices:input_type -> lockbox.v1.ListNoticesRequest
+	121, // 106: lockbox.v1.NoticeService.RetryNotices:input_type -> lockbox.v1.RetryNoticesRequest
+	124, // 107: lockbox.v1.NoticeService.CreateWebhook:input_type -> lockbox.v1.CreateWebhookRequest
+	126, // 108: lockbox.v1.NoticeService.ListWebhooks:input_type -> lockbox.v1.ListWebhooksRequest
+	128, // 109: lockbox.v1.NoticeService.RemoveWebhook:input_type -> lockbox.v1.RemoveWebhookRequest
+	129, // 110: lockbox.v1.NoticeService.TestWebhook:input_type -> lockbox.v1.TestWebhookRequest
+	3,   // 111: lockbox.v1.AccountService.Login:output_type -> lockbox.v1.LoginResponse
+	5,   // 112: lockbox.v1.AccountService.WhoAmI:output_type -> lockbox.v1.WhoAmIResponse
+	7,   // 113: lockbox.v1.AccountService.RenewCertificate:output_type -> lockbox.v1.RenewCertificateResponse
+	9,   // 114: lockbox.v1.AccountService.CreatePerson:output_type -> lockbox.v1.CreatePersonResponse
+	11,  // 115: lockbox.v1.AccountService.ListPeople:output_type -> lockbox.v1.ListPeopleResponse
+	13,  // 116: lockbox.v1.AccountService.RemovePerson:output_type -> lockbox.v1.RemovePersonResponse
+	15,  // 117: lockbox.v1.AccountService.CreateLoginToken:output_type -> lockbox.v1.CreateLoginTokenResponse
+	16,  // 118: lockbox.v1.TenantService.CreateTenant:output_type -> lockbox.v1.Tenant
+	16,  // 119: lockbox.v1.TenantService.GetTenant:output_type -> lockbox.v1.Tenant
+	21,  // 120: lockbox.v1.TenantService.ListTenants:output_type -> lockbox.v1.ListTenantsResponse
+	17,  // 121: lockbox.v1.TenantService.CreateSubscription:output_type -> lockbox.v1.Subscription
+	16,  // 122: lockbox.v1.TenantService.EnableLockbox:output_type -> lockbox.v1.Tenant
+	16,  // 123: lockbox.v1.TenantService.DisableLockbox:output_type -> lockbox.v1.Tenant
+	16,  // 124: lockbox.v1.TenantService.SetTenant:output_type -> lockbox.v1.Tenant
+	26,  // 125: lockbox.v1.OrderService.PlaceOrder:output_type -> lockbox.v1.Order
+	26,  // 126: lockbox.v1.OrderService.GetOrder:output_type -> lockbox.v1.Order
+	33,  // 127: lockbox.v1.OrderService.ListOrders:output_type -> lockbox.v1.ListOrdersResponse
+	26,  // 128: lockbox.v1.OrderService.PrepareDevice:output_type -> lockbox.v1.Order
+	26,  // 129: lockbox.v1.OrderService.AdvanceOrder:output_type -> lockbox.v1.Order
+	40,  // 130: lockbox.v1.OrderService.DraftTrustPolicy:output_type -> lockbox.v1.Document
+	40,  // 131: lockbox.v1.OrderService.SubmitTrustPolicy:output_type -> lockbox.v1.Document
+	40,  // 132: lockbox.v1.OrderService.GetTrustPolicy:output_type -> lockbox.v1.Document
+	40,  // 133: lockbox.v1.OrderService.DraftConsent:output_type -> lockbox.v1.Document
+	40,  // 134: lockbox.v1.OrderService.SubmitConsent:output_type -> lockbox.v1.Document
+	26,  // 135: lockbox.v1.OrderService.RevokeConsent:output_type -> lockbox.v1.Order
+	47,  // 136: lockbox.v1.OrderService.CreateJoinToken:output_type -> lockbox.v1.CreateJoinTokenResponse
+	49,  // 137: lockbox.v1.OrderService.StartJob:output_type -> lockbox.v1.ProgressEvent
+	51,  // 138: lockbox.v1.OrderService.GetCopyLog:output_type -> lockbox.v1.GetCopyLogResponse
+	53,  // 139: lockbox.v1.OrderService.GetManifest:output_type -> lockbox.v1.GetManifestResponse
+	56,  // 140: lockbox.v1.DeviceService.ListDevices:output_type -> lockbox.v1.ListDevicesResponse
+	59,  // 141: lockbox.v1.DeviceService.GetDevice:output_type -> lockbox.v1.Device
+	59,  // 142: lockbox.v1.DeviceService.RevokeDevice:output_type -> lockbox.v1.Device
+	63,  // 143: lockbox.v1.TicketService.FileTicket:output_type -> lockbox.v1.Ticket
+	63,  // 144: lockbox.v1.TicketService.GetTicket:output_type -> lockbox.v1.Ticket
+	67,  // 145: lockbox.v1.TicketService.ListTickets:output_type -> lockbox.v1.ListTicketsResponse
+	63,  // 146: lockbox.v1.TicketService.CommentTicket:output_type -> lockbox.v1.Ticket
+	63,  // 147: lockbox.v1.TicketService.AssignTicket:output_type -> lockbox.v1.Ticket
+	70,  // 148: lockbox.v1.SessionService.EnableSession:output_type -> lockbox.v1.Session
+	70,  // 149: lockbox.v1.SessionService.GetSession:output_type -> lockbox.v1.Session
+	74,  // 150: lockbox.v1.SessionService.ListSessions:output_type -> lockbox.v1.ListSessionsResponse
+	76,  // 151: lockbox.v1.SessionService.DisableSession:output_type -> lockbox.v1.DisableSessionResponse
+	79,  // 152: lockbox.v1.SessionService.IssueCertificate:output_type -> lockbox.v1.IssueCertificateResponse
+	80,  // 153: lockbox.v1.RequestService.CreateRequest:output_type -> lockbox.v1.Request
+	80,  // 154: lockbox.v1.RequestService.GetRequest:output_type -> lockbox.v1.Request
+	88,  // 155: lockbox.v1.RequestService.ListRequests:output_type -> lockbox.v1.ListRequestsResponse
+	40,  // 156: lockbox.v1.RequestService.DraftDecision:output_type -> lockbox.v1.Document
+	80,  // 157: lockbox.v1.RequestService.Decide:output_type -> lockbox.v1.Request
+	80,  // 158: lockbox.v1.RequestService.CancelRequest:output_type -> lockbox.v1.Request
+	49,  // 159: lockbox.v1.RequestService.ExecuteRequest:output_type -> lockbox.v1.ProgressEvent
+	94,  // 160: lockbox.v1.RequestService.RevokeRequest:output_type -> lockbox.v1.RevokeRequestResponse
+	80,  // 161: lockbox.v1.RequestService.CommentRequest:output_type -> lockbox.v1.Request
+	80,  // 162: lockbox.v1.RequestService.ExtendRequest:output_type -> lockbox.v1.Request
+	80,  // 163: lockbox.v1.RequestService.RaiseRequestAgain:output_type -> lockbox.v1.Request
+	99,  // 164: lockbox.v1.KeyService.ListKeys:output_type -> lockbox.v1.ListKeysResponse
+	102, // 165: lockbox.v1.KeyService.ExportRecoveryPassword:output_type -> lockbox.v1.ExportRecoveryPasswordResponse
+	105, // 166: lockbox.v1.AuditService.ListRecords:output_type -> lockbox.v1.ListRecordsResponse
+	115, // 167: lockbox.v1.AuditService.ExportLog:output_type -> lockbox.v1.ExportLogResponse
+	117, // 168: lockbox.v1.AuditService.GetCheckpoint:output_type -> lockbox.v1.GetCheckpointResponse
+	106, // 169: lockbox.v1.AuditService.PlaceHold:output_type -> lockbox.v1.LegalHold
+	106, // 170: lockbox.v1.AuditService.ReleaseHold:output_type -> lockbox.v1.LegalHold
+	110, // 171: lockbox.v1.AuditService.ListHolds:output_type -> lockbox.v1.ListHoldsResponse
+	113, // 172: lockbox.v1.AuditService.ListSinks:output_type -> lockbox.v1.ListSinksResponse
+	120, // 173: lockbox.v1.NoticeService.ListNotices:output_type -> lockbox.v1.ListNoticesResponse
+	122, // 174: lockbox.v1.NoticeService.RetryNotices:output_type -> lockbox.v1.RetryNoticesResponse
+	125, // 175: lockbox.v1.NoticeService.CreateWebhook:output_type -> lockbox.v1.CreateWebhookResponse
+	127, // 176: lockbox.v1.NoticeService.ListWebhooks:output_type -> lockbox.v1.ListWebhooksResponse
+	123, // 177: lockbox.v1.NoticeService.RemoveWebhook:output_type -> lockbox.v1.Webhook
+	130, // 178: lockbox.v1.NoticeService.TestWebhook:output_type -> lockbox.v1.TestWebhookResponse
+	111, // [111:179] is the sub-list for method output_type
+	43,  // [43:111] is the sub-list for method input_type
+	43,  // [43:43] is the sub-list for extension type_name
+	43,  // [43:43] is the sub-list for extension extendee
+	0,   // [0:43] is the sub-list for field type_name
 }
 
 func init() { file_lockbox_v1_lockbox_proto_init() }
@@ -8707,7 +9291,7 @@ func file_lockbox_v1_lockbox_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_lockbox_v1_lockbox_proto_rawDesc), len(file_lockbox_v1_lockbox_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   123,
+			NumMessages:   131,
 			NumExtensions: 0,
 			NumServices:   10,
 		},
