@@ -18,29 +18,39 @@ import (
 // moment, out of anyone's reach.
 type aesKey struct {
 	rounds   int
-	enc, dec []byte       // round keys in the order of use
-	block    cipher.Block // instead of them, without the processor's help
+	enc, dec []byte       // round keys in the order of use, keyStride bytes apart
+	block    cipher.Block // instead of them, in the generic kernel
 }
 
-const blockSize = aes.BlockSize
+const (
+	blockSize = aes.BlockSize
+	// scheduleSize is enough for the 15 round keys of AES-256. The allocator
+	// aligns what has the size of a power of two to its size, as the widest memory
+	// operands want it.
+	scheduleSize = 16 * keyStride
+)
 
 // zeros is the mask that changes nothing, for up to one sector.
 var zeros [4096]byte
 
-// newAESKey expands a key of 16 or 32 bytes, which the caller clears.
-func newAESKey(key []byte) *aesKey {
-	if !hasAES {
-		b, err := aes.NewCipher(key)
-		if err != nil {
-			panic("bitlocker: internal error: " + err.Error())
-		}
-		return &aesKey{block: b}
-	}
-	k := &aesKey{rounds: 6 + len(key)/4}
-	k.enc = make([]byte, (k.rounds+1)*blockSize)
-	k.dec = make([]byte, len(k.enc))
+// newAESKey expands a key of 16 or 32 bytes, which the caller clears, for the
+// fastest kernel.
+func newAESKey(key []byte) *aesKey { return kernels[0].newKey(key) }
+
+// newOwnKey makes a key for the kernels in assembly.
+func newOwnKey(key []byte) *aesKey {
+	k := &aesKey{rounds: 6 + len(key)/4, enc: make([]byte, scheduleSize), dec: make([]byte, scheduleSize)}
 	k.expand(key)
 	return k
+}
+
+// newStandardKey makes a key for the generic kernel.
+func newStandardKey(key []byte) *aesKey {
+	b, err := aes.NewCipher(key)
+	if err != nil {
+		panic("bitlocker: internal error: " + err.Error())
+	}
+	return &aesKey{block: b}
 }
 
 // wipe overwrites the key. That of the standard library has no way to be, but
@@ -61,12 +71,11 @@ func (k *aesKey) encrypt(b, pre, post []byte) {
 		encryptBlocks(&k.enc[0], k.rounds, &b[0], &pre[:len(b)][0], &post[:len(b)][0], len(b)/blockSize)
 		return
 	}
+	subtle.XORBytes(b, b, pre)
 	for i := 0; i < len(b); i += blockSize {
-		block := b[i : i+blockSize]
-		subtle.XORBytes(block, block, pre[i:])
-		k.block.Encrypt(block, block)
-		subtle.XORBytes(block, block, post[i:])
+		k.block.Encrypt(b[i:i+blockSize], b[i:i+blockSize])
 	}
+	subtle.XORBytes(b, b, post)
 }
 
 // decrypt is the same for decryption.
@@ -75,22 +84,34 @@ func (k *aesKey) decrypt(b, pre, post []byte) {
 		decryptBlocks(&k.dec[0], k.rounds, &b[0], &pre[:len(b)][0], &post[:len(b)][0], len(b)/blockSize)
 		return
 	}
+	subtle.XORBytes(b, b, pre)
 	for i := 0; i < len(b); i += blockSize {
-		block := b[i : i+blockSize]
-		subtle.XORBytes(block, block, pre[i:])
-		k.block.Decrypt(block, block)
-		subtle.XORBytes(block, block, post[i:])
+		k.block.Decrypt(b[i:i+blockSize], b[i:i+blockSize])
 	}
+	subtle.XORBytes(b, b, post)
+}
+
+// encryptNumbers is that of a [kernel].
+func encryptNumbers(k *aesKey, dst []byte, first, step uint64) {
+	clear(dst)
+	for i := 0; i < len(dst); i += blockSize {
+		le.PutUint64(dst[i:], first)
+		first += step
+	}
+	k.encrypt(dst, zeros[:], zeros[:])
 }
 
 // expand fills the schedules (FIPS 197, sections 5.2 and 5.3.5), a word at a
 // time: words of a key in general registers are not the key.
 func (k *aesKey) expand(key []byte) {
-	copyKey(k.enc, key)
-	keyWords, words := len(key)/4, len(k.enc)/4
+	keyWords, words := len(key)/4, 4*(k.rounds+1)
 	rcon := uint32(1)
-	for i := keyWords; i < words; i++ {
-		w := le.Uint32(k.enc[4*(i-1):])
+	for i := range words {
+		if i < keyWords {
+			putKeyWord(k.enc, i, le.Uint32(key[4*i:]))
+			continue
+		}
+		w := keyWord(k.enc, i-1)
 		switch {
 		case i%keyWords == 0:
 			w = subWord(bits.RotateLeft32(w, -8)) ^ rcon
@@ -98,14 +119,23 @@ func (k *aesKey) expand(key []byte) {
 		case keyWords == 8 && i%keyWords == 4:
 			w = subWord(w)
 		}
-		le.PutUint32(k.enc[4*i:], le.Uint32(k.enc[4*(i-keyWords):])^w)
+		putKeyWord(k.enc, i, keyWord(k.enc, i-keyWords)^w)
 	}
 	for i := range words {
-		w := le.Uint32(k.enc[4*i:])
+		w := keyWord(k.enc, i)
 		if 4 <= i && i < words-4 {
 			w = invMixColumn(w)
 		}
-		le.PutUint32(k.dec[len(k.dec)-blockSize-i/4*blockSize+i%4*4:], w)
+		putKeyWord(k.dec, words-4-i/4*4+i%4, w)
+	}
+}
+
+func keyWord(schedule []byte, i int) uint32 { return le.Uint32(schedule[i/4*keyStride+i%4*4:]) }
+
+// putKeyWord puts a word of a round key into each copy of it.
+func putKeyWord(schedule []byte, i int, w uint32) {
+	for at := 0; at < keyStride; at += blockSize {
+		le.PutUint32(schedule[i/4*keyStride+at+i%4*4:], w)
 	}
 }
 

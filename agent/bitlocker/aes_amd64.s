@@ -2,8 +2,8 @@
 
 #include "textflag.h"
 
-// Round keys are memory operands throughout, so that no register ever holds one.
-// In both functions: AX round keys, R9 rounds-1, DI blocks, SI pre, DX post,
+// Round keys are memory operands throughout, so that no register ever holds one;
+// they are 64 bytes apart, see keyStride. In the first two functions: AX round keys, R9 rounds-1, DI blocks, SI pre, DX post,
 // BX blocks left, R8 round key in use, CX rounds left.
 
 #define LOAD_ARGS \
@@ -56,7 +56,7 @@
 	OP (key), X7, X7
 
 #define NEXT_KEY \
-	ADDQ $16, R8
+	ADDQ $64, R8
 
 // CRYPT is the body of both functions.
 #define CRYPT(OP, OPLAST) \

@@ -2,7 +2,9 @@
 
 package bitlocker
 
-const hasAES = false
+const keyStride = blockSize
+
+func machineKernels() []kernel { return nil }
 
 func encryptBlocks(keys *byte, rounds int, b, pre, post *byte, blocks int) { panic(errNoAES) }
 func decryptBlocks(keys *byte, rounds int, b, pre, post *byte, blocks int) { panic(errNoAES) }

@@ -108,7 +108,7 @@ func read(r io.ReaderAt, size int64) (*Volume, error) {
 	if err != nil {
 		return nil, err
 	}
-	v := &Volume{r: r, size: size, sectorSize: boot.sectorSize, toGo: boot.toGo, refused: boot.refused}
+	v := &Volume{r: r, size: size, sectorSize: boot.sectorSize, toGo: boot.toGo(), refused: boot.refused}
 	err = v.readCopies(boot.metadata)
 	if err != nil && boot.refused != nil {
 		return nil, boot.refused // what kind it is says more than what is wrong with it
@@ -215,8 +215,8 @@ func (v *Volume) Info() Info {
 // protector, with [ErrNoProtector] if the volume has none of its kind, with a
 // [RefusedError] if nothing of ours opens any protector or the encryption method
 // is unknown, and with [ErrDamaged] if c fits but the metadata have been altered.
-// A password or passphrase takes a noticeable part of a second for each protector
-// of its kind. [Plaintext.Protector] says which one it was.
+// [Plaintext.Protector] says which one it was. A password or passphrase takes a
+// noticeable part of a second; with several, use [UnlockAll].
 //
 // The caller wipes c, and the Plaintext when done.
 func (v *Volume) Unlock(c Credential) (*Plaintext, error) {
@@ -255,6 +255,12 @@ func (o *opened) wipe() {
 // open tries the copies until one opens with c and proves genuine. The caller
 // clears or keeps what it returns.
 func (v *Volume) open(c Credential) (*opened, error) {
+	if p, ok := c.(password); ok {
+		s := v.stretched(p)
+		defer wipeKeys(s.keys)
+		stretchAll(s.keys)
+		c = s
+	}
 	worst := error(ErrWrongKey)
 	for _, m := range v.copies {
 		o, err := v.openCopy(m, c)
@@ -263,7 +269,7 @@ func (v *Volume) open(c Credential) (*opened, error) {
 		}
 		// A copy whose key fitted but whose content did not says more than one
 		// that nothing fitted.
-		if worst == error(ErrWrongKey) {
+		if worst == ErrWrongKey {
 			worst = err
 		}
 	}

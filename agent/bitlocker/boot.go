@@ -30,42 +30,50 @@ var (
 // bootSector is what the first sector of a volume says.
 type bootSector struct {
 	sectorSize int                   // bytes: 512 or 4096
+	identifier int                   // where its GUID is, with the offsets behind
 	metadata   [numberOfCopies]int64 // offsets of the metadata copies, unchecked
-	toGo       bool
-	refused    *RefusedError // why the volume is not opened
+	refused    *RefusedError         // why the volume is not opened
+}
+
+func (s bootSector) toGo() bool { return s.identifier == offIdentToGo }
+
+// putOffsets writes the metadata offsets into the boot sector b.
+func (s bootSector) putOffsets(b []byte) {
+	for i, off := range s.metadata {
+		le.PutUint64(b[s.identifier+len(GUID{})+8*i:], uint64(off))
+	}
 }
 
 func parseBoot(b []byte) (bootSector, error) {
 	if len(b) < bootSize {
 		return bootSector{}, ErrNotBitLocker
 	}
-	at := offIdentifier
+	s := bootSector{identifier: offIdentifier}
 	switch string(b[3:11]) {
 	case signature:
 		if b[1] == jumpVista {
 			return bootSector{}, refused(RefusedVista, "made by Windows Vista")
 		}
 	case signatureToGo:
-		at = offIdentToGo
+		s.identifier = offIdentToGo
 	default:
 		return bootSector{}, ErrNotBitLocker
 	}
-	s := bootSector{sectorSize: int(le.Uint16(b[11:])), toGo: at == offIdentToGo}
-	switch GUID(b[at:]) {
+	switch GUID(b[s.identifier:]) {
 	case identifierNormal:
 	case identifierEOW:
 		s.refused = refused(RefusedEncryptOnWrite, "encrypt-on-write (used space only) has not been converted")
 	default:
 		return bootSector{}, ErrNotBitLocker
 	}
-	if s.sectorSize == 0 {
+	if s.sectorSize = int(le.Uint16(b[11:])); s.sectorSize == 0 {
 		s.sectorSize = 512
 	}
 	if !validSectorSize(s.sectorSize) {
 		return bootSector{}, refused(RefusedSectorSize, "sectors of %d bytes (want 512 or 4096)", s.sectorSize)
 	}
 	for i := range s.metadata {
-		s.metadata[i] = int64(le.Uint64(b[at+16+8*i:]))
+		s.metadata[i] = int64(le.Uint64(b[s.identifier+len(GUID{})+8*i:]))
 	}
 	return s, nil
 }
@@ -87,9 +95,7 @@ func (s bootSector) encode() []byte {
 	b[64], b[66] = 0x80, 0x29
 	copy(b[71:], "NO NAME    FAT32   ")
 	copy(b[offIdentifier:], identifierNormal[:])
-	for i, off := range s.metadata {
-		le.PutUint64(b[offIdentifier+16+8*i:], uint64(off))
-	}
+	s.putOffsets(b)
 	b[510], b[511] = 0x55, 0xAA
 	return b
 }

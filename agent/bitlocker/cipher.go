@@ -24,7 +24,7 @@ const (
 var methods = map[Method]struct {
 	name    string
 	keySize int
-	cipher  func(key []byte, sectorSize int) sectorCipher
+	cipher  func(k *kernel, key []byte, sectorSize int) sectorCipher
 }{
 	AES128Elephant: {"AES-CBC-128 with Elephant diffuser", 64, nil},
 	AES256Elephant: {"AES-CBC-256 with Elephant diffuser", 64, nil},
@@ -41,6 +41,10 @@ func (m Method) String() string {
 	}
 	return fmt.Sprintf("encryption method %#04x", uint16(m))
 }
+
+// KeySize returns how many bytes of keys the method has, as stored, or 0 for an
+// unknown one.
+func (m Method) KeySize() int { return methods[m].keySize }
 
 // supported reports whether m's sectors can be read and written.
 func (m Method) supported() *RefusedError {
@@ -63,116 +67,28 @@ type sectorCipher interface {
 
 // newSectorCipher makes the cipher of a supported method. The caller clears key.
 func newSectorCipher(m Method, key []byte, sectorSize int) (sectorCipher, error) {
+	return kernels[0].newSectorCipher(m, key, sectorSize)
+}
+
+func (k *kernel) newSectorCipher(m Method, key []byte, sectorSize int) (sectorCipher, error) {
 	if err := m.supported(); err != nil {
 		return nil, err
 	}
-	if len(key) != methods[m].keySize {
-		return nil, damaged("%d key bytes where %v has %d", len(key), m, methods[m].keySize)
+	if len(key) != m.KeySize() {
+		return nil, damaged("%d key bytes where %v has %d", len(key), m, m.KeySize())
 	}
-	return methods[m].cipher(key, sectorSize), nil
+	return methods[m].cipher(k, key, sectorSize), nil
 }
 
-// scratch is the working memory of a cipher call: first tweaks or an IV, and the
-// masks of a sector.
+// sectorBatch is the number of sectors whose tweaks or initialization vectors are
+// computed together.
+const sectorBatch = 32
+
+// scratch is the working memory of a cipher call: blocks for a batch of sectors,
+// and a sector.
 type scratch struct {
-	first [tweakBatch * blockSize]byte
-	masks [4096]byte
+	blocks [sectorBatch * blockSize]byte
+	sector [4096]byte
 }
 
 var scratchPool = sync.Pool{New: func() any { return new(scratch) }}
-
-// xts is AES-XTS (IEEE 1619) with the sector's number as tweak.
-type xts struct {
-	data, tweak *aesKey
-	sectorSize  int
-}
-
-func newXTS(key []byte, sectorSize int) sectorCipher {
-	half := len(key) / 2
-	return &xts{newAESKey(key[:half]), newAESKey(key[half:]), sectorSize}
-}
-
-func (c *xts) wipe() {
-	c.data.wipe()
-	c.tweak.wipe()
-}
-
-func (c *xts) encrypt(b []byte, pos int64) { c.crypt((*aesKey).encrypt, b, pos) }
-func (c *xts) decrypt(b []byte, pos int64) { c.crypt((*aesKey).decrypt, b, pos) }
-
-// tweakBatch is the number of sectors whose tweaks are encrypted together.
-const tweakBatch = 8
-
-func (c *xts) crypt(f func(k *aesKey, b, pre, post []byte), b []byte, pos int64) {
-	s := scratchPool.Get().(*scratch)
-	defer scratchPool.Put(s)
-	number := uint64(pos) / uint64(c.sectorSize)
-	for len(b) > 0 {
-		n := min(len(b)/c.sectorSize, tweakBatch)
-		first := s.first[:n*blockSize]
-		clear(first)
-		for i := range n {
-			le.PutUint64(first[i*blockSize:], number+uint64(i))
-		}
-		c.tweak.encrypt(first, zeros[:], zeros[:])
-		for i := range n {
-			fillTweaks(s.masks[:c.sectorSize], first[i*blockSize:])
-			f(c.data, b[:c.sectorSize], s.masks[:], s.masks[:])
-			b = b[c.sectorSize:]
-		}
-		number += uint64(n)
-	}
-}
-
-// fillTweaks fills masks with the tweaks of successive blocks: each is the one
-// before, times the generator of GF(2^128).
-func fillTweaks(masks, first []byte) {
-	lo, hi := le.Uint64(first), le.Uint64(first[8:])
-	for ; len(masks) >= blockSize; masks = masks[blockSize:] {
-		le.PutUint64(masks, lo)
-		le.PutUint64(masks[8:], hi)
-		carry := hi >> 63
-		hi = hi<<1 | lo>>63
-		lo = lo<<1 ^ -carry&0x87
-	}
-}
-
-// cbc is AES-CBC with the encrypted byte offset of the sector as IV.
-type cbc struct {
-	key        *aesKey
-	sectorSize int
-}
-
-func newCBC(key []byte, sectorSize int) sectorCipher { return &cbc{newAESKey(key), sectorSize} }
-
-func (c *cbc) wipe() { c.key.wipe() }
-
-func (c *cbc) putIV(iv []byte, pos int64) {
-	clear(iv)
-	le.PutUint64(iv, uint64(pos))
-	c.key.encrypt(iv, zeros[:], zeros[:])
-}
-
-func (c *cbc) encrypt(b []byte, pos int64) {
-	s := scratchPool.Get().(*scratch)
-	defer scratchPool.Put(s)
-	for ; len(b) > 0; b, pos = b[c.sectorSize:], pos+int64(c.sectorSize) {
-		previous := s.first[:blockSize]
-		c.putIV(previous, pos)
-		for i := 0; i < c.sectorSize; i += blockSize {
-			block := b[i : i+blockSize]
-			c.key.encrypt(block, previous, zeros[:])
-			previous = block
-		}
-	}
-}
-
-func (c *cbc) decrypt(b []byte, pos int64) {
-	s := scratchPool.Get().(*scratch)
-	defer scratchPool.Put(s)
-	for ; len(b) > 0; b, pos = b[c.sectorSize:], pos+int64(c.sectorSize) {
-		c.putIV(s.masks[:blockSize], pos)
-		copy(s.masks[blockSize:c.sectorSize], b)
-		c.key.decrypt(b[:c.sectorSize], zeros[:], s.masks[:])
-	}
-}

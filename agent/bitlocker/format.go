@@ -50,9 +50,12 @@ type Syncer interface {
 // Format encrypts the size bytes of rw in place. The order of the writes is data,
 // metadata copies 3, 2 and 1, boot sector, each durable before the next if rw is a
 // [Syncer]: an image on which Format was interrupted is no BitLocker volume yet,
-// and its file system is lost.
+// and its file system is lost. It refuses an image that is one.
 func Format(rw Storage, size int64, opts FormatOptions) error {
 	f, err := newFormatter(opts, size)
+	if err == nil {
+		err = checkPlain(rw)
+	}
 	if err != nil {
 		return fmt.Errorf("cannot format: %w", err)
 	}
@@ -66,6 +69,19 @@ func Format(rw Storage, size int64, opts FormatOptions) error {
 		return fmt.Errorf("cannot encrypt: %w", err)
 	}
 	return f.writeMetadata(rw, block)
+}
+
+// checkPlain refuses an image that is a BitLocker volume: its old metadata would
+// make one of what is half encrypted anew.
+func checkPlain(r io.ReaderAt) error {
+	sector := make([]byte, bootSize)
+	if err := readFull(r, sector, 0); err != nil {
+		return err
+	}
+	if _, err := parseBoot(sector); !errors.Is(err, ErrNotBitLocker) {
+		return errors.New("the image is a BitLocker volume already")
+	}
+	return nil
 }
 
 // maxDescription bounds a volume's description, in bytes.
@@ -204,7 +220,7 @@ func (f *formatter) writeMetadata(w io.WriterAt, block []byte) error {
 			return fmt.Errorf("cannot write metadata copy %d: %w", i+1, err)
 		}
 	}
-	boot := bootSector{sectorSize: f.SectorSize, metadata: f.metadata}.encode()
+	boot := bootSector{sectorSize: f.SectorSize, identifier: offIdentifier, metadata: f.metadata}.encode()
 	if err := writeDurably(w, make([]byte, headerSize-len(boot)), int64(len(boot))); err != nil {
 		return fmt.Errorf("cannot clear the header: %w", err)
 	}

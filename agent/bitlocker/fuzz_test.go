@@ -72,15 +72,28 @@ func checkLayout(t *testing.T, l layout, size, sectorSize int64) {
 }
 
 func FuzzBoot(f *testing.F) {
-	f.Add(bootSector{sectorSize: 512, metadata: [3]int64{0x10000, 0x30000, 0x60000}}.encode())
+	normal := bootSector{sectorSize: 512, identifier: offIdentifier, metadata: [3]int64{0x10000, 0x30000, 0x60000}}.encode()
+	f.Add(normal)
+	f.Add(toGo(bytes.Clone(normal)))
+	for _, image := range windowsStarts(f, bootSize) {
+		f.Add(image)
+	}
 	f.Fuzz(func(t *testing.T, b []byte) {
 		s, err := parseBoot(b)
 		if err != nil {
 			return
 		}
-		again, err := parseBoot(s.encode())
-		if err != nil || again.sectorSize != s.sectorSize || again.metadata != s.metadata {
-			t.Errorf("%+v becomes %+v, %v", s, again, err)
+		again := bytes.Clone(b)
+		s.putOffsets(again)
+		if !bytes.Equal(again, b) {
+			t.Errorf("%+v is not where it was read", s)
+		}
+		if s.toGo() {
+			return
+		}
+		encoded, err := parseBoot(s.encode())
+		if err != nil || encoded.sectorSize != s.sectorSize || encoded.metadata != s.metadata {
+			t.Errorf("%+v becomes %+v, %v", s, encoded, err)
 		}
 	})
 }
@@ -95,8 +108,12 @@ func FuzzBEK(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
 		k, err := ParseBEK(b)
-		if err == nil && !bytes.Equal(k.Encode(), b) {
-			t.Errorf("%x becomes %x", b, k.Encode())
+		if err != nil {
+			return
+		}
+		again, err := ParseBEK(k.Encode())
+		if err != nil || again.ID != k.ID || again.Volume != k.Volume || !again.Key.Equal(k.Key) {
+			t.Errorf("%x becomes %x: %v", b, k.Encode(), err)
 		}
 	})
 }

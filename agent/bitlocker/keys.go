@@ -8,6 +8,7 @@ import (
 	"io"
 	"strings"
 	"unicode/utf16"
+	"unicode/utf8"
 )
 
 // Credential unlocks a volume: an [ExternalKey], a [RecoveryPassword], a
@@ -160,11 +161,13 @@ func (p RecoveryPassword) Equal(other RecoveryPassword) bool { return p.equal(ot
 
 func (p RecoveryPassword) protects() ProtectorKind { return RecoveryPasswordProtector }
 
-func (p RecoveryPassword) key(to protector, dst []byte) {
+func (p RecoveryPassword) initial(dst []byte) {
 	h := sha256.Sum256(p.bytes())
 	defer clear(h[:])
-	stretch(h[:], to.salt, dst)
+	copyKey(dst, h[:])
 }
+
+func (p RecoveryPassword) key(to protector, dst []byte) { stretchOne(p, to.salt, dst) }
 
 // Passphrase is a user's password, kept as the hash that BitLocker stretches.
 type Passphrase struct{ secret }
@@ -172,8 +175,12 @@ type Passphrase struct{ secret }
 // maxPassphrase is the longest passphrase that Windows takes, in UTF-16 units.
 const maxPassphrase = 256
 
-// NewPassphrase takes any passphrase of 1 to 256 UTF-16 units.
+// NewPassphrase takes any passphrase of 1 to 256 UTF-16 units, as it is: Windows
+// neither trims nor normalizes.
 func NewPassphrase(s string) (Passphrase, error) {
+	if !utf8.ValidString(s) {
+		return Passphrase{}, errors.New("the passphrase is not UTF-8")
+	}
 	units := utf16.Encode([]rune(s))
 	if len(units) == 0 || len(units) > maxPassphrase {
 		return Passphrase{}, fmt.Errorf("passphrase of %d characters: want 1 to %d", len(units), maxPassphrase)
@@ -196,7 +203,8 @@ func NewPassphrase(s string) (Passphrase, error) {
 func (p Passphrase) Equal(other Passphrase) bool { return p.equal(other.secret) }
 
 func (p Passphrase) protects() ProtectorKind      { return PassphraseProtector }
-func (p Passphrase) key(to protector, dst []byte) { stretch(p.bytes(), to.salt, dst) }
+func (p Passphrase) initial(dst []byte)           { copyKey(dst, p.bytes()) }
+func (p Passphrase) key(to protector, dst []byte) { stretchOne(p, to.salt, dst) }
 
 // ClearKey opens a volume whose protection is suspended: it then carries its own
 // key in clear.
@@ -204,8 +212,3 @@ type ClearKey struct{}
 
 func (ClearKey) protects() ProtectorKind     { return ClearKeyProtector }
 func (ClearKey) key(p protector, dst []byte) { copyKey(dst, p.clearKey) }
-
-func stretch(initial, salt, dst []byte) {
-	copyKey(dst, initial)
-	stretchAll([]stretching{{dst, salt}})
-}

@@ -107,7 +107,7 @@ func TestKeysEqualAndWipe(t *testing.T) {
 			t.Errorf("a key of %d bytes is accepted", n)
 		}
 	}
-	for _, s := range []string{"", strings.Repeat("x", maxPassphrase+1)} {
+	for _, s := range []string{"", strings.Repeat("x", maxPassphrase+1), strings.Repeat("🔑", maxPassphrase/2) + "x", "gr\xF6\xDFer"} {
 		if _, err := NewPassphrase(s); err == nil {
 			t.Errorf("a passphrase of %d characters is accepted", len(s))
 		}
@@ -168,31 +168,43 @@ func TestBadBEK(t *testing.T) {
 	}
 	// Offsets: the startup-key entry is at 48, its label at 80, its key at 112.
 	for name, change := range map[string]func(b []byte) []byte{
-		"empty":                  func(b []byte) []byte { return nil },
-		"cut":                    func(b []byte) []byte { return b[:155] },
-		"longer":                 func(b []byte) []byte { return append(b, 0) },
-		"huge":                   func(b []byte) []byte { return make([]byte, maxBEK+1) },
-		"another length":         put16(0, 155),
-		"another version":        put16(4, 2),
-		"another header length":  put16(8, 32),
-		"two lengths":            put16(12, 155),
-		"entry too short":        put16(48, 7),
-		"entry too long":         put16(48, 200),
-		"no entry":               put16(48, 0),
-		"not a startup key":      put16(50, typeVMK),
-		"not an external key":    put16(52, valueKey),
-		"entry version":          put16(54, 2),
-		"nested entry too long":  put16(80, 100),
-		"no key":                 put16(112+4, valueGUID),
-		"key too short":          put16(112, 40),
-		"key of another method":  put16(112+8, keyVMK),
-		"other ID inside":        put16(56, 0),
-		"label not to its end":   put16(80+8, 0),
-		"nonzero reserved field": put16(36, 1),
+		"empty":                 func(b []byte) []byte { return nil },
+		"cut":                   func(b []byte) []byte { return b[:155] },
+		"longer":                func(b []byte) []byte { return append(b, 0) },
+		"huge":                  func(b []byte) []byte { return make([]byte, maxBEK+1) },
+		"another length":        put16(0, 155),
+		"another version":       put16(4, 2),
+		"another header length": put16(8, 32),
+		"two lengths":           put16(12, 155),
+		"entry too short":       put16(48, 7),
+		"entry too long":        put16(48, 200),
+		"no entry":              put16(48, 0),
+		"not a startup key":     put16(50, typeVMK),
+		"not an external key":   put16(52, valueKey),
+		"nested entry too long": put16(80, 100),
+		"no key":                put16(112+4, valueGUID),
+		"key too short":         put16(112, 40),
+		"other ID inside":       put16(56, 0),
 	} {
 		_, err := ParseBEK(change(bytes.Clone(good)))
 		if !errors.Is(err, errBEK) {
 			t.Errorf("%s: %v, want a refusal", name, err)
+		}
+	}
+}
+
+// TestForeignBEK reads what other writers may put into the file.
+func TestForeignBEK(t *testing.T) {
+	want := testBEK(t)
+	for name, change := range map[string]func(b []byte){
+		"entry version":          func(b []byte) { b[54] = 3 },
+		"unknown entry":          func(b []byte) { le.PutUint16(b[82:], 0x77); le.PutUint16(b[84:], 0x78) },
+		"nonzero reserved field": func(b []byte) { b[36] = 1 },
+	} {
+		b := want.Encode()
+		change(b)
+		if got, err := ParseBEK(b); err != nil || got.ID != want.ID || !got.Key.Equal(want.Key) {
+			t.Errorf("%s: %v, %v", name, got, err)
 		}
 	}
 }

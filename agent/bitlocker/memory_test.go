@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"reflect"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -30,8 +31,8 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// memoryChild unlocks the image with the key from standard input and works on
-// it, locks it, and collects garbage, each when told by a byte on standard input,
+// memoryChild unlocks the image with the external key or, if it is shorter, the
+// recovery password from standard input and works on it, locks it, and collects garbage, each when told by a byte on standard input,
 // and each acknowledged by one on standard output.
 func memoryChild(image string) error {
 	f, err := os.OpenFile(image, os.O_RDWR, 0)
@@ -42,20 +43,28 @@ func memoryChild(image string) error {
 	if err != nil {
 		return err
 	}
-	raw := make([]byte, keySize)
+	size := make([]byte, 1)
+	if _, err := io.ReadFull(os.Stdin, size); err != nil {
+		return err
+	}
+	raw := make([]byte, size[0])
 	if _, err := io.ReadFull(os.Stdin, raw); err != nil {
 		return err
 	}
-	key, err := NewExternalKey(raw)
-	if err != nil {
-		return err
+	var p *Plaintext
+	if len(raw) == keySize {
+		key := ExternalKey{newSecret(raw)}
+		p, err = v.Unlock(key)
+		key.Wipe()
+	} else {
+		password := RecoveryPassword{newSecret(raw)}
+		p, err = unlockOften(v, password)
+		password.Wipe()
 	}
 	clear(raw)
-	p, err := v.Unlock(key)
 	if err != nil {
 		return err
 	}
-	key.Wipe()
 	work(p)
 	for _, step := range []func(){func() {}, p.Wipe, runtime.GC} {
 		step()
@@ -67,6 +76,33 @@ func memoryChild(image string) error {
 		}
 	}
 	return nil
+}
+
+// unlockOften unlocks v with the password so often at once that every way of
+// stretching is used, while everybody is preempted again and again.
+func unlockOften(v *Volume, password RecoveryPassword) (*Plaintext, error) {
+	done := make(chan struct{})
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for {
+			select {
+			case <-done:
+				return
+			default:
+				runtime.GC()
+			}
+		}
+	})
+	all := UnlockAll(slices.Repeat([]Attempt{{v, password}}, 10*runtime.GOMAXPROCS(0)+1))
+	close(done)
+	wg.Wait()
+	for _, u := range all[1:] {
+		if u.Err != nil {
+			return nil, u.Err
+		}
+		u.Plaintext.Wipe()
+	}
+	return all[0].Plaintext, all[0].Err
 }
 
 // work reads and writes from many goroutines, all of which are preempted in the
@@ -98,20 +134,22 @@ func TestKeysLeaveMemory(t *testing.T) {
 	if runtime.GOOS != "linux" {
 		t.Skip("needs /proc")
 	}
-	if !hasAES {
-		t.Skip("needs AES instructions: without, registers leave keys behind")
+	if k := kernels[0].name; k != KernelVAES && k != KernelAESNI {
+		t.Skip("registers hold round keys in kernel ", k)
 	}
-	for _, method := range []Method{AES128XTS, AES256XTS, AES256CBC} {
-		t.Run(method.String(), func(t *testing.T) {
+	password := recoveryPassword(t, goodPassword)
+	test := func(name string, method Method, key []byte) {
+		t.Run(name, func(t *testing.T) {
 			o := testOptions(t)
 			o.Method = method
+			o.Protectors = append(o.Protectors, ProtectorKey{GUID{1}, password})
 			m, _ := formatted(t, o)
 			image := filepath.Join(t.TempDir(), "image")
 			if err := os.WriteFile(image, m.b, 0o600); err != nil {
 				t.Fatal(err)
 			}
 			keys := volumeKeys(t, m, o)
-			child := startMemoryChild(t, image, externalKey(o).Bytes())
+			child := startMemoryChild(t, image, key)
 			found := searchMemory(t, child.pid, keys)
 			if len(found) == 0 {
 				t.Error("no key is in the memory of a process that has the volume unlocked: the search is broken")
@@ -125,6 +163,11 @@ func TestKeysLeaveMemory(t *testing.T) {
 			}
 		})
 	}
+	external := externalKey(testOptions(t)).Bytes()
+	for _, method := range []Method{AES128XTS, AES256XTS, AES256CBC} {
+		test(method.String(), method, external)
+	}
+	test("recovery password", AES128XTS, password.bytes())
 }
 
 // volumeKeys returns all keys of a volume, by name.
@@ -138,11 +181,17 @@ func volumeKeys(t *testing.T, m *memory, o FormatOptions) map[string][]byte {
 	if err != nil {
 		t.Fatal(err)
 	}
-	fvek, ok := openContainer(vmk, v.copies[0].fvek, uint32(o.Method))
+	fvek, _, ok := openContainer(vmk, v.copies[0].fvek)
 	if !ok {
 		t.Fatal("the volume key does not open")
 	}
+	password := v.copies[0].protectors[1]
+	initial, stretched := make([]byte, keySize), make([]byte, keySize)
+	o.Protectors[1].Key.(RecoveryPassword).initial(initial)
+	o.Protectors[1].Key.key(password, stretched)
 	return map[string][]byte{
+		"recovery password": o.Protectors[1].Key.(RecoveryPassword).bytes(),
+		"hash of it":        initial, "key stretched from it": stretched,
 		"external key": externalKey(o).Bytes(), "VMK": vmk, "FVEK": fvek,
 		"first half of FVEK": fvek[:len(fvek)/2], "second half of FVEK": fvek[len(fvek)/2:],
 	}
@@ -175,7 +224,7 @@ func startMemoryChild(t *testing.T, image string, key []byte) *memoryProcess {
 		cmd.Wait()
 	})
 	child := &memoryProcess{cmd.Process.Pid, stdin, stdout}
-	if _, err := stdin.Write(key); err != nil {
+	if _, err := stdin.Write(append([]byte{byte(len(key))}, key...)); err != nil {
 		t.Fatal(err)
 	}
 	child.await(t)

@@ -330,7 +330,7 @@ func (m *metadata) openVMK(c Credential) ([]byte, Protector, error) {
 		}
 		found = true
 		c.key(p, k)
-		if vmk, ok := openContainer(k, p.vmk, keyVMK); ok && len(vmk) == keySize {
+		if vmk, _, ok := openContainer(k, p.vmk); ok && len(vmk) == keySize {
 			return vmk, p.Protector, nil
 		}
 	}
@@ -342,9 +342,9 @@ func (m *metadata) openVMK(c Credential) ([]byte, Protector, error) {
 
 // verify checks the whole copy against the hash sealed under the VMK.
 func (m *metadata) verify(vmk []byte) error {
-	want, ok := openContainer(vmk, m.validation, keyHash)
+	want, method, ok := openContainer(vmk, m.validation)
 	have := sha256.Sum256(m.raw)
-	if !ok || subtle.ConstantTimeCompare(want, have[:]) != 1 {
+	if !ok || method != keyHash || subtle.ConstantTimeCompare(want, have[:]) != 1 {
 		return damaged("the metadata have been altered: their sealed checksum does not fit")
 	}
 	return nil
@@ -352,7 +352,7 @@ func (m *metadata) verify(vmk []byte) error {
 
 // openCipher opens the volume key and makes the sector cipher of it.
 func (m *metadata) openCipher(vmk []byte, sectorSize int) (sectorCipher, error) {
-	key, ok := openContainer(vmk, m.fvek, uint32(m.method))
+	key, _, ok := openContainer(vmk, m.fvek)
 	if !ok {
 		return nil, damaged("the volume key does not open")
 	}
@@ -360,18 +360,18 @@ func (m *metadata) openCipher(vmk []byte, sectorSize int) (sectorCipher, error) 
 	return newSectorCipher(m.method, key, sectorSize)
 }
 
-// openContainer opens a sealed key and checks its method. The caller clears the
-// key. All of the container but the key is public.
-func openContainer(key []byte, s sealed, method uint32) ([]byte, bool) {
+// openContainer opens a sealed key, for the caller to clear, and returns what kind
+// of key the container says it is.
+func openContainer(key []byte, s sealed) (secret []byte, method uint32, ok bool) {
 	text, ok := s.open(key)
 	if !ok {
-		return nil, false
+		return nil, 0, false
 	}
-	if len(text) < containerHeader || int(le.Uint16(text)) != len(text) || le.Uint32(text[8:]) != method {
+	if len(text) < containerHeader || int(le.Uint16(text)) != len(text) {
 		clear(text)
-		return nil, false
+		return nil, 0, false
 	}
-	return text[containerHeader:], true
+	return text[containerHeader:], le.Uint32(text[8:]), true
 }
 
 // container returns the plaintext of a sealed key, for the caller to clear.

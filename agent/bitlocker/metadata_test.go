@@ -404,14 +404,22 @@ func TestNotBitLocker(t *testing.T) {
 	}
 }
 
-func TestToGo(t *testing.T) {
-	o := testOptions(t)
-	m, view := formatted(t, o)
-	boot := m.b[:512]
+// toGo makes a To Go volume's boot sector of a normal one.
+func toGo(boot []byte) []byte {
 	copy(boot[3:], signatureToGo)
 	copy(boot[offIdentToGo:], boot[offIdentifier:200])
 	clear(boot[offIdentifier:200])
+	return boot
+}
+
+func TestToGo(t *testing.T) {
+	o := testOptions(t)
+	m, view := formatted(t, o)
+	toGo(m.b[:bootSize])
 	compare(t, unlocked(t, m, testSize, externalKey(o)), view)
+	if info, err := Inspect(m, testSize); err != nil || !info.ToGo {
+		t.Errorf("%+v, %v", info, err)
+	}
 }
 
 func TestBadFormatOptions(t *testing.T) {
@@ -493,8 +501,10 @@ func TestNonces(t *testing.T) {
 	}
 	raw := v.copies[0].raw
 	size := le.Uint32(raw[blockHeaderSize:])
-	nonces := sealedNonces(t, raw[entriesAt:blockHeaderSize+size])
-	nonces = append(nonces, string(v.copies[0].validation[:nonceSize]))
+	var nonces []string
+	for _, s := range append(sealedItems(t, raw[entriesAt:blockHeaderSize+size]), v.copies[0].validation) {
+		nonces = append(nonces, string(s[:nonceSize]))
+	}
 	if len(nonces) != 7 {
 		t.Errorf("%d sealed items, want 7", len(nonces))
 	}
@@ -506,7 +516,7 @@ func TestNonces(t *testing.T) {
 	}
 }
 
-func sealedNonces(t *testing.T, b []byte) (nonces []string) {
+func sealedItems(t *testing.T, b []byte) (items []sealed) {
 	t.Helper()
 	entries, err := parseEntries(b)
 	if err != nil {
@@ -515,10 +525,10 @@ func sealedNonces(t *testing.T, b []byte) (nonces []string) {
 	fixed := map[uint16]int{valueVMK: vmkFixed, valueStretch: 4 + saltSize, valueUseKey: 4}
 	for _, e := range entries {
 		if e.value == valueSealed {
-			nonces = append(nonces, string(e.data[:nonceSize]))
+			items = append(items, sealed(e.data))
 		} else if n, ok := fixed[e.value]; ok {
-			nonces = append(nonces, sealedNonces(t, e.data[n:])...)
+			items = append(items, sealedItems(t, e.data[n:])...)
 		}
 	}
-	return nonces
+	return items
 }

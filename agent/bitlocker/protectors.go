@@ -210,8 +210,12 @@ func recoveryLast(entries []entry) []entry {
 }
 
 // writeCopies puts area into the places of base's three copies. What is no genuine
-// copy is overwritten first, base itself last: at every moment one is whole.
+// copy is overwritten first, base itself last: at every moment one is whole, and
+// found.
 func (v *Volume) writeCopies(w io.WriterAt, base *metadata, area []byte) error {
+	if err := v.repairBoot(w, base); err != nil {
+		return fmt.Errorf("cannot repair the boot sector: %w", err)
+	}
 	order := []int{2, 1, 0}
 	rank := make([]int, numberOfCopies)
 	for i, off := range base.geometry.metadata {
@@ -226,4 +230,20 @@ func (v *Volume) writeCopies(w io.WriterAt, base *metadata, area []byte) error {
 		}
 	}
 	return nil
+}
+
+// repairBoot has the boot sector point to all of base's copies. Until then readers
+// may find only one, which must not be written.
+func (v *Volume) repairBoot(w io.WriterAt, base *metadata) error {
+	sector := make([]byte, v.sectorSize)
+	if err := readFull(v.r, sector, 0); err != nil {
+		return err
+	}
+	boot, err := parseBoot(sector)
+	if err != nil || boot.metadata == base.geometry.metadata {
+		return err
+	}
+	boot.metadata = base.geometry.metadata
+	boot.putOffsets(sector)
+	return writeDurably(w, sector, 0)
 }

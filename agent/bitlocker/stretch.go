@@ -22,6 +22,19 @@ type stretching struct {
 	salt []byte
 }
 
+// stretchOne fills dst with the key of p for a protector with the given salt.
+func stretchOne(p password, salt, dst []byte) {
+	p.initial(dst)
+	stretchAll([]stretching{{dst, salt}})
+}
+
+// wipeKeys overwrites the keys.
+func wipeKeys(all []stretching) {
+	for _, s := range all {
+		clear(s.key)
+	}
+}
+
 // stretchAll stretches all keys, each in place, on all processors. Alone, a key
 // takes about a twelfth of a second with SHA instructions, half a second without.
 func stretchAll(all []stretching) {

@@ -72,18 +72,10 @@ func FuzzStretch(f *testing.F) {
 // TestStretchVectors has every kernel stretch a recovery password and a passphrase
 // of volumes made by Windows, beside random keys in its other lanes.
 func TestStretchVectors(t *testing.T) {
-	password, err := ParseRecoveryPassword(goodPassword)
-	if err != nil {
-		t.Fatal(err)
-	}
-	fromPassword := sha256.Sum256(password.bytes())
-	passphrase, err := NewPassphrase("anaconda")
-	if err != nil {
-		t.Fatal(err)
-	}
+	fromPassword := sha256.Sum256(recoveryPassword(t, goodPassword).bytes())
 	vectors := []struct{ initial, salt, want []byte }{
 		{fromPassword[:], unhex(t, "2ba080989af9b50c203aaebd0b40d498"), unhex(t, "1a39f926dab83e947fa85125b91e556e9ecc2bc5968924e03de234878d1fd4bd")},
-		{passphrase.bytes(), unhex(t, "8d7637cc5d885d5ff4f748dbc8440d2e"), unhex(t, "37554410c6e0df5b4fe096259f4a21b847338d3e8d8d8d8c30012d1447cca957")},
+		{passphrase(t, "anaconda").bytes(), unhex(t, "8d7637cc5d885d5ff4f748dbc8440d2e"), unhex(t, "37554410c6e0df5b4fe096259f4a21b847338d3e8d8d8d8c30012d1447cca957")},
 	}
 	for _, k := range stretchKernels {
 		for v, vector := range vectors {
@@ -124,4 +116,63 @@ func BenchmarkStretch(b *testing.B) {
 			}
 		})
 	}
+}
+
+// TestUnlockAll opens volumes with everything that opens them and something that
+// does not, at once, and expects of each what Unlock says of it alone.
+func TestUnlockAll(t *testing.T) {
+	var attempts []Attempt
+	var want []ProtectorKind
+	add := func(v *Volume, c Credential, opens bool) {
+		attempts = append(attempts, Attempt{v, c})
+		if want = append(want, c.protects()); !opens {
+			want[len(want)-1] = TPMProtector
+		}
+	}
+	first, second := recoveryPassword(t, goodPassword), recoveryPassword(t, "000000-000011-000000-000000-000000-000000-000000-720885")
+	for seed := range byte(6) {
+		o := testOptions(t)
+		o.Rand = testRand(seed)
+		o.Protectors = append(o.Protectors, ProtectorKey{GUID{1}, second}, ProtectorKey{GUID{2}, passphrase(t, "anaconda")}, ProtectorKey{GUID{3}, first})
+		m, _ := formatted(t, o)
+		v, err := Open(m, testSize)
+		if err != nil {
+			t.Fatal(err)
+		}
+		add(v, first, true)
+		add(v, second, true)
+		add(v, passphrase(t, "anaconda"), true)
+		add(v, passphrase(t, "Anaconda"), false)
+		add(v, RecoveryPassword{}, false)
+		add(v, externalKey(o), true)
+		add(v, ClearKey{}, false)
+	}
+	for i, u := range UnlockAll(attempts) {
+		if want[i] == TPMProtector {
+			if ClassOf(u.Err) != ClassWrongKey || u.Plaintext != nil {
+				t.Errorf("attempt %d: %v", i, u.Err)
+			}
+			continue
+		}
+		if u.Err != nil {
+			t.Errorf("attempt %d: %v", i, u.Err)
+			continue
+		}
+		if got := u.Plaintext.Protector().Kind; got != want[i] {
+			t.Errorf("attempt %d was opened by a protector of kind %v", i, got)
+		}
+		u.Plaintext.Wipe()
+	}
+	if got := UnlockAll(nil); len(got) != 0 {
+		t.Errorf("no attempts, but %d results", len(got))
+	}
+}
+
+func recoveryPassword(t testing.TB, s string) RecoveryPassword {
+	t.Helper()
+	p, err := ParseRecoveryPassword(s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
 }

@@ -65,6 +65,22 @@ func windowsImage(t testing.TB, name string, n int64) []byte {
 	return b
 }
 
+// windowsStarts returns the first n bytes of each volume, and none where the folder
+// is absent.
+func windowsStarts(t testing.TB, n int64) map[string][]byte {
+	t.Helper()
+	starts := map[string][]byte{}
+	if _, err := os.Stat(windowsFolder); err != nil {
+		return starts
+	}
+	for _, row := range windowsRows(t) {
+		if starts[row.file] == nil {
+			starts[row.file] = windowsImage(t, row.file, n)
+		}
+	}
+	return starts
+}
+
 func (r windowsRow) cred(t testing.TB) Credential {
 	t.Helper()
 	var c Credential
