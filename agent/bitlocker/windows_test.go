@@ -21,6 +21,9 @@ const windowsFolder = "../../../shared/bitlocker-images"
 type windowsRow struct {
 	file                  string
 	size                  int64
+	method, form          string // form: normal or EOW
+	sectorSize            string
+	protectors            string // their kinds, with commas between
 	kind, credential, sum string // no sum: to be refused
 }
 
@@ -41,7 +44,10 @@ func windowsRows(t testing.TB) []windowsRow {
 		if err != nil {
 			t.Fatal(err)
 		}
-		rows = append(rows, windowsRow{f[0], size, f[9], f[10], f[11]})
+		rows = append(rows, windowsRow{
+			file: f[0], size: size, method: f[2], sectorSize: f[3], form: f[4], protectors: f[8],
+			kind: f[9], credential: f[10], sum: f[11],
+		})
 	}
 	return rows
 }
@@ -115,6 +121,7 @@ func TestWindowsVolumes(t *testing.T) {
 	for file, rows := range byFile {
 		t.Run(file, func(t *testing.T) {
 			image := windowsImage(t, file, rows[0].size)
+			checkInfo(t, image, rows[0])
 			v, err := Open(bytes.NewReader(image), rows[0].size)
 			if rows[0].sum == "" {
 				if !errors.Is(err, ErrUnsupported) || !strings.Contains(err.Error(), "encrypt-on-write") {
@@ -132,15 +139,97 @@ func TestWindowsVolumes(t *testing.T) {
 	}
 }
 
-// checkSum compares the whole decrypted view.
+// windowsKinds are the names that the index has for protectors.
+var windowsKinds = map[ProtectorKind]string{
+	PassphraseProtector: "passphrase", RecoveryPasswordProtector: "recovery", ExternalKeyProtector: "startup-key",
+	ClearKeyProtector: "clearkey", PublicKeyProtector: "smart-card",
+}
+
+// checkInfo compares what a volume tells without a key with the index.
+func checkInfo(t *testing.T, image []byte, row windowsRow) {
+	t.Helper()
+	info, err := Inspect(bytes.NewReader(image), row.size)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var protectors []string
+	for _, p := range info.Protectors {
+		protectors = append(protectors, windowsKinds[p.Kind])
+	}
+	got := windowsRow{
+		file: row.file, size: info.EncryptedSize, method: info.Method.String(), sectorSize: strconv.Itoa(info.SectorSize),
+		protectors: strings.Join(protectors, ","), form: "normal", kind: row.kind, credential: row.credential, sum: row.sum,
+	}
+	if info.Refused != nil && info.Refused.Kind == RefusedEncryptOnWrite {
+		got.form = "EOW"
+	}
+	if got != row {
+		t.Errorf("the volume tells %+v, want %+v", got, row)
+	}
+	if toGo := strings.Contains(row.file, "togo"); info.ToGo != toGo {
+		t.Errorf("To Go: %v, want %v", info.ToGo, toGo)
+	}
+}
+
+// TestWindowsChange changes the protectors of each volume, of which some have
+// damaged copies, and looks at all of its data with the new keys.
+func TestWindowsChange(t *testing.T) {
+	done := map[string]bool{}
+	for _, row := range windowsRows(t) {
+		if row.sum == "" || done[row.file] {
+			continue
+		}
+		done[row.file] = true
+		t.Run(row.file, func(t *testing.T) {
+			m := &memory{b: windowsImage(t, row.file, row.size)}
+			v, err := Open(m, row.size)
+			if err != nil {
+				t.Fatal(err)
+			}
+			before := v.Info()
+			key, err := GenerateExternalKey(testRand(1))
+			if err != nil {
+				t.Fatal(err)
+			}
+			change := ProtectorChange{Add: []ProtectorKey{{GUID{1}, key}}, Rand: testRand(2), Now: testNow}
+			for _, p := range before.Protectors {
+				if p.Kind == RecoveryPasswordProtector {
+					change.Remove = append(change.Remove, p.ID)
+				}
+			}
+			if err := v.ChangeProtectors(row.cred(t), change); err != nil {
+				t.Fatal(err)
+			}
+			if v, err = Open(m, row.size); err != nil {
+				t.Fatal(err)
+			}
+			info := v.Info()
+			if info.Damage != ([3]string{}) || info.Description != before.Description || info.ID != before.ID ||
+				len(info.Protectors) != len(before.Protectors) || info.NextNonce <= before.NextNonce {
+				t.Errorf("%+v becomes %+v", before, info)
+			}
+			checkView(t, v, key, row)
+		})
+	}
+}
+
 func checkSum(t *testing.T, v *Volume, row windowsRow) {
 	t.Helper()
-	p, err := v.Unlock(row.cred(t))
+	checkView(t, v, row.cred(t), row)
+}
+
+// checkView compares the whole decrypted view, and the protector that gave it.
+func checkView(t *testing.T, v *Volume, c Credential, row windowsRow) {
+	t.Helper()
+	p, err := v.Unlock(c)
 	if err != nil {
 		t.Errorf("with the %s: %v", row.kind, err)
 		return
 	}
 	defer p.Wipe()
+	if p.Protector().Kind != c.protects() || p.Protector().ID == (GUID{}) {
+		t.Errorf("opened by %v", p.Protector())
+	}
 	h := sha256.New()
 	if _, err := io.Copy(h, io.NewSectionReader(p, 0, p.Size())); err != nil {
 		t.Fatal(err)
