@@ -184,6 +184,9 @@ func (v *Volume) readCopy(off int64) (*metadata, error) {
 	if err != nil || m.refused != nil || v.refused != nil {
 		return m, err
 	}
+	if err := m.checkComplete(); err != nil {
+		return nil, err
+	}
 	if m.encryptedSize > v.size {
 		return nil, fmt.Errorf("%w: %d of %d bytes are there", ErrTruncated, v.size, m.encryptedSize)
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"hash/crc32"
 	"io"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -220,20 +221,39 @@ func TestBadMetadata(t *testing.T) {
 		"volume key missing":       {entry(typeFVEK, valueSealed, put16(4, 0x99)), ErrDamaged, "no volume key"},
 		"protector cut":            {entry(typeVMK, valueVMK, put16(0, entryHeader+vmkFixed-1)), ErrDamaged, ""},
 		"nested entry too long":    {entry(typeVMK, valueVMK, put16(entryHeader+vmkFixed, 0x7FFF)), ErrDamaged, "entry of 32767 bytes"},
+		"sealed key too short":     {sealedKeyCut, ErrDamaged, "sealed key of 39 bytes"},
+		"volume key too short":     {entry(typeFVEK, valueSealed, put16(0, entryHeader+39)), ErrDamaged, ""},
 		"nested entry too short":   {entry(typeVMK, valueVMK, put16(entryHeader+vmkFixed, 1)), ErrDamaged, "entry of 1 bytes"},
 		"sealed checksum too long": {func(b []byte) { put16(blockUnit*int(le.Uint16(b[8:]))+8, 0xFFFF)(b) }, ErrDamaged, "no sealed checksum"},
 		"too many protectors":      {manyProtectors, ErrDamaged, "more than 64 protectors"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			o := testOptions(t)
-			m, _ := formatted(t, o)
+			m, view := formatted(t, o)
 			change(m, o, v.change, allCopies...)
 			_, err := Open(m, testSize)
 			if !errors.Is(err, v.want) || err != nil && !strings.Contains(err.Error(), v.says) {
 				t.Errorf("%v, want %v with %q", err, v.want, v.says)
 			}
+			if want := map[error]Class{ErrDamaged: ClassDamaged, ErrTruncated: ClassDamaged, ErrUnsupported: ClassRefused}[v.want]; ClassOf(err) != want {
+				t.Errorf("%v is of class %v, want %v", err, ClassOf(err), want)
+			}
+			if v.want != ErrDamaged {
+				return // it has the last word
+			}
+			m, _ = formatted(t, o)
+			change(m, o, v.change, 0, 1)
+			compare(t, unlocked(t, m, testSize, externalKey(o)), view)
 		})
 	}
+}
+
+// sealedKeyCut shortens the sealed key of the protector, and hides the rest of it
+// in another entry.
+func sealedKeyCut(b []byte) {
+	i := bytes.LastIndex(b[:bytes.Index(b, []byte{80, 0, typeFVEK, 0})], []byte{80, 0, 0, 0, valueSealed})
+	le.PutUint16(b[i:], entryHeader+sealedKeyMin-1)
+	le.PutUint16(b[i+entryHeader+sealedKeyMin-1:], 80-entryHeader-sealedKeyMin+1)
 }
 
 // manyProtectors puts one more protector than is allowed before all others.
@@ -265,11 +285,6 @@ func TestBadKeysInMetadata(t *testing.T) {
 			i := bytes.Index(b, []byte{typeVMK, 0, valueVMK, 0})
 			clear(b[i+6+vmkFixed:][:2]) // no nested entries
 		}, ErrNoProtector},
-		"sealed key cut": {func(b []byte) {
-			i := bytes.LastIndex(b[:bytes.Index(b, []byte{80, 0, typeFVEK, 0})], []byte{80, 0, 0, 0, valueSealed})
-			le.PutUint16(b[i:], entryHeader+nonceSize)
-			le.PutUint16(b[i+entryHeader+nonceSize:], 80-entryHeader-nonceSize)
-		}, ErrWrongKey},
 		"method unknown": {func(b []byte) { le.PutUint16(b[blockHeaderSize+36:], 0x8006) }, ErrUnsupported},
 		"method another": {func(b []byte) { le.PutUint16(b[blockHeaderSize+36:], uint16(AES256XTS)) }, ErrDamaged},
 	} {
@@ -362,6 +377,203 @@ func TestClearKey(t *testing.T) {
 	compare(t, p, view)
 	if p.Protector().ID != (GUID{1}) {
 		t.Errorf("opened by %v", p.Protector())
+	}
+}
+
+// TestRefused has volumes of kinds that are refused, with a key that is right: they
+// tell what they are, and why nobody unlocks them.
+func TestRefused(t *testing.T) {
+	state := func(current, next uint16) func(*testing.T, *memory, FormatOptions) {
+		return func(t *testing.T, m *memory, o FormatOptions) {
+			remake(t, m, externalKey(o), func(front []byte) { le.PutUint16(front[12:], current); le.PutUint16(front[14:], next) }, nil)
+		}
+	}
+	// only turns the protector into others, of kinds that have nothing for us, with
+	// things unknown inside.
+	only := func(kinds ...ProtectorKind) func(*testing.T, *memory, FormatOptions) {
+		return func(t *testing.T, m *memory, o FormatOptions) {
+			remake(t, m, externalKey(o), nil, func(entries []entry) []entry {
+				i := slices.IndexFunc(entries, entry.isVMK)
+				entries = slices.Delete(entries, i, i+1)
+				for n, kind := range kinds {
+					data := slices.Concat([]byte{byte(n), 15: 0}, u64(0), u32(uint32(kind)<<16), []byte{7, 0, 0, 0, 6, 0, 1, 0, 1, 2, 3})
+					entries = append(entries, entry{typeVMK, valueVMK, 1, data})
+				}
+				return entries
+			})
+		}
+	}
+	for name, v := range map[string]struct {
+		make   func(*testing.T, *memory, FormatOptions)
+		kind   Refusal
+		says   string
+		opened bool // refused by Unlock, not by Open
+	}{
+		"conversion running":       {state(stateSwitching, stateEncrypted), RefusedConverting, "conversion is running", false},
+		"decryption running":       {state(stateSwitching, stateDecrypted), RefusedConverting, "conversion is running", false},
+		"about to be converted":    {state(stateEncrypted, stateSwitching), RefusedConverting, "conversion is running", false},
+		"conversion paused":        {state(statePaused, stateEncrypted), RefusedPaused, "conversion is paused", false},
+		"encrypt on write, active": {state(stateEOW, stateEncrypted), RefusedEncryptOnWrite, "encrypt-on-write", false},
+		"decrypted":                {state(stateDecrypted, stateDecrypted), RefusedState, "decrypted", false},
+		"no state":                 {state(stateNone, stateNone), RefusedState, "no state", false},
+		"unknown state":            {state(6, 6), RefusedState, "state 6", false},
+		"encrypt on write": {func(_ *testing.T, m *memory, _ FormatOptions) { copy(m.b[offIdentifier:], identifierEOW[:]) },
+			RefusedEncryptOnWrite, "used space only", false},
+		"encrypt on write, no header area": {func(t *testing.T, m *memory, o FormatOptions) {
+			remake(t, m, externalKey(o), nil, func(entries []entry) []entry { return entries[:len(entries)-1] })
+			copy(m.b[offIdentifier:], identifierEOW[:])
+		}, RefusedEncryptOnWrite, "used space only", false},
+		"TPM":                {only(TPMProtector), RefusedProtectors, "opens with nothing but: TPM", true},
+		"smart card":         {only(PublicKeyProtector), RefusedProtectors, "smart card", true},
+		"TPM and smart card": {only(TPMProtector, PublicKeyProtector, TPMAndPINProtector, TPMProtector), RefusedProtectors, "TPM, smart card, TPM and PIN", true},
+		"unknown protector":  {only(0x4000), RefusedProtectors, "0x4000", true},
+		"no protector":       {only(), RefusedProtectors, "no protectors", true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			o := testOptions(t)
+			m, _ := formatted(t, o)
+			v.make(t, m, o)
+			volume, err := Open(m, testSize)
+			if v.opened {
+				if err != nil {
+					t.Fatal(err)
+				}
+				_, err = volume.Unlock(externalKey(o))
+			}
+			why, ok := errors.AsType[*RefusedError](err)
+			if !ok || why.Kind != v.kind || !strings.Contains(err.Error(), v.says) || ClassOf(err) != ClassRefused {
+				t.Errorf("%v, want a refusal for %s with %q", err, v.kind, v.says)
+			}
+			info, err := Inspect(m, testSize)
+			if err != nil || info.ID != o.ID || info.Refused == nil || info.Refused.Kind != v.kind {
+				t.Errorf("Inspect: %+v, %v", info, err)
+			}
+		})
+	}
+}
+
+// TestRefusedFirst has volumes of a kind that is refused, and damaged as well.
+func TestRefusedFirst(t *testing.T) {
+	o := testOptions(t)
+	m, _ := formatted(t, o)
+	copy(m.b[offIdentifier:], identifierEOW[:])
+	for _, off := range o.Metadata {
+		m.b[off+200] ^= 1
+	}
+	for _, size := range []int64{testSize, 0x10000} {
+		for name, f := range map[string]func() error{
+			"Open":    func() error { _, err := Open(m, size); return err },
+			"Inspect": func() error { _, err := Inspect(m, size); return err },
+		} {
+			if err := f(); ClassOf(err) != ClassRefused {
+				t.Errorf("%s of %d bytes: %v, want a refusal", name, size, err)
+			}
+		}
+	}
+}
+
+// TestSkippedProtectors has protectors that cannot be opened before one that can.
+func TestSkippedProtectors(t *testing.T) {
+	o := testOptions(t)
+	m, view := formatted(t, o)
+	password, _ := ParseRecoveryPassword(goodPassword)
+	remake(t, m, externalKey(o), nil, func(entries []entry) []entry {
+		var before []entry
+		for n, kind := range []ProtectorKind{TPMProtector, PublicKeyProtector, 0x4000, RecoveryPasswordProtector, ExternalKeyProtector, ClearKeyProtector} {
+			before = append(before, entry{typeVMK, valueVMK, 3, slices.Concat([]byte{byte(n), 15: 0}, u64(0), u32(uint32(kind)<<16))})
+		}
+		return append(before, entries...)
+	})
+	p := unlocked(t, m, testSize, externalKey(o))
+	compare(t, p, view)
+	if p.Protector().ID != o.Protectors[0].ID {
+		t.Errorf("opened by %v", p.Protector())
+	}
+	v, err := Open(m, testSize)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []Credential{password, ClearKey{}} {
+		if _, err := v.Unlock(c); !errors.Is(err, ErrNoProtector) || ClassOf(err) != ClassWrongKey {
+			t.Errorf("a %v where its protectors are empty: %v", c.protects(), err)
+		}
+	}
+}
+
+// TestToGoHeader has a beginning as large as on To Go volumes, moved aside.
+func TestToGoHeader(t *testing.T) {
+	const size = 0x23000 // of the moved beginning; not a multiple of much
+	o := testOptions(t)
+	o.HeaderCopy = 0xA0000
+	o.Metadata = [3]int64{0x30000, 0x50000, 0x70000}
+	m, view := formatted(t, o)
+	p := unlocked(t, m, testSize, externalKey(o))
+	head := bytes.Clone(view[:size])
+	toGo(m.b[:bootSize])
+	remake(t, m, externalKey(o), func(front []byte) { le.PutUint32(front[28:], size/512) }, func(entries []entry) []entry {
+		last := len(entries) - 1
+		entries[last].data = slices.Concat(u64(uint64(o.HeaderCopy)), u64(size), make([]byte, 76)) // the long form
+		return entries
+	})
+	p.cipher.encrypt(head, o.HeaderCopy)
+	copy(m.b[o.HeaderCopy:], head)
+	clear(view[o.HeaderCopy : o.HeaderCopy+size])
+	p = unlocked(t, m, testSize, externalKey(o))
+	compare(t, p, view)
+	if _, err := p.WriteAt(view[:size], o.HeaderCopy); !errors.Is(err, ErrReserved) {
+		t.Errorf("a write over the moved beginning: %v", err)
+	}
+	if _, err := p.WriteAt([]byte("written"), size-3); err != nil {
+		t.Fatal(err)
+	}
+	copy(view[size-3:], "written")
+	compare(t, unlocked(t, m, testSize, externalKey(o)), view)
+}
+
+// TestOffsets has boot sectors that find one copy only, which leads to the others.
+func TestOffsets(t *testing.T) {
+	o := testOptions(t)
+	for i := range 3 {
+		m, view := formatted(t, o)
+		for other := range 3 {
+			if other != i {
+				le.PutUint64(m.b[offIdentifier+16+8*other:], uint64(0x90000+512*other))
+			}
+		}
+		change(m, o, func(area []byte) { area[entriesAt+entryHeader] ^= 1 }, i) // its sealed checksum does not fit
+		compare(t, unlocked(t, m, testSize, externalKey(o)), view)
+	}
+}
+
+// TestBoundedMemory opens volumes whose metadata are as many tiny entries as fit.
+func TestBoundedMemory(t *testing.T) {
+	o := testOptions(t)
+	tiny := bytes.Repeat([]byte{8, 0, 0x77, 0, 0x78, 0, 1, 0}, 7000)
+	for name, entries := range map[string][]byte{
+		"entries":        tiny,
+		"nested entries": appendEntry(nil, typeVMK, valueVMK, make([]byte, vmkFixed-2), []byte{0, 0x08}, tiny),
+	} {
+		m, _ := formatted(t, o)
+		front := bytes.Clone(m.b[o.Metadata[0]:][:entriesAt])
+		s := sealer{vmk: make([]byte, keySize)}
+		block, err := s.block(front, entries)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i, off := range o.Metadata {
+			block[len(block)-1] ^= byte(i) // three different copies
+			copy(m.b[off:], block)
+		}
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		_, err = Open(m, testSize)
+		runtime.ReadMemStats(&after)
+		if !errors.Is(err, ErrDamaged) {
+			t.Errorf("%s: %v", name, err)
+		}
+		if used := after.TotalAlloc - before.TotalAlloc; used > 8<<20 {
+			t.Errorf("%s: %d bytes of memory for three areas of 64 KiB", name, used)
+		}
 	}
 }
 

@@ -16,7 +16,10 @@ import (
 // and to a plain slice, for all methods and sector sizes; then opens the volume
 // once more.
 func TestPlaintext(t *testing.T) {
-	for _, method := range []Method{AES128CBC, AES256CBC, AES128XTS, AES256XTS} {
+	for method := range methods {
+		if method.supported() != nil {
+			continue
+		}
 		for _, sectorSize := range []int{512, 4096} {
 			t.Run(fmt.Sprintf("%v/%d", method, sectorSize), func(t *testing.T) {
 				o := testOptions(t)
