@@ -209,7 +209,7 @@ func (c *ControlPlane) assemble(k keys) error {
 	tunnels := c.newTunnels(log)
 	c.broker = broker.New(tunnels)
 	keeper := custody.New(custody.Config{
-		Store: c.store, Audit: log, Nodes: c.broker, Wrapper: k.master, Signer: k.service,
+		Store: c.store, Audit: log, Nodes: c.broker, Keys: k.master, Signer: k.service,
 		DeadMan: c.cfg.DeadMan, Now: c.opts.Now, Logger: c.opts.Log,
 	})
 	if c.notify, err = c.newNotify(log, k.service); err != nil {

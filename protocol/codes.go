@@ -55,6 +55,8 @@ const (
 	CodeTokenExpired    Code = "join-token-expired"
 	CodeLocked          Code = "disks-locked"
 	CodeStorageFull     Code = "storage-full"
+	CodeKeyService      Code = "key-service-unavailable" // whatever wraps the keys does not answer, or refuses the service
+	CodeCustomerKey     Code = "customer-key-refused"    // the customer's key cannot be used; the message begins with the published name of why
 	CodeInternal        Code = "internal"
 )
 

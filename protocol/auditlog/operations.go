@@ -102,6 +102,7 @@ const (
 	OpExportRecoveryPassword Operation = "Export Recovery Password"
 	OpRotateMasterKey        Operation = "Rotate Master Key"
 	OpMoveToCustomerKey      Operation = "Move To Customer-Managed Key"
+	OpMoveToServiceKey       Operation = "Move To Microsoft-Managed Key"
 	OpDeleteDiskKeys         Operation = "Delete Disk Keys"
 	OpRegisterApproverKey    Operation = "Register Approver Key"
 	OpRemoveApproverKey      Operation = "Remove Approver Key"
@@ -163,7 +164,7 @@ var categories = table(map[Category][]Operation{
 		OpRunCommand, OpIssueSSHCert, OpReadShareSecret, OpFaultNode, OpSpendApproval,
 		OpCreateJoinToken, OpEnrolDevice, OpRefuseEnrolment, OpRevokeDevice, OpRenewCertificate,
 		OpSignConsent, OpRevokeConsent,
-		OpStoreDiskKeys, OpSealDiskKeys, OpExportRecoveryPassword, OpRotateMasterKey, OpMoveToCustomerKey,
+		OpStoreDiskKeys, OpSealDiskKeys, OpExportRecoveryPassword, OpRotateMasterKey, OpMoveToCustomerKey, OpMoveToServiceKey,
 		OpDeleteDiskKeys, OpRegisterApproverKey, OpRemoveApproverKey,
 		OpPruneLog, OpPlaceHold, OpReleaseHold,
 		OpLogin, OpRefuseLogin, OpLogout, OpCreateLoginToken, OpRenewLogin, OpAssignRole, OpRemoveRole, OpRefuseCall,

@@ -98,6 +98,7 @@ var connectCodes = map[protocol.Code]connect.Code{
 	protocol.CodeBusy:            connect.CodeAborted,
 	protocol.CodeUnavailable:     connect.CodeUnavailable,
 	protocol.CodeOffline:         connect.CodeUnavailable,
+	protocol.CodeKeyService:      connect.CodeUnavailable,
 	protocol.CodeTimeout:         connect.CodeDeadlineExceeded,
 	protocol.CodeLimit:           connect.CodeResourceExhausted,
 	protocol.CodeStorageFull:     connect.CodeResourceExhausted,

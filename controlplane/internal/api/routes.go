@@ -120,6 +120,10 @@ func publicRoutes(s Services) []route {
 
 		unary(keys+"ListKeys", append([]auth.Role{auth.Auditor}, staff...), s.Custody.ListKeys),
 		unary(keys+"ExportRecoveryPassword", admins, s.Custody.ExportRecoveryPassword),
+		unary(keys+"GetKeyStatus", auditors, s.Custody.GetKeyStatus),
+		unary(keys+"RotateKey", admins, s.Custody.RotateKey),
+		unary(keys+"GetOrderKey", anyone, s.Custody.GetOrderKey),
+		unary(keys+"SetOrderKey", []auth.Role{auth.Owner}, s.Custody.SetOrderKey),
 
 		unary(activity+"ListRecords", append(auditors, customers...), s.Audit.ListRecords),
 		stream(activity+"ExportLog", auditors, s.exportLog),

@@ -54,10 +54,10 @@ func child(dir string) {
 	check(err)
 	log, err := audit.New(ctx, audit.Config{Store: s, Key: ed25519.PrivateKey(p.LogKey)})
 	check(err)
-	wrapper, err := custody.OpenMasterKey(p.Master, false)
+	keys, err := custody.OpenMasterKey(p.Master, false)
 	check(err)
 	c := custody.New(custody.Config{
-		Store: s, Audit: log, Nodes: p, Wrapper: wrapper, Signer: ed25519.PrivateKey(p.Service), DeadMan: deadMan, Logger: zerolog.Nop(),
+		Store: s, Audit: log, Nodes: p, Keys: keys, Signer: ed25519.PrivateKey(p.Service), DeadMan: deadMan, Logger: zerolog.Nop(),
 	})
 	_, err = c.Unlock(ctx, engineer, custody.UnlockIn{Request: requestID}, nil)
 	check(err)

@@ -3,8 +3,14 @@
 //
 // Its rules:
 //
-//   - At rest every key is wrapped, bound to its disk. A key is in memory while
-//     it is sealed or deposited, and wiped after.
+//   - At rest every key of a disk is encrypted under a key of its order, bound to
+//     its disk, and the key of the order is wrapped by a key service, bound to
+//     its order. A key is in memory while it is sealed or deposited, and wiped
+//     after.
+//   - A key service that is lost, or does not answer within five seconds, means
+//     a refusal.
+//   - An order moves to its customer's key for good. What the key before it
+//     wrapped is erased from the store's files, also after a crash.
 //   - Custody trusts no state of a request: before it unwraps anything it
 //     verifies the approvals itself, against the customer's trust policy.
 //   - Recorded before opened: the intent is on disk in the activity log before
@@ -19,6 +25,7 @@ package custody
 import (
 	"context"
 	"crypto"
+	"errors"
 	"sync"
 	"time"
 
@@ -47,6 +54,10 @@ const (
 // lock that have not confirmed it.
 const retryPause = time.Second
 
+// keyPause is how long it waits before it again tries to finish a rotation or
+// an erasure.
+const keyPause = 5 * time.Second
+
 // Nodes reaches devices.
 type Nodes interface {
 	// Node returns a client for a node, or an error with
@@ -54,23 +65,28 @@ type Nodes interface {
 	Node(id protocol.NodeID) (devicev1.NodeServiceClient, error)
 }
 
-// Config are the parts of a [Service]. All but Now are needed.
+// Config are the parts of a [Service]. All are needed, if nothing else is said.
 type Config struct {
-	Store   *store.Store
-	Audit   *audit.Service
-	Nodes   Nodes
-	Wrapper KeyWrapper
-	Signer  crypto.Signer    // the service key, Ed25519, which trust policies name
-	DeadMan time.Duration    // after which a node that hears nothing locks by itself
-	Now     func() time.Time // default time.Now
-	Logger  zerolog.Logger
+	Store        *store.Store
+	Audit        *audit.Service
+	Nodes        Nodes
+	Keys         KeyService       // wraps the keys of orders
+	OlderKeys    []KeyService     // that wrapped them before; may be none
+	CustomerKeys CustomerKeys     // may be nil: then customers cannot bring their own
+	AllowReturn  bool             // from the customer's key to the service's
+	Signer       crypto.Signer    // the service key, Ed25519, which trust policies name
+	DeadMan      time.Duration    // after which a node that hears nothing locks by itself
+	Now          func() time.Time // default time.Now
+	Logger       zerolog.Logger
 }
 
 // Service keeps keys and unlocks devices. Its methods may be called
 // concurrently.
 type Service struct {
 	Config
-	wake chan struct{} // one slot: an attempt waits for its nodes to be locked
+	wake     chan struct{} // one slot: an attempt waits for its nodes to be locked
+	keysWake chan struct{} // one slot: a rotation or an erasure waits
+	rotating sync.Mutex    // held while a rotation begins
 
 	mu   sync.Mutex
 	live map[protocol.DeviceSerial]bool // devices with an attempt under way in this process; guarded by mu
@@ -81,33 +97,57 @@ func New(cfg Config) *Service {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
-	return &Service{Config: cfg, wake: make(chan struct{}, 1), live: map[protocol.DeviceSerial]bool{}}
+	return &Service{Config: cfg, wake: make(chan struct{}, 1), keysWake: make(chan struct{}, 1), live: map[protocol.DeviceSerial]bool{}}
 }
 
-// Run locks the nodes of attempts that failed or were cut off, by an earlier
-// process too, until each has confirmed. It returns when ctx ends.
+// Run locks the nodes of attempts that failed or were cut off, until each has
+// confirmed, and finishes rotations and erasures, all of earlier processes too.
+// It returns when ctx ends.
 func (s *Service) Run(ctx context.Context) error {
+	var all sync.WaitGroup
+	all.Go(func() {
+		repeat(ctx, s.wake, retryPause, func() bool {
+			left, err := s.Recover(ctx)
+			if err != nil && ctx.Err() == nil {
+				s.Logger.Error().Err(err).Msg("cannot lock what a failed unlock left open")
+			}
+			return left == 0 && err == nil
+		})
+	})
+	all.Go(func() {
+		repeat(ctx, s.keysWake, keyPause, func() bool {
+			err := errors.Join(s.ContinueRotation(ctx), s.erase(ctx))
+			if err != nil && ctx.Err() == nil {
+				s.Logger.Error().Err(err).Msg("cannot finish a change of keys yet")
+			}
+			return err == nil
+		})
+	})
+	all.Wait()
+	return nil
+}
+
+// repeat calls f until it is done, and again at each wake, until ctx ends.
+func repeat(ctx context.Context, wake <-chan struct{}, pause time.Duration, f func() (done bool)) {
 	for {
-		left, err := s.Recover(ctx)
-		if err != nil && ctx.Err() == nil {
-			s.Logger.Error().Err(err).Msg("cannot lock what a failed unlock left open")
-		}
-		pause := make(<-chan time.Time)
-		if left > 0 || err != nil {
-			pause = time.After(retryPause)
+		again := make(<-chan time.Time)
+		if !f() {
+			again = time.After(pause)
 		}
 		select {
 		case <-ctx.Done():
-			return nil
-		case <-pause:
-		case <-s.wake:
+			return
+		case <-again:
+		case <-wake:
 		}
 	}
 }
 
-func (s *Service) wakeUp() {
+func (s *Service) wakeUp() { signal(s.wake) }
+
+func signal(wake chan<- struct{}) {
 	select {
-	case s.wake <- struct{}{}:
+	case wake <- struct{}{}:
 	default:
 	}
 }

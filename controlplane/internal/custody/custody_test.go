@@ -115,7 +115,7 @@ func newWorld(t *testing.T, nodes int) *world {
 	w.audit = must(audit.New(t.Context(), audit.Config{Store: w.store, Key: w.logKey}))(t)
 	w.master = filepath.Join(t.TempDir(), "master.key")
 	w.custody = custody.New(custody.Config{
-		Store: w.store, Audit: w.audit, Nodes: w, Wrapper: must(custody.OpenMasterKey(w.master, true))(t),
+		Store: w.store, Audit: w.audit, Nodes: w, Keys: must(custody.OpenMasterKey(w.master, true))(t),
 		Signer: w.service, DeadMan: deadMan, Logger: zerolog.Nop(),
 	})
 	for n := 1; n <= nodes; n++ {
@@ -139,7 +139,10 @@ func must[T any](v T, err error) func(testing.TB) T {
 // deposit enrols the nodes and gives their keys into custody.
 func (w *world) deposit(now time.Time) {
 	w.t.Helper()
+	k := must(w.custody.OpenOrderKey(w.t.Context(), storetest.Order))(w.t)
+	defer k.Wipe()
 	storetest.Tx(w.t, w.store, func(ctx context.Context, tx *store.Tx) error {
+		var in []custody.Deposit
 		for _, n := range w.nodes {
 			row, err := tx.Node(ctx, n.id)
 			if err != nil {
@@ -153,13 +156,15 @@ func (w *world) deposit(now time.Time) {
 				if err := tx.InsertDisk(ctx, &store.Disk{Node: n.id, ID: id, Order: storetest.Order, VolumeGUID: "{" + string(id) + "}", Created: now}); err != nil {
 					return err
 				}
-				in := custody.Deposit{Tenant: storetest.Tenant, Order: storetest.Order, Node: n.id, Disk: id, ExternalKey: bytes.Clone(key), RecoveryPassword: password}
-				if err := w.custody.Deposit(ctx, tx, admin, in); err != nil {
-					return err
-				}
-				if !bytes.Equal(in.ExternalKey, make([]byte, 32)) {
-					w.t.Error("the deposited key was not wiped")
-				}
+				in = append(in, custody.Deposit{Node: n.id, Disk: id, ExternalKey: bytes.Clone(key), RecoveryPassword: password})
+			}
+		}
+		if err := w.custody.Deposit(ctx, tx, admin, k, in); err != nil {
+			return err
+		}
+		for _, d := range in {
+			if !bytes.Equal(d.ExternalKey, make([]byte, 32)) {
+				w.t.Error("a deposited key was not wiped")
 			}
 		}
 		return nil
@@ -336,7 +341,17 @@ func TestIntentIsRecordedBeforeAnyOrderLeaves(t *testing.T) {
 	}
 }
 
-// unwraps counts how often a key is in clear.
+// counted is a key service that says when a key is about to be in clear.
+type counted struct {
+	custody.KeyService
+	count func()
+}
+
+func (c counted) Key(ctx context.Context, id string) (custody.KeyWrapper, error) {
+	w, err := c.KeyService.Key(ctx, id)
+	return unwraps{w, c.count}, err
+}
+
 type unwraps struct {
 	custody.KeyWrapper
 	count func()
@@ -350,7 +365,7 @@ func (u unwraps) Unwrap(ctx context.Context, wrapped, aad []byte) ([]byte, error
 func TestNothingIsUnwrappedUnlessApprovedAndRecorded(t *testing.T) {
 	w := newWorld(t, 1)
 	count := 0
-	w.custody.Wrapper = unwraps{w.custody.Wrapper, func() {
+	w.custody.Keys = counted{w.custody.Keys, func() {
 		count++
 		if !slices.Contains(w.operations(), auditlog.OpUnlockIntent) {
 			t.Error("a key was unwrapped before the intent was recorded")
@@ -367,8 +382,8 @@ func TestNothingIsUnwrappedUnlessApprovedAndRecorded(t *testing.T) {
 	}
 	w.allAre(protocol.Locked)
 	// Control: the consent is not revoked, and opens.
-	if _, err := w.custody.Unlock(t.Context(), engineer, custody.UnlockIn{Consent: consentID}, nil); err != nil || count != 2 {
-		t.Errorf("%v, %d keys unwrapped, want 2", err, count)
+	if _, err := w.custody.Unlock(t.Context(), engineer, custody.UnlockIn{Consent: consentID}, nil); err != nil || count != 1 {
+		t.Errorf("%v, %d keys unwrapped, want that of the order", err, count)
 	}
 }
 
@@ -567,7 +582,7 @@ func TestANodeThatDoesNotLockIsNotConfirmed(t *testing.T) {
 
 func TestAStoreThatHangsMeansARefusal(t *testing.T) {
 	w := newWorld(t, 2)
-	w.custody.Wrapper = unwraps{w.custody.Wrapper, func() { t.Error("a key was unwrapped without a record") }}
+	w.custody.Keys = counted{w.custody.Keys, func() { t.Error("a key was unwrapped without a record") }}
 	release := func() {}
 	var once sync.Once
 	w.nodes[0].hook(func(step string) error {
@@ -722,8 +737,8 @@ func TestExportIsRecordedFirst(t *testing.T) {
 	if slices.Contains(w.operations(), auditlog.OpExportRecoveryPassword) {
 		t.Fatal("a refused export is recorded as one")
 	}
-	wrapper := w.custody.Wrapper
-	w.custody.Wrapper = unwraps{wrapper, func() {
+	keys := w.custody.Keys
+	w.custody.Keys = counted{keys, func() {
 		if !slices.Contains(w.operations(), auditlog.OpExportRecoveryPassword) {
 			t.Error("the password was unwrapped before the export was recorded")
 		}
@@ -778,7 +793,9 @@ func TestNoKeyInClearInTheStore(t *testing.T) {
 
 func TestBadDepositIsRefused(t *testing.T) {
 	w := newWorld(t, 1)
-	good := custody.Deposit{Tenant: storetest.Tenant, Order: storetest.Order, Node: w.nodes[0].id, Disk: "disk3", RecoveryPassword: password}
+	k := must(w.custody.OpenOrderKey(t.Context(), storetest.Order))(t)
+	defer k.Wipe()
+	good := custody.Deposit{Node: w.nodes[0].id, Disk: "disk3", RecoveryPassword: password}
 	for name, change := range map[string]func(*custody.Deposit){
 		"short key":       func(d *custody.Deposit) { d.ExternalKey = d.ExternalKey[:31] },
 		"no password":     func(d *custody.Deposit) { d.RecoveryPassword = "" },
@@ -788,7 +805,7 @@ func TestBadDepositIsRefused(t *testing.T) {
 		d := good
 		d.ExternalKey = bytes.Repeat([]byte{1}, 32)
 		change(&d)
-		err := w.store.Tx(t.Context(), func(tx *store.Tx) error { return w.custody.Deposit(t.Context(), tx, admin, d) })
+		err := w.store.Tx(t.Context(), func(tx *store.Tx) error { return w.custody.Deposit(t.Context(), tx, admin, k, []custody.Deposit{d}) })
 		if protocol.CodeOf(err) != protocol.CodeInvalid {
 			t.Errorf("%s: %v", name, err)
 		}
@@ -806,8 +823,8 @@ func TestMasterKeyFile(t *testing.T) {
 	if info.Mode().Perm() != 0o600 || info.Size() != custody.MasterKeySize {
 		t.Errorf("mode %v, %d bytes", info.Mode(), info.Size())
 	}
-	wrapped := must(one.Wrap(t.Context(), []byte("key"), []byte("aad")))(t)
-	again := must(custody.OpenMasterKey(path, true))(t)
+	wrapped := must(current(t, one).Wrap(t.Context(), []byte("key"), []byte("aad")))(t)
+	again := current(t, must(custody.OpenMasterKey(path, true))(t))
 	if key, err := again.Unwrap(t.Context(), wrapped, []byte("aad")); err != nil || string(key) != "key" {
 		t.Errorf("the same file does not unwrap: %v", err)
 	}
@@ -836,6 +853,11 @@ func TestMasterKeyFile(t *testing.T) {
 	if _, err := custody.OpenMasterKey(link, true); err == nil {
 		t.Error("a link was followed")
 	}
+}
+
+func current(t *testing.T, keys custody.KeyService) custody.KeyWrapper {
+	t.Helper()
+	return must(keys.Current(t.Context()))(t)
 }
 
 func TestKeysAreBoundToTheirDisk(t *testing.T) {

@@ -2,6 +2,7 @@ package custody
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"regexp"
 	"strconv"
@@ -23,47 +24,53 @@ const maxReason = 512
 
 // Deposit is the keys of one disk, given into custody.
 type Deposit struct {
-	Tenant           protocol.TenantID
-	Order            protocol.OrderID
 	Node             protocol.NodeID
 	Disk             protocol.DiskID
 	ExternalKey      []byte // 32 bytes; wiped by [Service.Deposit]
 	RecoveryPassword string // 48 digits in eight groups
 }
 
-// Deposit takes the keys of a disk into custody within tx, where the disk is
-// known already, and wipes the external key whatever happens.
-func (s *Service) Deposit(ctx context.Context, tx *store.Tx, caller auth.Caller, in Deposit) error {
-	defer clear(in.ExternalKey)
+// Deposit takes the keys of an order's disks into custody within tx, where the
+// disks are known already, under the order's key. It wipes the external keys
+// whatever happens.
+func (s *Service) Deposit(ctx context.Context, tx *store.Tx, caller auth.Caller, k *OrderKey, disks []Deposit) error {
+	defer func() {
+		for _, d := range disks {
+			clear(d.ExternalKey)
+		}
+	}()
+	if err := k.put(ctx, tx); err != nil {
+		return err
+	}
+	for _, d := range disks {
+		if err := s.deposit(ctx, tx, caller, k, d); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *Service) deposit(ctx context.Context, tx *store.Tx, caller auth.Caller, k *OrderKey, in Deposit) error {
 	if err := in.check(); err != nil {
 		return err
 	}
 	password := []byte(in.RecoveryPassword)
 	defer clear(password)
-	if err := s.deposit(ctx, tx, in, store.ExternalKey, in.ExternalKey); err != nil {
-		return err
+	for kind, key := range map[string][]byte{store.ExternalKey: in.ExternalKey, store.RecoveryPassword: password} {
+		row := store.DiskKey{
+			Node: in.Node, Disk: in.Disk, Kind: kind, Order: k.row.Order, Tenant: k.row.Tenant, Wrapper: underOrderKey, Created: s.Now(),
+		}
+		row.Wrapped = k.seal(key, row)
+		if err := tx.InsertDiskKey(ctx, &row); err != nil {
+			return err
+		}
 	}
-	if err := s.deposit(ctx, tx, in, store.RecoveryPassword, password); err != nil {
-		return err
-	}
-	rec := s.record(auditlog.OpStoreDiskKeys, auditlog.Success, caller, in.Node, in.Tenant)
+	rec := s.record(auditlog.OpStoreDiskKeys, auditlog.Success, caller, in.Node, k.row.Tenant)
 	rec.ResourceID += "/disks/" + string(in.Disk)
-	rec.CorrelationID = string(in.Order)
-	rec.Properties["wrappedBy"] = s.Wrapper.ID()
+	rec.CorrelationID = string(k.row.Order)
+	rec.Properties["wrappedBy"] = k.row.Wrapper
 	_, err := s.Audit.Record(ctx, tx, rec)
 	return err
-}
-
-func (s *Service) deposit(ctx context.Context, tx *store.Tx, in Deposit, kind string, key []byte) error {
-	row := store.DiskKey{
-		Node: in.Node, Disk: in.Disk, Kind: kind, Order: in.Order, Tenant: in.Tenant,
-		Wrapper: s.Wrapper.ID(), Created: s.Now(),
-	}
-	var err error
-	if row.Wrapped, err = s.Wrapper.Wrap(ctx, key, associatedData(row)); err != nil {
-		return fmt.Errorf("cannot wrap the %s of disk %s of %s: %w", kind, in.Disk, in.Node, err)
-	}
-	return tx.InsertDiskKey(ctx, &row)
 }
 
 var passwordForm = regexp.MustCompile(`^[0-9]{6}(-[0-9]{6}){7}$`)
@@ -90,26 +97,11 @@ func validPassword(password string) bool {
 	return true
 }
 
-// unwrap returns a key in clear. The caller wipes it.
-func (s *Service) unwrap(ctx context.Context, row store.DiskKey) ([]byte, error) {
-	if row.Wrapper != s.Wrapper.ID() {
-		return nil, fmt.Errorf("the %s of disk %s of %s is wrapped by %q, which is not at hand", row.Kind, row.Disk, row.Node, row.Wrapper)
-	}
-	key, err := s.Wrapper.Unwrap(ctx, row.Wrapped, associatedData(row))
-	if err != nil {
-		return nil, fmt.Errorf("cannot unwrap the %s of disk %s of %s: %w", row.Kind, row.Disk, row.Node, err)
-	}
-	return key, nil
-}
-
 // ListKeys lists the keys of an order's disks without revealing any.
 func (s *Service) ListKeys(ctx context.Context, caller auth.Caller, in *lockboxv1.ListKeysRequest) (*lockboxv1.ListKeysResponse, error) {
 	out := &lockboxv1.ListKeysResponse{}
 	err := s.Store.View(ctx, func(tx *store.Tx) error {
-		order, err := tx.Order(ctx, protocol.OrderID(in.Order))
-		if err == nil && !caller.Sees(order.Tenant) {
-			err = protocol.Errorf(protocol.CodeNotFound, "order %s not found", in.Order)
-		}
+		order, err := visibleOrder(ctx, tx, caller, in.Order)
 		if err != nil {
 			return err
 		}
@@ -127,11 +119,18 @@ func keyInfos(ctx context.Context, tx *store.Tx, order protocol.OrderID) ([]*loc
 	if err != nil {
 		return nil, err
 	}
+	current, err := tx.OrderKey(ctx, order)
+	if err != nil && !errors.Is(err, store.ErrNotFound) {
+		return nil, err
+	}
 	var out []*lockboxv1.KeyInfo
 	for _, d := range disks {
 		key, err := tx.DiskKey(ctx, d.Node, d.ID, store.ExternalKey)
 		if err != nil {
 			return nil, err
+		}
+		if key.Wrapper == underOrderKey {
+			key.Wrapper = current.Wrapper
 		}
 		out = append(out, &lockboxv1.KeyInfo{
 			Serial: string(d.Node.Serial), Node: int32(d.Node.Node), Disk: string(d.ID),
@@ -168,7 +167,12 @@ func (s *Service) ExportRecoveryPassword(ctx context.Context, caller auth.Caller
 	if _, err := s.Audit.RecordIntent(ctx, rec); err != nil {
 		return nil, err
 	}
-	password, err := s.unwrap(ctx, row)
+	k, err := s.storedOrderKey(ctx, row.Order)
+	if err != nil {
+		return nil, err
+	}
+	defer k.Wipe()
+	password, err := s.openDiskKey(ctx, k, row)
 	if err != nil {
 		return nil, err
 	}

@@ -276,8 +276,13 @@ func (g *saga) recordIntent(ctx context.Context) error {
 
 // seal makes the orders of all nodes, and writes down that they may leave.
 func (g *saga) seal(ctx context.Context) error {
+	k, err := g.s.storedOrderKey(ctx, g.subject.order.ID)
+	if err != nil {
+		return err
+	}
+	defer k.Wipe()
 	for _, n := range g.nodes {
-		if err := g.makeOrder(ctx, n); err != nil {
+		if err := g.makeOrder(ctx, n, k); err != nil {
 			return err
 		}
 		g.tell(n, "", "sealing")
@@ -285,7 +290,7 @@ func (g *saga) seal(ctx context.Context) error {
 	return g.s.move(ctx, &g.attempt, store.AttemptOrdered)
 }
 
-func (g *saga) makeOrder(ctx context.Context, n *sagaNode) error {
+func (g *saga) makeOrder(ctx context.Context, n *sagaNode, k *OrderKey) error {
 	keys, seen, err := g.wrappedKeys(ctx, n.ref.ID())
 	if err != nil {
 		return err
@@ -297,7 +302,7 @@ func (g *saga) makeOrder(ctx context.Context, n *sagaNode) error {
 	if err != nil {
 		return err
 	}
-	sealed, err := g.sealKeys(ctx, n, keys)
+	sealed, err := g.sealKeys(ctx, n, k, keys)
 	if err != nil {
 		return err
 	}
@@ -341,10 +346,10 @@ func (g *saga) wrappedKeys(ctx context.Context, id protocol.NodeID) (keys []stor
 	return keys, seen, err
 }
 
-func (g *saga) sealKeys(ctx context.Context, n *sagaNode, keys []store.DiskKey) ([]approval.SealedKey, error) {
+func (g *saga) sealKeys(ctx context.Context, n *sagaNode, k *OrderKey, keys []store.DiskKey) ([]approval.SealedKey, error) {
 	var out []approval.SealedKey
 	for _, row := range keys {
-		ciphertext, err := g.sealKey(ctx, n, row)
+		ciphertext, err := g.sealKey(ctx, n, k, row)
 		if err != nil {
 			return nil, err
 		}
@@ -354,8 +359,8 @@ func (g *saga) sealKeys(ctx context.Context, n *sagaNode, keys []store.DiskKey) 
 }
 
 // sealKey is the one place where a disk's external key is in clear.
-func (g *saga) sealKey(ctx context.Context, n *sagaNode, row store.DiskKey) ([]byte, error) {
-	key, err := g.s.unwrap(ctx, row)
+func (g *saga) sealKey(ctx context.Context, n *sagaNode, k *OrderKey, row store.DiskKey) ([]byte, error) {
+	key, err := g.s.openDiskKey(ctx, k, row)
 	if err != nil {
 		return nil, err
 	}

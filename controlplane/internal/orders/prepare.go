@@ -22,7 +22,13 @@ const maxDisks = 256
 // become version 1.
 func (s *Service) PrepareDevice(ctx context.Context, caller auth.Caller, in *lockboxv1.PrepareDeviceRequest) (*lockboxv1.Order, error) {
 	defer wipe(in)
-	err := s.change(ctx, string(caller.Person), auditlog.OpPrepareDevice, func(tx *store.Tx, rec *auditlog.Record) error {
+	// A key service is asked, which may take its time, before anything is locked.
+	k, err := s.cfg.Custody.OpenOrderKey(ctx, protocol.OrderID(in.Order))
+	if err != nil {
+		return nil, err
+	}
+	defer k.Wipe()
+	err = s.change(ctx, string(caller.Person), auditlog.OpPrepareDevice, func(tx *store.Tx, rec *auditlog.Record) error {
 		o, err := order(ctx, tx, caller, in.Order)
 		if err != nil {
 			return err
@@ -44,7 +50,7 @@ func (s *Service) PrepareDevice(ctx context.Context, caller auth.Caller, in *loc
 		if err := tx.UpdateOrder(ctx, &o); err != nil {
 			return err
 		}
-		if err := s.deposit(ctx, tx, caller, o, in.Disks); err != nil {
+		if err := s.deposit(ctx, tx, caller, k, o, in.Disks); err != nil {
 			return err
 		}
 		return s.addHistory(ctx, tx, o, trip[i].history, "device "+in.Serial)
@@ -144,16 +150,13 @@ func (s *Service) bindDevice(ctx context.Context, tx *store.Tx, o store.Order, d
 }
 
 // deposit gives the keys of the disks into custody, which wipes them.
-func (s *Service) deposit(ctx context.Context, tx *store.Tx, caller auth.Caller, o store.Order, disks []*lockboxv1.PreparedDisk) error {
+func (s *Service) deposit(ctx context.Context, tx *store.Tx, caller auth.Caller, k *custody.OrderKey, o store.Order, disks []*lockboxv1.PreparedDisk) error {
+	var in []custody.Deposit
 	for _, d := range disks {
-		err := s.cfg.Custody.Deposit(ctx, tx, caller, custody.Deposit{
-			Tenant: o.Tenant, Order: o.ID,
+		in = append(in, custody.Deposit{
 			Node: protocol.NodeID{Serial: o.Serial, Node: int(d.Node)}, Disk: protocol.DiskID(d.Disk),
 			ExternalKey: d.ExternalKey, RecoveryPassword: d.RecoveryPassword,
 		})
-		if err != nil {
-			return err
-		}
 	}
-	return nil
+	return s.cfg.Custody.Deposit(ctx, tx, caller, k, in)
 }

@@ -1,9 +1,10 @@
 package store
 
 import (
-	"bytes"
 	"context"
 	"database/sql"
+	"encoding/binary"
+	"slices"
 	"time"
 
 	"github.com/databox-lockbox/lockbox/protocol"
@@ -24,7 +25,7 @@ const (
 // database anew, during which nothing else is written.
 //
 // It waits for readers and takes as long as the database is large; ctx bounds
-// it.
+// it. Values have at least 16 bytes; also a part of one is found.
 func (s *Store) Purge(ctx context.Context, gone ...[]byte) error {
 	if !s.enter() {
 		return protocol.Errorf(protocol.CodeUnavailable, "the store is closed")
@@ -91,8 +92,10 @@ func (s *Store) emptyWAL(ctx context.Context) error {
 	}
 }
 
-// holds reports whether any page of the database holds any of the values.
+// holds reports whether any page of the database holds a piece of any of the
+// values.
 func (s *Store) holds(ctx context.Context, values [][]byte) (bool, error) {
+	look := newNeedles(values)
 	rows, err := s.db.QueryContext(ctx, `SELECT data FROM sqlite_dbpage`)
 	if err != nil {
 		return false, refine(err)
@@ -103,11 +106,42 @@ func (s *Store) holds(ctx context.Context, values [][]byte) (bool, error) {
 		if err := rows.Scan(&page); err != nil {
 			return false, refine(err)
 		}
-		for _, v := range values {
-			if bytes.Contains(page, v) {
-				return true, nil
-			}
+		if look.in(page) {
+			return true, nil
 		}
 	}
 	return false, refine(rows.Err())
+}
+
+// pieceSize is how many bytes of a value are looked for at once. What is left of
+// a value may have been overwritten in part.
+const pieceSize = 16
+
+// needles finds any of many pieces in one pass.
+type needles struct {
+	begins [1 << 16]bool // by the first two bytes
+	pieces map[[pieceSize]byte]bool
+}
+
+func newNeedles(values [][]byte) *needles {
+	n := &needles{pieces: map[[pieceSize]byte]bool{}}
+	for _, v := range values {
+		for piece := range slices.Chunk(v, pieceSize) {
+			if len(piece) == pieceSize {
+				n.pieces[[pieceSize]byte(piece)] = true
+				n.begins[binary.NativeEndian.Uint16(piece)] = true
+			}
+		}
+	}
+	return n
+}
+
+func (n *needles) in(page []byte) bool {
+	for len(page) >= pieceSize {
+		if n.begins[binary.NativeEndian.Uint16(page)] && n.pieces[[pieceSize]byte(page)] {
+			return true
+		}
+		page = page[1:]
+	}
+	return false
 }

@@ -179,6 +179,14 @@ const (
 	// KeyServiceExportRecoveryPasswordProcedure is the procedure name of the KeyService's
 	// ExportRecoveryPassword RPC.
 	KeyServiceExportRecoveryPasswordProcedure = "/lockbox.v1.KeyService/ExportRecoveryPassword"
+	// KeyServiceGetKeyStatusProcedure is the procedure name of the KeyService's GetKeyStatus RPC.
+	KeyServiceGetKeyStatusProcedure = "/lockbox.v1.KeyService/GetKeyStatus"
+	// KeyServiceRotateKeyProcedure is the procedure name of the KeyService's RotateKey RPC.
+	KeyServiceRotateKeyProcedure = "/lockbox.v1.KeyService/RotateKey"
+	// KeyServiceGetOrderKeyProcedure is the procedure name of the KeyService's GetOrderKey RPC.
+	KeyServiceGetOrderKeyProcedure = "/lockbox.v1.KeyService/GetOrderKey"
+	// KeyServiceSetOrderKeyProcedure is the procedure name of the KeyService's SetOrderKey RPC.
+	KeyServiceSetOrderKeyProcedure = "/lockbox.v1.KeyService/SetOrderKey"
 	// AuditServiceListRecordsProcedure is the procedure name of the AuditService's ListRecords RPC.
 	AuditServiceListRecordsProcedure = "/lockbox.v1.AuditService/ListRecords"
 	// AuditServiceExportLogProcedure is the procedure name of the AuditService's ExportLog RPC.
@@ -2384,6 +2392,34 @@ var (
 			Procedure:  KeyServiceExportRecoveryPasswordProcedure,
 		}
 	})
+	keyServiceGetKeyStatusSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeUnary,
+			Schema:     File_lockbox_v1_lockbox_proto.Services().ByName("KeyService").Methods().ByName("GetKeyStatus"),
+			Procedure:  KeyServiceGetKeyStatusProcedure,
+		}
+	})
+	keyServiceRotateKeySpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeUnary,
+			Schema:     File_lockbox_v1_lockbox_proto.Services().ByName("KeyService").Methods().ByName("RotateKey"),
+			Procedure:  KeyServiceRotateKeyProcedure,
+		}
+	})
+	keyServiceGetOrderKeySpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeUnary,
+			Schema:     File_lockbox_v1_lockbox_proto.Services().ByName("KeyService").Methods().ByName("GetOrderKey"),
+			Procedure:  KeyServiceGetOrderKeyProcedure,
+		}
+	})
+	keyServiceSetOrderKeySpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeUnary,
+			Schema:     File_lockbox_v1_lockbox_proto.Services().ByName("KeyService").Methods().ByName("SetOrderKey"),
+			Procedure:  KeyServiceSetOrderKeyProcedure,
+		}
+	})
 )
 
 // KeyServiceClient is a client for the lockbox.v1.KeyService service.
@@ -2391,6 +2427,16 @@ type KeyServiceClient interface {
 	ListKeys(context.Context, *ListKeysRequest) (*ListKeysResponse, error)
 	// ExportRecoveryPassword is recorded before anything is revealed.
 	ExportRecoveryPassword(context.Context, *ExportRecoveryPasswordRequest) (*ExportRecoveryPasswordResponse, error)
+	// GetKeyStatus tells which keys wrap the keys of orders, and how a rotation
+	// stands.
+	GetKeyStatus(context.Context, *GetKeyStatusRequest) (*KeyStatus, error)
+	// RotateKey begins to wrap the keys of all orders that the service manages
+	// under another key. It goes on by itself, also after a restart.
+	RotateKey(context.Context, *RotateKeyRequest) (*KeyStatus, error)
+	GetOrderKey(context.Context, *GetOrderKeyRequest) (*OrderKey, error)
+	// SetOrderKey moves an order to a key in its customer's vault, for good, and
+	// destroys what the key before it wrapped.
+	SetOrderKey(context.Context, *SetOrderKeyRequest) (*OrderKey, error)
 }
 
 // NewKeyServiceClient constructs a client for the lockbox.v1.KeyService service. Multiple service
@@ -2404,6 +2450,16 @@ type KeyServiceHandler interface {
 	ListKeys(context.Context, *ListKeysRequest) (*ListKeysResponse, error)
 	// ExportRecoveryPassword is recorded before anything is revealed.
 	ExportRecoveryPassword(context.Context, *ExportRecoveryPasswordRequest) (*ExportRecoveryPasswordResponse, error)
+	// GetKeyStatus tells which keys wrap the keys of orders, and how a rotation
+	// stands.
+	GetKeyStatus(context.Context, *GetKeyStatusRequest) (*KeyStatus, error)
+	// RotateKey begins to wrap the keys of all orders that the service manages
+	// under another key. It goes on by itself, also after a restart.
+	RotateKey(context.Context, *RotateKeyRequest) (*KeyStatus, error)
+	GetOrderKey(context.Context, *GetOrderKeyRequest) (*OrderKey, error)
+	// SetOrderKey moves an order to a key in its customer's vault, for good, and
+	// destroys what the key before it wrapped.
+	SetOrderKey(context.Context, *SetOrderKeyRequest) (*OrderKey, error)
 }
 
 // RegisterKeyServiceHandler registers svc as the lockbox.v1.KeyService implementation on server.
@@ -2412,6 +2468,10 @@ func RegisterKeyServiceHandler(server *connect.Server, svc KeyServiceHandler) {
 	server.Register(
 		connect.Method{Spec: keyServiceListKeysSpec(), Handler: adapter.listKeys},
 		connect.Method{Spec: keyServiceExportRecoveryPasswordSpec(), Handler: adapter.exportRecoveryPassword},
+		connect.Method{Spec: keyServiceGetKeyStatusSpec(), Handler: adapter.getKeyStatus},
+		connect.Method{Spec: keyServiceRotateKeySpec(), Handler: adapter.rotateKey},
+		connect.Method{Spec: keyServiceGetOrderKeySpec(), Handler: adapter.getOrderKey},
+		connect.Method{Spec: keyServiceSetOrderKeySpec(), Handler: adapter.setOrderKey},
 	)
 }
 
@@ -2424,6 +2484,22 @@ func (UnimplementedKeyServiceHandler) ListKeys(context.Context, *ListKeysRequest
 
 func (UnimplementedKeyServiceHandler) ExportRecoveryPassword(context.Context, *ExportRecoveryPasswordRequest) (*ExportRecoveryPasswordResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "lockbox.v1.KeyService.ExportRecoveryPassword is not implemented")
+}
+
+func (UnimplementedKeyServiceHandler) GetKeyStatus(context.Context, *GetKeyStatusRequest) (*KeyStatus, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "lockbox.v1.KeyService.GetKeyStatus is not implemented")
+}
+
+func (UnimplementedKeyServiceHandler) RotateKey(context.Context, *RotateKeyRequest) (*KeyStatus, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "lockbox.v1.KeyService.RotateKey is not implemented")
+}
+
+func (UnimplementedKeyServiceHandler) GetOrderKey(context.Context, *GetOrderKeyRequest) (*OrderKey, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "lockbox.v1.KeyService.GetOrderKey is not implemented")
+}
+
+func (UnimplementedKeyServiceHandler) SetOrderKey(context.Context, *SetOrderKeyRequest) (*OrderKey, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "lockbox.v1.KeyService.SetOrderKey is not implemented")
 }
 
 type keyServiceClient struct {
@@ -2441,6 +2517,38 @@ func (c *keyServiceClient) ListKeys(ctx context.Context, req *ListKeysRequest) (
 func (c *keyServiceClient) ExportRecoveryPassword(ctx context.Context, req *ExportRecoveryPasswordRequest) (*ExportRecoveryPasswordResponse, error) {
 	var res ExportRecoveryPasswordResponse
 	if err := c.client.CallUnary(ctx, keyServiceExportRecoveryPasswordSpec(), req, &res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+func (c *keyServiceClient) GetKeyStatus(ctx context.Context, req *GetKeyStatusRequest) (*KeyStatus, error) {
+	var res KeyStatus
+	if err := c.client.CallUnary(ctx, keyServiceGetKeyStatusSpec(), req, &res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+func (c *keyServiceClient) RotateKey(ctx context.Context, req *RotateKeyRequest) (*KeyStatus, error) {
+	var res KeyStatus
+	if err := c.client.CallUnary(ctx, keyServiceRotateKeySpec(), req, &res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+func (c *keyServiceClient) GetOrderKey(ctx context.Context, req *GetOrderKeyRequest) (*OrderKey, error) {
+	var res OrderKey
+	if err := c.client.CallUnary(ctx, keyServiceGetOrderKeySpec(), req, &res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+func (c *keyServiceClient) SetOrderKey(ctx context.Context, req *SetOrderKeyRequest) (*OrderKey, error) {
+	var res OrderKey
+	if err := c.client.CallUnary(ctx, keyServiceSetOrderKeySpec(), req, &res); err != nil {
 		return nil, err
 	}
 	return &res, nil
@@ -2466,6 +2574,54 @@ func (h keyServiceHandler) exportRecoveryPassword(ctx context.Context, _ connect
 		return err
 	}
 	res, err := h.svc.ExportRecoveryPassword(ctx, &req)
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
+}
+
+func (h keyServiceHandler) getKeyStatus(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req GetKeyStatusRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	res, err := h.svc.GetKeyStatus(ctx, &req)
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
+}
+
+func (h keyServiceHandler) rotateKey(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req RotateKeyRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	res, err := h.svc.RotateKey(ctx, &req)
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
+}
+
+func (h keyServiceHandler) getOrderKey(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req GetOrderKeyRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	res, err := h.svc.GetOrderKey(ctx, &req)
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
+}
+
+func (h keyServiceHandler) setOrderKey(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req SetOrderKeyRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	res, err := h.svc.SetOrderKey(ctx, &req)
 	if err != nil {
 		return err
 	}

@@ -6373,7 +6373,7 @@ type KeyInfo struct {
 	Node          int32                  `protobuf:"varint,2,opt,name=node,proto3" json:"node,omitempty"`
 	Disk          string                 `protobuf:"bytes,3,opt,name=disk,proto3" json:"disk,omitempty"`
 	VolumeGuid    string                 `protobuf:"bytes,4,opt,name=volume_guid,json=volumeGuid,proto3" json:"volume_guid,omitempty"`
-	WrappedBy     string                 `protobuf:"bytes,5,opt,name=wrapped_by,json=wrappedBy,proto3" json:"wrapped_by,omitempty"` // e.g. "service-key"
+	WrappedBy     string                 `protobuf:"bytes,5,opt,name=wrapped_by,json=wrappedBy,proto3" json:"wrapped_by,omitempty"` // id of the key that wraps its order's, e.g. "service-key"
 	Created       int64                  `protobuf:"varint,6,opt,name=created,proto3" json:"created,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -6563,6 +6563,482 @@ func (x *ExportRecoveryPasswordResponse) GetRecoveryPassword() string {
 	return ""
 }
 
+type GetKeyStatusRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetKeyStatusRequest) Reset() {
+	*x = GetKeyStatusRequest{}
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[103]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetKeyStatusRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetKeyStatusRequest) ProtoMessage() {}
+
+func (x *GetKeyStatusRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[103]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetKeyStatusRequest.ProtoReflect.Descriptor instead.
+func (*GetKeyStatusRequest) Descriptor() ([]byte, []int) {
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{103}
+}
+
+type RotateKeyRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RotateKeyRequest) Reset() {
+	*x = RotateKeyRequest{}
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[104]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RotateKeyRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RotateKeyRequest) ProtoMessage() {}
+
+func (x *RotateKeyRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[104]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RotateKeyRequest.ProtoReflect.Descriptor instead.
+func (*RotateKeyRequest) Descriptor() ([]byte, []int) {
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{104}
+}
+
+type KeyStatus struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Current       string                 `protobuf:"bytes,1,opt,name=current,proto3" json:"current,omitempty"` // id of the key that wraps now; empty if the key service does not answer
+	Problem       string                 `protobuf:"bytes,2,opt,name=problem,proto3" json:"problem,omitempty"` // why it does not
+	Keys          []*WrappingKey         `protobuf:"bytes,3,rep,name=keys,proto3" json:"keys,omitempty"`
+	Rotation      *KeyRotation           `protobuf:"bytes,4,opt,name=rotation,proto3" json:"rotation,omitempty"` // the newest; unset if there was none
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *KeyStatus) Reset() {
+	*x = KeyStatus{}
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[105]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *KeyStatus) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*KeyStatus) ProtoMessage() {}
+
+func (x *KeyStatus) ProtoReflect() protoreflect.Message {
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[105]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use KeyStatus.ProtoReflect.Descriptor instead.
+func (*KeyStatus) Descriptor() ([]byte, []int) {
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{105}
+}
+
+func (x *KeyStatus) GetCurrent() string {
+	if x != nil {
+		return x.Current
+	}
+	return ""
+}
+
+func (x *KeyStatus) GetProblem() string {
+	if x != nil {
+		return x.Problem
+	}
+	return ""
+}
+
+func (x *KeyStatus) GetKeys() []*WrappingKey {
+	if x != nil {
+		return x.Keys
+	}
+	return nil
+}
+
+func (x *KeyStatus) GetRotation() *KeyRotation {
+	if x != nil {
+		return x.Rotation
+	}
+	return nil
+}
+
+// WrappingKey is a key that wraps keys of orders.
+type WrappingKey struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	KekType       string                 `protobuf:"bytes,2,opt,name=kek_type,json=kekType,proto3" json:"kek_type,omitempty"` // MicrosoftManaged or CustomerManaged
+	Orders        int64                  `protobuf:"varint,3,opt,name=orders,proto3" json:"orders,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WrappingKey) Reset() {
+	*x = WrappingKey{}
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[106]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WrappingKey) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WrappingKey) ProtoMessage() {}
+
+func (x *WrappingKey) ProtoReflect() protoreflect.Message {
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[106]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WrappingKey.ProtoReflect.Descriptor instead.
+func (*WrappingKey) Descriptor() ([]byte, []int) {
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{106}
+}
+
+func (x *WrappingKey) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *WrappingKey) GetKekType() string {
+	if x != nil {
+		return x.KekType
+	}
+	return ""
+}
+
+func (x *WrappingKey) GetOrders() int64 {
+	if x != nil {
+		return x.Orders
+	}
+	return 0
+}
+
+type KeyRotation struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Target        string                 `protobuf:"bytes,1,opt,name=target,proto3" json:"target,omitempty"` // id of the key that wraps from then on
+	Person        string                 `protobuf:"bytes,2,opt,name=person,proto3" json:"person,omitempty"`
+	Orders        int64                  `protobuf:"varint,3,opt,name=orders,proto3" json:"orders,omitempty"` // to wrap again
+	Done          int64                  `protobuf:"varint,4,opt,name=done,proto3" json:"done,omitempty"`
+	Problem       string                 `protobuf:"bytes,5,opt,name=problem,proto3" json:"problem,omitempty"` // what it waits for
+	Started       int64                  `protobuf:"varint,6,opt,name=started,proto3" json:"started,omitempty"`
+	Finished      int64                  `protobuf:"varint,7,opt,name=finished,proto3" json:"finished,omitempty"` // 0: under way
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *KeyRotation) Reset() {
+	*x = KeyRotation{}
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[107]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *KeyRotation) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*KeyRotation) ProtoMessage() {}
+
+func (x *KeyRotation) ProtoReflect() protoreflect.Message {
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[107]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use KeyRotation.ProtoReflect.Descriptor instead.
+func (*KeyRotation) Descriptor() ([]byte, []int) {
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{107}
+}
+
+func (x *KeyRotation) GetTarget() string {
+	if x != nil {
+		return x.Target
+	}
+	return ""
+}
+
+func (x *KeyRotation) GetPerson() string {
+	if x != nil {
+		return x.Person
+	}
+	return ""
+}
+
+func (x *KeyRotation) GetOrders() int64 {
+	if x != nil {
+		return x.Orders
+	}
+	return 0
+}
+
+func (x *KeyRotation) GetDone() int64 {
+	if x != nil {
+		return x.Done
+	}
+	return 0
+}
+
+func (x *KeyRotation) GetProblem() string {
+	if x != nil {
+		return x.Problem
+	}
+	return ""
+}
+
+func (x *KeyRotation) GetStarted() int64 {
+	if x != nil {
+		return x.Started
+	}
+	return 0
+}
+
+func (x *KeyRotation) GetFinished() int64 {
+	if x != nil {
+		return x.Finished
+	}
+	return 0
+}
+
+type GetOrderKeyRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Order         string                 `protobuf:"bytes,1,opt,name=order,proto3" json:"order,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetOrderKeyRequest) Reset() {
+	*x = GetOrderKeyRequest{}
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[108]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetOrderKeyRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetOrderKeyRequest) ProtoMessage() {}
+
+func (x *GetOrderKeyRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[108]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetOrderKeyRequest.ProtoReflect.Descriptor instead.
+func (*GetOrderKeyRequest) Descriptor() ([]byte, []int) {
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{108}
+}
+
+func (x *GetOrderKeyRequest) GetOrder() string {
+	if x != nil {
+		return x.Order
+	}
+	return ""
+}
+
+type SetOrderKeyRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Order string                 `protobuf:"bytes,1,opt,name=order,proto3" json:"order,omitempty"`
+	// https://<vault>/keys/<name>[/<version>]; the newest version by default.
+	VaultKey string `protobuf:"bytes,2,opt,name=vault_key,json=vaultKey,proto3" json:"vault_key,omitempty"`
+	// Instead: back to the service's key. Refused unless the service allows it.
+	ServiceManaged bool `protobuf:"varint,3,opt,name=service_managed,json=serviceManaged,proto3" json:"service_managed,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *SetOrderKeyRequest) Reset() {
+	*x = SetOrderKeyRequest{}
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[109]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetOrderKeyRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetOrderKeyRequest) ProtoMessage() {}
+
+func (x *SetOrderKeyRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[109]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetOrderKeyRequest.ProtoReflect.Descriptor instead.
+func (*SetOrderKeyRequest) Descriptor() ([]byte, []int) {
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{109}
+}
+
+func (x *SetOrderKeyRequest) GetOrder() string {
+	if x != nil {
+		return x.Order
+	}
+	return ""
+}
+
+func (x *SetOrderKeyRequest) GetVaultKey() string {
+	if x != nil {
+		return x.VaultKey
+	}
+	return ""
+}
+
+func (x *SetOrderKeyRequest) GetServiceManaged() bool {
+	if x != nil {
+		return x.ServiceManaged
+	}
+	return false
+}
+
+// OrderKey is the key that wraps the keys of an order's disks.
+type OrderKey struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Order         string                 `protobuf:"bytes,1,opt,name=order,proto3" json:"order,omitempty"`
+	KekType       string                 `protobuf:"bytes,2,opt,name=kek_type,json=kekType,proto3" json:"kek_type,omitempty"` // MicrosoftManaged or CustomerManaged
+	Key           string                 `protobuf:"bytes,3,opt,name=key,proto3" json:"key,omitempty"`                        // its id; empty before the order has any key
+	Since         int64                  `protobuf:"varint,4,opt,name=since,proto3" json:"since,omitempty"`
+	OldDestroyed  bool                   `protobuf:"varint,5,opt,name=old_destroyed,json=oldDestroyed,proto3" json:"old_destroyed,omitempty"` // nothing that a key before it wrapped is in the store any more
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *OrderKey) Reset() {
+	*x = OrderKey{}
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[110]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *OrderKey) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*OrderKey) ProtoMessage() {}
+
+func (x *OrderKey) ProtoReflect() protoreflect.Message {
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[110]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use OrderKey.ProtoReflect.Descriptor instead.
+func (*OrderKey) Descriptor() ([]byte, []int) {
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{110}
+}
+
+func (x *OrderKey) GetOrder() string {
+	if x != nil {
+		return x.Order
+	}
+	return ""
+}
+
+func (x *OrderKey) GetKekType() string {
+	if x != nil {
+		return x.KekType
+	}
+	return ""
+}
+
+func (x *OrderKey) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *OrderKey) GetSince() int64 {
+	if x != nil {
+		return x.Since
+	}
+	return 0
+}
+
+func (x *OrderKey) GetOldDestroyed() bool {
+	if x != nil {
+		return x.OldDestroyed
+	}
+	return false
+}
+
 type ListRecordsRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Operation     string                 `protobuf:"bytes,1,opt,name=operation,proto3" json:"operation,omitempty"`
@@ -6579,7 +7055,7 @@ type ListRecordsRequest struct {
 
 func (x *ListRecordsRequest) Reset() {
 	*x = ListRecordsRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[103]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[111]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6591,7 +7067,7 @@ func (x *ListRecordsRequest) String() string {
 func (*ListRecordsRequest) ProtoMessage() {}
 
 func (x *ListRecordsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[103]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[111]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6604,7 +7080,7 @@ func (x *ListRecordsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRecordsRequest.ProtoReflect.Descriptor instead.
 func (*ListRecordsRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{103}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{111}
 }
 
 func (x *ListRecordsRequest) GetOperation() string {
@@ -6673,7 +7149,7 @@ type AuditRecord struct {
 
 func (x *AuditRecord) Reset() {
 	*x = AuditRecord{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[104]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[112]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6685,7 +7161,7 @@ func (x *AuditRecord) String() string {
 func (*AuditRecord) ProtoMessage() {}
 
 func (x *AuditRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[104]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[112]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6698,7 +7174,7 @@ func (x *AuditRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuditRecord.ProtoReflect.Descriptor instead.
 func (*AuditRecord) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{104}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{112}
 }
 
 func (x *AuditRecord) GetIndex() int64 {
@@ -6725,7 +7201,7 @@ type ListRecordsResponse struct {
 
 func (x *ListRecordsResponse) Reset() {
 	*x = ListRecordsResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[105]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[113]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6737,7 +7213,7 @@ func (x *ListRecordsResponse) String() string {
 func (*ListRecordsResponse) ProtoMessage() {}
 
 func (x *ListRecordsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[105]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[113]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6750,7 +7226,7 @@ func (x *ListRecordsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRecordsResponse.ProtoReflect.Descriptor instead.
 func (*ListRecordsResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{105}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{113}
 }
 
 func (x *ListRecordsResponse) GetRecords() []*AuditRecord {
@@ -6786,7 +7262,7 @@ type LegalHold struct {
 
 func (x *LegalHold) Reset() {
 	*x = LegalHold{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[106]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[114]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6798,7 +7274,7 @@ func (x *LegalHold) String() string {
 func (*LegalHold) ProtoMessage() {}
 
 func (x *LegalHold) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[106]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[114]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6811,7 +7287,7 @@ func (x *LegalHold) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LegalHold.ProtoReflect.Descriptor instead.
 func (*LegalHold) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{106}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{114}
 }
 
 func (x *LegalHold) GetId() string {
@@ -6889,7 +7365,7 @@ type PlaceHoldRequest struct {
 
 func (x *PlaceHoldRequest) Reset() {
 	*x = PlaceHoldRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[107]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[115]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6901,7 +7377,7 @@ func (x *PlaceHoldRequest) String() string {
 func (*PlaceHoldRequest) ProtoMessage() {}
 
 func (x *PlaceHoldRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[107]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[115]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6914,7 +7390,7 @@ func (x *PlaceHoldRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlaceHoldRequest.ProtoReflect.Descriptor instead.
 func (*PlaceHoldRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{107}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{115}
 }
 
 func (x *PlaceHoldRequest) GetTenant() string {
@@ -6955,7 +7431,7 @@ type ReleaseHoldRequest struct {
 
 func (x *ReleaseHoldRequest) Reset() {
 	*x = ReleaseHoldRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[108]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[116]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6967,7 +7443,7 @@ func (x *ReleaseHoldRequest) String() string {
 func (*ReleaseHoldRequest) ProtoMessage() {}
 
 func (x *ReleaseHoldRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[108]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[116]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6980,7 +7456,7 @@ func (x *ReleaseHoldRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReleaseHoldRequest.ProtoReflect.Descriptor instead.
 func (*ReleaseHoldRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{108}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{116}
 }
 
 func (x *ReleaseHoldRequest) GetId() string {
@@ -7005,7 +7481,7 @@ type ListHoldsRequest struct {
 
 func (x *ListHoldsRequest) Reset() {
 	*x = ListHoldsRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[109]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[117]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7017,7 +7493,7 @@ func (x *ListHoldsRequest) String() string {
 func (*ListHoldsRequest) ProtoMessage() {}
 
 func (x *ListHoldsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[109]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[117]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7030,7 +7506,7 @@ func (x *ListHoldsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListHoldsRequest.ProtoReflect.Descriptor instead.
 func (*ListHoldsRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{109}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{117}
 }
 
 type ListHoldsResponse struct {
@@ -7043,7 +7519,7 @@ type ListHoldsResponse struct {
 
 func (x *ListHoldsResponse) Reset() {
 	*x = ListHoldsResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[110]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[118]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7055,7 +7531,7 @@ func (x *ListHoldsResponse) String() string {
 func (*ListHoldsResponse) ProtoMessage() {}
 
 func (x *ListHoldsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[110]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[118]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7068,7 +7544,7 @@ func (x *ListHoldsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListHoldsResponse.ProtoReflect.Descriptor instead.
 func (*ListHoldsResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{110}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{118}
 }
 
 func (x *ListHoldsResponse) GetHolds() []*LegalHold {
@@ -7103,7 +7579,7 @@ type Sink struct {
 
 func (x *Sink) Reset() {
 	*x = Sink{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[111]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[119]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7115,7 +7591,7 @@ func (x *Sink) String() string {
 func (*Sink) ProtoMessage() {}
 
 func (x *Sink) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[111]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[119]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7128,7 +7604,7 @@ func (x *Sink) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Sink.ProtoReflect.Descriptor instead.
 func (*Sink) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{111}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{119}
 }
 
 func (x *Sink) GetName() string {
@@ -7202,7 +7678,7 @@ type ListSinksRequest struct {
 
 func (x *ListSinksRequest) Reset() {
 	*x = ListSinksRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[112]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[120]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7214,7 +7690,7 @@ func (x *ListSinksRequest) String() string {
 func (*ListSinksRequest) ProtoMessage() {}
 
 func (x *ListSinksRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[112]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[120]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7227,7 +7703,7 @@ func (x *ListSinksRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSinksRequest.ProtoReflect.Descriptor instead.
 func (*ListSinksRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{112}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{120}
 }
 
 type ListSinksResponse struct {
@@ -7239,7 +7715,7 @@ type ListSinksResponse struct {
 
 func (x *ListSinksResponse) Reset() {
 	*x = ListSinksResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[113]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[121]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7251,7 +7727,7 @@ func (x *ListSinksResponse) String() string {
 func (*ListSinksResponse) ProtoMessage() {}
 
 func (x *ListSinksResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[113]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[121]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7264,7 +7740,7 @@ func (x *ListSinksResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSinksResponse.ProtoReflect.Descriptor instead.
 func (*ListSinksResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{113}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{121}
 }
 
 func (x *ListSinksResponse) GetSinks() []*Sink {
@@ -7282,7 +7758,7 @@ type ExportLogRequest struct {
 
 func (x *ExportLogRequest) Reset() {
 	*x = ExportLogRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[114]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[122]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7294,7 +7770,7 @@ func (x *ExportLogRequest) String() string {
 func (*ExportLogRequest) ProtoMessage() {}
 
 func (x *ExportLogRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[114]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[122]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7307,7 +7783,7 @@ func (x *ExportLogRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportLogRequest.ProtoReflect.Descriptor instead.
 func (*ExportLogRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{114}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{122}
 }
 
 type ExportLogResponse struct {
@@ -7319,7 +7795,7 @@ type ExportLogResponse struct {
 
 func (x *ExportLogResponse) Reset() {
 	*x = ExportLogResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[115]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[123]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7331,7 +7807,7 @@ func (x *ExportLogResponse) String() string {
 func (*ExportLogResponse) ProtoMessage() {}
 
 func (x *ExportLogResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[115]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[123]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7344,7 +7820,7 @@ func (x *ExportLogResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportLogResponse.ProtoReflect.Descriptor instead.
 func (*ExportLogResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{115}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{123}
 }
 
 func (x *ExportLogResponse) GetData() []byte {
@@ -7363,7 +7839,7 @@ type GetCheckpointRequest struct {
 
 func (x *GetCheckpointRequest) Reset() {
 	*x = GetCheckpointRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[116]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[124]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7375,7 +7851,7 @@ func (x *GetCheckpointRequest) String() string {
 func (*GetCheckpointRequest) ProtoMessage() {}
 
 func (x *GetCheckpointRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[116]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[124]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7388,7 +7864,7 @@ func (x *GetCheckpointRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetCheckpointRequest.ProtoReflect.Descriptor instead.
 func (*GetCheckpointRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{116}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{124}
 }
 
 func (x *GetCheckpointRequest) GetConsistentWith() int64 {
@@ -7409,7 +7885,7 @@ type GetCheckpointResponse struct {
 
 func (x *GetCheckpointResponse) Reset() {
 	*x = GetCheckpointResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[117]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[125]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7421,7 +7897,7 @@ func (x *GetCheckpointResponse) String() string {
 func (*GetCheckpointResponse) ProtoMessage() {}
 
 func (x *GetCheckpointResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[117]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[125]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7434,7 +7910,7 @@ func (x *GetCheckpointResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetCheckpointResponse.ProtoReflect.Descriptor instead.
 func (*GetCheckpointResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{117}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{125}
 }
 
 func (x *GetCheckpointResponse) GetCheckpoint() []byte {
@@ -7482,7 +7958,7 @@ type Delivery struct {
 
 func (x *Delivery) Reset() {
 	*x = Delivery{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[118]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[126]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7494,7 +7970,7 @@ func (x *Delivery) String() string {
 func (*Delivery) ProtoMessage() {}
 
 func (x *Delivery) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[118]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[126]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7507,7 +7983,7 @@ func (x *Delivery) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Delivery.ProtoReflect.Descriptor instead.
 func (*Delivery) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{118}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{126}
 }
 
 func (x *Delivery) GetId() string {
@@ -7628,7 +8104,7 @@ type ListNoticesRequest struct {
 
 func (x *ListNoticesRequest) Reset() {
 	*x = ListNoticesRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[119]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[127]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7640,7 +8116,7 @@ func (x *ListNoticesRequest) String() string {
 func (*ListNoticesRequest) ProtoMessage() {}
 
 func (x *ListNoticesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[119]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[127]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7653,7 +8129,7 @@ func (x *ListNoticesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNoticesRequest.ProtoReflect.Descriptor instead.
 func (*ListNoticesRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{119}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{127}
 }
 
 func (x *ListNoticesRequest) GetTenant() string {
@@ -7700,7 +8176,7 @@ type ListNoticesResponse struct {
 
 func (x *ListNoticesResponse) Reset() {
 	*x = ListNoticesResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[120]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[128]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7712,7 +8188,7 @@ func (x *ListNoticesResponse) String() string {
 func (*ListNoticesResponse) ProtoMessage() {}
 
 func (x *ListNoticesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[120]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[128]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7725,7 +8201,7 @@ func (x *ListNoticesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNoticesResponse.ProtoReflect.Descriptor instead.
 func (*ListNoticesResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{120}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{128}
 }
 
 func (x *ListNoticesResponse) GetDeliveries() []*Delivery {
@@ -7745,7 +8221,7 @@ type RetryNoticesRequest struct {
 
 func (x *RetryNoticesRequest) Reset() {
 	*x = RetryNoticesRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[121]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[129]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7757,7 +8233,7 @@ func (x *RetryNoticesRequest) String() string {
 func (*RetryNoticesRequest) ProtoMessage() {}
 
 func (x *RetryNoticesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[121]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[129]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7770,7 +8246,7 @@ func (x *RetryNoticesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RetryNoticesRequest.ProtoReflect.Descriptor instead.
 func (*RetryNoticesRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{121}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{129}
 }
 
 func (x *RetryNoticesRequest) GetIds() []string {
@@ -7796,7 +8272,7 @@ type RetryNoticesResponse struct {
 
 func (x *RetryNoticesResponse) Reset() {
 	*x = RetryNoticesResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[122]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[130]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7808,7 +8284,7 @@ func (x *RetryNoticesResponse) String() string {
 func (*RetryNoticesResponse) ProtoMessage() {}
 
 func (x *RetryNoticesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[122]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[130]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7821,7 +8297,7 @@ func (x *RetryNoticesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RetryNoticesResponse.ProtoReflect.Descriptor instead.
 func (*RetryNoticesResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{122}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{130}
 }
 
 func (x *RetryNoticesResponse) GetRetried() int32 {
@@ -7844,7 +8320,7 @@ type Webhook struct {
 
 func (x *Webhook) Reset() {
 	*x = Webhook{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[123]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[131]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7856,7 +8332,7 @@ func (x *Webhook) String() string {
 func (*Webhook) ProtoMessage() {}
 
 func (x *Webhook) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[123]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[131]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7869,7 +8345,7 @@ func (x *Webhook) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Webhook.ProtoReflect.Descriptor instead.
 func (*Webhook) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{123}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{131}
 }
 
 func (x *Webhook) GetId() string {
@@ -7918,7 +8394,7 @@ type CreateWebhookRequest struct {
 
 func (x *CreateWebhookRequest) Reset() {
 	*x = CreateWebhookRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[124]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[132]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7930,7 +8406,7 @@ func (x *CreateWebhookRequest) String() string {
 func (*CreateWebhookRequest) ProtoMessage() {}
 
 func (x *CreateWebhookRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[124]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[132]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7943,7 +8419,7 @@ func (x *CreateWebhookRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateWebhookRequest.ProtoReflect.Descriptor instead.
 func (*CreateWebhookRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{124}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{132}
 }
 
 func (x *CreateWebhookRequest) GetTenant() string {
@@ -7977,7 +8453,7 @@ type CreateWebhookResponse struct {
 
 func (x *CreateWebhookResponse) Reset() {
 	*x = CreateWebhookResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[125]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[133]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7989,7 +8465,7 @@ func (x *CreateWebhookResponse) String() string {
 func (*CreateWebhookResponse) ProtoMessage() {}
 
 func (x *CreateWebhookResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[125]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[133]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8002,7 +8478,7 @@ func (x *CreateWebhookResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateWebhookResponse.ProtoReflect.Descriptor instead.
 func (*CreateWebhookResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{125}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{133}
 }
 
 func (x *CreateWebhookResponse) GetWebhook() *Webhook {
@@ -8028,7 +8504,7 @@ type ListWebhooksRequest struct {
 
 func (x *ListWebhooksRequest) Reset() {
 	*x = ListWebhooksRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[126]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[134]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8040,7 +8516,7 @@ func (x *ListWebhooksRequest) String() string {
 func (*ListWebhooksRequest) ProtoMessage() {}
 
 func (x *ListWebhooksRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[126]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[134]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8053,7 +8529,7 @@ func (x *ListWebhooksRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListWebhooksRequest.ProtoReflect.Descriptor instead.
 func (*ListWebhooksRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{126}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{134}
 }
 
 func (x *ListWebhooksRequest) GetTenant() string {
@@ -8072,7 +8548,7 @@ type ListWebhooksResponse struct {
 
 func (x *ListWebhooksResponse) Reset() {
 	*x = ListWebhooksResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[127]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[135]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8084,7 +8560,7 @@ func (x *ListWebhooksResponse) String() string {
 func (*ListWebhooksResponse) ProtoMessage() {}
 
 func (x *ListWebhooksResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[127]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[135]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8097,7 +8573,7 @@ func (x *ListWebhooksResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListWebhooksResponse.ProtoReflect.Descriptor instead.
 func (*ListWebhooksResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{127}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{135}
 }
 
 func (x *ListWebhooksResponse) GetWebhooks() []*Webhook {
@@ -8116,7 +8592,7 @@ type RemoveWebhookRequest struct {
 
 func (x *RemoveWebhookRequest) Reset() {
 	*x = RemoveWebhookRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[128]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[136]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8128,7 +8604,7 @@ func (x *RemoveWebhookRequest) String() string {
 func (*RemoveWebhookRequest) ProtoMessage() {}
 
 func (x *RemoveWebhookRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[128]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[136]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8141,7 +8617,7 @@ func (x *RemoveWebhookRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveWebhookRequest.ProtoReflect.Descriptor instead.
 func (*RemoveWebhookRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{128}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{136}
 }
 
 func (x *RemoveWebhookRequest) GetId() string {
@@ -8160,7 +8636,7 @@ type TestWebhookRequest struct {
 
 func (x *TestWebhookRequest) Reset() {
 	*x = TestWebhookRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[129]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[137]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8172,7 +8648,7 @@ func (x *TestWebhookRequest) String() string {
 func (*TestWebhookRequest) ProtoMessage() {}
 
 func (x *TestWebhookRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[129]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[137]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8185,7 +8661,7 @@ func (x *TestWebhookRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TestWebhookRequest.ProtoReflect.Descriptor instead.
 func (*TestWebhookRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{129}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{137}
 }
 
 func (x *TestWebhookRequest) GetId() string {
@@ -8205,7 +8681,7 @@ type TestWebhookResponse struct {
 
 func (x *TestWebhookResponse) Reset() {
 	*x = TestWebhookResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[130]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[138]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8217,7 +8693,7 @@ func (x *TestWebhookResponse) String() string {
 func (*TestWebhookResponse) ProtoMessage() {}
 
 func (x *TestWebhookResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[130]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[138]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8230,7 +8706,7 @@ func (x *TestWebhookResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TestWebhookResponse.ProtoReflect.Descriptor instead.
 func (*TestWebhookResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{130}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{138}
 }
 
 func (x *TestWebhookResponse) GetDelivered() bool {
@@ -8736,7 +9212,38 @@ const file_lockbox_v1_lockbox_proto_rawDesc = "" +
 	"\x04disk\x18\x03 \x01(\tR\x04disk\x12\x16\n" +
 	"\x06reason\x18\x04 \x01(\tR\x06reason\"M\n" +
 	"\x1eExportRecoveryPasswordResponse\x12+\n" +
-	"\x11recovery_password\x18\x01 \x01(\tR\x10recoveryPassword\"\xea\x01\n" +
+	"\x11recovery_password\x18\x01 \x01(\tR\x10recoveryPassword\"\x15\n" +
+	"\x13GetKeyStatusRequest\"\x12\n" +
+	"\x10RotateKeyRequest\"\xa1\x01\n" +
+	"\tKeyStatus\x12\x18\n" +
+	"\acurrent\x18\x01 \x01(\tR\acurrent\x12\x18\n" +
+	"\aproblem\x18\x02 \x01(\tR\aproblem\x12+\n" +
+	"\x04keys\x18\x03 \x03(\v2\x17.lockbox.v1.WrappingKeyR\x04keys\x123\n" +
+	"\brotation\x18\x04 \x01(\v2\x17.lockbox.v1.KeyRotationR\brotation\"P\n" +
+	"\vWrappingKey\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x19\n" +
+	"\bkek_type\x18\x02 \x01(\tR\akekType\x12\x16\n" +
+	"\x06orders\x18\x03 \x01(\x03R\x06orders\"\xb9\x01\n" +
+	"\vKeyRotation\x12\x16\n" +
+	"\x06target\x18\x01 \x01(\tR\x06target\x12\x16\n" +
+	"\x06person\x18\x02 \x01(\tR\x06person\x12\x16\n" +
+	"\x06orders\x18\x03 \x01(\x03R\x06orders\x12\x12\n" +
+	"\x04done\x18\x04 \x01(\x03R\x04done\x12\x18\n" +
+	"\aproblem\x18\x05 \x01(\tR\aproblem\x12\x18\n" +
+	"\astarted\x18\x06 \x01(\x03R\astarted\x12\x1a\n" +
+	"\bfinished\x18\a \x01(\x03R\bfinished\"*\n" +
+	"\x12GetOrderKeyRequest\x12\x14\n" +
+	"\x05order\x18\x01 \x01(\tR\x05order\"p\n" +
+	"\x12SetOrderKeyRequest\x12\x14\n" +
+	"\x05order\x18\x01 \x01(\tR\x05order\x12\x1b\n" +
+	"\tvault_key\x18\x02 \x01(\tR\bvaultKey\x12'\n" +
+	"\x0fservice_managed\x18\x03 \x01(\bR\x0eserviceManaged\"\x88\x01\n" +
+	"\bOrderKey\x12\x14\n" +
+	"\x05order\x18\x01 \x01(\tR\x05order\x12\x19\n" +
+	"\bkek_type\x18\x02 \x01(\tR\akekType\x12\x10\n" +
+	"\x03key\x18\x03 \x01(\tR\x03key\x12\x14\n" +
+	"\x05since\x18\x04 \x01(\x03R\x05since\x12#\n" +
+	"\rold_destroyed\x18\x05 \x01(\bR\foldDestroyed\"\xea\x01\n" +
 	"\x12ListRecordsRequest\x12\x1c\n" +
 	"\toperation\x18\x01 \x01(\tR\toperation\x12%\n" +
 	"\x0ecorrelation_id\x18\x02 \x01(\tR\rcorrelationId\x12\x16\n" +
@@ -8926,11 +9433,15 @@ const file_lockbox_v1_lockbox_proto_rawDesc = "" +
 	"\rRevokeRequest\x12 .lockbox.v1.RevokeRequestRequest\x1a!.lockbox.v1.RevokeRequestResponse\x12H\n" +
 	"\x0eCommentRequest\x12!.lockbox.v1.CommentRequestRequest\x1a\x13.lockbox.v1.Request\x12F\n" +
 	"\rExtendRequest\x12 .lockbox.v1.ExtendRequestRequest\x1a\x13.lockbox.v1.Request\x12N\n" +
-	"\x11RaiseRequestAgain\x12$.lockbox.v1.RaiseRequestAgainRequest\x1a\x13.lockbox.v1.Request2\xc4\x01\n" +
+	"\x11RaiseRequestAgain\x12$.lockbox.v1.RaiseRequestAgainRequest\x1a\x13.lockbox.v1.Request2\xd8\x03\n" +
 	"\n" +
 	"KeyService\x12E\n" +
 	"\bListKeys\x12\x1b.lockbox.v1.ListKeysRequest\x1a\x1c.lockbox.v1.ListKeysResponse\x12o\n" +
-	"\x16ExportRecoveryPassword\x12).lockbox.v1.ExportRecoveryPasswordRequest\x1a*.lockbox.v1.ExportRecoveryPasswordResponse2\x9c\x04\n" +
+	"\x16ExportRecoveryPassword\x12).lockbox.v1.ExportRecoveryPasswordRequest\x1a*.lockbox.v1.ExportRecoveryPasswordResponse\x12F\n" +
+	"\fGetKeyStatus\x12\x1f.lockbox.v1.GetKeyStatusRequest\x1a\x15.lockbox.v1.KeyStatus\x12@\n" +
+	"\tRotateKey\x12\x1c.lockbox.v1.RotateKeyRequest\x1a\x15.lockbox.v1.KeyStatus\x12C\n" +
+	"\vGetOrderKey\x12\x1e.lockbox.v1.GetOrderKeyRequest\x1a\x14.lockbox.v1.OrderKey\x12C\n" +
+	"\vSetOrderKey\x12\x1e.lockbox.v1.SetOrderKeyRequest\x1a\x14.lockbox.v1.OrderKey2\x9c\x04\n" +
 	"\fAuditService\x12N\n" +
 	"\vListRecords\x12\x1e.lockbox.v1.ListRecordsRequest\x1a\x1f.lockbox.v1.ListRecordsResponse\x12J\n" +
 	"\tExportLog\x12\x1c.lockbox.v1.ExportLogRequest\x1a\x1d.lockbox.v1.ExportLogResponse0\x01\x12T\n" +
@@ -8959,7 +9470,7 @@ func file_lockbox_v1_lockbox_proto_rawDescGZIP() []byte {
 	return file_lockbox_v1_lockbox_proto_rawDescData
 }
 
-var file_lockbox_v1_lockbox_proto_msgTypes = make([]protoimpl.MessageInfo, 131)
+var file_lockbox_v1_lockbox_proto_msgTypes = make([]protoimpl.MessageInfo, 139)
 var file_lockbox_v1_lockbox_proto_goTypes = []any{
 	(*ErrorInfo)(nil),                      // 0: lockbox.v1.ErrorInfo
 	(*Person)(nil),                         // 1: lockbox.v1.Person
@@ -9064,34 +9575,42 @@ var file_lockbox_v1_lockbox_proto_goTypes = []any{
 	(*KeyInfo)(nil),                        // 100: lockbox.v1.KeyInfo
 	(*ExportRecoveryPasswordRequest)(nil),  // 101: lockbox.v1.ExportRecoveryPasswordRequest
 	(*ExportRecoveryPasswordResponse)(nil), // 102: lockbox.v1.ExportRecoveryPasswordResponse
-	(*ListRecordsRequest)(nil),             // 103: lockbox.v1.ListRecordsRequest
-	(*AuditRecord)(nil),                    // 104: lockbox.v1.AuditRecord
-	(*ListRecordsResponse)(nil),            // 105: lockbox.v1.ListRecordsResponse
-	(*LegalHold)(nil),                      // 106: lockbox.v1.LegalHold
-	(*PlaceHoldRequest)(nil),               // 107: lockbox.v1.PlaceHoldRequest
-	(*ReleaseHoldRequest)(nil),             // 108: lockbox.v1.ReleaseHoldRequest
-	(*ListHoldsRequest)(nil),               // 109: lockbox.v1.ListHoldsRequest
-	(*ListHoldsResponse)(nil),              // 110: lockbox.v1.ListHoldsResponse
-	(*Sink)(nil),                           // 111: lockbox.v1.Sink
-	(*ListSinksRequest)(nil),               // 112: lockbox.v1.ListSinksRequest
-	(*ListSinksResponse)(nil),              // 113: lockbox.v1.ListSinksResponse
-	(*ExportLogRequest)(nil),               // 114: lockbox.v1.ExportLogRequest
-	(*ExportLogResponse)(nil),              // 115: lockbox.v1.ExportLogResponse
-	(*GetCheckpointRequest)(nil),           // 116: lockbox.v1.GetCheckpointRequest
-	(*GetCheckpointResponse)(nil),          // 117: lockbox.v1.GetCheckpointResponse
-	(*Delivery)(nil),                       // 118: lockbox.v1.Delivery
-	(*ListNoticesRequest)(nil),             // 119: lockbox.v1.ListNoticesRequest
-	(*ListNoticesResponse)(nil),            // 120: lockbox.v1.ListNoticesResponse
-	(*RetryNoticesRequest)(nil),            // 121: lockbox.v1.RetryNoticesRequest
-	(*RetryNoticesResponse)(nil),           // 122: lockbox.v1.RetryNoticesResponse
-	(*Webhook)(nil),                        // 123: lockbox.v1.Webhook
-	(*CreateWebhookRequest)(nil),           // 124: lockbox.v1.CreateWebhookRequest
-	(*CreateWebhookResponse)(nil),          // 125: lockbox.v1.CreateWebhookResponse
-	(*ListWebhooksRequest)(nil),            // 126: lockbox.v1.ListWebhooksRequest
-	(*ListWebhooksResponse)(nil),           // 127: lockbox.v1.ListWebhooksResponse
-	(*RemoveWebhookRequest)(nil),           // 128: lockbox.v1.RemoveWebhookRequest
-	(*TestWebhookRequest)(nil),             // 129: lockbox.v1.TestWebhookRequest
-	(*TestWebhookResponse)(nil),            // 130: lockbox.v1.TestWebhookResponse
+	(*GetKeyStatusRequest)(nil),            // 103: lockbox.v1.GetKeyStatusRequest
+	(*RotateKeyRequest)(nil),               // 104: lockbox.v1.RotateKeyRequest
+	(*KeyStatus)(nil),                      // 105: lockbox.v1.KeyStatus
+	(*WrappingKey)(nil),                    // 106: lockbox.v1.WrappingKey
+	(*KeyRotation)(nil),                    // 107: lockbox.v1.KeyRotation
+	(*GetOrderKeyRequest)(nil),             // 108: lockbox.v1.GetOrderKeyRequest
+	(*SetOrderKeyRequest)(nil),             // 109: lockbox.v1.SetOrderKeyRequest
+	(*OrderKey)(nil),                       // 110: lockbox.v1.OrderKey
+	(*ListRecordsRequest)(nil),             // 111: lockbox.v1.ListRecordsRequest
+	(*AuditRecord)(nil),                    // 112: lockbox.v1.AuditRecord
+	(*ListRecordsResponse)(nil),            // 113: lockbox.v1.ListRecordsResponse
+	(*LegalHold)(nil),                      // 114: lockbox.v1.LegalHold
+	(*PlaceHoldRequest)(nil),               // 115: lockbox.v1.PlaceHoldRequest
+	(*ReleaseHoldRequest)(nil),             // 116: lockbox.v1.ReleaseHoldRequest
+	(*ListHoldsRequest)(nil),               // 117: lockbox.v1.ListHoldsRequest
+	(*ListHoldsResponse)(nil),              // 118: lockbox.v1.ListHoldsResponse
+	(*Sink)(nil),                           // 119: lockbox.v1.Sink
+	(*ListSinksRequest)(nil),               // 120: lockbox.v1.ListSinksRequest
+	(*ListSinksResponse)(nil),              // 121: lockbox.v1.ListSinksResponse
+	(*ExportLogRequest)(nil),               // 122: lockbox.v1.ExportLogRequest
+	(*ExportLogResponse)(nil),              // 123: lockbox.v1.ExportLogResponse
+	(*GetCheckpointRequest)(nil),           // 124: lockbox.v1.GetCheckpointRequest
+	(*GetCheckpointResponse)(nil),          // 125: lockbox.v1.GetCheckpointResponse
+	(*Delivery)(nil),                       // 126: lockbox.v1.Delivery
+	(*ListNoticesRequest)(nil),             // 127: lockbox.v1.ListNoticesRequest
+	(*ListNoticesResponse)(nil),            // 128: lockbox.v1.ListNoticesResponse
+	(*RetryNoticesRequest)(nil),            // 129: lockbox.v1.RetryNoticesRequest
+	(*RetryNoticesResponse)(nil),           // 130: lockbox.v1.RetryNoticesResponse
+	(*Webhook)(nil),                        // 131: lockbox.v1.Webhook
+	(*CreateWebhookRequest)(nil),           // 132: lockbox.v1.CreateWebhookRequest
+	(*CreateWebhookResponse)(nil),          // 133: lockbox.v1.CreateWebhookResponse
+	(*ListWebhooksRequest)(nil),            // 134: lockbox.v1.ListWebhooksRequest
+	(*ListWebhooksResponse)(nil),           // 135: lockbox.v1.ListWebhooksResponse
+	(*RemoveWebhookRequest)(nil),           // 136: lockbox.v1.RemoveWebhookRequest
+	(*TestWebhookRequest)(nil),             // 137: lockbox.v1.TestWebhookRequest
+	(*TestWebhookResponse)(nil),            // 138: lockbox.v1.TestWebhookResponse
 }
 var file_lockbox_v1_lockbox_proto_depIdxs = []int32{
 	1,   // 0: lockbox.v1.LoginResponse.person:type_name -> lockbox.v1.Person
@@ -9124,160 +9643,170 @@ var file_lockbox_v1_lockbox_proto_depIdxs = []int32{
 	84,  // 27: lockbox.v1.Request.decisions:type_name -> lockbox.v1.RequestDecision
 	29,  // 28: lockbox.v1.Request.history:type_name -> lockbox.v1.HistoryLine
 	81,  // 29: lockbox.v1.Request.comments:type_name -> lockbox.v1.RequestComment
-	118, // 30: lockbox.v1.Request.told:type_name -> lockbox.v1.Delivery
+	126, // 30: lockbox.v1.Request.told:type_name -> lockbox.v1.Delivery
 	83,  // 31: lockbox.v1.Evaluation.factors:type_name -> lockbox.v1.Factor
 	80,  // 32: lockbox.v1.ListRequestsResponse.requests:type_name -> lockbox.v1.Request
 	80,  // 33: lockbox.v1.RevokeRequestResponse.request:type_name -> lockbox.v1.Request
 	77,  // 34: lockbox.v1.RevokeRequestResponse.relocked:type_name -> lockbox.v1.RelockResult
 	70,  // 35: lockbox.v1.RevokeRequestResponse.sessions:type_name -> lockbox.v1.Session
 	100, // 36: lockbox.v1.ListKeysResponse.keys:type_name -> lockbox.v1.KeyInfo
-	104, // 37: lockbox.v1.ListRecordsResponse.records:type_name -> lockbox.v1.AuditRecord
-	106, // 38: lockbox.v1.ListHoldsResponse.holds:type_name -> lockbox.v1.LegalHold
-	111, // 39: lockbox.v1.ListSinksResponse.sinks:type_name -> lockbox.v1.Sink
-	118, // 40: lockbox.v1.ListNoticesResponse.deliveries:type_name -> lockbox.v1.Delivery
-	123, // 41: lockbox.v1.CreateWebhookResponse.webhook:type_name -> lockbox.v1.Webhook
-	123, // 42: lockbox.v1.ListWebhooksResponse.webhooks:type_name -> lockbox.v1.Webhook
-	2,   // 43: lockbox.v1.AccountService.Login:input_type -> lockbox.v1.LoginRequest
-	4,   // 44: lockbox.v1.AccountService.WhoAmI:input_type -> lockbox.v1.WhoAmIRequest
-	6,   // 45: lockbox.v1.AccountService.RenewCertificate:input_type -> lockbox.v1.RenewCertificateRequest
-	8,   // 46: lockbox.v1.AccountService.CreatePerson:input_type -> lockbox.v1.CreatePersonRequest
-	10,  // 47: lockbox.v1.AccountService.ListPeople:input_type -> lockbox.v1.ListPeopleRequest
-	12,  // 48: lockbox.v1.AccountService.RemovePerson:input_type -> lockbox.v1.RemovePersonRequest
-	14,  // 49: lockbox.v1.AccountService.CreateLoginToken:input_type -> lockbox.v1.CreateLoginTokenRequest
-	18,  // 50: lockbox.v1.TenantService.CreateTenant:input_type -> lockbox.v1.CreateTenantRequest
-	19,  // 51: lockbox.v1.TenantService.GetTenant:input_type -> lockbox.v1.GetTenantRequest
-	20,  // 52: lockbox.v1.TenantService.ListTenants:input_type -> lockbox.v1.ListTenantsRequest
-	22,  // 53: lockbox.v1.TenantService.CreateSubscription:input_type -> lockbox.v1.CreateSubscriptionRequest
-	23,  // 54: lockbox.v1.TenantService.EnableLockbox:input_type -> lockbox.v1.EnableLockboxRequest
-	24,  // 55: lockbox.v1.TenantService.DisableLockbox:input_type -> lockbox.v1.DisableLockboxRequest
-	25,  // 56: lockbox.v1.TenantService.SetTenant:input_type -> lockbox.v1.SetTenantRequest
-	30,  // 57: lockbox.v1.OrderService.PlaceOrder:input_type -> lockbox.v1.PlaceOrderRequest
-	31,  // 58: lockbox.v1.OrderService.GetOrder:input_type -> lockbox.v1.GetOrderRequest
-	32,  // 59: lockbox.v1.OrderService.ListOrders:input_type -> lockbox.v1.ListOrdersRequest
-	34,  // 60: lockbox.v1.OrderService.PrepareDevice:input_type -> lockbox.v1.PrepareDeviceRequest
-	37,  // 61: lockbox.v1.OrderService.AdvanceOrder:input_type -> lockbox.v1.AdvanceOrderRequest
-	38,  // 62: lockbox.v1.OrderService.DraftTrustPolicy:input_type -> lockbox.v1.DraftTrustPolicyRequest
-	41,  // 63: lockbox.v1.OrderService.SubmitTrustPolicy:input_type -> lockbox.v1.SubmitTrustPolicyRequest
-	42,  // 64: lockbox.v1.OrderService.GetTrustPolicy:input_type -> lockbox.v1.GetTrustPolicyRequest
-	43,  // 65: lockbox.v1.OrderService.DraftConsent:input_type -> lockbox.v1.DraftConsentRequest
-	44,  // 66: lockbox.v1.OrderService.SubmitConsent:input_type -> lockbox.v1.SubmitConsentRequest
-	45,  // 67: lockbox.v1.OrderService.RevokeConsent:input_type -> lockbox.v1.RevokeConsentRequest
-	46,  // 68: lockbox.v1.OrderService.CreateJoinToken:input_type -> lockbox.v1.CreateJoinTokenRequest
-	48,  // 69: lockbox.v1.OrderService.StartJob:input_type -> lockbox.v1.StartJobRequest
-	50,  // 70: lockbox.v1.OrderService.GetCopyLog:input_type -> lockbox.v1.GetCopyLogRequest
-	52,  // 71: lockbox.v1.OrderService.GetManifest:input_type -> lockbox.v1.GetManifestRequest
-	55,  // 72: lockbox.v1.DeviceService.ListDevices:input_type -> lockbox.v1.ListDevicesRequest
-	57,  // 73: lockbox.v1.DeviceService.GetDevice:input_type -> lockbox.v1.GetDeviceRequest
-	58,  // 74: lockbox.v1.DeviceService.RevokeDevice:input_type -> lockbox.v1.RevokeDeviceRequest
-	64,  // 75: lockbox.v1.TicketService.FileTicket:input_type -> lockbox.v1.FileTicketRequest
-	65,  // 76: lockbox.v1.TicketService.GetTicket:input_type -> lockbox.v1.GetTicketRequest
-	66,  // 77: lockbox.v1.TicketService.ListTickets:input_type -> lockbox.v1.ListTicketsRequest
-	68,  // 78: lockbox.v1.TicketService.CommentTicket:input_type -> lockbox.v1.CommentTicketRequest
-	69,  // 79: lockbox.v1.TicketService.AssignTicket:input_type -> lockbox.v1.AssignTicketRequest
-	71,  // 80: lockbox.v1.SessionService.EnableSession:input_type -> lockbox.v1.EnableSessionRequest
-	72,  // 81: lockbox.v1.SessionService.GetSession:input_type -> lockbox.v1.GetSessionRequest
-	73,  // 82: lockbox.v1.SessionService.ListSessions:input_type -> lockbox.v1.ListSessionsRequest
-	75,  // 83: lockbox.v1.SessionService.DisableSession:input_type -> lockbox.v1.DisableSessionRequest
-	78,  // 84: lockbox.v1.SessionService.IssueCertificate:input_type -> lockbox.v1.IssueCertificateRequest
-	85,  // 85: lockbox.v1.RequestService.CreateRequest:input_type -> lockbox.v1.CreateRequestRequest
-	86,  // 86: lockbox.v1.RequestService.GetRequest:input_type -> lockbox.v1.GetRequestRequest
-	87,  // 87: lockbox.v1.RequestService.ListRequests:input_type -> lockbox.v1.ListRequestsRequest
-	89,  // 88: lockbox.v1.RequestService.DraftDecision:input_type -> lockbox.v1.DraftDecisionRequest
-	90,  // 89: lockbox.v1.RequestService.Decide:input_type -> lockbox.v1.DecideRequest
-	91,  // 90: lockbox.v1.RequestService.CancelRequest:input_type -> lockbox.v1.CancelRequestRequest
-	92,  // 91: lockbox.v1.RequestService.ExecuteRequest:input_type -> lockbox.v1.ExecuteRequestRequest
-	93,  // 92: lockbox.v1.RequestService.RevokeRequest:input_type -> lockbox.v1.RevokeRequestRequest
-	95,  // 93: lockbox.v1.RequestService.CommentRequest:input_type -> lockbox.v1.CommentRequestRequest
-	96,  // 94: lockbox.v1.RequestService.ExtendRequest:input_type -> lockbox.v1.ExtendRequestRequest
-	97,  // 95: lockbox.v1.RequestService.RaiseRequestAgain:input_type -> lockbox.v1.RaiseRequestAgainRequest
-	98,  // 96: lockbox.v1.KeyService.ListKeys:input_type -> lockbox.v1.ListKeysRequest
-	101, // 97: lockbox.v1.KeyService.ExportRecoveryPassword:input_type -> lockbox.v1.ExportRecoveryPasswordRequest
-	103, // 98: lockbox.v1.AuditService.ListRecords:input_type -> lockbox.v1.ListRecordsRequest
-	114, // 99: lockbox.v1.AuditService.ExportLog:input_type -> lockbox.v1.ExportLogRequest
-	116, // 100: lockbox.v1.AuditService.GetCheckpoint:input_type -> lockbox.v1.GetCheckpointRequest
-	107, // 101: lockbox.v1.AuditService.PlaceHold:input_type -> lockbox.v1.PlaceHoldRequest
-	108, // 102: lockbox.v1.AuditService.ReleaseHold:input_type -> lockbox.v1.ReleaseHoldRequest
-	109, // 103: lockbox.v1.AuditService.ListHolds:input_type -> lockbox.v1.ListHoldsRequest
-	112, // 104: lockbox.v1.AuditService.ListSinks:input_type -> lockbox.v1.ListSinksRequest
-	119, // 105: lockbox.v1.NoticeService.ListNotices:input_type -> lockbox.v1.ListNoticesRequest
-	121, // 106: lockbox.v1.NoticeService.RetryNotices:input_type -> lockbox.v1.RetryNoticesRequest
-	124, // 107: lockbox.v1.NoticeService.CreateWebhook:input_type -> lockbox.v1.CreateWebhookRequest
-	126, // 108: lockbox.v1.NoticeService.ListWebhooks:input_type -> lockbox.v1.ListWebhooksRequest
-	128, // 109: lockbox.v1.NoticeService.RemoveWebhook:input_type -> lockbox.v1.RemoveWebhookRequest
-	129, // 110: lockbox.v1.NoticeService.TestWebhook:input_type -> lockbox.v1.TestWebhookRequest
-	3,   // 111: lockbox.v1.AccountService.Login:output_type -> lockbox.v1.LoginResponse
-	5,   // 112: lockbox.v1.AccountService.WhoAmI:output_type -> lockbox.v1.WhoAmIResponse
-	7,   // 113: lockbox.v1.AccountService.RenewCertificate:output_type -> lockbox.v1.RenewCertificateResponse
-	9,   // 114: lockbox.v1.AccountService.CreatePerson:output_type -> lockbox.v1.CreatePersonResponse
-	11,  // 115: lockbox.v1.AccountService.ListPeople:output_type -> lockbox.v1.ListPeopleResponse
-	13,  // 116: lockbox.v1.AccountService.RemovePerson:output_type -> lockbox.v1.RemovePersonResponse
-	15,  // 117: lockbox.v1.AccountService.CreateLoginToken:output_type -> lockbox.v1.CreateLoginTokenResponse
-	16,  // 118: lockbox.v1.TenantService.CreateTenant:output_type -> lockbox.v1.Tenant
-	16,  // 119: lockbox.v1.TenantService.GetTenant:output_type -> lockbox.v1.Tenant
-	21,  // 120: lockbox.v1.TenantService.ListTenants:output_type -> lockbox.v1.ListTenantsResponse
-	17,  // 121: lockbox.v1.TenantService.CreateSubscription:output_type -> lockbox.v1.Subscription
-	16,  // 122: lockbox.v1.TenantService.EnableLockbox:output_type -> lockbox.v1.Tenant
-	16,  // 123: lockbox.v1.TenantService.DisableLockbox:output_type -> lockbox.v1.Tenant
-	16,  // 124: lockbox.v1.TenantService.SetTenant:output_type -> lockbox.v1.Tenant
-	26,  // 125: lockbox.v1.OrderService.PlaceOrder:output_type -> lockbox.v1.Order
-	26,  // 126: lockbox.v1.OrderService.GetOrder:output_type -> lockbox.v1.Order
-	33,  // 127: lockbox.v1.OrderService.ListOrders:output_type -> lockbox.v1.ListOrdersResponse
-	26,  // 128: lockbox.v1.OrderService.PrepareDevice:output_type -> lockbox.v1.Order
-	26,  // 129: lockbox.v1.OrderService.AdvanceOrder:output_type -> lockbox.v1.Order
-	40,  // 130: lockbox.v1.OrderService.DraftTrustPolicy:output_type -> lockbox.v1.Document
-	40,  // 131: lockbox.v1.OrderService.SubmitTrustPolicy:output_type -> lockbox.v1.Document
-	40,  // 132: lockbox.v1.OrderService.GetTrustPolicy:output_type -> lockbox.v1.Document
-	40,  // 133: lockbox.v1.OrderService.DraftConsent:output_type -> lockbox.v1.Document
-	40,  // 134: lockbox.v1.OrderService.SubmitConsent:output_type -> lockbox.v1.Document
-	26,  // 135: lockbox.v1.OrderService.RevokeConsent:output_type -> lockbox.v1.Order
-	47,  // 136: lockbox.v1.OrderService.CreateJoinToken:output_type -> lockbox.v1.CreateJoinTokenResponse
-	49,  // 137: lockbox.v1.OrderService.StartJob:output_type -> lockbox.v1.ProgressEvent
-	51,  // 138: lockbox.v1.OrderService.GetCopyLog:output_type -> lockbox.v1.GetCopyLogResponse
-	53,  // 139: lockbox.v1.OrderService.GetManifest:output_type -> lockbox.v1.GetManifestResponse
-	56,  // 140: lockbox.v1.DeviceService.ListDevices:output_type -> lockbox.v1.ListDevicesResponse
-	59,  // 141: lockbox.v1.DeviceService.GetDevice:output_type -> lockbox.v1.Device
-	59,  // 142: lockbox.v1.DeviceService.RevokeDevice:output_type -> lockbox.v1.Device
-	63,  // 143: lockbox.v1.TicketService.FileTicket:output_type -> lockbox.v1.Ticket
-	63,  // 144: lockbox.v1.TicketService.GetTicket:output_type -> lockbox.v1.Ticket
-	67,  // 145: lockbox.v1.TicketService.ListTickets:output_type -> lockbox.v1.ListTicketsResponse
-	63,  // 146: lockbox.v1.TicketService.CommentTicket:output_type -> lockbox.v1.Ticket
-	63,  // 147: lockbox.v1.TicketService.AssignTicket:output_type -> lockbox.v1.Ticket
-	70,  // 148: lockbox.v1.SessionService.EnableSession:output_type -> lockbox.v1.Session
-	70,  // 149: lockbox.v1.SessionService.GetSession:output_type -> lockbox.v1.Session
-	74,  // 150: lockbox.v1.SessionService.ListSessions:output_type -> lockbox.v1.ListSessionsResponse
-	76,  // 151: lockbox.v1.SessionService.DisableSession:output_type -> lockbox.v1.DisableSessionResponse
-	79,  // 152: lockbox.v1.SessionService.IssueCertificate:output_type -> lockbox.v1.IssueCertificateResponse
-	80,  // 153: lockbox.v1.RequestService.CreateRequest:output_type -> lockbox.v1.Request
-	80,  // 154: lockbox.v1.RequestService.GetRequest:output_type -> lockbox.v1.Request
-	88,  // 155: lockbox.v1.RequestService.ListRequests:output_type -> lockbox.v1.ListRequestsResponse
-	40,  // 156: lockbox.v1.RequestService.DraftDecision:output_type -> lockbox.v1.Document
-	80,  // 157: lockbox.v1.RequestService.Decide:output_type -> lockbox.v1.Request
-	80,  // 158: lockbox.v1.RequestService.CancelRequest:output_type -> lockbox.v1.Request
-	49,  // 159: lockbox.v1.RequestService.ExecuteRequest:output_type -> lockbox.v1.ProgressEvent
-	94,  // 160: lockbox.v1.RequestService.RevokeRequest:output_type -> lockbox.v1.RevokeRequestResponse
-	80,  // 161: lockbox.v1.RequestService.CommentRequest:output_type -> lockbox.v1.Request
-	80,  // 162: lockbox.v1.RequestService.ExtendRequest:output_type -> lockbox.v1.Request
-	80,  // 163: lockbox.v1.RequestService.RaiseRequestAgain:output_type -> lockbox.v1.Request
-	99,  // 164: lockbox.v1.KeyService.ListKeys:output_type -> lockbox.v1.ListKeysResponse
-	102, // 165: lockbox.v1.KeyService.ExportRecoveryPassword:output_type -> lockbox.v1.ExportRecoveryPasswordResponse
-	105, // 166: lockbox.v1.AuditService.ListRecords:output_type -> lockbox.v1.ListRecordsResponse
-	115, // 167: lockbox.v1.AuditService.ExportLog:output_type -> lockbox.v1.ExportLogResponse
-	117, // 168: lockbox.v1.AuditService.GetCheckpoint:output_type -> lockbox.v1.GetCheckpointResponse
-	106, // 169: lockbox.v1.AuditService.PlaceHold:output_type -> lockbox.v1.LegalHold
-	106, // 170: lockbox.v1.AuditService.ReleaseHold:output_type -> lockbox.v1.LegalHold
-	110, // 171: lockbox.v1.AuditService.ListHolds:output_type -> lockbox.v1.ListHoldsResponse
-	113, // 172: lockbox.v1.AuditService.ListSinks:output_type -> lockbox.v1.ListSinksResponse
-	120, // 173: lockbox.v1.NoticeService.ListNotices:output_type -> lockbox.v1.ListNoticesResponse
-	122, // 174: lockbox.v1.NoticeService.RetryNotices:output_type -> lockbox.v1.RetryNoticesResponse
-	125, // 175: lockbox.v1.NoticeService.CreateWebhook:output_type -> lockbox.v1.CreateWebhookResponse
-	127, // 176: lockbox.v1.NoticeService.ListWebhooks:output_type -> lockbox.v1.ListWebhooksResponse
-	123, // 177: lockbox.v1.NoticeService.RemoveWebhook:output_type -> lockbox.v1.Webhook
-	130, // 178: lockbox.v1.NoticeService.TestWebhook:output_type -> lockbox.v1.TestWebhookResponse
-	111, // [111:179] is the sub-list for method output_type
-	43,  // [43:111] is the sub-list for method input_type
-	43,  // [43:43] is the sub-list for extension type_name
-	43,  // [43:43] is the sub-list for extension extendee
-	0,   // [0:43] is the sub-list for field type_name
+	106, // 37: lockbox.v1.KeyStatus.keys:type_name -> lockbox.v1.WrappingKey
+	107, // 38: lockbox.v1.KeyStatus.rotation:type_name -> lockbox.v1.KeyRotation
+	112, // 39: lockbox.v1.ListRecordsResponse.records:type_name -> lockbox.v1.AuditRecord
+	114, // 40: lockbox.v1.ListHoldsResponse.holds:type_name -> lockbox.v1.LegalHold
+	119, // 41: lockbox.v1.ListSinksResponse.sinks:type_name -> lockbox.v1.Sink
+	126, // 42: lockbox.v1.ListNoticesResponse.deliveries:type_name -> lockbox.v1.Delivery
+	131, // 43: lockbox.v1.CreateWebhookResponse.webhook:type_name -> lockbox.v1.Webhook
+	131, // 44: lockbox.v1.ListWebhooksResponse.webhooks:type_name -> lockbox.v1.Webhook
+	2,   // 45: lockbox.v1.AccountService.Login:input_type -> lockbox.v1.LoginRequest
+	4,   // 46: lockbox.v1.AccountService.WhoAmI:input_type -> lockbox.v1.WhoAmIRequest
+	6,   // 47: lockbox.v1.AccountService.RenewCertificate:input_type -> lockbox.v1.RenewCertificateRequest
+	8,   // 48: lockbox.v1.AccountService.CreatePerson:input_type -> lockbox.v1.CreatePersonRequest
+	10,  // 49: lockbox.v1.AccountService.ListPeople:input_type -> lockbox.v1.ListPeopleRequest
+	12,  // 50: lockbox.v1.AccountService.RemovePerson:input_type -> lockbox.v1.RemovePersonRequest
+	14,  // 51: lockbox.v1.AccountService.CreateLoginToken:input_type -> lockbox.v1.CreateLoginTokenRequest
+	18,  // 52: lockbox.v1.TenantService.CreateTenant:input_type -> lockbox.v1.CreateTenantRequest
+	19,  // 53: lockbox.v1.TenantService.GetTenant:input_type -> lockbox.v1.GetTenantRequest
+	20,  // 54: lockbox.v1.TenantService.ListTenants:input_type -> lockbox.v1.ListTenantsRequest
+	22,  // 55: lockbox.v1.TenantService.CreateSubscription:input_type -> lockbox.v1.CreateSubscriptionRequest
+	23,  // 56: lockbox.v1.TenantService.EnableLockbox:input_type -> lockbox.v1.EnableLockboxRequest
+	24,  // 57: lockbox.v1.TenantService.DisableLockbox:input_type -> lockbox.v1.DisableLockboxRequest
+	25,  // 58: lockbox.v1.TenantService.SetTenant:input_type -> lockbox.v1.SetTenantRequest
+	30,  // 59: lockbox.v1.OrderService.PlaceOrder:input_type -> lockbox.v1.PlaceOrderRequest
+	31,  // 60: lockbox.v1.OrderService.GetOrder:input_type -> lockbox.v1.GetOrderRequest
+	32,  // 61: lockbox.v1.OrderService.ListOrders:input_type -> lockbox.v1.ListOrdersRequest
+	34,  // 62: lockbox.v1.OrderService.PrepareDevice:input_type -> lockbox.v1.PrepareDeviceRequest
+	37,  // 63: lockbox.v1.OrderService.AdvanceOrder:input_type -> lockbox.v1.AdvanceOrderRequest
+	38,  // 64: lockbox.v1.OrderService.DraftTrustPolicy:input_type -> lockbox.v1.DraftTrustPolicyRequest
+	41,  // 65: lockbox.v1.OrderService.SubmitTrustPolicy:input_type -> lockbox.v1.SubmitTrustPolicyRequest
+	42,  // 66: lockbox.v1.OrderService.GetTrustPolicy:input_type -> lockbox.v1.GetTrustPolicyRequest
+	43,  // 67: lockbox.v1.OrderService.DraftConsent:input_type -> lockbox.v1.DraftConsentRequest
+	44,  // 68: lockbox.v1.OrderService.SubmitConsent:input_type -> lockbox.v1.SubmitConsentRequest
+	45,  // 69: lockbox.v1.OrderService.RevokeConsent:input_type -> lockbox.v1.RevokeConsentRequest
+	46,  // 70: lockbox.v1.OrderService.CreateJoinToken:input_type -> lockbox.v1.CreateJoinTokenRequest
+	48,  // 71: lockbox.v1.OrderService.StartJob:input_type -> lockbox.v1.StartJobRequest
+	50,  // 72: lockbox.v1.OrderService.GetCopyLog:input_type -> lockbox.v1.GetCopyLogRequest
+	52,  // 73: lockbox.v1.OrderService.GetManifest:input_type -> lockbox.v1.GetManifestRequest
+	55,  // 74: lockbox.v1.DeviceService.ListDevices:input_type -> lockbox.v1.ListDevicesRequest
+	57,  // 75: lockbox.v1.DeviceService.GetDevice:input_type -> lockbox.v1.GetDeviceRequest
+	58,  // 76: lockbox.v1.DeviceService.RevokeDevice:input_type -> lockbox.v1.RevokeDeviceRequest
+	64,  // 77: lockbox.v1.TicketService.FileTicket:input_type -> lockbox.v1.FileTicketRequest
+	65,  // 78: lockbox.v1.TicketService.GetTicket:input_type -> lockbox.v1.GetTicketRequest
+	66,  // 79: lockbox.v1.TicketService.ListTickets:input_type -> lockbox.v1.ListTicketsRequest
+	68,  // 80: lockbox.v1.TicketService.CommentTicket:input_type -> lockbox.v1.CommentTicketRequest
+	69,  // 81: lockbox.v1.TicketService.AssignTicket:input_type -> lockbox.v1.AssignTicketRequest
+	71,  // 82: lockbox.v1.SessionService.EnableSession:input_type -> lockbox.v1.EnableSessionRequest
+	72,  // 83: lockbox.v1.SessionService.GetSession:input_type -> lockbox.v1.GetSessionRequest
+	73,  // 84: lockbox.v1.SessionService.ListSessions:input_type -> lockbox.v1.ListSessionsRequest
+	75,  // 85: lockbox.v1.SessionService.DisableSession:input_type -> lockbox.v1.DisableSessionRequest
+	78,  // 86: lockbox.v1.SessionService.IssueCertificate:input_type -> lockbox.v1.IssueCertificateRequest
+	85,  // 87: lockbox.v1.RequestService.CreateRequest:input_type -> lockbox.v1.CreateRequestRequest
+	86,  // 88: lockbox.v1.RequestService.GetRequest:input_type -> lockbox.v1.GetRequestRequest
+	87,  // 89: lockbox.v1.RequestService.ListRequests:input_type -> lockbox.v1.ListRequestsRequest
+	89,  // 90: lockbox.v1.RequestService.DraftDecision:input_type -> lockbox.v1.DraftDecisionRequest
+	90,  // 91: lockbox.v1.RequestService.Decide:input_type -> lockbox.v1.DecideRequest
+	91,  // 92: lockbox.v1.RequestService.CancelRequest:input_type -> lockbox.v1.CancelRequestRequest
+	92,  // 93: lockbox.v1.RequestService.ExecuteRequest:input_type -> lockbox.v1.ExecuteRequestRequest
+	93,  // 94: lockbox.v1.RequestService.RevokeRequest:input_type -> lockbox.v1.RevokeRequestRequest
+	95,  // 95: lockbox.v1.RequestService.CommentRequest:input_type -> lockbox.v1.CommentRequestRequest
+	96,  // 96: lockbox.v1.RequestService.ExtendRequest:input_type -> lockbox.v1.ExtendRequestRequest
+	97,  // 97: lockbox.v1.RequestService.RaiseRequestAgain:input_type -> lockbox.v1.RaiseRequestAgainRequest
+	98,  // 98: lockbox.v1.KeyService.ListKeys:input_type -> lockbox.v1.ListKeysRequest
+	101, // 99: lockbox.v1.KeyService.ExportRecoveryPassword:input_type -> lockbox.v1.ExportRecoveryPasswordRequest
+	103, // 100: lockbox.v1.KeyService.GetKeyStatus:input_type -> lockbox.v1.GetKeyStatusRequest
+	104, // 101: lockbox.v1.KeyService.RotateKey:input_type -> lockbox.v1.RotateKeyRequest
+	108, // 102: lockbox.v1.KeyService.GetOrderKey:input_type -> lockbox.v1.GetOrderKeyRequest
+	109, // 103: lockbox.v1.KeyService.SetOrderKey:input_type -> lockbox.v1.SetOrderKeyRequest
+	111, // 104: lockbox.v1.AuditService.ListRecords:input_type -> lockbox.v1.ListRecordsRequest
+	122, // 105: lockbox.v1.AuditService.ExportLog:input_type -> lockbox.v1.ExportLogRequest
+	124, // 106: lockbox.v1.AuditService.GetCheckpoint:input_type -> lockbox.v1.GetCheckpointRequest
+	115, // 107: lockbox.v1.AuditService.PlaceHold:input_type -> lockbox.v1.PlaceHoldRequest
+	116, // 108: lockbox.v1.AuditService.ReleaseHold:input_type -> lockbox.v1.ReleaseHoldRequest
+	117, // 109: lockbox.v1.AuditService.ListHolds:input_type -> lockbox.v1.ListHoldsRequest
+	120, // 110: lockbox.v1.AuditService.ListSinks:input_type -> lockbox.v1.ListSinksRequest
+	127, // 111: lockbox.v1.NoticeService.ListNotices:input_type -> lockbox.v1.ListNoticesRequest
+	129, // 112: lockbox.v1.NoticeService.RetryNotices:input_type -> lockbox.v1.RetryNoticesRequest
+	132, // 113: lockbox.v1.NoticeService.CreateWebhook:input_type -> lockbox.v1.CreateWebhookRequest
+	134, // 114: lockbox.v1.NoticeService.ListWebhooks:input_type -> lockbox.v1.ListWebhooksRequest
+	136, // 115: lockbox.v1.NoticeService.RemoveWebhook:input_type -> lockbox.v1.RemoveWebhookRequest
+	137, // 116: lockbox.v1.NoticeService.TestWebhook:input_type -> lockbox.v1.TestWebhookRequest
+	3,   // 117: lockbox.v1.AccountService.Login:output_type -> lockbox.v1.LoginResponse
+	5,   // 118: lockbox.v1.AccountService.WhoAmI:output_type -> lockbox.v1.WhoAmIResponse
+	7,   // 119: lockbox.v1.AccountService.RenewCertificate:output_type -> lockbox.v1.RenewCertificateResponse
+	9,   // 120: lockbox.v1.AccountService.CreatePerson:output_type -> lockbox.v1.CreatePersonResponse
+	11,  // 121: lockbox.v1.AccountService.ListPeople:output_type -> lockbox.v1.ListPeopleResponse
+	13,  // 122: lockbox.v1.AccountService.RemovePerson:output_type -> lockbox.v1.RemovePersonResponse
+	15,  // 123: lockbox.v1.AccountService.CreateLoginToken:output_type -> lockbox.v1.CreateLoginTokenResponse
+	16,  // 124: lockbox.v1.TenantService.CreateTenant:output_type -> lockbox.v1.Tenant
+	16,  // 125: lockbox.v1.TenantService.GetTenant:output_type -> lockbox.v1.Tenant
+	21,  // 126: lockbox.v1.TenantService.ListTenants:output_type -> lockbox.v1.ListTenantsResponse
+	17,  // 127: lockbox.v1.TenantService.CreateSubscription:output_type -> lockbox.v1.Subscription
+	16,  // 128: lockbox.v1.TenantService.EnableLockbox:output_type -> lockbox.v1.Tenant
+	16,  // 129: lockbox.v1.TenantService.DisableLockbox:output_type -> lockbox.v1.Tenant
+	16,  // 130: lockbox.v1.TenantService.SetTenant:output_type -> lockbox.v1.Tenant
+	26,  // 131: lockbox.v1.OrderService.PlaceOrder:output_type -> lockbox.v1.Order
+	26,  // 132: lockbox.v1.OrderService.GetOrder:output_type -> lockbox.v1.Order
+	33,  // 133: lockbox.v1.OrderService.ListOrders:output_type -> lockbox.v1.ListOrdersResponse
+	26,  // 134: lockbox.v1.OrderService.PrepareDevice:output_type -> lockbox.v1.Order
+	26,  // 135: lockbox.v1.OrderService.AdvanceOrder:output_type -> lockbox.v1.Order
+	40,  // 136: lockbox.v1.OrderService.DraftTrustPolicy:output_type -> lockbox.v1.Document
+	40,  // 137: lockbox.v1.OrderService.SubmitTrustPolicy:output_type -> lockbox.v1.Document
+	40,  // 138: lockbox.v1.OrderService.GetTrustPolicy:output_type -> lockbox.v1.Document
+	40,  // 139: lockbox.v1.OrderService.DraftConsent:output_type -> lockbox.v1.Document
+	40,  // 140: lockbox.v1.OrderService.SubmitConsent:output_type -> lockbox.v1.Document
+	26,  // 141: lockbox.v1.OrderService.RevokeConsent:output_type -> lockbox.v1.Order
+	47,  // 142: lockbox.v1.OrderService.CreateJoinToken:output_type -> lockbox.v1.CreateJoinTokenResponse
+	49,  // 143: lockbox.v1.OrderService.StartJob:output_type -> lockbox.v1.ProgressEvent
+	51,  // 144: lockbox.v1.OrderService.GetCopyLog:output_type -> lockbox.v1.GetCopyLogResponse
+	53,  // 145: lockbox.v1.OrderService.GetManifest:output_type -> lockbox.v1.GetManifestResponse
+	56,  // 146: lockbox.v1.DeviceService.ListDevices:output_type -> lockbox.v1.ListDevicesResponse
+	59,  // 147: lockbox.v1.DeviceService.GetDevice:output_type -> lockbox.v1.Device
+	59,  // 148: lockbox.v1.DeviceService.RevokeDevice:output_type -> lockbox.v1.Device
+	63,  // 149: lockbox.v1.TicketService.FileTicket:output_type -> lockbox.v1.Ticket
+	63,  // 150: lockbox.v1.TicketService.GetTicket:output_type -> lockbox.v1.Ticket
+	67,  // 151: lockbox.v1.TicketService.ListTickets:output_type -> lockbox.v1.ListTicketsResponse
+	63,  // 152: lockbox.v1.TicketService.CommentTicket:output_type -> lockbox.v1.Ticket
+	63,  // 153: lockbox.v1.TicketService.AssignTicket:output_type -> lockbox.v1.Ticket
+	70,  // 154: lockbox.v1.SessionService.EnableSession:output_type -> lockbox.v1.Session
+	70,  // 155: lockbox.v1.SessionService.GetSession:output_type -> lockbox.v1.Session
+	74,  // 156: lockbox.v1.SessionService.ListSessions:output_type -> lockbox.v1.ListSessionsResponse
+	76,  // 157: lockbox.v1.SessionService.DisableSession:output_type -> lockbox.v1.DisableSessionResponse
+	79,  // 158: lockbox.v1.SessionService.IssueCertificate:output_type -> lockbox.v1.IssueCertificateResponse
+	80,  // 159: lockbox.v1.RequestService.CreateRequest:output_type -> lockbox.v1.Request
+	80,  // 160: lockbox.v1.RequestService.GetRequest:output_type -> lockbox.v1.Request
+	88,  // 161: lockbox.v1.RequestService.ListRequests:output_type -> lockbox.v1.ListRequestsResponse
+	40,  // 162: lockbox.v1.RequestService.DraftDecision:output_type -> lockbox.v1.Document
+	80,  // 163: lockbox.v1.RequestService.Decide:output_type -> lockbox.v1.Request
+	80,  // 164: lockbox.v1.RequestService.CancelRequest:output_type -> lockbox.v1.Request
+	49,  // 165: lockbox.v1.RequestService.ExecuteRequest:output_type -> lockbox.v1.ProgressEvent
+	94,  // 166: lockbox.v1.RequestService.RevokeRequest:output_type -> lockbox.v1.RevokeRequestResponse
+	80,  // 167: lockbox.v1.RequestService.CommentRequest:output_type -> lockbox.v1.Request
+	80,  // 168: lockbox.v1.RequestService.ExtendRequest:output_type -> lockbox.v1.Request
+	80,  // 169: lockbox.v1.RequestService.RaiseRequestAgain:output_type -> lockbox.v1.Request
+	99,  // 170: lockbox.v1.KeyService.ListKeys:output_type -> lockbox.v1.ListKeysResponse
+	102, // 171: lockbox.v1.KeyService.ExportRecoveryPassword:output_type -> lockbox.v1.ExportRecoveryPasswordResponse
+	105, // 172: lockbox.v1.KeyService.GetKeyStatus:output_type -> lockbox.v1.KeyStatus
+	105, // 173: lockbox.v1.KeyService.RotateKey:output_type -> lockbox.v1.KeyStatus
+	110, // 174: lockbox.v1.KeyService.GetOrderKey:output_type -> lockbox.v1.OrderKey
+	110, // 175: lockbox.v1.KeyService.SetOrderKey:output_type -> lockbox.v1.OrderKey
+	113, // 176: lockbox.v1.AuditService.ListRecords:output_type -> lockbox.v1.ListRecordsResponse
+	123, // 177: lockbox.v1.AuditService.ExportLog:output_type -> lockbox.v1.ExportLogResponse
+	125, // 178: lockbox.v1.AuditService.GetCheckpoint:output_type -> lockbox.v1.GetCheckpointResponse
+	114, // 179: lockbox.v1.AuditService.PlaceHold:output_type -> lockbox.v1.LegalHold
+	114, // 180: lockbox.v1.AuditService.ReleaseHold:output_type -> lockbox.v1.LegalHold
+	118, // 181: lockbox.v1.AuditService.ListHolds:output_type -> lockbox.v1.ListHoldsResponse
+	121, // 182: lockbox.v1.AuditService.ListSinks:output_type -> lockbox.v1.ListSinksResponse
+	128, // 183: lockbox.v1.NoticeService.ListNotices:output_type -> lockbox.v1.ListNoticesResponse
+	130, // 184: lockbox.v1.NoticeService.RetryNotices:output_type -> lockbox.v1.RetryNoticesResponse
+	133, // 185: lockbox.v1.NoticeService.CreateWebhook:output_type -> lockbox.v1.CreateWebhookResponse
+	135, // 186: lockbox.v1.NoticeService.ListWebhooks:output_type -> lockbox.v1.ListWebhooksResponse
+	131, // 187: lockbox.v1.NoticeService.RemoveWebhook:output_type -> lockbox.v1.Webhook
+	138, // 188: lockbox.v1.NoticeService.TestWebhook:output_type -> lockbox.v1.TestWebhookResponse
+	117, // [117:189] is the sub-list for method output_type
+	45,  // [45:117] is the sub-list for method input_type
+	45,  // [45:45] is the sub-list for extension type_name
+	45,  // [45:45] is the sub-list for extension extendee
+	0,   // [0:45] is the sub-list for field type_name
 }
 
 func init() { file_lockbox_v1_lockbox_proto_init() }
@@ -9291,7 +9820,7 @@ func file_lockbox_v1_lockbox_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_lockbox_v1_lockbox_proto_rawDesc), len(file_lockbox_v1_lockbox_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   131,
+			NumMessages:   139,
 			NumExtensions: 0,
 			NumServices:   10,
 		},

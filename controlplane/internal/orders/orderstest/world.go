@@ -95,7 +95,7 @@ func New(t testing.TB, nodes int, keys Keys, now func() time.Time) *World {
 	w.Audit = must(audit.New(t.Context(), audit.Config{Store: w.Store, Key: logKey, Now: now}))(t)
 	w.Custody = custody.New(custody.Config{
 		Store: w.Store, Audit: w.Audit, Nodes: w, Signer: w.Service, DeadMan: time.Minute, Now: now, Logger: zerolog.Nop(),
-		Wrapper: must(custody.OpenMasterKey(filepath.Join(t.TempDir(), "master.key"), true))(t),
+		Keys: must(custody.OpenMasterKey(filepath.Join(t.TempDir(), "master.key"), true))(t),
 	})
 	var err error
 	if w.Authority, _, err = certs.Open(filepath.Join(t.TempDir(), "authority")); err != nil {

@@ -1,0 +1,148 @@
+package custody
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/databox-lockbox/lockbox/controlplane/internal/store"
+	"github.com/databox-lockbox/lockbox/protocol"
+)
+
+// rewrapIn says how an order is wrapped anew.
+type rewrapIn struct {
+	order    protocol.OrderID
+	to       KeyWrapper
+	customer bool
+	also     func(*store.Tx) error // in the transaction that takes the new wrappings; may be nil
+}
+
+// rewrap gives an order another key, wrapped by in.to, encrypts the keys of its
+// disks under it, and returns what is replaced. The old wrappings are good until
+// the new ones are on disk, all at once.
+func (s *Service) rewrap(ctx context.Context, in rewrapIn) (gone [][]byte, err error) {
+	old, err := s.storedOrderKey(ctx, in.order)
+	if err != nil {
+		return nil, err
+	}
+	defer old.Wipe()
+	next := &OrderKey{row: store.OrderKey{Order: in.order}}
+	var disks []store.DiskKey
+	err = s.Store.View(ctx, func(tx *store.Tx) error {
+		o, err := tx.Order(ctx, in.order)
+		if err != nil {
+			return err
+		}
+		next.row.Tenant = o.Tenant
+		if next.rotation, err = lastRotation(ctx, tx); err != nil {
+			return err
+		}
+		disks, err = tx.DiskKeys(ctx, in.order)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	if err := s.wrapFresh(ctx, next, in.to, in.customer); err != nil {
+		return nil, err
+	}
+	defer next.Wipe()
+	wrapped, err := s.reseal(ctx, old, next, disks)
+	if err != nil {
+		return nil, err
+	}
+	if old != nil {
+		gone = append(gone, old.row.Wrapped)
+	}
+	for _, d := range disks {
+		gone = append(gone, d.Wrapped)
+	}
+	return gone, s.Store.Tx(ctx, func(tx *store.Tx) error {
+		if err := next.replace(ctx, tx, old); err != nil {
+			return err
+		}
+		for i, d := range disks {
+			if err := tx.ReplaceDiskKey(ctx, d, underOrderKey, wrapped[i]); err != nil {
+				return err
+			}
+		}
+		if in.also == nil {
+			return nil
+		}
+		return in.also(tx)
+	})
+}
+
+// reseal encrypts the keys of disks under another key of their order.
+func (s *Service) reseal(ctx context.Context, old, next *OrderKey, disks []store.DiskKey) ([][]byte, error) {
+	var out [][]byte
+	for _, d := range disks {
+		key, err := s.openDiskKey(ctx, old, d)
+		if err != nil {
+			return nil, err
+		}
+		d.Wrapper = underOrderKey
+		out = append(out, next.seal(key, d))
+		clear(key)
+	}
+	return out, nil
+}
+
+// replace puts k in the place of old, which is nil if the order had none.
+func (k *OrderKey) replace(ctx context.Context, tx *store.Tx, old *OrderKey) error {
+	if !k.row.Customer {
+		if err := k.checkRotation(ctx, tx); err != nil {
+			return err
+		}
+	}
+	if old == nil {
+		return tx.InsertOrderKey(ctx, &k.row)
+	}
+	k.row.Rev = old.row.Rev
+	return tx.UpdateOrderKey(ctx, &k.row)
+}
+
+// Bounds of erasing what was replaced: while somebody waits for it, and later.
+const (
+	eraseTimeout = 20 * time.Second
+	eraseLater   = 10 * time.Minute
+)
+
+// eraseNow erases what the former key of an order wrapped, and reports whether
+// nothing is left. What cannot be done now is left to [Service.Run].
+func (s *Service) eraseNow(ctx context.Context, order protocol.OrderID, gone [][]byte) bool {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), eraseTimeout)
+	defer cancel()
+	err := s.Store.Purge(ctx, gone...)
+	if err == nil {
+		err = s.erased(ctx, order)
+	}
+	if err != nil {
+		s.Logger.Warn().Err(err).Str("order", string(order)).Msg("old wrappings of an order's key are not erased yet")
+		signal(s.keysWake)
+	}
+	return err == nil
+}
+
+// erase erases what earlier moves left, of which nobody knows any more what it
+// looks like.
+func (s *Service) erase(ctx context.Context) error {
+	var waiting []protocol.OrderID
+	err := s.Store.View(ctx, func(tx *store.Tx) (err error) { waiting, err = tx.Erasures(ctx); return err })
+	if err != nil || len(waiting) == 0 {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, eraseLater)
+	defer cancel()
+	if err := s.Store.Purge(ctx); err != nil {
+		return err
+	}
+	for _, order := range waiting {
+		err = errors.Join(err, s.erased(ctx, order))
+	}
+	return err
+}
+
+func (s *Service) erased(ctx context.Context, order protocol.OrderID) error {
+	return s.Store.Tx(ctx, func(tx *store.Tx) error { return tx.DeleteErasure(ctx, order) })
+}
