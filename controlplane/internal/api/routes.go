@@ -72,6 +72,8 @@ func publicRoutes(s Services) []route {
 		unary(tenants+"DisableLockbox", ownership, s.Orders.DisableLockbox),
 		unary(tenants+"SetTenant", ownership, s.Orders.SetTenant),
 
+		unary(tenants+"ReportApplicability", append(auditors, customers...), s.Orders.ReportApplicability),
+
 		unary(order+"PlaceOrder", ownership, s.Orders.PlaceOrder),
 		unary(order+"GetOrder", anyone, s.Orders.GetOrder),
 		unary(order+"ListOrders", anyone, s.Orders.ListOrders),

@@ -22,7 +22,7 @@ import (
 
 func (a *app) auditCommand() *cobra.Command {
 	return group("audit", "The activity log: list, export, verify offline", a.auditList(), a.auditExport(), a.auditVerify(),
-		a.auditCheckpoint(), a.auditSinks(), a.auditHold())
+		a.auditCheckpoint(), a.auditSinks(), a.auditHold(), a.auditApplicability())
 }
 
 func (a *app) auditList() *cobra.Command {
@@ -420,4 +420,35 @@ func heldOf(h *lockboxv1.LegalHold) string {
 		}
 	}
 	return cmp.Or(strings.Join(parts, ", "), "all records")
+}
+
+func (a *app) auditApplicability() *cobra.Command {
+	req := &lockboxv1.ReportApplicabilityRequest{}
+	c := &cobra.Command{
+		Use:   "applicability [--tenant T]",
+		Short: "Report what Lockbox protects, and what not and why",
+		Long: `Report of each subscription, order and device node whether Lockbox protects it, and
+if not, why: what control 3.13 of the cloud security benchmark asks for. Customers
+see their own.`,
+		Args: args(),
+		RunE: a.connected(func(ctx context.Context, c *client.Client, cmd *cobra.Command, _ []string) error {
+			resp, err := c.Tenants.ReportApplicability(ctx, req)
+			if err != nil {
+				return err
+			}
+			return a.print(cmd, resp, func(w io.Writer) {
+				var rows [][]string
+				for _, r := range resp.Resources {
+					on := "off"
+					if r.On {
+						on = "on"
+					}
+					rows = append(rows, []string{r.Tenant, r.Type, r.Id, on, r.Reason})
+				}
+				table(w, "TENANT TYPE RESOURCE LOCKBOX WHY-NOT", rows)
+			})
+		}),
+	}
+	c.Flags().StringVar(&req.Tenant, "tenant", "", "only this tenant")
+	return c
 }

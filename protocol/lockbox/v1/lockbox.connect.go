@@ -78,6 +78,9 @@ const (
 	TenantServiceDisableLockboxProcedure = "/lockbox.v1.TenantService/DisableLockbox"
 	// TenantServiceSetTenantProcedure is the procedure name of the TenantService's SetTenant RPC.
 	TenantServiceSetTenantProcedure = "/lockbox.v1.TenantService/SetTenant"
+	// TenantServiceReportApplicabilityProcedure is the procedure name of the TenantService's
+	// ReportApplicability RPC.
+	TenantServiceReportApplicabilityProcedure = "/lockbox.v1.TenantService/ReportApplicability"
 	// OrderServicePlaceOrderProcedure is the procedure name of the OrderService's PlaceOrder RPC.
 	OrderServicePlaceOrderProcedure = "/lockbox.v1.OrderService/PlaceOrder"
 	// OrderServiceGetOrderProcedure is the procedure name of the OrderService's GetOrder RPC.
@@ -547,6 +550,13 @@ var (
 			Procedure:  TenantServiceSetTenantProcedure,
 		}
 	})
+	tenantServiceReportApplicabilitySpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeUnary,
+			Schema:     File_lockbox_v1_lockbox_proto.Services().ByName("TenantService").Methods().ByName("ReportApplicability"),
+			Procedure:  TenantServiceReportApplicabilityProcedure,
+		}
+	})
 )
 
 // TenantServiceClient is a client for the lockbox.v1.TenantService service.
@@ -560,6 +570,8 @@ type TenantServiceClient interface {
 	DisableLockbox(context.Context, *DisableLockboxRequest) (*Tenant, error)
 	// SetTenant changes how long requests wait and accesses last.
 	SetTenant(context.Context, *SetTenantRequest) (*Tenant, error)
+	// ReportApplicability says of each resource whether Lockbox protects it.
+	ReportApplicability(context.Context, *ReportApplicabilityRequest) (*ReportApplicabilityResponse, error)
 }
 
 // NewTenantServiceClient constructs a client for the lockbox.v1.TenantService service. Multiple
@@ -579,6 +591,8 @@ type TenantServiceHandler interface {
 	DisableLockbox(context.Context, *DisableLockboxRequest) (*Tenant, error)
 	// SetTenant changes how long requests wait and accesses last.
 	SetTenant(context.Context, *SetTenantRequest) (*Tenant, error)
+	// ReportApplicability says of each resource whether Lockbox protects it.
+	ReportApplicability(context.Context, *ReportApplicabilityRequest) (*ReportApplicabilityResponse, error)
 }
 
 // RegisterTenantServiceHandler registers svc as the lockbox.v1.TenantService implementation on
@@ -593,6 +607,7 @@ func RegisterTenantServiceHandler(server *connect.Server, svc TenantServiceHandl
 		connect.Method{Spec: tenantServiceEnableLockboxSpec(), Handler: adapter.enableLockbox},
 		connect.Method{Spec: tenantServiceDisableLockboxSpec(), Handler: adapter.disableLockbox},
 		connect.Method{Spec: tenantServiceSetTenantSpec(), Handler: adapter.setTenant},
+		connect.Method{Spec: tenantServiceReportApplicabilitySpec(), Handler: adapter.reportApplicability},
 	)
 }
 
@@ -625,6 +640,10 @@ func (UnimplementedTenantServiceHandler) DisableLockbox(context.Context, *Disabl
 
 func (UnimplementedTenantServiceHandler) SetTenant(context.Context, *SetTenantRequest) (*Tenant, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "lockbox.v1.TenantService.SetTenant is not implemented")
+}
+
+func (UnimplementedTenantServiceHandler) ReportApplicability(context.Context, *ReportApplicabilityRequest) (*ReportApplicabilityResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "lockbox.v1.TenantService.ReportApplicability is not implemented")
 }
 
 type tenantServiceClient struct {
@@ -682,6 +701,14 @@ func (c *tenantServiceClient) DisableLockbox(ctx context.Context, req *DisableLo
 func (c *tenantServiceClient) SetTenant(ctx context.Context, req *SetTenantRequest) (*Tenant, error) {
 	var res Tenant
 	if err := c.client.CallUnary(ctx, tenantServiceSetTenantSpec(), req, &res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+func (c *tenantServiceClient) ReportApplicability(ctx context.Context, req *ReportApplicabilityRequest) (*ReportApplicabilityResponse, error) {
+	var res ReportApplicabilityResponse
+	if err := c.client.CallUnary(ctx, tenantServiceReportApplicabilitySpec(), req, &res); err != nil {
 		return nil, err
 	}
 	return &res, nil
@@ -767,6 +794,18 @@ func (h tenantServiceHandler) setTenant(ctx context.Context, _ connect.Spec, str
 		return err
 	}
 	res, err := h.svc.SetTenant(ctx, &req)
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
+}
+
+func (h tenantServiceHandler) reportApplicability(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req ReportApplicabilityRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	res, err := h.svc.ReportApplicability(ctx, &req)
 	if err != nil {
 		return err
 	}
