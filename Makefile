@@ -3,10 +3,10 @@ PROFILE ?= databox
 WORLD   ?= .world
 SUDO    := $(shell [ "$$(id -u)" = 0 ] || echo sudo env PATH="$$PATH")
 
-.PHONY: help deps build test demo up down bench check generate clean
+.PHONY: help deps build test demo up down bench bench-disk check generate clean
 
 help: ## show this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1	\2/' | expand -t 18
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1	\2/' | expand -t 20
 
 deps: ## install the Debian packages that tests and demo need, if any is missing
 	@./.ci/deps
@@ -28,6 +28,9 @@ down: build ## end what 'make up' left running
 
 bench: deps build ## measure, and print one line a figure
 	@$(SUDO) ./bin/databox-sim bench
+
+bench-disk: deps build ## measure the disk engine beside its peers, and print a table of targets
+	@$(SUDO) ./bin/databox-sim bench-disk
 
 check: ## formatting, vet, staticcheck, generated code
 	@./.ci/check

@@ -30,7 +30,7 @@ var plan = strings.Fields(`
 	controlplane/internal/orders controlplane/internal/orders/orderstest controlplane/internal/lockbox
 	controlplane/internal/api
 	controlplane/internal/cli
-	simulator/profile simulator/image simulator/netfault simulator/fleet simulator/actor simulator/world
+	simulator/profile simulator/image simulator/netfault simulator/figure simulator/fleet simulator/diskbench simulator/actor simulator/world
 	simulator/scenario simulator/cli simulator/cmd/databox-sim
 `)
 
@@ -79,7 +79,7 @@ var owners = map[string]string{
 	"github.com/hashicorp/yamux": "protocol/tunnel",
 	"github.com/spf13/viper":     "configs",
 	"golang.org/x/crypto/ssh":    "certs protocol/approval agent/internal/support controlplane/internal/cli simulator/actor",
-	"os/exec":                    "agent/internal/disk agent/internal/share controlplane/internal/cli simulator/image simulator/fleet simulator/scenario",
+	"os/exec":                    "agent/internal/disk agent/internal/share controlplane/internal/cli simulator/image simulator/fleet simulator/diskbench simulator/scenario",
 	"unsafe":                     "protocol/device/v1 protocol/lockbox/v1", // generated
 }
 

@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/databox-lockbox/lockbox/agent"
+	"github.com/databox-lockbox/lockbox/simulator/figure"
 	"github.com/databox-lockbox/lockbox/simulator/fleet"
 )
 
@@ -85,7 +86,7 @@ func (b bench) run(ctx context.Context, out, note io.Writer) (err error) {
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
 	fmt.Fprintln(out, machine())
 	wants := func(name string) bool { return b.only == "" || b.only == name }
-	show := func(figures []fleet.Figure) {
+	show := func(figures []figure.Figure) {
 		for _, f := range figures {
 			if wants(f.Name) {
 				fmt.Fprintln(out, f)

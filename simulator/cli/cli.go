@@ -49,10 +49,11 @@ func newRoot() *cobra.Command {
 		Short: "Simulated devices with real BitLocker disks, and the story played on them",
 		Long: `Simulated devices with real BitLocker disks, and the story played on them.
 
-  databox-sim demo   play the story with the real programs, and check every step
-  databox-sim up     play it until the copy job has halted, and leave it running
-  databox-sim down   end what 'up' left running
-  databox-sim bench  measure unlocking, relocking, and a fleet of idle devices`,
+  databox-sim demo        play the story with the real programs, and check every step
+  databox-sim up          play it until the copy job has halted, and leave it running
+  databox-sim down        end what 'up' left running
+  databox-sim bench       measure unlocking, relocking, and a fleet of idle devices
+  databox-sim bench-disk  measure the disk engine beside its peers`,
 		SilenceErrors: true,
 		SilenceUsage:  true,
 		Args:          noArgs,
@@ -61,7 +62,7 @@ func newRoot() *cobra.Command {
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
 		return usageError{fmt.Errorf("%w; see '%s --help'", err, c.CommandPath())}
 	})
-	root.AddCommand(demoCommand(), upCommand(), downCommand(), benchCommand(), partCommand())
+	root.AddCommand(demoCommand(), upCommand(), downCommand(), benchCommand(), partCommand(), benchDiskCommand(), unlockPartCommand())
 	return root
 }
 

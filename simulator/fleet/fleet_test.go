@@ -210,18 +210,3 @@ func TestPartThatDoesNotExist(t *testing.T) {
 		t.Error("ran a part that does not exist")
 	}
 }
-
-func TestFigure(t *testing.T) {
-	for _, c := range []struct {
-		figure fleet.Figure
-		want   string
-	}{
-		{fleet.Figure{Name: "reconnect_2000", Value: 3.25, Unit: "s"}, "figure=reconnect_2000 value=3.250 unit=s"},
-		{fleet.Figure{Name: "idle_device_rss", Value: 40000, Unit: "bytes", Peer: "rawtls", PeerValue: 20000},
-			"figure=idle_device_rss value=40000 unit=bytes peer=rawtls peer_value=20000 ratio=0.50"},
-	} {
-		if got := c.figure.String(); got != c.want {
-			t.Errorf("got %q, want %q", got, c.want)
-		}
-	}
-}

@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"strconv"
 	"time"
+
+	"github.com/databox-lockbox/lockbox/simulator/figure"
 )
 
 // connectWithin bounds the time until all devices of a fleet are connected.
@@ -40,7 +42,7 @@ type Costs struct {
 //     that only holds as many raw TLS connections; and
 //   - how long after kill -9 and a restart all devices are connected again,
 //     counted from the kill, with the agents' default pauses between dials.
-func (c Costs) Measure(ctx context.Context) (figures []Figure, err error) {
+func (c Costs) Measure(ctx context.Context) (figures []figure.Figure, err error) {
 	s, err := newScene(ctx, c.Dir)
 	if err != nil {
 		return nil, err
@@ -58,7 +60,7 @@ func (c Costs) Measure(ctx context.Context) (figures []Figure, err error) {
 		if err != nil {
 			return nil, err
 		}
-		figures = append(figures, Figure{Name: FigureReconnect + strconv.Itoa(c.Devices), Value: took.Seconds(), Unit: "s"})
+		figures = append(figures, figure.Figure{Name: FigureReconnect + strconv.Itoa(c.Devices), Value: took.Seconds(), Unit: "s"})
 	}
 	if !c.Memory {
 		return figures, nil
@@ -70,7 +72,7 @@ func (c Costs) Measure(ctx context.Context) (figures []Figure, err error) {
 	if err != nil {
 		return nil, err
 	}
-	return append([]Figure{{Name: FigureMemory, Value: held, Unit: "bytes", Peer: "rawtls", PeerValue: raw}}, figures...), nil
+	return append([]figure.Figure{{Name: FigureMemory, Value: held, Unit: "bytes", Peer: "rawtls", PeerValue: raw}}, figures...), nil
 }
 
 func (s *scene) makeFleet(ctx context.Context, c Costs) error {

@@ -11,6 +11,7 @@ import (
 
 	"github.com/databox-lockbox/lockbox/protocol"
 	lockboxv1 "github.com/databox-lockbox/lockbox/protocol/lockbox/v1"
+	"github.com/databox-lockbox/lockbox/simulator/figure"
 	"github.com/databox-lockbox/lockbox/simulator/profile"
 	"github.com/databox-lockbox/lockbox/simulator/world"
 )
@@ -27,7 +28,7 @@ const onlineWithin = 30 * time.Second
 // ends when the execution has reported the shares open and their port answers.
 // Its second part goes from sending the revocation to its answer, which holds
 // the node's own word that it is locked.
-func UnlockTimes(ctx context.Context, dir string, runs int, keeper []string, note io.Writer) (figures []Figure, err error) {
+func UnlockTimes(ctx context.Context, dir string, runs int, keeper []string, note io.Writer) (figures []figure.Figure, err error) {
 	if runs < 1 {
 		return nil, fmt.Errorf("%d runs: want at least 1", runs)
 	}
@@ -47,10 +48,10 @@ func UnlockTimes(ctx context.Context, dir string, runs int, keeper []string, not
 		}
 		opened, locked = append(opened, open), append(locked, lock)
 	}
-	return []Figure{
-		{Name: "approve_to_open_p50", Value: milliseconds(percentile(opened, 50)), Unit: "ms"},
-		{Name: "approve_to_open_p99", Value: milliseconds(percentile(opened, 99)), Unit: "ms"},
-		{Name: "revoke_to_locked_p99", Value: milliseconds(percentile(locked, 99)), Unit: "ms"},
+	return []figure.Figure{
+		{Name: "approve_to_open_p50", Value: figure.Milliseconds(figure.Percentile(opened, 50)), Unit: "ms"},
+		{Name: "approve_to_open_p99", Value: figure.Milliseconds(figure.Percentile(opened, 99)), Unit: "ms"},
+		{Name: "revoke_to_locked_p99", Value: figure.Milliseconds(figure.Percentile(locked, 99)), Unit: "ms"},
 	}, nil
 }
 
