@@ -49,6 +49,7 @@ const (
 	KindDecision   Kind = "application/vnd.databox.decision+json"
 	KindRevocation Kind = "application/vnd.databox.revocation+json"
 	KindConsent    Kind = "application/vnd.databox.consent+json"
+	KindStanding   Kind = "application/vnd.databox.standing+json"
 	KindPolicy     Kind = "application/vnd.databox.policy+json"
 	KindChallenge  Kind = "application/vnd.databox.challenge+json"
 	KindOrder      Kind = "application/vnd.databox.order+json"
@@ -76,7 +77,7 @@ func (k Kind) limit() int {
 	switch k {
 	case KindOrder:
 		return MaxOrder
-	case KindRequest, KindDecision, KindRevocation, KindConsent, KindPolicy,
+	case KindRequest, KindDecision, KindRevocation, KindConsent, KindStanding, KindPolicy,
 		KindChallenge, KindOpened, KindCommit:
 		return MaxDocument
 	}

@@ -18,7 +18,7 @@ const maxEnvelopes = 64
 // Request is what [Policy.Authorize] judges.
 type Request struct {
 	Statement   []byte            // payload of the request statement
-	Decisions   [][]byte          // envelopes of decisions on it
+	Decisions   [][]byte          // envelopes of decisions on it; one may be of a standing consent
 	Revocations [][]byte          // envelopes; those of other subjects change nothing
 	Self        *NodeRef          // the node that asks; nil for custody, which asks for all
 	SelfDisks   []protocol.DiskID // the disks that node has; with Self only
@@ -31,29 +31,30 @@ type Grant struct {
 	RequestDigest   Digest
 	DecisionsDigest Digest
 	Access          Access
-	Start           time.Time // the customer decision that completed the thresholds
-	End             time.Time // Start and the shortest of all durations
+	Start           time.Time // the customer decision that completed the thresholds; where none is asked for, the provider's
+	End             time.Time // Start and the shortest of all durations, but not after a standing consent
+	Standing        *Standing // what stands for the customer's decisions, nil if they made them
 }
 
 // Authorize decides whether a statement and its decisions allow to unlock now.
-// It checks, in this order and with a code for each: form, action known to the
-// policy, engineer, each decision's signature and role, denials, thresholds,
-// the policy named, purpose, node, disks, window, revocations.
+// It checks, in this order and with a code for each: form, action or exclusion
+// known to the policy, engineer, each decision's signature and role, denials,
+// thresholds, the policy named, purpose, node, disks, window, revocations.
 func (p *Policy) Authorize(in Request) (Grant, error) {
 	st, err := ParseStatement(in.Statement)
 	if err != nil {
 		return Grant{}, err
 	}
 	digest := DigestOf(in.Statement)
-	rule, err := p.ruleFor(st.Action)
+	rule, err := p.RuleFor(st)
 	if err != nil {
 		return Grant{}, err
 	}
-	votes, err := p.readDecisions(in.Decisions, rule, st, digest)
+	given, err := p.readDecisions(in.Decisions, rule, st, digest)
 	if err != nil {
 		return Grant{}, err
 	}
-	start, err := p.tally(rule, votes)
+	start, err := p.tally(rule, given)
 	if err != nil {
 		return Grant{}, err
 	}
@@ -74,12 +75,19 @@ func (p *Policy) Authorize(in Request) (Grant, error) {
 		DecisionsDigest: digestOfAll(in.Decisions),
 		Access:          st.Access,
 		Start:           unixTime(start),
-		End:             unixTime(start + shortest(rule, st, votes)),
+		End:             unixTime(start + shortest(rule, st, given.votes)),
 	}
-	if err := checkWindow(st, votes, grant, in.Now); err != nil {
+	subjects := []Digest{digest}
+	if s := given.standing; s != nil {
+		grant.Standing, subjects = &s.doc, append(subjects, s.Digest())
+		if err := s.doc.checkTime(&grant); err != nil {
+			return Grant{}, err
+		}
+	}
+	if err := checkWindow(st, given.votes, grant, in.Now); err != nil {
 		return Grant{}, err
 	}
-	if err := p.checkRevoked(in.Revocations, digest); err != nil {
+	if err := p.checkRevoked(in.Revocations, subjects...); err != nil {
 		return Grant{}, err
 	}
 	return grant, nil
@@ -165,27 +173,46 @@ type vote struct {
 	person protocol.Person
 }
 
+// given is what people decided, verified: on the statement, or before.
+type given struct {
+	votes    []vote
+	standing *signed[Standing] // nil if there is none
+}
+
 // readDecisions verifies each decision: over this statement, by a key that the
-// rule names for its role, and not by the engineer.
-func (p *Policy) readDecisions(envelopes [][]byte, rule Rule, st Statement, digest Digest) ([]vote, error) {
+// rule names for its role, and not by the engineer. A standing consent among them
+// must cover the statement.
+func (p *Policy) readDecisions(envelopes [][]byte, rule Rule, st Statement, digest Digest) (given, error) {
 	if len(envelopes) > maxEnvelopes {
-		return nil, invalid("%d decisions are too many: at most %d", len(envelopes), maxEnvelopes)
+		return given{}, invalid("%d decisions are too many: at most %d", len(envelopes), maxEnvelopes)
 	}
 	if err := p.refuseEngineer(rule, st.Engineer); err != nil {
-		return nil, err
+		return given{}, err
 	}
-	var votes []vote
+	var all given
 	for i, data := range envelopes {
 		if slices.ContainsFunc(envelopes[:i], func(b []byte) bool { return string(b) == string(data) }) {
-			return nil, invalid("decision %d is there twice", i+1)
+			return given{}, invalid("decision %d is there twice", i+1)
 		}
-		v, err := p.readDecision(data, rule, st.Engineer, digest)
-		if err != nil {
-			return nil, err
+		if err := p.readInto(&all, data, rule, st, digest); err != nil {
+			return given{}, err
 		}
-		votes = append(votes, v)
 	}
-	return votes, nil
+	return all, nil
+}
+
+func (p *Policy) readInto(all *given, data []byte, rule Rule, st Statement, digest Digest) error {
+	if e, err := ParseEnvelope(data); err != nil || e.PayloadType != KindStanding {
+		v, err := p.readDecision(data, rule, st.Engineer, digest)
+		all.votes = append(all.votes, v)
+		return err
+	}
+	if all.standing != nil {
+		return invalid("there are two standing consents: one is enough")
+	}
+	s, err := p.readStanding(data, rule, st)
+	all.standing = &s
+	return err
 }
 
 func (p *Policy) readDecision(data []byte, rule Rule, engineer Engineer, digest Digest) (vote, error) {
@@ -246,17 +273,22 @@ func fromEngineer(engineer Engineer) error {
 }
 
 // tally counts the votes and returns when the customers' thresholds were
-// complete, in Unix seconds. A single denial refuses.
-func (p *Policy) tally(rule Rule, votes []vote) (int64, error) {
+// complete, in Unix seconds; the provider's, where no decision of the customer's
+// is asked for. A single denial refuses.
+func (p *Policy) tally(rule Rule, all given) (int64, error) {
 	approved := map[Role]approvals{Customer: {}, Provider: {}}
-	for _, v := range votes {
+	for _, v := range all.votes {
 		if v.Verdict == Deny {
 			return 0, protocol.Errorf(protocol.CodeDenied, "%s denied the request", v.person)
 		}
 		approved[v.Role].add(v.person, v.DecidedAt)
 	}
-	if _, err := p.completed(rule.ProviderGroups, approved[Provider]); err != nil {
-		return 0, err
+	if s := all.standing; s != nil && s.doc.Verdict == Deny {
+		return 0, protocol.Errorf(protocol.CodeDenied, "standing consent %s denies the request", s.doc.StandingID)
+	}
+	provided, err := p.completed(rule.ProviderGroups, approved[Provider])
+	if err != nil || all.standing != nil || len(rule.CustomerGroups) == 0 {
+		return provided, err
 	}
 	return p.completed(rule.CustomerGroups, approved[Customer])
 }
@@ -379,9 +411,9 @@ func checkWindow(st Statement, votes []vote, g Grant, now time.Time) error {
 
 func stamp(t time.Time) string { return t.UTC().Format(time.RFC3339) }
 
-// checkRevoked refuses when a revocation names the subject, and when one
+// checkRevoked refuses when a revocation names a subject, and when one
 // cannot be verified: what was meant to end access must not be lost.
-func (p *Policy) checkRevoked(envelopes [][]byte, subject Digest) error {
+func (p *Policy) checkRevoked(envelopes [][]byte, subjects ...Digest) error {
 	if len(envelopes) > maxEnvelopes {
 		return invalid("%d revocations are too many: at most %d", len(envelopes), maxEnvelopes)
 	}
@@ -390,7 +422,7 @@ func (p *Policy) checkRevoked(envelopes [][]byte, subject Digest) error {
 		if err != nil {
 			return err
 		}
-		if r.SubjectDigest == subject {
+		if slices.Contains(subjects, r.SubjectDigest) {
 			return protocol.Errorf(protocol.CodeRevoked, "revoked by %s at %s", r.Signer, stamp(unixTime(r.RevokedAt)))
 		}
 	}

@@ -95,8 +95,9 @@ type Statement struct {
 	Engineer       Engineer                `json:"engineer"`
 	MaxDuration    int64                   `json:"maxDuration"` // seconds
 	PolicyDigest   Digest                  `json:"policyDigest"`
-	Created        int64                   `json:"created"` // Unix seconds
-	Expires        int64                   `json:"expires"` // Unix seconds; the last moment to decide, not the end of the access
+	Created        int64                   `json:"created"`             // Unix seconds
+	Expires        int64                   `json:"expires"`             // Unix seconds; the last moment to decide, not the end of the access
+	Exclusion      Exclusion               `json:"exclusion,omitempty"` // why the customer is not asked; "" when they are
 }
 
 // ParseStatement reads a request statement.
@@ -131,6 +132,7 @@ func (s Statement) check() error {
 		checkTime("created", s.Created),
 		checkTime("expires", s.Expires),
 		checkPeriod("created", s.Created, "expires", s.Expires),
+		s.checkExclusion(),
 	)
 }
 
@@ -275,10 +277,9 @@ func checkDestinations(list []Destination) error {
 	return checkUnique("destinations", list, func(d Destination) string { return d.Account })
 }
 
-// checkDevice refuses nodes and disks that are not those of one device.
-func checkDevice(nodes []NodeRef, disks []DiskRef) error {
-	err := cmp.Or(checkCount("nodes", len(nodes), 2), checkCount("disks", len(disks), maxDisks))
-	if err != nil {
+// checkNodes refuses nodes that are not those of one device.
+func checkNodes(nodes []NodeRef) error {
+	if err := checkCount("nodes", len(nodes), 2); err != nil {
 		return err
 	}
 	for _, n := range nodes {
@@ -289,6 +290,16 @@ func checkDevice(nodes []NodeRef, disks []DiskRef) error {
 		if err := cmp.Or(err, checkDigest("nodes.keyFingerprint", n.KeyFingerprint)); err != nil {
 			return err
 		}
+	}
+	return checkUnique("nodes", nodes, NodeRef.ID)
+}
+
+// checkDevice refuses nodes and disks that are not those of one device.
+func checkDevice(nodes []NodeRef, disks []DiskRef) error {
+	if err := cmp.Or(checkNodes(nodes), checkCount("disks", len(disks), maxDisks)); err != nil {
+		return err
+	}
+	for _, n := range nodes {
 		if len(disksOf(disks, n.ID())) == 0 {
 			return fmt.Errorf("disks has none of node %s", n.ID())
 		}
@@ -301,10 +312,7 @@ func checkDevice(nodes []NodeRef, disks []DiskRef) error {
 			return fmt.Errorf("disks has node %q, which is not in nodes", d.Node)
 		}
 	}
-	return cmp.Or(
-		checkUnique("nodes", nodes, NodeRef.ID),
-		checkUnique("disks", disks, func(d DiskRef) DiskRef { return d }),
-	)
+	return checkUnique("disks", disks, func(d DiskRef) DiskRef { return d })
 }
 
 // checkShares refuses what is no list of share names; an empty one is fine.

@@ -10,10 +10,10 @@ import (
 	"strconv"
 )
 
-// MaxSignatures and MaxEnvelope bound an envelope: its signatures, and its
-// bytes.
+// MaxSignatures and MaxEnvelope bound an envelope: its signatures, of which
+// there may be one of every key that a trust policy can name, and its bytes.
 const (
-	MaxSignatures = 8
+	MaxSignatures = maxList
 	MaxEnvelope   = 2 * MaxOrder
 )
 

@@ -44,10 +44,11 @@ func VerifyPolicyV1(envelope []byte) (*Policy, error) {
 }
 
 // VerifySuccessor verifies the policy that is to replace p: of the same tenant
-// and order, with the same recovery key and log key, of a higher version, with p's
-// digest, and signed by p's own customers (the threshold of every customer group)
-// or by p's recovery key. Under another log key a node could not compare the log
-// with what it has seen of it, and would never unlock again.
+// and order, with the same log key, of a higher version, with p's digest, and
+// signed by p's own customers (the threshold of every customer group) or by p's
+// recovery key. The customers may name another recovery key, for when theirs is
+// lost; the recovery key may not. Under another log key a node could not compare
+// the log with what it has seen of it, and would never unlock again.
 func (p *Policy) VerifySuccessor(envelope []byte) (*Policy, error) {
 	e, err := open[TrustPolicy](envelope)
 	if err != nil {
@@ -60,7 +61,7 @@ func (p *Policy) VerifySuccessor(envelope []byte) (*Policy, error) {
 	if err != nil {
 		return nil, err
 	}
-	if next.recovery, err = p.verifyRecovery(e.Envelope); err != nil {
+	if next.recovery, err = p.verifyRecovery(e); err != nil {
 		return nil, err
 	}
 	if !next.recovery {
@@ -125,23 +126,22 @@ func newPolicy(e signed[TrustPolicy]) (*Policy, error) {
 }
 
 func (p *Policy) checkSuccessor(next TrustPolicy) error {
-	wrong := func(format string, args ...any) error {
-		return protocol.Errorf(protocol.CodePolicyDigest, "trust policy cannot replace version %d: "+format,
-			append([]any{p.doc.Version}, args...)...)
-	}
 	switch {
 	case next.Version <= p.doc.Version:
-		return wrong("its version is %d", next.Version)
+		return p.cannotReplace("its version is %d", next.Version)
 	case next.PreviousDigest != p.digest:
-		return wrong("its previousDigest is %s, want %s", next.PreviousDigest, p.digest)
+		return p.cannotReplace("its previousDigest is %s, want %s", next.PreviousDigest, p.digest)
 	case next.TenantID != p.doc.TenantID || next.OrderID != p.doc.OrderID:
-		return wrong("it is for another tenant or order")
-	case !sameKey(next.RecoveryKey, p.doc.RecoveryKey):
-		return wrong("its recoveryKey differs, which may never change")
+		return p.cannotReplace("it is for another tenant or order")
 	case next.LogKey != p.doc.LogKey:
-		return wrong("its logKey differs, which may never change: nodes hold checkpoints signed by the present one")
+		return p.cannotReplace("its logKey differs, which may never change: nodes hold checkpoints signed by the present one")
 	}
 	return nil
+}
+
+func (p *Policy) cannotReplace(format string, args ...any) error {
+	return protocol.Errorf(protocol.CodePolicyDigest, "trust policy cannot replace version %d: "+format,
+		append([]any{p.doc.Version}, args...)...)
 }
 
 // sameKey reports whether two recovery keys are the same key, or both absent.
@@ -152,13 +152,21 @@ func sameKey(a, b *Key) bool {
 	return a.ID == b.ID && a.Kind == b.Kind && a.PublicKey == b.PublicKey && a.RPID == b.RPID
 }
 
-// verifyRecovery reports whether e is signed by the recovery key and no other.
-func (p *Policy) verifyRecovery(e Envelope) (bool, error) {
+// verifyRecovery reports whether e is signed by the recovery key and no other. It
+// refuses one that names another recovery key: whoever found the key could not be
+// kept from using theirs.
+func (p *Policy) verifyRecovery(e signed[TrustPolicy]) (bool, error) {
 	r := p.doc.RecoveryKey
 	if r == nil || len(e.Signatures) != 1 || e.Signatures[0].KeyID != r.ID {
 		return false, nil
 	}
-	return true, p.keys[r.ID].verifyIn(e, e.Signatures[0])
+	if err := p.keys[r.ID].verifyIn(e.Envelope, e.Signatures[0]); err != nil {
+		return false, err
+	}
+	if !sameKey(e.doc.RecoveryKey, r) {
+		return false, p.cannotReplace("it is signed by the recovery key and names another, which only the customers may")
+	}
+	return true, nil
 }
 
 // verifyCustomers verifies that the customers of every rule of p signed e, and

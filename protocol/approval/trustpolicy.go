@@ -120,7 +120,9 @@ type TrustPolicy struct {
 	Rules          []Rule            `json:"rules"`
 	ServiceKeys    [][]byte          `json:"serviceKeys"`           // Ed25519, 32 bytes each
 	LogKey         string            `json:"logKey"`                // of the activity log: verifier of golang.org/x/mod/sumdb/note
-	RecoveryKey    *Key              `json:"recoveryKey,omitempty"` // may sign any successor alone; never changes
+	RecoveryKey    *Key              `json:"recoveryKey,omitempty"` // may sign any successor alone, but none with another recovery key
+	NoRecovery     bool              `json:"noRecovery,omitempty"`  // there is no recovery key, and the customer knows
+	Exclusions     []ExclusionRule   `json:"exclusions,omitempty"`  // when the customer need not be asked; none: never
 }
 
 // ParseTrustPolicy reads a trust policy without verifying who signed it.
@@ -171,6 +173,7 @@ func (t TrustPolicy) check() error {
 		t.checkRules(),
 		t.checkServiceKeys(),
 		t.checkLogKey(),
+		t.checkRecovery(),
 	)
 }
 
@@ -219,7 +222,15 @@ func (t TrustPolicy) checkRules() error {
 			return fmt.Errorf("rule %q: %w", r.Action, err)
 		}
 	}
-	return checkUnique("rules", t.Rules, func(r Rule) Action { return r.Action })
+	for _, x := range t.Exclusions {
+		if err := t.checkExclusion(x, roles); err != nil {
+			return fmt.Errorf("exclusion %q: %w", x.Kind, err)
+		}
+	}
+	return cmp.Or(
+		checkUnique("rules", t.Rules, func(r Rule) Action { return r.Action }),
+		checkUnique("exclusions", t.Exclusions, func(x ExclusionRule) Exclusion { return x.Kind }),
+	)
 }
 
 // checkRule checks one rule. roles collects what each person is over all rules.
@@ -238,6 +249,11 @@ func (t TrustPolicy) checkRule(r Rule, roles map[protocol.Person]Role) error {
 	case r.Action == CopyData && len(r.ProviderGroups) != 0:
 		return errors.New("providerGroups must be left out: a consent is the customer's alone")
 	}
+	return t.checkGroups(r, roles)
+}
+
+// checkGroups checks the groups of one rule.
+func (t TrustPolicy) checkGroups(r Rule, roles map[protocol.Person]Role) error {
 	group := make(map[protocol.Person]string)
 	for i, g := range r.groups() {
 		role := Customer
@@ -279,6 +295,16 @@ func (t TrustPolicy) checkGroup(g Group, role Role, group map[protocol.Person]st
 	}
 	if g.Threshold < 1 || g.Threshold > len(people) {
 		return fmt.Errorf("threshold is %d: want 1 to %d, the number of its people", g.Threshold, len(people))
+	}
+	return nil
+}
+
+func (t TrustPolicy) checkRecovery() error {
+	switch {
+	case t.RecoveryKey == nil && !t.NoRecovery:
+		return errors.New("recoveryKey is missing: without one the policy is lost when too few keys are left to replace it; if that is meant, say so with noRecovery")
+	case t.RecoveryKey != nil && t.NoRecovery:
+		return errors.New("noRecovery must be left out where there is a recoveryKey")
 	}
 	return nil
 }
