@@ -194,7 +194,7 @@ func trustPolicy(t *testing.T, order protocol.OrderID, old *approval.Policy) []b
 			CustomerGroups: []approval.Group{{Name: "owners", Threshold: 1, Keys: []string{"alice-laptop"}}},
 		}},
 		ServiceKeys: [][]byte{service.Public().(ed25519.PublicKey)},
-		LogKey:      must(auditlog.VerifierKey("databox-lockbox/test", logKey.Public().(ed25519.PublicKey))),
+		LogKey:      must(auditlog.VerifierKey("databox-lockbox/test", logKey.Public().(ed25519.PublicKey))), NoRecovery: true,
 	}
 	if old != nil {
 		p.Version, p.PreviousDigest = old.Document().Version+1, old.Digest()

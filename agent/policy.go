@@ -44,7 +44,11 @@ func (a *Agent) replacePolicy(ctx context.Context, envelope []byte) (int64, appr
 	if last, err := verifyChain(longer); err != nil || last.Digest() != next.Digest() {
 		return 0, "", protocol.Errorf(protocol.CodeInvalid, "the trust policy is not one line of canonical JSON")
 	}
-	r := newRecord(a.cfg, a.opts.Clock.Now(), auditlog.OpReplaceTrustPolicy, auditlog.Success)
+	op := auditlog.OpReplaceTrustPolicy
+	if next.ByRecovery() {
+		op = auditlog.OpRecoverTrustPolicy
+	}
+	r := newRecord(a.cfg, a.opts.Clock.Now(), op, auditlog.Success)
 	r.Caller = auditlog.OriginControlPlane
 	r.Properties = map[string]string{"from": string(old.Digest()), "to": string(next.Digest())}
 	if _, err := a.journal.Append(ctx, r); err != nil {
@@ -110,6 +114,12 @@ func describe(doc approval.TrustPolicy) string {
 			fmt.Fprintf(&b, "  %d of customer group %s: %s\n", g.Threshold, g.Name, people(doc, g.Keys))
 		}
 		for _, g := range r.ProviderGroups {
+			fmt.Fprintf(&b, "  %d of provider group %s: %s\n", g.Threshold, g.Name, people(doc, g.Keys))
+		}
+	}
+	for _, x := range doc.Exclusions {
+		fmt.Fprintf(&b, "WITHOUT THE CUSTOMER, for %s, %s, at most %s, it needs:\n", x.Kind, x.Access, time.Duration(x.MaxDuration)*time.Second)
+		for _, g := range x.ProviderGroups {
 			fmt.Fprintf(&b, "  %d of provider group %s: %s\n", g.Threshold, g.Name, people(doc, g.Keys))
 		}
 	}

@@ -36,6 +36,7 @@ import (
 	"github.com/databox-lockbox/lockbox/controlplane/internal/policy"
 	"github.com/databox-lockbox/lockbox/controlplane/internal/store"
 	"github.com/databox-lockbox/lockbox/protocol"
+	"github.com/databox-lockbox/lockbox/protocol/approval"
 	"github.com/databox-lockbox/lockbox/protocol/auditlog"
 	devicev1 "github.com/databox-lockbox/lockbox/protocol/device/v1"
 	lockboxv1 "github.com/databox-lockbox/lockbox/protocol/lockbox/v1"
@@ -224,6 +225,9 @@ func (c *ControlPlane) assemble(k keys) error {
 		ServiceKey:    k.service.Public().(ed25519.PublicKey),
 		TunnelAddress: advertised(c.cfg.Tunnel, c.tunnelListener),
 		Heartbeat:     c.cfg.DeadMan / 4, Now: c.opts.Now, Logger: c.opts.Log,
+		PolicyReplaced: func(ctx context.Context, tx *store.Tx, caller auth.Caller, o store.Order, next *approval.Policy) (func(context.Context), error) {
+			return c.services.Lockbox.PolicyReplaced(ctx, tx, caller, o, next)
+		},
 	})
 	requests := lockbox.New(lockbox.Config{
 		Store: c.store, Audit: log, Custody: keeper, Notify: c.notify, Nodes: c.broker, Authority: c.authorities,
@@ -439,6 +443,7 @@ func (c *ControlPlane) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return ignoreEnd(ctx, c.server.Run(ctx)) })
 	g.Go(func() error { return ignoreEnd(ctx, c.services.Custody.Run(ctx)) })
+	g.Go(func() error { return ignoreEnd(ctx, c.services.Orders.Run(ctx)) })
 	g.Go(func() error { return ignoreEnd(ctx, c.services.Lockbox.RunTimers(ctx)) })
 	g.Go(func() error { return ignoreEnd(ctx, c.notify.Run(ctx)) })
 	g.Go(func() error { return ignoreEnd(ctx, c.services.Audit.Run(ctx)) })

@@ -42,6 +42,7 @@ type Client struct {
 	Tickets  lockboxv1.TicketServiceClient
 	Sessions lockboxv1.SessionServiceClient
 	Requests lockboxv1.RequestServiceClient
+	Standing lockboxv1.StandingServiceClient
 	Keys     lockboxv1.KeyServiceClient
 	Audit    lockboxv1.AuditServiceClient
 	Notices  lockboxv1.NoticeServiceClient
@@ -89,6 +90,7 @@ func open(server string, config *tls.Config) *Client {
 		Tickets:  lockboxv1.NewTicketServiceClient(c),
 		Sessions: lockboxv1.NewSessionServiceClient(c),
 		Requests: lockboxv1.NewRequestServiceClient(c),
+		Standing: lockboxv1.NewStandingServiceClient(c),
 		Keys:     lockboxv1.NewKeyServiceClient(c),
 		Audit:    lockboxv1.NewAuditServiceClient(c),
 		Notices:  lockboxv1.NewNoticeServiceClient(c),

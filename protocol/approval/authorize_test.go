@@ -58,6 +58,32 @@ func oneOwner(_ testing.TB, s *scene) {
 	s.without("carol-token")
 }
 
+// inEmergency asks to break the glass, with the approvals that takes.
+func inEmergency(_ testing.TB, s *scene) {
+	s.statement.Exclusion = BreakGlass
+	s.decisions = []signedDoc[Decision]{
+		approve("petra-laptop", Provider, created+60),
+		approve("paul-laptop", Provider, created+300),
+	}
+}
+
+// withStanding lets a standing consent stand for the customers' decisions.
+func withStanding(_ testing.TB, s *scene) {
+	s.without("alice-laptop")
+	s.without("carol-token")
+	s.standing = &signedDoc[Standing]{
+		doc: Standing{
+			StandingID: "STC-5d0f6a0c", Verdict: Approve, TenantID: "contoso", OrderID: "ORD-1001", Nodes: []NodeRef{node(1), node(2)},
+			ReasonCodes: []string{"copied-to-wrong-folder", "incorrect-data-format"}, Access: ReadWrite, MaxDuration: 4 * 3600,
+			Created: created - 24*3600, Until: created + 24*3600,
+		},
+		keyIDs: []string{"bob-passkey", "carol-token"},
+	}
+}
+
+// notGiven denies by a standing consent.
+func notGiven(_ testing.TB, s *scene) { s.standing.doc.Verdict, s.standing.doc.MaxDuration = Deny, 0 }
+
 // flip changes one bit of the first signature.
 func flip(e *Envelope) { e.Signatures[0].Sig[len(e.Signatures[0].Sig)-1] ^= 1 }
 
@@ -106,6 +132,145 @@ var unlockCases = []unlockCase{
 		s.decision("petra-laptop").doc.DecidedAt = created - 120
 	}},
 	{name: "accepted-policy-of-any-order", prepare: func(_ testing.TB, s *scene) { s.policy.doc.OrderID = "" }},
+
+	{name: "accepted-exclusion", prepare: inEmergency},
+	{name: "accepted-exclusion-by-two-groups", prepare: func(t testing.TB, s *scene) {
+		inEmergency(t, s)
+		s.policy.doc.Exclusions[0].ProviderGroups = []Group{{"leads", 1, []string{"petra-laptop"}}, {"managers", 1, []string{"paul-laptop"}}}
+	}},
+	{name: "exclusion-not-in-policy", prepare: inEmergency, fault: func(_ testing.TB, s *scene) { s.policy.doc.Exclusions = nil }, code: protocol.CodeAction},
+	{name: "exclusion-of-another-kind", prepare: inEmergency, fault: func(_ testing.TB, s *scene) { s.statement.Exclusion = LegalDemand }, code: protocol.CodeAction},
+	{name: "exclusion-goes-too-far", prepare: inEmergency, fault: func(_ testing.TB, s *scene) { s.statement.Access = Delete }, code: protocol.CodeAction},
+	{name: "exclusion-for-another-action", prepare: inEmergency, fault: func(_ testing.TB, s *scene) { s.statement.Action = CopyData }, code: protocol.CodeAction},
+	{name: "exclusion-of-data-copy", prepare: inEmergency, fault: func(_ testing.TB, s *scene) { s.statement.Purpose = protocol.DataCopy }, code: protocol.CodeAction},
+	{name: "exclusion-by-one", prepare: inEmergency, fault: func(_ testing.TB, s *scene) { s.without("paul-laptop") }, code: protocol.CodeDecisionMissing},
+	{name: "exclusion-by-one-with-two-keys", prepare: inEmergency, fault: func(_ testing.TB, s *scene) {
+		s.without("paul-laptop")
+		s.decisions = append(s.decisions, approve("petra-spare", Provider, created+300))
+	}, code: protocol.CodeDecisionMissing},
+	{name: "exclusion-by-nobody", prepare: inEmergency, fault: func(_ testing.TB, s *scene) { s.decisions = nil }, code: protocol.CodeDecisionMissing},
+	{name: "exclusion-by-service", prepare: inEmergency, fault: func(_ testing.TB, s *scene) {
+		s.without("paul-laptop")
+		d := approve(string(KeyFingerprint(machinePublic("service"))), Provider, created+130)
+		d.hand = byMachine("service")
+		s.decisions = append(s.decisions, d)
+	}, code: protocol.CodeSignerUnknown},
+	{name: "exclusion-approved-for-the-customer", prepare: inEmergency, fault: func(_ testing.TB, s *scene) {
+		s.decision("paul-laptop").doc.Role = Customer
+	}, code: protocol.CodeSignerUnknown},
+	{name: "exclusion-of-which-approvers-knew-nothing", prepare: inEmergency, fault: func(t testing.TB, s *scene) {
+		_, in := func() ([]byte, Request) {
+			o := newScene(t)
+			inEmergency(t, o)
+			o.statement.Exclusion = ""
+			return o.unlock(t)
+		}()
+		s.changeUnlock = func(now *Request) { now.Decisions = in.Decisions }
+	}, code: protocol.CodeSignatureInvalid},
+	{name: "exclusion-denied", prepare: func(t testing.TB, s *scene) {
+		inEmergency(t, s)
+		group := &s.policy.doc.Exclusions[0].ProviderGroups[0]
+		group.Keys = append(group.Keys, "quinn-laptop")
+		s.policy.doc.Keys = append(s.policy.doc.Keys, sshKey(t, "quinn-laptop", "quinn@provider.example", sshSigner(t, "quinn").PublicKey()))
+	}, fault: func(_ testing.TB, s *scene) {
+		d := approve("quinn-laptop", Provider, created+130)
+		d.doc.Verdict, d.doc.MaxDuration, d.hand = Deny, 0, byFile("quinn")
+		s.decisions = append(s.decisions, d)
+	}, code: protocol.CodeDenied},
+	{name: "exclusion-by-engineer", prepare: inEmergency, fault: func(_ testing.TB, s *scene) {
+		s.statement.Engineer.Person = "paul@provider.example"
+	}, code: protocol.CodeSignerEngineer},
+	{name: "exclusion-by-engineer-with-another-key", prepare: inEmergency, fault: func(t testing.TB, s *scene) {
+		s.statement.Engineer.SSHKey = ssh.FingerprintSHA256(sshSigner(t, "petra spare").PublicKey())
+	}, code: protocol.CodeSignerEngineer},
+	{name: "exclusion-over", prepare: inEmergency, fault: func(_ testing.TB, s *scene) { s.now = created + 300 + 2*3600 }, code: protocol.CodeWindow},
+	{name: "exclusion-revoked-by-customer", prepare: inEmergency, fault: func(_ testing.TB, s *scene) {
+		s.revocations = append(s.revocations, revoke("alice-laptop"))
+	}, code: protocol.CodeRevoked},
+	{name: "exclusion-by-standing-consent", prepare: inEmergency, fault: func(t testing.TB, s *scene) {
+		withStanding(t, s)
+	}, code: protocol.CodeSignerUnknown},
+
+	{name: "accepted-standing-consent", prepare: withStanding},
+	{name: "accepted-standing-consent-with-a-decision", prepare: func(t testing.TB, s *scene) {
+		withStanding(t, s)
+		s.decisions = append(s.decisions, approve("alice-laptop", Customer, created+120))
+	}},
+	{name: "accepted-standing-consent-that-began-a-little-late", prepare: func(t testing.TB, s *scene) {
+		withStanding(t, s)
+		s.standing.doc.Created = created + 180
+	}},
+	{name: "standing-consent-missing-group", prepare: withStanding, fault: func(_ testing.TB, s *scene) { s.standing.keyIDs = []string{"bob-passkey"} }, code: protocol.CodeDecisionMissing},
+	{name: "standing-consent-without-provider", prepare: withStanding, fault: func(_ testing.TB, s *scene) { s.decisions = nil }, code: protocol.CodeDecisionMissing},
+	{name: "standing-consent-where-no-provider-is-asked", prepare: withStanding, fault: func(_ testing.TB, s *scene) {
+		s.rule(UnlockDatabox).ProviderGroups, s.decisions = nil, nil
+	}, code: protocol.CodeDecisionMissing},
+	{name: "standing-consent-by-stranger", prepare: withStanding, fault: func(_ testing.TB, s *scene) {
+		s.standing.keyIDs = append(s.standing.keyIDs, "mallory")
+	}, code: protocol.CodeSignerUnknown},
+	{name: "standing-consent-by-provider", prepare: withStanding, fault: func(_ testing.TB, s *scene) { s.standing.keyIDs = []string{"petra-laptop"} }, code: protocol.CodeSignerUnknown},
+	{name: "standing-consent-by-recovery-key", prepare: withStanding, fault: func(_ testing.TB, s *scene) { s.standing.keyIDs = []string{"vault"} }, code: protocol.CodeSignerUnknown},
+	{name: "standing-consent-by-service", prepare: withStanding, fault: func(_ testing.TB, s *scene) {
+		s.standing.keyIDs, s.standing.hand = []string{string(KeyFingerprint(machinePublic("service")))}, byMachine("service")
+	}, code: protocol.CodeSignerUnknown},
+	{name: "standing-consent-flipped", prepare: withStanding, fault: func(_ testing.TB, s *scene) { s.standing.change = flip }, code: protocol.CodeSignatureInvalid},
+	{name: "standing-consent-widened", prepare: withStanding, fault: func(_ testing.TB, s *scene) {
+		s.standing.change = func(e *Envelope) {
+			e.Payload = bytes.Replace(e.Payload, []byte(`"read-write"`), []byte(`"delete"`), 1)
+		}
+	}, code: protocol.CodeSignatureInvalid},
+	{name: "standing-consent-namespace", prepare: withStanding, fault: func(_ testing.TB, s *scene) {
+		s.standing.keyIDs, s.standing.hand = []string{"carol-token"}, byBlob("carol", func(b *sshsig) { b.namespace = KindDecision.Namespace() })
+	}, code: protocol.CodeSignatureInvalid},
+	{name: "standing-consent-of-the-engineer", prepare: withStanding, fault: func(_ testing.TB, s *scene) {
+		s.statement.Engineer.Person = "bob@contoso.example"
+	}, code: protocol.CodeSignerEngineer},
+	{name: "standing-consent-for-another-reason", prepare: withStanding, fault: func(_ testing.TB, s *scene) {
+		s.statement.ReasonCode = "prepare-to-ship-not-run"
+	}, code: protocol.CodeAction},
+	{name: "standing-consent-for-less-access", prepare: withStanding, fault: func(_ testing.TB, s *scene) { s.statement.Access = Delete }, code: protocol.CodeAction},
+	{name: "standing-consent-for-another-node", prepare: withStanding, fault: func(_ testing.TB, s *scene) { s.standing.doc.Nodes = []NodeRef{node(2)} }, code: protocol.CodeAction},
+	{name: "standing-consent-for-another-key", prepare: withStanding, fault: func(_ testing.TB, s *scene) {
+		s.standing.doc.Nodes[0].KeyFingerprint = KeyFingerprint(machinePublic("thief"))
+	}, code: protocol.CodeAction},
+	{name: "standing-consent-for-another-order", prepare: func(t testing.TB, s *scene) {
+		withStanding(t, s)
+		s.policy.doc.OrderID = ""
+	}, fault: func(_ testing.TB, s *scene) { s.standing.doc.OrderID = "ORD-1002" }, code: protocol.CodeAction},
+	{name: "standing-consent-tenant", prepare: withStanding, fault: func(_ testing.TB, s *scene) { s.standing.doc.TenantID = "fabrikam" }, code: protocol.CodePolicyDigest},
+	{name: "standing-consent-policy", prepare: withStanding, fault: func(_ testing.TB, s *scene) { s.standing.doc.PolicyDigest = DigestOf(nil) }, code: protocol.CodePolicyDigest},
+	{name: "standing-consent-not-yet", prepare: withStanding, fault: func(_ testing.TB, s *scene) { s.standing.doc.Created = created + 181 }, code: protocol.CodeWindow},
+	{name: "standing-consent-over", prepare: withStanding, fault: func(_ testing.TB, s *scene) { s.standing.doc.Until = created + 60 }, code: protocol.CodeWindow},
+	{name: "standing-consent-over-meanwhile", prepare: withStanding, fault: func(_ testing.TB, s *scene) { s.standing.doc.Until = s.now }, code: protocol.CodeWindow},
+	{name: "standing-consent-used-up-its-time", prepare: withStanding, fault: func(_ testing.TB, s *scene) { s.now = created + 60 + 4*3600 }, code: protocol.CodeWindow},
+	{name: "standing-consent-denies", prepare: withStanding, fault: notGiven, code: protocol.CodeDenied},
+	{name: "standing-consent-denies-what-goes-further", prepare: withStanding, fault: func(t testing.TB, s *scene) {
+		notGiven(t, s)
+		s.statement.Access = Delete
+	}, code: protocol.CodeDenied},
+	{name: "standing-consent-denies-nothing-here", prepare: withStanding, fault: func(t testing.TB, s *scene) {
+		notGiven(t, s)
+		s.standing.doc.Access = Delete
+	}, code: protocol.CodeAction},
+	{name: "standing-consent-and-a-denial", prepare: withStanding, fault: func(_ testing.TB, s *scene) {
+		d := approve("alice-laptop", Customer, created+120)
+		d.doc.Verdict, d.doc.MaxDuration = Deny, 0
+		s.decisions = append(s.decisions, d)
+	}, code: protocol.CodeDenied},
+	{name: "standing-consent-revoked", prepare: withStanding, fault: func(t testing.TB, s *scene) {
+		s.changeUnlock = func(in *Request) {
+			r := revoke("alice-laptop")
+			r.doc.SubjectDigest = digestOfPayload(t, in.Decisions[len(in.Decisions)-1])
+			in.Revocations = [][]byte{r.envelope(t)}
+		}
+	}, code: protocol.CodeRevoked},
+	{name: "standing-consent-twice", prepare: withStanding, fault: func(t testing.TB, s *scene) {
+		s.changeUnlock = func(in *Request) {
+			e := must[Envelope](t)(ParseEnvelope(in.Decisions[len(in.Decisions)-1]))
+			slices.Reverse(e.Signatures)
+			in.Decisions = append(in.Decisions, must[[]byte](t)(e.Encode()))
+		}
+	}, code: protocol.CodeInvalid},
 
 	{name: "missing-all", fault: func(_ testing.TB, s *scene) { s.decisions = nil }, code: protocol.CodeDecisionMissing},
 	{name: "missing-customer-group", fault: func(_ testing.TB, s *scene) { s.without("alice-laptop") }, code: protocol.CodeDecisionMissing},
@@ -451,6 +616,16 @@ func TestGrant(t *testing.T) {
 		}, created + 600, created + 600 + 1000},
 		{"shortest is the statement's", func(s *scene) { s.statement.MaxDuration = 3 * hour }, created + 600, created + 600 + 3*hour},
 		{"shortest is the policy's", func(s *scene) { s.rule(UnlockDatabox).MaxDuration = 4 * hour }, created + 600, created + 600 + 4*hour},
+		{"an exclusion begins with the provider", func(s *scene) { inEmergency(nil, s) }, created + 300, created + 300 + 2*hour},
+		{"a standing consent begins with the provider", func(s *scene) { withStanding(nil, s) }, created + 60, created + 60 + 4*hour},
+		{"no access outlasts a standing consent", func(s *scene) {
+			withStanding(nil, s)
+			s.standing.doc.Until = created + hour
+		}, created + 60, created + hour},
+		{"shortest is the standing consent's or a decision's", func(s *scene) {
+			withStanding(nil, s)
+			s.decision("petra-laptop").doc.MaxDuration = hour
+		}, created + 60, created + 60 + hour},
 		{"still valid in the last second", func(s *scene) { s.now = created + 600 + 8*hour - 1 }, created + 600, created + 600 + 8*hour},
 	}
 	for _, tt := range tests {

@@ -22,8 +22,11 @@ func samples(t testing.TB) []Document {
 	decision.RequestDigest, decision.Reason = DigestOf(nil), `she said "yes" \ étude`
 	revocation.SubjectDigest = DigestOf(nil)
 	m.opened[0].OrderDigest = DigestOf(nil)
+	withStanding(t, s)
+	standing := s.standing.doc
+	standing.PolicyDigest = DigestOf(nil)
 	return []Document{
-		s.statement, decision, revocation, s.consent.doc, s.policy.doc,
+		s.statement, decision, revocation, s.consent.doc, s.policy.doc, standing,
 		m.challenge, m.order, m.opened[0], m.commit,
 	}
 }
@@ -39,6 +42,8 @@ func parse(kind Kind, payload []byte) (Document, error) {
 		return ParseRevocation(payload)
 	case KindConsent:
 		return ParseConsent(payload)
+	case KindStanding:
+		return ParseStanding(payload)
 	case KindPolicy:
 		return ParseTrustPolicy(payload)
 	case KindChallenge:
@@ -189,6 +194,7 @@ func TestFields(t *testing.T) {
 	statement("without creation", func(s *Statement) { s.Created = 0 })
 	statement("with an endless expiry", func(s *Statement) { s.Expires = 1 << 62 })
 	statement("expiring at once", func(s *Statement) { s.Expires = s.Created })
+	statement("with an unknown exclusion", func(s *Statement) { s.Exclusion = "because" })
 
 	decision := func(name string, change func(*Decision)) {
 		d := Decision{RequestDigest: DigestOf(nil), Role: Customer, Verdict: Approve, MaxDuration: 1, DecidedAt: created, Signer: "alice"}
@@ -225,6 +231,32 @@ func TestFields(t *testing.T) {
 	consent("with an account twice", func(c *Consent) { c.Destinations = append(c.Destinations, c.Destinations[0]) })
 	consent("without disks", func(c *Consent) { c.Disks = nil })
 	consent("ending before it begins", func(c *Consent) { c.Until = c.Created - 1 })
+
+	standing := func(name string, change func(*Standing)) {
+		s := newScene(t)
+		withStanding(t, s)
+		s.standing.doc.PolicyDigest = DigestOf(nil)
+		change(&s.standing.doc)
+		tests = append(tests, test{"standing consent " + name, s.standing.doc})
+	}
+	standing("without id", func(s *Standing) { s.StandingID = "" })
+	standing("with another verdict", func(s *Standing) { s.Verdict = "maybe" })
+	standing("without tenant", func(s *Standing) { s.TenantID = "" })
+	standing("without order", func(s *Standing) { s.OrderID = "" })
+	standing("without nodes", func(s *Standing) { s.Nodes = nil })
+	standing("with two devices", func(s *Standing) { s.Nodes = append(s.Nodes, NodeRef{"DBX0002", 1, DigestOf(nil)}) })
+	standing("with a node twice", func(s *Standing) { s.Nodes = append(s.Nodes, s.Nodes[0]) })
+	standing("without node key", func(s *Standing) { s.Nodes[0].KeyFingerprint = "" })
+	standing("without reasons", func(s *Standing) { s.ReasonCodes = nil })
+	standing("with a reason twice", func(s *Standing) { s.ReasonCodes = append(s.ReasonCodes, s.ReasonCodes[0]) })
+	standing("with any reason", func(s *Standing) { s.ReasonCodes[0] = "*" })
+	standing("with unknown access", func(s *Standing) { s.Access = "all" })
+	standing("approving for no time", func(s *Standing) { s.MaxDuration = 0 })
+	standing("denying for some time", func(s *Standing) { s.Verdict = Deny })
+	standing("without policy", func(s *Standing) { s.PolicyDigest = "" })
+	standing("without creation", func(s *Standing) { s.Created = 0 })
+	standing("ending before it begins", func(s *Standing) { s.Until = s.Created })
+	standing("for years", func(s *Standing) { s.Until = s.Created + 367*24*3600 })
 
 	challenge := func(name string, change func(*Challenge)) {
 		m := newMachines(t)

@@ -2,6 +2,7 @@ package approval_test
 
 import (
 	"bytes"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -33,6 +34,7 @@ func FuzzParseStatement(f *testing.F)   { fuzzDocument(f, KindRequest) }
 func FuzzParseDecision(f *testing.F)    { fuzzDocument(f, KindDecision) }
 func FuzzParseRevocation(f *testing.F)  { fuzzDocument(f, KindRevocation) }
 func FuzzParseConsent(f *testing.F)     { fuzzDocument(f, KindConsent) }
+func FuzzParseStanding(f *testing.F)    { fuzzDocument(f, KindStanding) }
 func FuzzParseTrustPolicy(f *testing.F) { fuzzDocument(f, KindPolicy) }
 func FuzzParseChallenge(f *testing.F)   { fuzzDocument(f, KindChallenge) }
 func FuzzParseOrder(f *testing.F)       { fuzzDocument(f, KindOrder) }
@@ -147,6 +149,20 @@ func TestMutation(t *testing.T) {
 			other.Consent = changed
 			got, err := p.AuthorizeCopy(other)
 			return err == nil && got.ConsentDigest != copyWant.ConsentDigest
+		})
+	})
+	s = newScene(t)
+	withStanding(t, s)
+	standingPolicy, standingIn := s.unlock(t)
+	under := must[*Policy](t)(VerifyPolicyV1(standingPolicy))
+	standingWant := must[Grant](t)(under.Authorize(standingIn))
+	t.Run("standing consent", func(t *testing.T) {
+		last := len(standingIn.Decisions) - 1
+		mutate(t, standingIn.Decisions[last], func(changed []byte) bool {
+			other := standingIn
+			other.Decisions = append(slices.Clone(standingIn.Decisions[:last]), changed)
+			got, err := under.Authorize(other)
+			return err == nil && (got.Start != standingWant.Start || got.End != standingWant.End || got.Access != standingWant.Access)
 		})
 	})
 	t.Run("revocation", func(t *testing.T) {

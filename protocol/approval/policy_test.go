@@ -70,11 +70,16 @@ var policyCases = []policyCase{
 	}, code: protocol.CodePolicyDigest},
 	{name: "policy-next-tenant", fault: func(_ testing.TB, _, next *signedDoc[TrustPolicy]) { next.doc.TenantID = "fabrikam" }, code: protocol.CodePolicyDigest},
 	{name: "policy-next-order", fault: func(_ testing.TB, _, next *signedDoc[TrustPolicy]) { next.doc.OrderID = "" }, code: protocol.CodePolicyDigest},
-	{name: "policy-next-drops-recovery-key", fault: func(_ testing.TB, _, next *signedDoc[TrustPolicy]) { next.doc.RecoveryKey = nil }, code: protocol.CodePolicyDigest},
-	{name: "policy-next-replaces-recovery-key", fault: func(t testing.TB, _, next *signedDoc[TrustPolicy]) {
-		k := sshKey(t, "vault", "vault@contoso.example", sshSigner(t, "mallory").PublicKey())
-		next.doc.RecoveryKey = &k
+	{name: "policy-next-recovery-drops-itself", fault: func(_ testing.TB, _, next *signedDoc[TrustPolicy]) {
+		next.keyIDs, next.doc.RecoveryKey, next.doc.NoRecovery = []string{"vault"}, nil, true
 	}, code: protocol.CodePolicyDigest},
+	{name: "policy-next-recovery-replaces-itself", fault: func(t testing.TB, _, next *signedDoc[TrustPolicy]) {
+		next.keyIDs, next.doc.RecoveryKey = []string{"vault"}, anotherVault(t)
+	}, code: protocol.CodePolicyDigest},
+	{name: "policy-next-by-recovery-key-it-names", fault: func(t testing.TB, _, next *signedDoc[TrustPolicy]) {
+		next.keyIDs, next.doc.RecoveryKey = []string{"mallory"}, anotherVault(t)
+		next.doc.RecoveryKey.ID = "mallory"
+	}, code: protocol.CodeSignerUnknown},
 	{name: "policy-next-replaces-log-key", fault: func(t testing.TB, _, next *signedDoc[TrustPolicy]) {
 		next.doc.LogKey = must[string](t)(note.NewEd25519VerifierKey("log.lockbox.example", machinePublic("another log")))
 	}, code: protocol.CodePolicyDigest},
@@ -90,11 +95,18 @@ var policyCases = []policyCase{
 	}, code: protocol.CodeSignatureInvalid},
 	{name: "policy-next-recovery-of-none", fault: func(_ testing.TB, first, next *signedDoc[TrustPolicy]) {
 		first.doc.RecoveryKey, next.doc.RecoveryKey = nil, nil
+		first.doc.NoRecovery, next.doc.NoRecovery = true, true
 		next.keyIDs = []string{"vault"}
 	}, code: protocol.CodeSignerUnknown},
 	{name: "policy-next-nonsense", fault: func(_ testing.TB, _, next *signedDoc[TrustPolicy]) {
 		next.change = func(e *Envelope) { e.Payload = e.Payload[:len(e.Payload)-1] }
 	}, code: protocol.CodeInvalid},
+}
+
+// anotherVault is a recovery key that no policy has named yet.
+func anotherVault(t testing.TB) *Key {
+	k := sshKey(t, "vault-2", "vault@contoso.example", sshSigner(t, "mallory").PublicKey())
+	return &k
 }
 
 // envelopes signs the chain of a case, with its fault or without.
@@ -160,6 +172,30 @@ func TestRecovery(t *testing.T) {
 	}
 }
 
+// TestRecoveryKeyIsReplaced checks that customers who lost their recovery key
+// name another, or none, and that the lost one is of no use from then on.
+func TestRecoveryKeyIsReplaced(t *testing.T) {
+	first, next := policyPair(t)
+	one := first.envelope(t)
+	next.doc.PreviousDigest, next.doc.RecoveryKey = digestOfPayload(t, one), anotherVault(t)
+	p := must[*Policy](t)(VerifyPolicies(one, next.envelope(t)))
+	if p.ByRecovery() {
+		t.Error("the customers' own policy counts as a recovery")
+	}
+	third := next
+	third.doc.Version, third.doc.PreviousDigest = 3, p.Digest()
+	third.keyIDs = []string{"vault"}
+	_, err := p.VerifySuccessor(third.envelope(t))
+	wantCode(t, err, protocol.CodeSignerUnknown)
+	third.keyIDs, third.hand = []string{"vault-2"}, byFile("mallory")
+	if q := must[*Policy](t)(p.VerifySuccessor(third.envelope(t))); !q.ByRecovery() {
+		t.Error("the new recovery key's policy is no recovery")
+	}
+	third.keyIDs, third.hand = []string{"dave-laptop", "carol-token"}, nil
+	third.doc.RecoveryKey, third.doc.NoRecovery = nil, true
+	must[*Policy](t)(p.VerifySuccessor(third.envelope(t)))
+}
+
 // TestValidate walks through policies that are nonsense.
 func TestValidate(t *testing.T) {
 	if err := basePolicy(t).Validate(); err != nil {
@@ -171,6 +207,24 @@ func TestValidate(t *testing.T) {
 		fault func(p *TrustPolicy)
 	}{
 		{"no tenant", func(p *TrustPolicy) { p.TenantID = "" }},
+		{"no word of recovery", func(p *TrustPolicy) { p.RecoveryKey = nil }},
+		{"a recovery key and none", func(p *TrustPolicy) { p.NoRecovery = true }},
+		{"unknown exclusion", func(p *TrustPolicy) { p.Exclusions[0].Kind = "boredom" }},
+		{"exclusion twice", func(p *TrustPolicy) { p.Exclusions = append(p.Exclusions, p.Exclusions[0]) }},
+		{"exclusion by nobody", func(p *TrustPolicy) { p.Exclusions[0].ProviderGroups = nil }},
+		{"exclusion by one person", func(p *TrustPolicy) { p.Exclusions[0].ProviderGroups[0].Threshold = 1 }},
+		{"exclusion by two keys of one person", func(p *TrustPolicy) {
+			p.Exclusions[0].ProviderGroups[0].Keys = []string{"petra-laptop", "petra-spare"}
+		}},
+		{"exclusion by one person in two groups", func(p *TrustPolicy) {
+			p.Exclusions[0].ProviderGroups = []Group{{"a", 1, []string{"petra-laptop"}}, {"b", 1, []string{"petra-spare"}}}
+		}},
+		{"exclusion by a customer", func(p *TrustPolicy) { p.Exclusions[0].ProviderGroups[0].Keys[2] = "bob-passkey" }},
+		{"exclusion by two groups of a name", func(p *TrustPolicy) {
+			p.Exclusions[0].ProviderGroups = []Group{{"a", 1, []string{"petra-laptop"}}, {"a", 1, []string{"paul-laptop"}}}
+		}},
+		{"exclusion of unknown access", func(p *TrustPolicy) { p.Exclusions[0].Access = "root" }},
+		{"exclusion of no duration", func(p *TrustPolicy) { p.Exclusions[0].MaxDuration = 0 }},
 		{"version 0", func(p *TrustPolicy) { p.Version = 0 }},
 		{"version 1 with a previous digest", func(p *TrustPolicy) { p.PreviousDigest = DigestOf(nil) }},
 		{"version 2 without a previous digest", func(p *TrustPolicy) { p.Version = 2 }},

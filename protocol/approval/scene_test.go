@@ -103,6 +103,8 @@ var hands = map[string]hand{
 	"bob-passkey":  byPasskey("bob", nil),
 	"carol-token":  byTouch("carol"),
 	"petra-laptop": byFile("petra"),
+	"petra-spare":  byFile("petra spare"),
+	"paul-laptop":  byFile("paul"),
 	"dave-laptop":  byFile("dave"),
 	"vault":        byFile("vault"),
 	"erin-laptop":  byFile("erin"),
@@ -141,6 +143,7 @@ type scene struct {
 	decisions   []signedDoc[Decision]
 	revocations []signedDoc[Revocation]
 	consent     signedDoc[Consent]
+	standing    *signedDoc[Standing] // comes with the decisions
 	self        NodeRef
 	selfDisks   []protocol.DiskID
 	now         int64
@@ -200,7 +203,7 @@ func node(n int) NodeRef {
 }
 
 // basePolicy has two customer groups, one provider group, every kind of key,
-// and a recovery key.
+// a recovery key, and an exclusion.
 func basePolicy(t testing.TB) TrustPolicy {
 	t.Helper()
 	vault := sshKey(t, "vault", "vault@contoso.example", sshSigner(t, "vault").PublicKey())
@@ -216,6 +219,8 @@ func basePolicy(t testing.TB) TrustPolicy {
 			sshKey(t, "carol-token", "carol@contoso.example", newSecurityKey("carol").PublicKey()),
 			sshKey(t, "dave-laptop", "dave@contoso.example", sshSigner(t, "dave").PublicKey()),
 			sshKey(t, "petra-laptop", "petra@provider.example", sshSigner(t, "petra").PublicKey()),
+			sshKey(t, "petra-spare", "petra@provider.example", sshSigner(t, "petra spare").PublicKey()),
+			sshKey(t, "paul-laptop", "paul@provider.example", sshSigner(t, "paul").PublicKey()),
 		},
 		Rules: []Rule{
 			{
@@ -230,6 +235,11 @@ func basePolicy(t testing.TB) TrustPolicy {
 		ServiceKeys: [][]byte{machinePublic("service"), machinePublic("next service")},
 		LogKey:      logKey(t),
 		RecoveryKey: &vault,
+		Exclusions: []ExclusionRule{{
+			Kind:           BreakGlass,
+			ProviderGroups: []Group{{Name: "duty managers", Threshold: 2, Keys: []string{"petra-laptop", "petra-spare", "paul-laptop"}}},
+			Access:         ReadWrite, MaxDuration: 2 * 3600,
+		}},
 	}
 }
 
@@ -280,6 +290,13 @@ func (s *scene) unlock(t testing.TB) ([]byte, Request) {
 			d.doc.RequestDigest = DigestOf(statement)
 		}
 		in.Decisions = append(in.Decisions, d.envelope(t))
+	}
+	if s.standing != nil {
+		standing := *s.standing
+		if standing.doc.PolicyDigest == "" {
+			standing.doc.PolicyDigest = digestOfPayload(t, policy)
+		}
+		in.Decisions = append(in.Decisions, standing.envelope(t))
 	}
 	in.Revocations = s.signRevocations(t, DigestOf(statement))
 	if s.changeUnlock != nil {

@@ -16,3 +16,12 @@ const PropertySubjectDigest = "subjectDigest"
 func PropertyNonce(node protocol.NodeID) string {
 	return fmt.Sprintf("nonce.%s.%d", node.Serial, node.Node)
 }
+
+// PropertyExclusion is the property of the records of an unlock to which the
+// customer was not asked to agree; its value says why. A node opens nothing
+// without the customer unless the logged intent has it.
+const PropertyExclusion = "exclusion"
+
+// PropertyStanding is the property of the records of an unlock that a standing
+// consent of the customer's allowed; its value is the consent's id.
+const PropertyStanding = "standingConsent"

@@ -24,6 +24,11 @@ const (
 	OpNotifyApprovers    Operation = "Notify Lockbox Approvers"
 	OpCommentRequest     Operation = "Comment Lockbox Request"
 	OpBreakGlass         Operation = "Break Glass Access"
+	OpExposureAccess     Operation = "Inadvertent Exposure Access"
+	OpLegalDemandAccess  Operation = "External Legal Demand Access"
+	OpWithoutLockbox     Operation = "Access Without Lockbox"
+	OpSignStanding       Operation = "Sign Standing Consent"
+	OpRevokeStanding     Operation = "Revoke Standing Consent"
 )
 
 // Operations of the JIT evaluation and of tickets.
@@ -85,6 +90,9 @@ const (
 	OpSignTrustPolicy    Operation = "Sign Trust Policy"
 	OpInstallTrustPolicy Operation = "Install Trust Policy"
 	OpReplaceTrustPolicy Operation = "Replace Trust Policy"
+	OpRecoverTrustPolicy Operation = "Recover Trust Policy"
+	OpDeliverTrustPolicy Operation = "Deliver Trust Policy"
+	OpCoSign             Operation = "Sign Pending Document"
 	OpSignConsent        Operation = "Sign Data Copy Consent"
 	OpRevokeConsent      Operation = "Revoke Data Copy Consent"
 	OpDataCopyStarted    Operation = "Data Copy Started"
@@ -154,10 +162,11 @@ const (
 
 // categories is the closed vocabulary, with the category of each operation.
 var categories = table(map[Category][]Operation{
-	Policy: {OpEvaluateJIT, OpUpdatePolicy, OpSignTrustPolicy, OpInstallTrustPolicy, OpReplaceTrustPolicy},
+	Policy: {OpEvaluateJIT, OpUpdatePolicy, OpSignTrustPolicy, OpInstallTrustPolicy, OpReplaceTrustPolicy, OpRecoverTrustPolicy, OpDeliverTrustPolicy, OpCoSign},
 	Security: {
 		OpCreateRequest, OpApproveRequest, OpDenyRequest, OpRequestExpiry, OpCancelRequest, OpAutoApproveRequest,
 		OpAutoDenyRequest, OpRevokeRequest, OpExecuteRequest, OpCompleteRequest, OpNotifyApprovers, OpCommentRequest, OpBreakGlass,
+		OpExposureAccess, OpLegalDemandAccess, OpWithoutLockbox, OpSignStanding, OpRevokeStanding,
 		OpInternalApprove, OpInternalDeny, OpReadContactEmail, OpEnableLockbox, OpDisableLockbox,
 		OpChallenge, OpUnlockIntent, OpUnlockVolume, OpLockVolume, OpRefuseUnlock, OpCommitUnlock, OpOpenShares,
 		OpCloseShares, OpEnableSession, OpDisableSession, OpConnectSession, OpEndSession, OpRefuseSession,

@@ -129,8 +129,8 @@ func (s *Story) prepareOrder(ctx context.Context) {
 	s.out.held("the keys are in custody; the file that held them is destroyed")
 	s.ok(ctx, "admin", "key", "list", string(s.w.Device.Order))
 
-	s.signs(ctx, "olga", "trust-policy", "sign", string(s.w.Device.Order), "--key", s.w.People["olga"].KeyFile(), "--yes")
-	c := s.quietly(ctx, "olga", "trust-policy", "sign", string(s.w.Other.Order), "--key", s.w.People["olga"].KeyFile(), "--yes")
+	s.signs(ctx, "olga", "trust-policy", "sign", string(s.w.Device.Order), "--without-recovery-key", "--key", s.w.People["olga"].KeyFile(), "--yes")
+	c := s.quietly(ctx, "olga", "trust-policy", "sign", string(s.w.Other.Order), "--without-recovery-key", "--key", s.w.People["olga"].KeyFile(), "--yes")
 	s.hold(c.code == 0, "olga cannot sign the other device's trust policy: %s", c.err)
 	for _, d := range []world.Device{s.w.Device, s.w.Other} {
 		for _, stage := range []string{"Dispatched", "Delivered", "PickedUp", "AtAzureDC"} {

@@ -140,7 +140,7 @@ func (c *Crew) Order(ctx context.Context, sku string, to []*lockboxv1.Destinatio
 	if _, err := c.As("sam").Orders.PrepareDevice(ctx, prepared); err != nil {
 		return nil, err
 	}
-	draft, err := c.As("olga").Orders.DraftTrustPolicy(ctx, &lockboxv1.DraftTrustPolicyRequest{Order: order})
+	draft, err := c.As("olga").Orders.DraftTrustPolicy(ctx, &lockboxv1.DraftTrustPolicyRequest{Order: order, NoRecovery: true})
 	if err != nil {
 		return nil, err
 	}

@@ -30,6 +30,7 @@ func (m *Machine) record(s scope, op auditlog.Operation, result auditlog.Result,
 	r.Properties = map[string]string{
 		"purpose": string(s.purpose), auditlog.PropertySubjectDigest: string(s.subject),
 		"order": string(s.orderID), "ticket": string(s.ticket),
+		auditlog.PropertyExclusion: string(s.exclusion), auditlog.PropertyStanding: s.standing,
 	}
 	for i := 0; i+1 < len(properties); i += 2 {
 		r.Properties[properties[i]] = properties[i+1]
@@ -83,6 +84,7 @@ func (m *Machine) recordRefusal(req *devicev1.UnlockRequest, refusal error) {
 		s.subject, s.purpose = approval.DigestOf(req.GetStatement()), protocol.SupportAccess
 		if st, err := approval.ParseStatement(req.GetStatement()); err == nil {
 			s.correlation, s.orderID, s.ticket, s.engineer = string(st.RequestID), st.OrderID, st.Ticket, st.Engineer
+			s.exclusion = st.Exclusion
 		}
 	case len(req.GetConsent()) != 0:
 		s.purpose = protocol.DataCopy

@@ -380,7 +380,7 @@ func newScene(t testing.TB, change ...func(*scene)) *scene {
 		node: s.nodes[0], ids: []protocol.DiskID{"disk1", "disk2"}, open: make(map[protocol.DiskID]*fakeDisk),
 		root: func(id protocol.DiskID) string { return filepath.Join(s.dir, string(id)) },
 	}
-	s.writePolicy()
+	s.writePolicy(nil)
 	s.state = must(state.Open(filepath.Join(s.dir, "state")))
 	s.journal = &fakeJournal{Journal: must(journal.New(filepath.Join(s.dir, "state", "journal"), s.nodes[0], key("node 1")))}
 	s.cfg = Config{
@@ -429,7 +429,9 @@ func (s *scene) run() {
 	<-s.Changed()
 }
 
-func (s *scene) writePolicy() {
+// writePolicy has the trust policy signed: by alice, or as change says, who
+// changes it first.
+func (s *scene) writePolicy(change func(*approval.TrustPolicy) (signers []string)) {
 	p := approval.TrustPolicy{
 		TenantID: "contoso", OrderID: "ORD-1001", Version: 1,
 		Keys: []approval.Key{
@@ -448,11 +450,17 @@ func (s *scene) writePolicy() {
 			},
 		},
 		ServiceKeys: [][]byte{public("service")},
-		LogKey:      must(auditlog.VerifierKey(logName, public("log"))),
+		LogKey:      must(auditlog.VerifierKey(logName, public("log"))), NoRecovery: true,
+	}
+	signers := []string{"alice"}
+	if change != nil {
+		signers = change(&p)
 	}
 	e := must(approval.NewEnvelope(p))
-	if err := e.SignSSH("alice-laptop", sshKey("alice")); err != nil {
-		s.t.Fatal(err)
+	for _, who := range signers {
+		if err := e.SignSSH(who+"-laptop", sshKey(who)); err != nil {
+			s.t.Fatal(err)
+		}
 	}
 	s.policyEnvelope = must(e.Encode())
 	s.policy = must(approval.VerifyPolicyV1(s.policyEnvelope))
@@ -499,6 +507,8 @@ type attempt struct {
 	statement approval.Statement
 	consent   approval.Consent
 	votes     []vote
+	standing  *approval.Standing // comes with the decisions, signed by standers
+	standers  []string
 	consenter string // whose SSH key signs the consent
 	peer      error
 	service   string // whose key signs the order
@@ -575,6 +585,16 @@ func (a *attempt) sign() {
 		}
 		a.decisions = append(a.decisions, must(e.Encode()))
 	}
+	if a.standing == nil {
+		return
+	}
+	e := must(approval.NewEnvelope(*a.standing))
+	for _, who := range a.standers {
+		if err := e.SignSSH(who+"-laptop", sshKey(who)); err != nil {
+			a.s.t.Fatal(err)
+		}
+	}
+	a.decisions = append(a.decisions, must(e.Encode()))
 }
 
 // challenge asks the machine for a challenge.
@@ -618,6 +638,9 @@ func (a *attempt) order(c approval.Challenge) *devicev1.UnlockRequest {
 	r.CorrelationID = correlation
 	r.Properties = map[string]string{
 		auditlog.PropertySubjectDigest: string(a.subject), auditlog.PropertyNonce(node): hex.EncodeToString(c.Nonce),
+	}
+	if x := a.statement.Exclusion; x != "" {
+		r.Properties[auditlog.PropertyExclusion] = string(x)
 	}
 	if a.onRecord != nil {
 		a.onRecord(&r)

@@ -32,6 +32,8 @@ type scope struct {
 	ticket          protocol.TicketID
 	engineer        approval.Engineer
 	access          approval.Access
+	exclusion       approval.Exclusion // why the customer was not asked; "" if they were
+	standing        string             // id of the standing consent that stood for their decisions
 	nodes           []approval.NodeRef
 	diskIDs         []protocol.DiskID // of this node
 	shares          []string          // the only ones to publish; all if empty
@@ -178,9 +180,14 @@ func (m *Machine) authorize(policy *approval.Policy, purpose protocol.Purpose, r
 		return scope{}, err
 	}
 	st := g.Statement
+	standing := ""
+	if g.Standing != nil {
+		standing = g.Standing.StandingID
+	}
 	return scope{
 		purpose: purpose, subject: g.RequestDigest, decisionsDigest: g.DecisionsDigest, correlation: string(st.RequestID),
 		orderID: st.OrderID, ticket: st.Ticket, engineer: st.Engineer, access: g.Access,
+		exclusion: st.Exclusion, standing: standing,
 		nodes: st.Nodes, diskIDs: st.DisksOf(m.cfg.Node), shares: st.Shares, end: g.End,
 		expires: time.Unix(st.Expires+st.MaxDuration, 0),
 	}, nil
@@ -295,7 +302,8 @@ func (m *Machine) checkLog(policy *approval.Policy, v verified, seen []byte) err
 	return auditlog.CheckConsistency(proofText("old", last.Size, v.order.LogConsistency), last, head)
 }
 
-// checkIntent checks that the record says what is about to be done here.
+// checkIntent checks that the record says what is about to be done here, and
+// if the customer was not asked, that it was not: that is never silent.
 func (m *Machine) checkIntent(v verified) error {
 	r, err := auditlog.ParseRecord(v.order.LogRecord)
 	if err != nil {
@@ -303,6 +311,7 @@ func (m *Machine) checkIntent(v verified) error {
 	}
 	ok := r.Operation == auditlog.OpUnlockIntent && r.Origin == auditlog.OriginControlPlane &&
 		r.CorrelationID == v.correlation &&
+		r.Properties[auditlog.PropertyExclusion] == string(v.exclusion) &&
 		r.Properties[auditlog.PropertySubjectDigest] == string(v.subject) &&
 		r.Properties[auditlog.PropertyNonce(m.cfg.Node)] == hex.EncodeToString(v.order.Nonce)
 	if !ok {

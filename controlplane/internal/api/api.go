@@ -188,6 +188,7 @@ func registerPublic(s *connect.Server) {
 	lockboxv1.RegisterTicketServiceHandler(s, lockboxv1.UnimplementedTicketServiceHandler{})
 	lockboxv1.RegisterSessionServiceHandler(s, lockboxv1.UnimplementedSessionServiceHandler{})
 	lockboxv1.RegisterRequestServiceHandler(s, lockboxv1.UnimplementedRequestServiceHandler{})
+	lockboxv1.RegisterStandingServiceHandler(s, lockboxv1.UnimplementedStandingServiceHandler{})
 	lockboxv1.RegisterKeyServiceHandler(s, lockboxv1.UnimplementedKeyServiceHandler{})
 	lockboxv1.RegisterAuditServiceHandler(s, lockboxv1.UnimplementedAuditServiceHandler{})
 	lockboxv1.RegisterNoticeServiceHandler(s, lockboxv1.UnimplementedNoticeServiceHandler{})

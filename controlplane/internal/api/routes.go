@@ -47,6 +47,7 @@ const (
 	tickets  = "/lockbox.v1.TicketService/"
 	sessions = "/lockbox.v1.SessionService/"
 	requests = "/lockbox.v1.RequestService/"
+	standing = "/lockbox.v1.StandingService/"
 	keys     = "/lockbox.v1.KeyService/"
 	activity = "/lockbox.v1.AuditService/"
 	notices  = "/lockbox.v1.NoticeService/"
@@ -62,6 +63,8 @@ func publicRoutes(s Services) []route {
 		unary(accounts+"CreatePerson", ownership, s.Accounts.CreatePerson),
 		unary(accounts+"ListPeople", anyone, s.Accounts.ListPeople),
 		unary(accounts+"RemovePerson", ownership, s.Accounts.RemovePerson),
+		unary(accounts+"AddKey", ownership, s.Accounts.AddKey),
+		unary(accounts+"RemoveKey", ownership, s.Accounts.RemoveKey),
 		unary(accounts+"CreateLoginToken", ownership, s.Accounts.CreateLoginToken),
 
 		unary(tenants+"CreateTenant", admins, s.Orders.CreateTenant),
@@ -82,6 +85,8 @@ func publicRoutes(s Services) []route {
 		unary(order+"DraftTrustPolicy", customers, s.Orders.DraftTrustPolicy),
 		unary(order+"SubmitTrustPolicy", customers, s.Orders.SubmitTrustPolicy),
 		unary(order+"GetTrustPolicy", anyone, s.Orders.GetTrustPolicy),
+		unary(order+"GetPolicyDelivery", anyone, s.Orders.GetPolicyDelivery),
+		unary(order+"ListPendingDocuments", anyone, s.Orders.ListPendingDocuments),
 		unary(order+"DraftConsent", customers, s.Orders.DraftConsent),
 		unary(order+"SubmitConsent", customers, s.Orders.SubmitConsent),
 		unary(order+"RevokeConsent", customers, s.Orders.RevokeConsent),
@@ -119,6 +124,11 @@ func publicRoutes(s Services) []route {
 		unary(requests+"CommentRequest", append([]auth.Role{auth.Engineer}, deciders...), s.Lockbox.CommentRequest),
 		unary(requests+"ExtendRequest", engineers, s.Lockbox.ExtendRequest),
 		unary(requests+"RaiseRequestAgain", engineers, s.Lockbox.RaiseRequestAgain),
+
+		unary(standing+"DraftStandingConsent", customers, s.Lockbox.DraftStandingConsent),
+		unary(standing+"SubmitStandingConsent", customers, s.Lockbox.SubmitStandingConsent),
+		unary(standing+"ListStandingConsents", anyone, s.Lockbox.ListStandingConsents),
+		unary(standing+"RevokeStandingConsent", customers, s.Lockbox.RevokeStandingConsent),
 
 		unary(keys+"ListKeys", append([]auth.Role{auth.Auditor}, staff...), s.Custody.ListKeys),
 		unary(keys+"ExportRecoveryPassword", admins, s.Custody.ExportRecoveryPassword),

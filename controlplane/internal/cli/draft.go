@@ -19,10 +19,12 @@ type policyWish struct {
 	signer      protocol.Person // who asked
 	tenant      protocol.TenantID
 	order       protocol.OrderID
-	customers   []*lockboxv1.PolicyGroup // none: one group of the signer's own organization
-	providers   []*lockboxv1.PolicyGroup // none: one group of others
+	customers   []*lockboxv1.PolicyGroup     // none: one group of the signer's own organization
+	providers   []*lockboxv1.PolicyGroup     // none: one group of others
+	exclusions  []*lockboxv1.PolicyExclusion // none: the customer is always asked
 	longest     time.Duration
 	recoveryKey string // fingerprint of the one that the policy may name, "" for none
+	noRecovery  bool   // that there is none was asked for
 }
 
 // wrongDraft refuses to sign.
@@ -46,14 +48,16 @@ func (w policyWish) check(p approval.TrustPolicy) error {
 	if err := checkDraftKeys(p); err != nil {
 		return err
 	}
-	return w.checkRules(p)
+	if err := w.checkRules(p); err != nil {
+		return err
+	}
+	return w.checkExclusions(p)
 }
 
-// checkSigner refuses a draft in which the signer's own key, k, is another
+// checkSigner refuses a policy in which the signer's own key, k, is another
 // person's.
-func (w policyWish) checkSigner(p approval.TrustPolicy, k approval.Key) error {
-	ofRecovery := p.RecoveryKey != nil && k.ID == p.RecoveryKey.ID
-	if !ofRecovery && k.Person != w.signer {
+func (w policyWish) checkSigner(k approval.Key) error {
+	if k.Person != w.signer {
 		return wrongDraft("it says that your key %s is of %s", k.ID, k.Person)
 	}
 	return nil
@@ -65,6 +69,8 @@ func (w policyWish) checkRecovery(k *approval.Key) error {
 	switch {
 	case k == nil && w.recoveryKey != "":
 		return wrongDraft("it names no recovery key, you asked for %s", w.recoveryKey)
+	case k == nil && !w.noRecovery:
+		return wrongDraft("it names no recovery key; if that is meant, say --without-recovery-key")
 	case k != nil && w.recoveryKey == "":
 		return wrongDraft("it names a recovery key, %s of %s, which could replace the policy alone; if your organization has it, ask for it with --recovery-key", keyFingerprint(*k), k.Person)
 	case k != nil && keyFingerprint(*k) != w.recoveryKey:
@@ -78,13 +84,40 @@ func (w policyWish) checkRecovery(k *approval.Key) error {
 func checkDraftKeys(p approval.TrustPolicy) error {
 	for _, k := range p.Keys {
 		named := slices.ContainsFunc(p.Rules, func(r approval.Rule) bool {
-			return slices.ContainsFunc(slices.Concat(r.CustomerGroups, r.ProviderGroups), func(g approval.Group) bool { return slices.Contains(g.Keys, k.ID) })
-		})
+			return inAny(slices.Concat(r.CustomerGroups, r.ProviderGroups), k.ID)
+		}) || slices.ContainsFunc(p.Exclusions, func(x approval.ExclusionRule) bool { return inAny(x.ProviderGroups, k.ID) })
 		switch {
 		case !named:
 			return wrongDraft("it names key %s of %s, which is in no group", k.ID, k.Person)
 		case strings.HasPrefix(k.ID, "SHA256:") && k.ID != k.Fingerprint():
 			return wrongDraft("the key it calls %s is %s", k.ID, keyFingerprint(k))
+		}
+	}
+	return nil
+}
+
+// inAny reports whether a key is in one of the groups.
+func inAny(groups []approval.Group, keyID string) bool {
+	return slices.ContainsFunc(groups, func(g approval.Group) bool { return slices.Contains(g.Keys, keyID) })
+}
+
+// checkExclusions refuses exclusions that nobody asked for: they let the provider
+// in without the customer.
+func (w policyWish) checkExclusions(p approval.TrustPolicy) error {
+	if len(p.Exclusions) != len(w.exclusions) {
+		return wrongDraft("it lets the provider in without your approval for %d reasons, you asked for %d", len(p.Exclusions), len(w.exclusions))
+	}
+	for i, x := range p.Exclusions {
+		asked := w.exclusions[i]
+		switch longest := time.Duration(x.MaxDuration) * time.Second; {
+		case string(x.Kind) != asked.Kind:
+			return wrongDraft("it lets the provider in without your approval for %s, you asked for %s", x.Kind, asked.Kind)
+		case string(x.Access) != asked.Access || x.MaxDuration != asked.MaxDurationSeconds:
+			return wrongDraft("for %s it gives %s for %s, not %s for %s", x.Kind, x.Access, longest, asked.Access, time.Duration(asked.MaxDurationSeconds)*time.Second)
+		}
+		ofProvider := func(who protocol.Person) bool { return !w.ofSigner(who) }
+		if err := w.checkGroups(p, "provider", x.ProviderGroups, asked.Groups, 2, ofProvider); err != nil {
+			return err
 		}
 	}
 	return nil
@@ -107,10 +140,10 @@ func (w policyWish) checkRules(p approval.TrustPolicy) error {
 	if !slices.EqualFunc(unlock.CustomerGroups, copying.CustomerGroups, sameGroup) {
 		return wrongDraft("other people of yours approve support than copying")
 	}
-	if err := w.checkGroups(p, "customer", unlock.CustomerGroups, w.customers, w.ofSigner); err != nil {
+	if err := w.checkGroups(p, "customer", unlock.CustomerGroups, w.customers, 1, w.ofSigner); err != nil {
 		return err
 	}
-	return w.checkGroups(p, "provider", unlock.ProviderGroups, w.providers, func(who protocol.Person) bool { return !w.ofSigner(who) })
+	return w.checkGroups(p, "provider", unlock.ProviderGroups, w.providers, 1, func(who protocol.Person) bool { return !w.ofSigner(who) })
 }
 
 func ruleFor(p approval.TrustPolicy, a approval.Action) (approval.Rule, bool) {
@@ -130,11 +163,11 @@ func domainOf(who protocol.Person) string {
 }
 
 // checkGroups compares the groups of one side with those that were asked for.
-// Where none were, there is to be one, of which one is enough, of fitting people
-// only.
-func (w policyWish) checkGroups(p approval.TrustPolicy, side string, got []approval.Group, asked []*lockboxv1.PolicyGroup, fits func(protocol.Person) bool) error {
+// Where none were, there is to be one, of fitting people only, of which as many
+// are enough as threshold says.
+func (w policyWish) checkGroups(p approval.TrustPolicy, side string, got []approval.Group, asked []*lockboxv1.PolicyGroup, threshold int, fits func(protocol.Person) bool) error {
 	if len(asked) == 0 {
-		return checkDefault(p, side, got, fits)
+		return checkDefault(p, side, got, threshold, fits)
 	}
 	if len(got) != len(asked) {
 		return wrongDraft("it has %d %s groups, you asked for %d", len(got), side, len(asked))
@@ -157,9 +190,9 @@ func (w policyWish) checkGroups(p approval.TrustPolicy, side string, got []appro
 	return nil
 }
 
-func checkDefault(p approval.TrustPolicy, side string, got []approval.Group, fits func(protocol.Person) bool) error {
-	if len(got) != 1 || got[0].Threshold != 1 {
-		return wrongDraft("without --%[1]s-group it has one %[1]s group, of which one is enough; this one has %[2]d", side, len(got))
+func checkDefault(p approval.TrustPolicy, side string, got []approval.Group, threshold int, fits func(protocol.Person) bool) error {
+	if len(got) != 1 || got[0].Threshold != threshold {
+		return wrongDraft("without --%[1]s-group it has one %[1]s group, of which %[2]d are enough; this one has %[3]d", side, threshold, len(got))
 	}
 	for _, who := range peopleOf(p, got[0]) {
 		if !fits(who) {

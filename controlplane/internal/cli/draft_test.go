@@ -73,12 +73,12 @@ func draft(t *testing.T) approval.TrustPolicy {
 			},
 			{Action: approval.CopyData, CustomerGroups: customers, Service: true, MaxDuration: 8 * 3600},
 		},
-		ServiceKeys: [][]byte{service}, LogKey: "log+1+key",
+		ServiceKeys: [][]byte{service}, LogKey: "log+1+key", NoRecovery: true,
 	}
 }
 
 func wish() policyWish {
-	return policyWish{signer: "olga@contoso.example", tenant: "contoso", order: draftOrder, longest: 8 * time.Hour}
+	return policyWish{signer: "olga@contoso.example", tenant: "contoso", order: draftOrder, longest: 8 * time.Hour, noRecovery: true}
 }
 
 // groups are those of the honest draft, asked for by name.
@@ -122,6 +122,43 @@ func TestADraftIsWhatWasAskedFor(t *testing.T) {
 				p.RecoveryKey = &k
 			},
 			wish: func(t *testing.T, w *policyWish) { w.recoveryKey = draftKey(t, "olga@contoso.example").Fingerprint() },
+		},
+		{
+			name: "no recovery key although that was not asked for", want: "--without-recovery-key",
+			wish: func(_ *testing.T, w *policyWish) { w.noRecovery = false },
+		},
+		{
+			name: "an exclusion", want: "without your approval for 1 reasons",
+			change: func(_ *testing.T, p *approval.TrustPolicy) { p.Exclusions = []approval.ExclusionRule{emergency(*p)} },
+		},
+		{
+			name: "an exclusion that was asked for", wish: askedExclusion,
+			change: func(_ *testing.T, p *approval.TrustPolicy) { p.Exclusions = []approval.ExclusionRule{emergency(*p)} },
+		},
+		{name: "no exclusion although asked for", wish: askedExclusion, want: "you asked for 1"},
+		{
+			name: "an exclusion that goes further", wish: askedExclusion, want: "gives delete",
+			change: func(_ *testing.T, p *approval.TrustPolicy) {
+				x := emergency(*p)
+				x.Access = approval.Delete
+				p.Exclusions = []approval.ExclusionRule{x}
+			},
+		},
+		{
+			name: "another exclusion", wish: askedExclusion, want: "you asked for break-glass",
+			change: func(_ *testing.T, p *approval.TrustPolicy) {
+				x := emergency(*p)
+				x.Kind = approval.LockboxOff
+				p.Exclusions = []approval.ExclusionRule{x}
+			},
+		},
+		{
+			name: "an exclusion by one", wish: askedExclusion, want: "of which 2 are enough",
+			change: func(_ *testing.T, p *approval.TrustPolicy) {
+				x := emergency(*p)
+				x.ProviderGroups[0].Threshold = 1
+				p.Exclusions = []approval.ExclusionRule{x}
+			},
 		},
 		{
 			name: "no recovery key although asked for", want: "recovery key",
@@ -204,17 +241,24 @@ func TestADraftIsWhatWasAskedFor(t *testing.T) {
 	}
 }
 
+// emergency is an exclusion as it is drafted by default.
+func emergency(p approval.TrustPolicy) approval.ExclusionRule {
+	return approval.ExclusionRule{
+		Kind: approval.BreakGlass, Access: approval.ReadWrite, MaxDuration: 3600,
+		ProviderGroups: []approval.Group{{Name: "internal-approvers", Threshold: 2, Keys: []string{p.Keys[2].ID}}},
+	}
+}
+
+func askedExclusion(_ *testing.T, w *policyWish) {
+	w.exclusions = []*lockboxv1.PolicyExclusion{{Kind: "break-glass", Access: "read-write", MaxDurationSeconds: 3600}}
+}
+
 func TestADraftCallsTheSignerByTheirName(t *testing.T) {
 	p := draft(t)
-	recovery := draftKey(t, "safe@contoso.example")
-	p.RecoveryKey = &recovery
-	if err := wish().checkSigner(p, p.Keys[0]); err != nil {
+	if err := wish().checkSigner(p.Keys[0]); err != nil {
 		t.Error(err)
 	}
-	if err := wish().checkSigner(p, recovery); err != nil {
-		t.Errorf("the recovery key: %v", err)
-	}
-	if wish().checkSigner(p, p.Keys[1]) == nil {
+	if wish().checkSigner(p.Keys[1]) == nil {
 		t.Error("Olga's key goes by the name of Andy")
 	}
 }

@@ -191,7 +191,7 @@ func waiting(t *testing.T) *world {
 		t.Fatal(err)
 	}
 	w.must(t, "admin", "order", "prepare", order, "--from", file)
-	w.must(t, "olga", "trust-policy", "sign", order, "--key", w.key("olga"), "--yes")
+	w.must(t, "olga", "trust-policy", "sign", order, "--without-recovery-key", "--key", w.key("olga"), "--yes")
 	for _, stage := range []string{"Dispatched", "Delivered", "PickedUp", "AtAzureDC"} {
 		w.must(t, "admin", "order", "advance", order, stage)
 	}

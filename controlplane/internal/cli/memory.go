@@ -140,8 +140,9 @@ func (c policyCheck) show(w io.Writer, p approval.TrustPolicy) {
 
 // checkPolicy compares a statement's trust policy with this person's own copy.
 // Who keeps none trusts this one on first use: it is to be kept as soon as they
-// have said yes, whatever becomes of that.
-func (a *app) checkPolicy(order string, digest approval.Digest) (policyCheck, error) {
+// have said yes, whatever becomes of that. One that replaced theirs, signed as
+// theirs asks, is as good.
+func (a *app) checkPolicy(ctx context.Context, c *client.Client, order string, digest approval.Digest) (policyCheck, error) {
 	data, err := os.ReadFile(a.policyFile(order))
 	if errors.Is(err, fs.ErrNotExist) {
 		return policyCheck{sentence: "YOU SEE IT FOR THE FIRST TIME and trust it by signing: compare its digest with somebody who signed it. " +
@@ -150,8 +151,44 @@ func (a *app) checkPolicy(order string, digest approval.Digest) (policyCheck, er
 	if err != nil {
 		return policyCheck{}, err
 	}
-	if own := strings.TrimSpace(string(data)); own != string(digest) {
-		return policyCheck{}, fmt.Errorf("this is under trust policy %s, but the one you know is %s: sign nothing, ask those who sign for your organization whether it was changed; if so, 'lockbox trust-policy accept %s', else tell your security team", digest, own, order)
+	own := approval.Digest(strings.TrimSpace(string(data)))
+	if own == digest {
+		return policyCheck{true, "same as the one you know"}, nil
 	}
-	return policyCheck{true, "same as the one you know"}, nil
+	recovered, err := succeeds(ctx, c, order, own, digest)
+	switch {
+	case err != nil:
+		return policyCheck{}, fmt.Errorf("this is under trust policy %s, but the one you know is %s, and it is not signed as that one asks (%v): sign nothing, ask those who sign for your organization whether it was changed; if so, 'lockbox trust-policy accept %s', else tell your security team", digest, own, err, order)
+	case recovered:
+		return policyCheck{}, fmt.Errorf("this is under trust policy %s, which your organization's RECOVERY KEY put in the place of %s, the one you know: sign nothing before you have asked who used it; then 'lockbox trust-policy accept %s'", digest, own, order)
+	}
+	return policyCheck{false, "it has replaced the one you know, signed as that one asks"}, nil
+}
+
+// succeeds verifies that a trust policy came of the one called own, each version
+// signed as the one before it asks, and reports whether a recovery key did it.
+func succeeds(ctx context.Context, c *client.Client, order string, own, digest approval.Digest) (recovered bool, err error) {
+	doc, err := c.Orders.GetTrustPolicy(ctx, &lockboxv1.GetTrustPolicyRequest{Order: order, Digest: string(digest)})
+	if err != nil {
+		return false, err
+	}
+	if len(doc.Earlier) == 0 {
+		return false, errors.New("it is a first version")
+	}
+	p, err := approval.VerifyPolicyV1(doc.Earlier[0])
+	if err != nil {
+		return false, err
+	}
+	met := p.Digest() == own
+	for _, next := range append(doc.Earlier[1:], doc.Envelope) {
+		if p, err = p.VerifySuccessor(next); err != nil {
+			return false, err
+		}
+		recovered = recovered || met && p.ByRecovery()
+		met = met || p.Digest() == own
+	}
+	if !met || p.Digest() != digest {
+		return false, errors.New("it did not come of the one you know")
+	}
+	return recovered, nil
 }

@@ -75,7 +75,7 @@ func (a *app) showRequest(cmd *cobra.Command, r *lockboxv1.Request, err error) e
 }
 
 func writeRequest(w io.Writer, r *lockboxv1.Request) {
-	fields(w, "Request", strconv.FormatInt(r.Number, 10)+"  "+r.Id, "Action", r.Action, "State", shownStatus(r),
+	fields(w, "Request", strconv.FormatInt(r.Number, 10)+"  "+r.Id, "Exclusion", r.Exclusion, "Standing consent", r.StandingConsent, "Action", r.Action, "State", shownStatus(r),
 		"Ticket", r.Ticket, "Order", r.Order, "Device", r.Serial, "Engineer", r.Engineer, "Engineer's key", r.EngineerKey,
 		"Reason", r.ReasonCode, "Justification", r.Justification, "Access", r.Access,
 		"Duration", (time.Duration(r.DurationSeconds) * time.Second).String(),
@@ -208,7 +208,7 @@ func (a *app) decide(ctx context.Context, c *client.Client, cmd *cobra.Command, 
 	if err != nil {
 		return err
 	}
-	known, err := a.checkPolicy(string(statement.OrderID), statement.PolicyDigest)
+	known, err := a.checkPolicy(ctx, c, string(statement.OrderID), statement.PolicyDigest)
 	if err != nil {
 		return err
 	}
@@ -279,6 +279,9 @@ func roleOf(p approval.TrustPolicy, keyID string) approval.Role {
 
 // showStatement shows what is decided on, from the bytes that are decided on.
 func showStatement(w io.Writer, s approval.Statement, policy string) {
+	if s.Exclusion != "" {
+		fields(w, "EXCLUSION", string(s.Exclusion)+": THE CUSTOMER IS TOLD, AND NOT ASKED")
+	}
 	fields(w, "Request", string(s.RequestID), "Action", string(s.Action), "Purpose", string(s.Purpose), "Ticket", string(s.Ticket),
 		"Order", string(s.OrderID), "Engineer", string(s.Engineer.Person), "Engineer's key", s.Engineer.SSHKey,
 		"Reason", s.ReasonCode, "Access", string(s.Access), "Shares", shownShares(s.Shares), "Duration", (time.Duration(s.MaxDuration) * time.Second).String(),

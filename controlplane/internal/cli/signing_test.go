@@ -1,6 +1,7 @@
 package cli_test
 
 import (
+	"cmp"
 	"context"
 	"crypto/ed25519"
 	"crypto/rand"
@@ -61,24 +62,26 @@ func TestAnAlteredDraftIsNotSigned(t *testing.T) {
 	w := waiting(t)
 	recovery := sshKeyOf(t, "recovery", "mallory@x")
 	for _, tt := range []struct {
-		name  string
-		draft func(*approval.TrustPolicy)
-		flags []string
-		want  string // "" if it is signed
+		name     string
+		draft    func(*approval.TrustPolicy)
+		flags    []string
+		want     string // "" if it is signed
+		recovery string // flag; --without-recovery-key if ""
 	}{
-		{"control", nil, nil, ""},
-		{"control, with flags", nil, []string{"--customer-group", "owners:1:olga@contoso.example", "--max-duration", "2h"}, ""},
-		{"a recovery key", func(p *approval.TrustPolicy) { p.RecoveryKey = &recovery }, nil, "recovery key"},
-		{"a longer time", func(p *approval.TrustPolicy) { p.Rules[0].MaxDuration++ }, nil, "lasts up to"},
-		{"another successor's place", func(p *approval.TrustPolicy) { p.PreviousDigest = approval.DigestOf([]byte("x")) }, nil, "the one you know"},
+		{"control", nil, nil, "", ""},
+		{"control, with flags", nil, []string{"--customer-group", "owners:1:olga@contoso.example", "--max-duration", "2h"}, "", ""},
+		{"a recovery key", func(p *approval.TrustPolicy) { p.RecoveryKey, p.NoRecovery = &recovery, false }, nil, "recovery key", ""},
+		{"a longer time", func(p *approval.TrustPolicy) { p.Rules[0].MaxDuration++ }, nil, "lasts up to", ""},
+		{"another successor's place", func(p *approval.TrustPolicy) { p.PreviousDigest = approval.DigestOf([]byte("x")) }, nil, "the one you know", ""},
 		{
 			"a lower threshold", func(p *approval.TrustPolicy) {
 				p.Rules[0].CustomerGroups[0].Threshold, p.Rules[1].CustomerGroups[0].Threshold = 1, 1
-			}, []string{"--customer-group", "both:2:olga@contoso.example,oscar@contoso.example"}, "it wants 1, not 2",
+			}, []string{"--customer-group", "both:2:olga@contoso.example,oscar@contoso.example"}, "it wants 1, not 2", "",
 		},
-		{"a recovery key that was asked for", func(p *approval.TrustPolicy) { p.RecoveryKey = &recovery }, []string{"--recovery-key", recovery.Fingerprint()}, ""},
+		{"a recovery key that was asked for", func(p *approval.TrustPolicy) { p.RecoveryKey, p.NoRecovery = &recovery, false }, nil, "", "--recovery-key=" + recovery.Fingerprint()},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
+			tt.recovery = cmp.Or(tt.recovery, "--without-recovery-key")
 			l := &liar{draft: tt.draft}
 			w.lie(t, l, "olga")
 			kept := filepath.Join(w.dir, "olga", "trust-policies", order)
@@ -87,7 +90,7 @@ func TestAnAlteredDraftIsNotSigned(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer os.WriteFile(kept, before, 0o600)
-			r := w.lockbox(t, "olga", "", append([]string{"trust-policy", "sign", order, "--key", w.key("olga"), "--yes"}, tt.flags...)...)
+			r := w.lockbox(t, "olga", "", append([]string{"trust-policy", "sign", order, "--key", w.key("olga"), "--yes", tt.recovery}, tt.flags...)...)
 			switch {
 			case tt.want == "" && (r.code != 0 || len(l.signed) != 1):
 				t.Errorf("%+v", r)

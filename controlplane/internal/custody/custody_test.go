@@ -184,7 +184,7 @@ func (w *world) approve(now time.Time) {
 			{Action: approval.UnlockDatabox, CustomerGroups: group, Service: true, MaxDuration: 8 * 3600},
 			{Action: approval.CopyData, CustomerGroups: group, Service: true, MaxDuration: 8 * 3600},
 		},
-		ServiceKeys: [][]byte{w.service.Public().(ed25519.PublicKey)}, LogKey: w.audit.VerifierKey(),
+		ServiceKeys: [][]byte{w.service.Public().(ed25519.PublicKey)}, LogKey: w.audit.VerifierKey(), NoRecovery: true,
 	})
 	w.policy = must(approval.VerifyPolicyV1(policy))(t)
 	for _, n := range w.nodes {

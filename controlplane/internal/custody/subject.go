@@ -21,11 +21,12 @@ type subject struct {
 	digest      approval.Digest
 	nodes       []approval.NodeRef
 	disks       []approval.DiskRef
-	statement   []byte   // payload; nil for data-copy
-	decisions   [][]byte // envelopes
-	consent     []byte   // envelope; nil for support-access
-	revocations [][]byte // envelopes
-	revoked     bool     // by anyone, signed or not
+	statement   []byte             // payload; nil for data-copy
+	decisions   [][]byte           // envelopes
+	consent     []byte             // envelope; nil for support-access
+	revocations [][]byte           // envelopes
+	revoked     bool               // by anyone, signed or not
+	exclusion   approval.Exclusion // why the customer was not asked; "" if they were
 	policy      *approval.Policy
 }
 
@@ -69,7 +70,7 @@ func (sub *subject) loadRequest(ctx context.Context, tx *store.Tx, id protocol.R
 	for _, d := range decisions {
 		sub.decisions = append(sub.decisions, d.Envelope)
 	}
-	sub.id, sub.purpose, sub.statement = string(id), st.Purpose, r.Statement
+	sub.id, sub.purpose, sub.statement, sub.exclusion = string(id), st.Purpose, r.Statement, st.Exclusion
 	sub.digest, sub.nodes, sub.disks = approval.DigestOf(r.Statement), st.Nodes, st.Disks
 	sub.order, err = tx.Order(ctx, r.Order)
 	return err

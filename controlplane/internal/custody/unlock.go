@@ -257,6 +257,9 @@ func verifyFresh(envelope []byte, node approval.NodeRef, subject approval.Digest
 func (g *saga) recordIntent(ctx context.Context) error {
 	rec := g.record(auditlog.OpUnlockIntent, auditlog.Start)
 	rec.Properties[auditlog.PropertySubjectDigest] = string(g.subject.digest)
+	if x := g.subject.exclusion; x != "" {
+		rec.Properties[auditlog.PropertyExclusion] = string(x)
+	}
 	for _, n := range g.nodes {
 		rec.Properties[auditlog.PropertyNonce(n.ref.ID())] = hex.EncodeToString(n.challenge.Nonce)
 	}

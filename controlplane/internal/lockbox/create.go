@@ -440,6 +440,9 @@ func (s *Service) created(ctx context.Context, tx *store.Tx, caller auth.Caller,
 	if err := s.addHistory(ctx, tx, r, "Created", fmt.Sprintf("by %s: %s", r.Engineer, r.Justification)); err != nil {
 		return err
 	}
+	if err := noteApprovers(ctx, tx, r); err != nil {
+		return err
+	}
 	if err := tx.SetTimer(ctx, timerExpiry, string(r.ID), r.Expires); err != nil {
 		return err
 	}

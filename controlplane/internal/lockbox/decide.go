@@ -92,6 +92,9 @@ func (s *Service) judge(ctx context.Context, tx *store.Tx, caller auth.Caller, n
 	if err := checkRecord(j.request); err != nil {
 		return j, &damagedError{err, j.request}
 	}
+	if err := heldRole(ctx, tx, caller, j.request); err != nil {
+		return j, err
+	}
 	o, err := tx.Order(ctx, j.request.Order)
 	if err != nil {
 		return j, err
@@ -102,7 +105,13 @@ func (s *Service) judge(ctx context.Context, tx *store.Tx, caller auth.Caller, n
 	if string(j.trust.Digest()) != j.request.TrustPolicyDigest {
 		return j, protocol.Errorf(protocol.CodePolicyDigest, "the trust policy has changed since request %d was made: cancel it and ask again", j.request.Number)
 	}
-	j.rule, _ = j.trust.Rule(approval.UnlockDatabox)
+	st, err := approval.ParseStatement(j.request.Statement)
+	if err != nil {
+		return j, err
+	}
+	if j.rule, err = j.trust.RuleFor(st); err != nil {
+		return j, err
+	}
 	j.earlier, err = tx.Decisions(ctx, j.request.ID)
 	return j, err
 }
@@ -190,6 +199,9 @@ func operationOf(d approval.Decision) auditlog.Operation {
 
 func (s *Service) decide(ctx context.Context, tx *store.Tx, caller auth.Caller, j judgement, d approval.Decision, envelope []byte) error {
 	if err := j.checkDecision(caller, d, s.now()); err != nil {
+		return err
+	}
+	if err := j.holdsKey(ctx, tx, d); err != nil {
 		return err
 	}
 	all := [][]byte{}

@@ -108,54 +108,75 @@ func Place(ctx context.Context, tx *store.Tx, o store.Order) ([]approval.NodeRef
 	return refs, disks, nil
 }
 
-// SubmitConsent takes the signed envelope of a draft. It replaces the consent
-// in force.
+// SubmitConsent takes the signed envelope of a draft. It replaces the consent in
+// force; while signatures are missing it is kept with those that came, and the
+// document says whose are.
 func (s *Service) SubmitConsent(ctx context.Context, caller auth.Caller, in *lockboxv1.SubmitConsentRequest) (*lockboxv1.Document, error) {
-	envelope, err := approval.ParseEnvelope(in.Envelope)
-	if err != nil {
-		return nil, err
-	}
-	digest := string(envelope.Digest())
-	err = s.change(ctx, string(caller.Person), auditlog.OpSignConsent, func(tx *store.Tx, rec *auditlog.Record) error {
+	var out *lockboxv1.Document
+	err := s.change(ctx, string(caller.Person), auditlog.OpSignConsent, func(tx *store.Tx, rec *auditlog.Record) error {
 		o, err := order(ctx, tx, caller, in.Order)
 		if err != nil {
 			return err
 		}
-		row, err := tx.ConsentByDigest(ctx, digest)
-		if protocol.CodeOf(err) == protocol.CodeNotFound || err == nil && row.Order != o.ID {
-			err = invalid("the consent is none that was drafted for order %s: draft it here, then sign those bytes", o.ID)
-		}
+		about(rec, o)
+		row, err := s.draftedConsent(ctx, tx, o, in.Envelope)
 		if err != nil {
 			return err
 		}
-		if !row.Signed.IsZero() {
-			return conflict("consent %s was signed already", row.ID)
-		}
+		rec.CorrelationID = string(row.ID)
 		policy, err := TrustPolicy(ctx, tx, o)
 		if err != nil {
 			return err
 		}
-		if _, err := policy.AuthorizeCopy(approval.CopyRequest{Consent: in.Envelope, Now: s.now()}); err != nil {
+		g, err := Gather(ctx, tx, caller, o, in.Envelope, s.now(), func(all []byte) error {
+			_, err := policy.AuthorizeCopy(approval.CopyRequest{Consent: all, Now: s.now()})
+			return err
+		})
+		if err != nil {
 			return err
 		}
-		about(rec, o)
-		rec.CorrelationID, rec.Properties["digest"] = string(row.ID), digest
-		row.Envelope, row.Signed = in.Envelope, s.now()
-		if err := tx.UpdateConsent(ctx, &row); err != nil {
+		if out, err = Pending("consent", policy, g); err != nil {
 			return err
 		}
-		o.Consent, o.ConsentDigest, o.Updated = row.ID, digest, s.now()
-		if err := tx.UpdateOrder(ctx, &o); err != nil {
-			return err
+		if g.Missing != nil {
+			return cosigned(rec, g)
 		}
-		return s.addHistory(ctx, tx, o, "ConsentSigned", digest)
+		return s.consented(ctx, tx, rec, o, row, g.Envelope)
 	})
 	if err != nil {
 		return nil, err
 	}
-	return &lockboxv1.Document{
-		Kind: "consent", Payload: envelope.Payload, PayloadType: string(envelope.PayloadType), Digest: digest, Envelope: in.Envelope,
-	}, nil
+	return out, nil
+}
+
+// draftedConsent finds the draft that an envelope is of.
+func (s *Service) draftedConsent(ctx context.Context, tx *store.Tx, o store.Order, envelope []byte) (store.Consent, error) {
+	e, err := approval.ParseEnvelope(envelope)
+	if err != nil {
+		return store.Consent{}, err
+	}
+	row, err := tx.ConsentByDigest(ctx, string(e.Digest()))
+	if protocol.CodeOf(err) == protocol.CodeNotFound || err == nil && row.Order != o.ID {
+		err = invalid("the consent is none that was drafted for order %s: draft it here, then sign those bytes", o.ID)
+	}
+	if err == nil && !row.Signed.IsZero() {
+		err = conflict("consent %s was signed already", row.ID)
+	}
+	return row, err
+}
+
+// consented puts a consent in force that everybody signed who has to.
+func (s *Service) consented(ctx context.Context, tx *store.Tx, rec *auditlog.Record, o store.Order, row store.Consent, envelope []byte) error {
+	rec.Properties["digest"] = row.Digest
+	row.Envelope, row.Signed = envelope, s.now()
+	if err := tx.UpdateConsent(ctx, &row); err != nil {
+		return err
+	}
+	o.Consent, o.ConsentDigest, o.Updated = row.ID, row.Digest, s.now()
+	if err := tx.UpdateOrder(ctx, &o); err != nil {
+		return err
+	}
+	return s.addHistory(ctx, tx, o, "ConsentSigned", row.Digest)
 }
 
 // RevokeConsent ends the data-copy consent in force and locks what is open

@@ -60,12 +60,18 @@ func (s *Service) Heartbeat(ctx context.Context, node protocol.NodeID, in *devic
 			if !n.Revoked.IsZero() {
 				return protocol.Errorf(protocol.CodeForbidden, "node %s was revoked", node)
 			}
+			if err := s.noticePolicy(ctx, tx, n, status.TrustPolicyDigest); err != nil {
+				return err
+			}
 			return tx.NodeSeen(ctx, node, now, full, in.LogSize)
 		})
 		if err != nil {
 			s.forget(node)
 			return nil, err
 		}
+	}
+	if s.isWaiting(node) {
+		s.wakeRun()
 	}
 	return &devicev1.HeartbeatResponse{
 		Time: now.Unix(), PeersOpened: s.peers(node), IntervalSeconds: int32(s.cfg.Heartbeat / time.Second),

@@ -240,13 +240,18 @@ func (e *enrolment) admit(ctx context.Context, token store.JoinToken) (*devicev1
 	return e.issue(ctx, o, n)
 }
 
-// checkDevice refuses a node that installed another trust policy than the one
-// in force, or lacks a disk that was prepared.
+// checkDevice refuses a node that installed another trust policy than one of the
+// order's, or lacks a disk that was prepared. One that was replaced meanwhile will
+// do: the node takes the successors when it is there.
 func (e *enrolment) checkDevice(ctx context.Context, o store.Order) error {
+	signed, err := e.tx.TrustPolicies(ctx, o.ID)
+	if err != nil {
+		return err
+	}
 	switch {
-	case o.TrustPolicyDigest == "":
+	case len(signed) == 0:
 		return conflict("order %s has no trust policy yet: the customer has to sign one before its device is enrolled", o.ID)
-	case e.in.TrustPolicyDigest != o.TrustPolicyDigest:
+	case !slices.ContainsFunc(signed, func(p store.TrustPolicy) bool { return p.Digest == e.in.TrustPolicyDigest }):
 		return protocol.Errorf(protocol.CodePolicyDigest, "the node has trust policy %s, the customer signed %s", orNone(e.in.TrustPolicyDigest), o.TrustPolicyDigest)
 	}
 	disks, err := e.tx.DisksOfNode(ctx, e.node)

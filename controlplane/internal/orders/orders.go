@@ -31,6 +31,7 @@ import (
 	"github.com/databox-lockbox/lockbox/controlplane/internal/custody"
 	"github.com/databox-lockbox/lockbox/controlplane/internal/store"
 	"github.com/databox-lockbox/lockbox/protocol"
+	"github.com/databox-lockbox/lockbox/protocol/approval"
 	"github.com/databox-lockbox/lockbox/protocol/auditlog"
 	devicev1 "github.com/databox-lockbox/lockbox/protocol/device/v1"
 	lockboxv1 "github.com/databox-lockbox/lockbox/protocol/lockbox/v1"
@@ -56,7 +57,8 @@ type Tunnels interface {
 	Node(id protocol.NodeID) (devicev1.NodeServiceClient, error)
 }
 
-// Config are the parts of a [Service]. All but Now are needed.
+// Config are the parts of a [Service]. All but PolicyReplaced
+// and Now are needed.
 type Config struct {
 	Store         *store.Store
 	Audit         *audit.Service
@@ -66,8 +68,12 @@ type Config struct {
 	ServiceKey    ed25519.PublicKey // goes into trust policies
 	TunnelAddress string            // host:port that devices dial
 	Heartbeat     time.Duration     // how often nodes are to report; a quarter of the dead-man time
-	Now           func() time.Time  // default time.Now
-	Logger        zerolog.Logger
+	// PolicyReplaced is told, within the transaction that does it, that a trust
+	// policy was replaced. What it returns, if anything, is called once that is
+	// committed. nil: nobody is told.
+	PolicyReplaced func(ctx context.Context, tx *store.Tx, caller auth.Caller, o store.Order, next *approval.Policy) (after func(context.Context), err error)
+	Now            func() time.Time // default time.Now
+	Logger         zerolog.Logger
 }
 
 // Service answers TenantService, OrderService, DeviceService, TicketService,
@@ -75,8 +81,12 @@ type Config struct {
 type Service struct {
 	cfg Config
 
-	mu   sync.Mutex
-	seen map[protocol.NodeID]report // newest report of each node; guarded by mu
+	wake chan struct{} // one slot: a trust policy may be deliverable
+
+	mu      sync.Mutex                 // guards what follows
+	seen    map[protocol.NodeID]report // newest report of each node
+	waiting map[protocol.NodeID]bool   // for a trust policy, as far as is known here
+	handing map[protocol.NodeID]bool   // a trust policy, just now
 }
 
 // New returns a service.
@@ -84,7 +94,10 @@ func New(cfg Config) *Service {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
-	return &Service{cfg: cfg, seen: make(map[protocol.NodeID]report)}
+	return &Service{
+		cfg: cfg, wake: make(chan struct{}, 1), seen: make(map[protocol.NodeID]report),
+		waiting: make(map[protocol.NodeID]bool), handing: make(map[protocol.NodeID]bool),
+	}
 }
 
 // now is the time as it is stored: in UTC, to the millisecond.

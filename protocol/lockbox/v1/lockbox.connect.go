@@ -27,6 +27,8 @@ const (
 	SessionServiceName = "lockbox.v1.SessionService"
 	// RequestServiceName is the fully-qualified name of the RequestService service.
 	RequestServiceName = "lockbox.v1.RequestService"
+	// StandingServiceName is the fully-qualified name of the StandingService service.
+	StandingServiceName = "lockbox.v1.StandingService"
 	// KeyServiceName is the fully-qualified name of the KeyService service.
 	KeyServiceName = "lockbox.v1.KeyService"
 	// AuditServiceName is the fully-qualified name of the AuditService service.
@@ -58,6 +60,10 @@ const (
 	// AccountServiceRemovePersonProcedure is the procedure name of the AccountService's RemovePerson
 	// RPC.
 	AccountServiceRemovePersonProcedure = "/lockbox.v1.AccountService/RemovePerson"
+	// AccountServiceAddKeyProcedure is the procedure name of the AccountService's AddKey RPC.
+	AccountServiceAddKeyProcedure = "/lockbox.v1.AccountService/AddKey"
+	// AccountServiceRemoveKeyProcedure is the procedure name of the AccountService's RemoveKey RPC.
+	AccountServiceRemoveKeyProcedure = "/lockbox.v1.AccountService/RemoveKey"
 	// AccountServiceCreateLoginTokenProcedure is the procedure name of the AccountService's
 	// CreateLoginToken RPC.
 	AccountServiceCreateLoginTokenProcedure = "/lockbox.v1.AccountService/CreateLoginToken"
@@ -100,6 +106,12 @@ const (
 	// OrderServiceGetTrustPolicyProcedure is the procedure name of the OrderService's GetTrustPolicy
 	// RPC.
 	OrderServiceGetTrustPolicyProcedure = "/lockbox.v1.OrderService/GetTrustPolicy"
+	// OrderServiceGetPolicyDeliveryProcedure is the procedure name of the OrderService's
+	// GetPolicyDelivery RPC.
+	OrderServiceGetPolicyDeliveryProcedure = "/lockbox.v1.OrderService/GetPolicyDelivery"
+	// OrderServiceListPendingDocumentsProcedure is the procedure name of the OrderService's
+	// ListPendingDocuments RPC.
+	OrderServiceListPendingDocumentsProcedure = "/lockbox.v1.OrderService/ListPendingDocuments"
 	// OrderServiceDraftConsentProcedure is the procedure name of the OrderService's DraftConsent RPC.
 	OrderServiceDraftConsentProcedure = "/lockbox.v1.OrderService/DraftConsent"
 	// OrderServiceSubmitConsentProcedure is the procedure name of the OrderService's SubmitConsent RPC.
@@ -177,6 +189,18 @@ const (
 	// RequestServiceRaiseRequestAgainProcedure is the procedure name of the RequestService's
 	// RaiseRequestAgain RPC.
 	RequestServiceRaiseRequestAgainProcedure = "/lockbox.v1.RequestService/RaiseRequestAgain"
+	// StandingServiceDraftStandingConsentProcedure is the procedure name of the StandingService's
+	// DraftStandingConsent RPC.
+	StandingServiceDraftStandingConsentProcedure = "/lockbox.v1.StandingService/DraftStandingConsent"
+	// StandingServiceSubmitStandingConsentProcedure is the procedure name of the StandingService's
+	// SubmitStandingConsent RPC.
+	StandingServiceSubmitStandingConsentProcedure = "/lockbox.v1.StandingService/SubmitStandingConsent"
+	// StandingServiceListStandingConsentsProcedure is the procedure name of the StandingService's
+	// ListStandingConsents RPC.
+	StandingServiceListStandingConsentsProcedure = "/lockbox.v1.StandingService/ListStandingConsents"
+	// StandingServiceRevokeStandingConsentProcedure is the procedure name of the StandingService's
+	// RevokeStandingConsent RPC.
+	StandingServiceRevokeStandingConsentProcedure = "/lockbox.v1.StandingService/RevokeStandingConsent"
 	// KeyServiceListKeysProcedure is the procedure name of the KeyService's ListKeys RPC.
 	KeyServiceListKeysProcedure = "/lockbox.v1.KeyService/ListKeys"
 	// KeyServiceExportRecoveryPasswordProcedure is the procedure name of the KeyService's
@@ -263,6 +287,20 @@ var (
 			Procedure:  AccountServiceRemovePersonProcedure,
 		}
 	})
+	accountServiceAddKeySpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeUnary,
+			Schema:     File_lockbox_v1_lockbox_proto.Services().ByName("AccountService").Methods().ByName("AddKey"),
+			Procedure:  AccountServiceAddKeyProcedure,
+		}
+	})
+	accountServiceRemoveKeySpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeUnary,
+			Schema:     File_lockbox_v1_lockbox_proto.Services().ByName("AccountService").Methods().ByName("RemoveKey"),
+			Procedure:  AccountServiceRemoveKeyProcedure,
+		}
+	})
 	accountServiceCreateLoginTokenSpec = sync.OnceValue(func() connect.Spec {
 		return connect.Spec{
 			StreamType: connect.StreamTypeUnary,
@@ -283,6 +321,10 @@ type AccountServiceClient interface {
 	ListPeople(context.Context, *ListPeopleRequest) (*ListPeopleResponse, error)
 	// RemovePerson ends a person's certificates, keys and roles.
 	RemovePerson(context.Context, *RemovePersonRequest) (*RemovePersonResponse, error)
+	// AddKey registers another SSH key of a person, for trust policies to name.
+	AddKey(context.Context, *AddKeyRequest) (*Person, error)
+	// RemoveKey ends a key: nothing that it signs counts any more.
+	RemoveKey(context.Context, *RemoveKeyRequest) (*Person, error)
 	// CreateLoginToken makes a fresh one-time token for somebody.
 	CreateLoginToken(context.Context, *CreateLoginTokenRequest) (*CreateLoginTokenResponse, error)
 }
@@ -304,6 +346,10 @@ type AccountServiceHandler interface {
 	ListPeople(context.Context, *ListPeopleRequest) (*ListPeopleResponse, error)
 	// RemovePerson ends a person's certificates, keys and roles.
 	RemovePerson(context.Context, *RemovePersonRequest) (*RemovePersonResponse, error)
+	// AddKey registers another SSH key of a person, for trust policies to name.
+	AddKey(context.Context, *AddKeyRequest) (*Person, error)
+	// RemoveKey ends a key: nothing that it signs counts any more.
+	RemoveKey(context.Context, *RemoveKeyRequest) (*Person, error)
 	// CreateLoginToken makes a fresh one-time token for somebody.
 	CreateLoginToken(context.Context, *CreateLoginTokenRequest) (*CreateLoginTokenResponse, error)
 }
@@ -319,6 +365,8 @@ func RegisterAccountServiceHandler(server *connect.Server, svc AccountServiceHan
 		connect.Method{Spec: accountServiceCreatePersonSpec(), Handler: adapter.createPerson},
 		connect.Method{Spec: accountServiceListPeopleSpec(), Handler: adapter.listPeople},
 		connect.Method{Spec: accountServiceRemovePersonSpec(), Handler: adapter.removePerson},
+		connect.Method{Spec: accountServiceAddKeySpec(), Handler: adapter.addKey},
+		connect.Method{Spec: accountServiceRemoveKeySpec(), Handler: adapter.removeKey},
 		connect.Method{Spec: accountServiceCreateLoginTokenSpec(), Handler: adapter.createLoginToken},
 	)
 }
@@ -348,6 +396,14 @@ func (UnimplementedAccountServiceHandler) ListPeople(context.Context, *ListPeopl
 
 func (UnimplementedAccountServiceHandler) RemovePerson(context.Context, *RemovePersonRequest) (*RemovePersonResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "lockbox.v1.AccountService.RemovePerson is not implemented")
+}
+
+func (UnimplementedAccountServiceHandler) AddKey(context.Context, *AddKeyRequest) (*Person, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "lockbox.v1.AccountService.AddKey is not implemented")
+}
+
+func (UnimplementedAccountServiceHandler) RemoveKey(context.Context, *RemoveKeyRequest) (*Person, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "lockbox.v1.AccountService.RemoveKey is not implemented")
 }
 
 func (UnimplementedAccountServiceHandler) CreateLoginToken(context.Context, *CreateLoginTokenRequest) (*CreateLoginTokenResponse, error) {
@@ -401,6 +457,22 @@ func (c *accountServiceClient) ListPeople(ctx context.Context, req *ListPeopleRe
 func (c *accountServiceClient) RemovePerson(ctx context.Context, req *RemovePersonRequest) (*RemovePersonResponse, error) {
 	var res RemovePersonResponse
 	if err := c.client.CallUnary(ctx, accountServiceRemovePersonSpec(), req, &res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+func (c *accountServiceClient) AddKey(ctx context.Context, req *AddKeyRequest) (*Person, error) {
+	var res Person
+	if err := c.client.CallUnary(ctx, accountServiceAddKeySpec(), req, &res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+func (c *accountServiceClient) RemoveKey(ctx context.Context, req *RemoveKeyRequest) (*Person, error) {
+	var res Person
+	if err := c.client.CallUnary(ctx, accountServiceRemoveKeySpec(), req, &res); err != nil {
 		return nil, err
 	}
 	return &res, nil
@@ -482,6 +554,30 @@ func (h accountServiceHandler) removePerson(ctx context.Context, _ connect.Spec,
 		return err
 	}
 	res, err := h.svc.RemovePerson(ctx, &req)
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
+}
+
+func (h accountServiceHandler) addKey(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req AddKeyRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	res, err := h.svc.AddKey(ctx, &req)
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
+}
+
+func (h accountServiceHandler) removeKey(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req RemoveKeyRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	res, err := h.svc.RemoveKey(ctx, &req)
 	if err != nil {
 		return err
 	}
@@ -869,6 +965,20 @@ var (
 			Procedure:  OrderServiceGetTrustPolicyProcedure,
 		}
 	})
+	orderServiceGetPolicyDeliverySpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeUnary,
+			Schema:     File_lockbox_v1_lockbox_proto.Services().ByName("OrderService").Methods().ByName("GetPolicyDelivery"),
+			Procedure:  OrderServiceGetPolicyDeliveryProcedure,
+		}
+	})
+	orderServiceListPendingDocumentsSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeUnary,
+			Schema:     File_lockbox_v1_lockbox_proto.Services().ByName("OrderService").Methods().ByName("ListPendingDocuments"),
+			Procedure:  OrderServiceListPendingDocumentsProcedure,
+		}
+	})
 	orderServiceDraftConsentSpec = sync.OnceValue(func() connect.Spec {
 		return connect.Spec{
 			StreamType: connect.StreamTypeUnary,
@@ -936,6 +1046,11 @@ type OrderServiceClient interface {
 	// SubmitTrustPolicy takes the signed envelope.
 	SubmitTrustPolicy(context.Context, *SubmitTrustPolicyRequest) (*Document, error)
 	GetTrustPolicy(context.Context, *GetTrustPolicyRequest) (*Document, error)
+	// GetPolicyDelivery says which node has which trust policy.
+	GetPolicyDelivery(context.Context, *GetPolicyDeliveryRequest) (*GetPolicyDeliveryResponse, error)
+	// ListPendingDocuments shows what waits for more of the customer's signatures.
+	// Signed by one more, it is submitted as if it were new.
+	ListPendingDocuments(context.Context, *ListPendingDocumentsRequest) (*ListPendingDocumentsResponse, error)
 	DraftConsent(context.Context, *DraftConsentRequest) (*Document, error)
 	SubmitConsent(context.Context, *SubmitConsentRequest) (*Document, error)
 	// RevokeConsent ends the data-copy consent at once.
@@ -989,6 +1104,11 @@ type OrderServiceHandler interface {
 	// SubmitTrustPolicy takes the signed envelope.
 	SubmitTrustPolicy(context.Context, *SubmitTrustPolicyRequest) (*Document, error)
 	GetTrustPolicy(context.Context, *GetTrustPolicyRequest) (*Document, error)
+	// GetPolicyDelivery says which node has which trust policy.
+	GetPolicyDelivery(context.Context, *GetPolicyDeliveryRequest) (*GetPolicyDeliveryResponse, error)
+	// ListPendingDocuments shows what waits for more of the customer's signatures.
+	// Signed by one more, it is submitted as if it were new.
+	ListPendingDocuments(context.Context, *ListPendingDocumentsRequest) (*ListPendingDocumentsResponse, error)
 	DraftConsent(context.Context, *DraftConsentRequest) (*Document, error)
 	SubmitConsent(context.Context, *SubmitConsentRequest) (*Document, error)
 	// RevokeConsent ends the data-copy consent at once.
@@ -1013,6 +1133,8 @@ func RegisterOrderServiceHandler(server *connect.Server, svc OrderServiceHandler
 		connect.Method{Spec: orderServiceDraftTrustPolicySpec(), Handler: adapter.draftTrustPolicy},
 		connect.Method{Spec: orderServiceSubmitTrustPolicySpec(), Handler: adapter.submitTrustPolicy},
 		connect.Method{Spec: orderServiceGetTrustPolicySpec(), Handler: adapter.getTrustPolicy},
+		connect.Method{Spec: orderServiceGetPolicyDeliverySpec(), Handler: adapter.getPolicyDelivery},
+		connect.Method{Spec: orderServiceListPendingDocumentsSpec(), Handler: adapter.listPendingDocuments},
 		connect.Method{Spec: orderServiceDraftConsentSpec(), Handler: adapter.draftConsent},
 		connect.Method{Spec: orderServiceSubmitConsentSpec(), Handler: adapter.submitConsent},
 		connect.Method{Spec: orderServiceRevokeConsentSpec(), Handler: adapter.revokeConsent},
@@ -1071,6 +1193,14 @@ func (UnimplementedOrderServiceHandler) SubmitTrustPolicy(context.Context, *Subm
 
 func (UnimplementedOrderServiceHandler) GetTrustPolicy(context.Context, *GetTrustPolicyRequest) (*Document, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "lockbox.v1.OrderService.GetTrustPolicy is not implemented")
+}
+
+func (UnimplementedOrderServiceHandler) GetPolicyDelivery(context.Context, *GetPolicyDeliveryRequest) (*GetPolicyDeliveryResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "lockbox.v1.OrderService.GetPolicyDelivery is not implemented")
+}
+
+func (UnimplementedOrderServiceHandler) ListPendingDocuments(context.Context, *ListPendingDocumentsRequest) (*ListPendingDocumentsResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "lockbox.v1.OrderService.ListPendingDocuments is not implemented")
 }
 
 func (UnimplementedOrderServiceHandler) DraftConsent(context.Context, *DraftConsentRequest) (*Document, error) {
@@ -1164,6 +1294,22 @@ func (c *orderServiceClient) SubmitTrustPolicy(ctx context.Context, req *SubmitT
 func (c *orderServiceClient) GetTrustPolicy(ctx context.Context, req *GetTrustPolicyRequest) (*Document, error) {
 	var res Document
 	if err := c.client.CallUnary(ctx, orderServiceGetTrustPolicySpec(), req, &res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+func (c *orderServiceClient) GetPolicyDelivery(ctx context.Context, req *GetPolicyDeliveryRequest) (*GetPolicyDeliveryResponse, error) {
+	var res GetPolicyDeliveryResponse
+	if err := c.client.CallUnary(ctx, orderServiceGetPolicyDeliverySpec(), req, &res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+func (c *orderServiceClient) ListPendingDocuments(ctx context.Context, req *ListPendingDocumentsRequest) (*ListPendingDocumentsResponse, error) {
+	var res ListPendingDocumentsResponse
+	if err := c.client.CallUnary(ctx, orderServiceListPendingDocumentsSpec(), req, &res); err != nil {
 		return nil, err
 	}
 	return &res, nil
@@ -1317,6 +1463,30 @@ func (h orderServiceHandler) getTrustPolicy(ctx context.Context, _ connect.Spec,
 		return err
 	}
 	res, err := h.svc.GetTrustPolicy(ctx, &req)
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
+}
+
+func (h orderServiceHandler) getPolicyDelivery(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req GetPolicyDeliveryRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	res, err := h.svc.GetPolicyDelivery(ctx, &req)
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
+}
+
+func (h orderServiceHandler) listPendingDocuments(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req ListPendingDocumentsRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	res, err := h.svc.ListPendingDocuments(ctx, &req)
 	if err != nil {
 		return err
 	}
@@ -2410,6 +2580,184 @@ func (h requestServiceHandler) raiseRequestAgain(ctx context.Context, _ connect.
 		return err
 	}
 	res, err := h.svc.RaiseRequestAgain(ctx, &req)
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
+}
+
+var (
+	standingServiceDraftStandingConsentSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeUnary,
+			Schema:     File_lockbox_v1_lockbox_proto.Services().ByName("StandingService").Methods().ByName("DraftStandingConsent"),
+			Procedure:  StandingServiceDraftStandingConsentProcedure,
+		}
+	})
+	standingServiceSubmitStandingConsentSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeUnary,
+			Schema:     File_lockbox_v1_lockbox_proto.Services().ByName("StandingService").Methods().ByName("SubmitStandingConsent"),
+			Procedure:  StandingServiceSubmitStandingConsentProcedure,
+		}
+	})
+	standingServiceListStandingConsentsSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeUnary,
+			Schema:     File_lockbox_v1_lockbox_proto.Services().ByName("StandingService").Methods().ByName("ListStandingConsents"),
+			Procedure:  StandingServiceListStandingConsentsProcedure,
+		}
+	})
+	standingServiceRevokeStandingConsentSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeUnary,
+			Schema:     File_lockbox_v1_lockbox_proto.Services().ByName("StandingService").Methods().ByName("RevokeStandingConsent"),
+			Procedure:  StandingServiceRevokeStandingConsentProcedure,
+		}
+	})
+)
+
+// StandingServiceClient is a client for the lockbox.v1.StandingService service.
+type StandingServiceClient interface {
+	// DraftStandingConsent makes the document that the customer signs.
+	DraftStandingConsent(context.Context, *DraftStandingConsentRequest) (*Document, error)
+	// SubmitStandingConsent takes the signed document; it is in force once
+	// everybody has signed whom the trust policy asks for.
+	SubmitStandingConsent(context.Context, *SubmitStandingConsentRequest) (*Document, error)
+	ListStandingConsents(context.Context, *ListStandingConsentsRequest) (*ListStandingConsentsResponse, error)
+	// RevokeStandingConsent ends it, and every access that it has allowed.
+	RevokeStandingConsent(context.Context, *RevokeStandingConsentRequest) (*StandingConsent, error)
+}
+
+// NewStandingServiceClient constructs a client for the lockbox.v1.StandingService service. Multiple
+// service clients may share a single connect.Client.
+func NewStandingServiceClient(client *connect.Client) StandingServiceClient {
+	return &standingServiceClient{client: client}
+}
+
+// StandingServiceHandler is an implementation of the lockbox.v1.StandingService service.
+type StandingServiceHandler interface {
+	// DraftStandingConsent makes the document that the customer signs.
+	DraftStandingConsent(context.Context, *DraftStandingConsentRequest) (*Document, error)
+	// SubmitStandingConsent takes the signed document; it is in force once
+	// everybody has signed whom the trust policy asks for.
+	SubmitStandingConsent(context.Context, *SubmitStandingConsentRequest) (*Document, error)
+	ListStandingConsents(context.Context, *ListStandingConsentsRequest) (*ListStandingConsentsResponse, error)
+	// RevokeStandingConsent ends it, and every access that it has allowed.
+	RevokeStandingConsent(context.Context, *RevokeStandingConsentRequest) (*StandingConsent, error)
+}
+
+// RegisterStandingServiceHandler registers svc as the lockbox.v1.StandingService implementation on
+// server.
+func RegisterStandingServiceHandler(server *connect.Server, svc StandingServiceHandler) {
+	adapter := standingServiceHandler{svc: svc}
+	server.Register(
+		connect.Method{Spec: standingServiceDraftStandingConsentSpec(), Handler: adapter.draftStandingConsent},
+		connect.Method{Spec: standingServiceSubmitStandingConsentSpec(), Handler: adapter.submitStandingConsent},
+		connect.Method{Spec: standingServiceListStandingConsentsSpec(), Handler: adapter.listStandingConsents},
+		connect.Method{Spec: standingServiceRevokeStandingConsentSpec(), Handler: adapter.revokeStandingConsent},
+	)
+}
+
+// UnimplementedStandingServiceHandler returns CodeUnimplemented from all methods.
+type UnimplementedStandingServiceHandler struct{}
+
+func (UnimplementedStandingServiceHandler) DraftStandingConsent(context.Context, *DraftStandingConsentRequest) (*Document, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "lockbox.v1.StandingService.DraftStandingConsent is not implemented")
+}
+
+func (UnimplementedStandingServiceHandler) SubmitStandingConsent(context.Context, *SubmitStandingConsentRequest) (*Document, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "lockbox.v1.StandingService.SubmitStandingConsent is not implemented")
+}
+
+func (UnimplementedStandingServiceHandler) ListStandingConsents(context.Context, *ListStandingConsentsRequest) (*ListStandingConsentsResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "lockbox.v1.StandingService.ListStandingConsents is not implemented")
+}
+
+func (UnimplementedStandingServiceHandler) RevokeStandingConsent(context.Context, *RevokeStandingConsentRequest) (*StandingConsent, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "lockbox.v1.StandingService.RevokeStandingConsent is not implemented")
+}
+
+type standingServiceClient struct {
+	client *connect.Client
+}
+
+func (c *standingServiceClient) DraftStandingConsent(ctx context.Context, req *DraftStandingConsentRequest) (*Document, error) {
+	var res Document
+	if err := c.client.CallUnary(ctx, standingServiceDraftStandingConsentSpec(), req, &res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+func (c *standingServiceClient) SubmitStandingConsent(ctx context.Context, req *SubmitStandingConsentRequest) (*Document, error) {
+	var res Document
+	if err := c.client.CallUnary(ctx, standingServiceSubmitStandingConsentSpec(), req, &res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+func (c *standingServiceClient) ListStandingConsents(ctx context.Context, req *ListStandingConsentsRequest) (*ListStandingConsentsResponse, error) {
+	var res ListStandingConsentsResponse
+	if err := c.client.CallUnary(ctx, standingServiceListStandingConsentsSpec(), req, &res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+func (c *standingServiceClient) RevokeStandingConsent(ctx context.Context, req *RevokeStandingConsentRequest) (*StandingConsent, error) {
+	var res StandingConsent
+	if err := c.client.CallUnary(ctx, standingServiceRevokeStandingConsentSpec(), req, &res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+type standingServiceHandler struct{ svc StandingServiceHandler }
+
+func (h standingServiceHandler) draftStandingConsent(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req DraftStandingConsentRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	res, err := h.svc.DraftStandingConsent(ctx, &req)
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
+}
+
+func (h standingServiceHandler) submitStandingConsent(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req SubmitStandingConsentRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	res, err := h.svc.SubmitStandingConsent(ctx, &req)
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
+}
+
+func (h standingServiceHandler) listStandingConsents(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req ListStandingConsentsRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	res, err := h.svc.ListStandingConsents(ctx, &req)
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
+}
+
+func (h standingServiceHandler) revokeStandingConsent(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req RevokeStandingConsentRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	res, err := h.svc.RevokeStandingConsent(ctx, &req)
 	if err != nil {
 		return err
 	}

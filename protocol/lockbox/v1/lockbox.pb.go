@@ -744,6 +744,110 @@ func (*RemovePersonResponse) Descriptor() ([]byte, []int) {
 	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{13}
 }
 
+type AddKeyRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Person        string                 `protobuf:"bytes,1,opt,name=person,proto3" json:"person,omitempty"`
+	SshKey        string                 `protobuf:"bytes,2,opt,name=ssh_key,json=sshKey,proto3" json:"ssh_key,omitempty"` // authorized_keys line
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AddKeyRequest) Reset() {
+	*x = AddKeyRequest{}
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AddKeyRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AddKeyRequest) ProtoMessage() {}
+
+func (x *AddKeyRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AddKeyRequest.ProtoReflect.Descriptor instead.
+func (*AddKeyRequest) Descriptor() ([]byte, []int) {
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *AddKeyRequest) GetPerson() string {
+	if x != nil {
+		return x.Person
+	}
+	return ""
+}
+
+func (x *AddKeyRequest) GetSshKey() string {
+	if x != nil {
+		return x.SshKey
+	}
+	return ""
+}
+
+type RemoveKeyRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Person        string                 `protobuf:"bytes,1,opt,name=person,proto3" json:"person,omitempty"`
+	Fingerprint   string                 `protobuf:"bytes,2,opt,name=fingerprint,proto3" json:"fingerprint,omitempty"` // "SHA256:…"
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveKeyRequest) Reset() {
+	*x = RemoveKeyRequest{}
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveKeyRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveKeyRequest) ProtoMessage() {}
+
+func (x *RemoveKeyRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveKeyRequest.ProtoReflect.Descriptor instead.
+func (*RemoveKeyRequest) Descriptor() ([]byte, []int) {
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *RemoveKeyRequest) GetPerson() string {
+	if x != nil {
+		return x.Person
+	}
+	return ""
+}
+
+func (x *RemoveKeyRequest) GetFingerprint() string {
+	if x != nil {
+		return x.Fingerprint
+	}
+	return ""
+}
+
 type CreateLoginTokenRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -753,7 +857,7 @@ type CreateLoginTokenRequest struct {
 
 func (x *CreateLoginTokenRequest) Reset() {
 	*x = CreateLoginTokenRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[14]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -765,7 +869,7 @@ func (x *CreateLoginTokenRequest) String() string {
 func (*CreateLoginTokenRequest) ProtoMessage() {}
 
 func (x *CreateLoginTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[14]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -778,7 +882,7 @@ func (x *CreateLoginTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateLoginTokenRequest.ProtoReflect.Descriptor instead.
 func (*CreateLoginTokenRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{14}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *CreateLoginTokenRequest) GetName() string {
@@ -797,7 +901,7 @@ type CreateLoginTokenResponse struct {
 
 func (x *CreateLoginTokenResponse) Reset() {
 	*x = CreateLoginTokenResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[15]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -809,7 +913,7 @@ func (x *CreateLoginTokenResponse) String() string {
 func (*CreateLoginTokenResponse) ProtoMessage() {}
 
 func (x *CreateLoginTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[15]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -822,7 +926,7 @@ func (x *CreateLoginTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateLoginTokenResponse.ProtoReflect.Descriptor instead.
 func (*CreateLoginTokenResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{15}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *CreateLoginTokenResponse) GetLoginToken() string {
@@ -841,7 +945,7 @@ type ReportApplicabilityRequest struct {
 
 func (x *ReportApplicabilityRequest) Reset() {
 	*x = ReportApplicabilityRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[16]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -853,7 +957,7 @@ func (x *ReportApplicabilityRequest) String() string {
 func (*ReportApplicabilityRequest) ProtoMessage() {}
 
 func (x *ReportApplicabilityRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[16]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -866,7 +970,7 @@ func (x *ReportApplicabilityRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportApplicabilityRequest.ProtoReflect.Descriptor instead.
 func (*ReportApplicabilityRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{16}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ReportApplicabilityRequest) GetTenant() string {
@@ -889,7 +993,7 @@ type ApplicableResource struct {
 
 func (x *ApplicableResource) Reset() {
 	*x = ApplicableResource{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[17]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -901,7 +1005,7 @@ func (x *ApplicableResource) String() string {
 func (*ApplicableResource) ProtoMessage() {}
 
 func (x *ApplicableResource) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[17]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -914,7 +1018,7 @@ func (x *ApplicableResource) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplicableResource.ProtoReflect.Descriptor instead.
 func (*ApplicableResource) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{17}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ApplicableResource) GetTenant() string {
@@ -961,7 +1065,7 @@ type ReportApplicabilityResponse struct {
 
 func (x *ReportApplicabilityResponse) Reset() {
 	*x = ReportApplicabilityResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[18]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -973,7 +1077,7 @@ func (x *ReportApplicabilityResponse) String() string {
 func (*ReportApplicabilityResponse) ProtoMessage() {}
 
 func (x *ReportApplicabilityResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[18]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -986,7 +1090,7 @@ func (x *ReportApplicabilityResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportApplicabilityResponse.ProtoReflect.Descriptor instead.
 func (*ReportApplicabilityResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{18}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *ReportApplicabilityResponse) GetResources() []*ApplicableResource {
@@ -1011,7 +1115,7 @@ type Tenant struct {
 
 func (x *Tenant) Reset() {
 	*x = Tenant{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[19]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1023,7 +1127,7 @@ func (x *Tenant) String() string {
 func (*Tenant) ProtoMessage() {}
 
 func (x *Tenant) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[19]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1036,7 +1140,7 @@ func (x *Tenant) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Tenant.ProtoReflect.Descriptor instead.
 func (*Tenant) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{19}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Tenant) GetId() string {
@@ -1100,7 +1204,7 @@ type Subscription struct {
 
 func (x *Subscription) Reset() {
 	*x = Subscription{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[20]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1112,7 +1216,7 @@ func (x *Subscription) String() string {
 func (*Subscription) ProtoMessage() {}
 
 func (x *Subscription) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[20]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1125,7 +1229,7 @@ func (x *Subscription) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Subscription.ProtoReflect.Descriptor instead.
 func (*Subscription) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{20}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Subscription) GetId() string {
@@ -1166,7 +1270,7 @@ type CreateTenantRequest struct {
 
 func (x *CreateTenantRequest) Reset() {
 	*x = CreateTenantRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[21]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1178,7 +1282,7 @@ func (x *CreateTenantRequest) String() string {
 func (*CreateTenantRequest) ProtoMessage() {}
 
 func (x *CreateTenantRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[21]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1191,7 +1295,7 @@ func (x *CreateTenantRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTenantRequest.ProtoReflect.Descriptor instead.
 func (*CreateTenantRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{21}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *CreateTenantRequest) GetId() string {
@@ -1217,7 +1321,7 @@ type GetTenantRequest struct {
 
 func (x *GetTenantRequest) Reset() {
 	*x = GetTenantRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[22]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1229,7 +1333,7 @@ func (x *GetTenantRequest) String() string {
 func (*GetTenantRequest) ProtoMessage() {}
 
 func (x *GetTenantRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[22]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1242,7 +1346,7 @@ func (x *GetTenantRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetTenantRequest.ProtoReflect.Descriptor instead.
 func (*GetTenantRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{22}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *GetTenantRequest) GetId() string {
@@ -1260,7 +1364,7 @@ type ListTenantsRequest struct {
 
 func (x *ListTenantsRequest) Reset() {
 	*x = ListTenantsRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[23]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1272,7 +1376,7 @@ func (x *ListTenantsRequest) String() string {
 func (*ListTenantsRequest) ProtoMessage() {}
 
 func (x *ListTenantsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[23]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1285,7 +1389,7 @@ func (x *ListTenantsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTenantsRequest.ProtoReflect.Descriptor instead.
 func (*ListTenantsRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{23}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{25}
 }
 
 type ListTenantsResponse struct {
@@ -1297,7 +1401,7 @@ type ListTenantsResponse struct {
 
 func (x *ListTenantsResponse) Reset() {
 	*x = ListTenantsResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[24]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1309,7 +1413,7 @@ func (x *ListTenantsResponse) String() string {
 func (*ListTenantsResponse) ProtoMessage() {}
 
 func (x *ListTenantsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[24]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1322,7 +1426,7 @@ func (x *ListTenantsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTenantsResponse.ProtoReflect.Descriptor instead.
 func (*ListTenantsResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{24}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *ListTenantsResponse) GetTenants() []*Tenant {
@@ -1344,7 +1448,7 @@ type CreateSubscriptionRequest struct {
 
 func (x *CreateSubscriptionRequest) Reset() {
 	*x = CreateSubscriptionRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[25]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1356,7 +1460,7 @@ func (x *CreateSubscriptionRequest) String() string {
 func (*CreateSubscriptionRequest) ProtoMessage() {}
 
 func (x *CreateSubscriptionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[25]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1369,7 +1473,7 @@ func (x *CreateSubscriptionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateSubscriptionRequest.ProtoReflect.Descriptor instead.
 func (*CreateSubscriptionRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{25}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *CreateSubscriptionRequest) GetId() string {
@@ -1409,7 +1513,7 @@ type EnableLockboxRequest struct {
 
 func (x *EnableLockboxRequest) Reset() {
 	*x = EnableLockboxRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[26]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1421,7 +1525,7 @@ func (x *EnableLockboxRequest) String() string {
 func (*EnableLockboxRequest) ProtoMessage() {}
 
 func (x *EnableLockboxRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[26]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1434,7 +1538,7 @@ func (x *EnableLockboxRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EnableLockboxRequest.ProtoReflect.Descriptor instead.
 func (*EnableLockboxRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{26}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *EnableLockboxRequest) GetTenant() string {
@@ -1445,15 +1549,16 @@ func (x *EnableLockboxRequest) GetTenant() string {
 }
 
 type DisableLockboxRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Tenant        string                 `protobuf:"bytes,1,opt,name=tenant,proto3" json:"tenant,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	Tenant         string                 `protobuf:"bytes,1,opt,name=tenant,proto3" json:"tenant,omitempty"`
+	WithoutLockbox string                 `protobuf:"bytes,2,opt,name=without_lockbox,json=withoutLockbox,proto3" json:"without_lockbox,omitempty"` // what holds without Lockbox: deny | provider-approval; empty: leave as it is
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *DisableLockboxRequest) Reset() {
 	*x = DisableLockboxRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[27]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1465,7 +1570,7 @@ func (x *DisableLockboxRequest) String() string {
 func (*DisableLockboxRequest) ProtoMessage() {}
 
 func (x *DisableLockboxRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[27]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1478,12 +1583,19 @@ func (x *DisableLockboxRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DisableLockboxRequest.ProtoReflect.Descriptor instead.
 func (*DisableLockboxRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{27}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *DisableLockboxRequest) GetTenant() string {
 	if x != nil {
 		return x.Tenant
+	}
+	return ""
+}
+
+func (x *DisableLockboxRequest) GetWithoutLockbox() string {
+	if x != nil {
+		return x.WithoutLockbox
 	}
 	return ""
 }
@@ -1499,7 +1611,7 @@ type SetTenantRequest struct {
 
 func (x *SetTenantRequest) Reset() {
 	*x = SetTenantRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[28]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1511,7 +1623,7 @@ func (x *SetTenantRequest) String() string {
 func (*SetTenantRequest) ProtoMessage() {}
 
 func (x *SetTenantRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[28]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1524,7 +1636,7 @@ func (x *SetTenantRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetTenantRequest.ProtoReflect.Descriptor instead.
 func (*SetTenantRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{28}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *SetTenantRequest) GetTenant() string {
@@ -1574,7 +1686,7 @@ type Order struct {
 
 func (x *Order) Reset() {
 	*x = Order{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[29]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1586,7 +1698,7 @@ func (x *Order) String() string {
 func (*Order) ProtoMessage() {}
 
 func (x *Order) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[29]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1599,7 +1711,7 @@ func (x *Order) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Order.ProtoReflect.Descriptor instead.
 func (*Order) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{29}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Order) GetId() string {
@@ -1739,7 +1851,7 @@ type OrderNode struct {
 
 func (x *OrderNode) Reset() {
 	*x = OrderNode{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[30]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1751,7 +1863,7 @@ func (x *OrderNode) String() string {
 func (*OrderNode) ProtoMessage() {}
 
 func (x *OrderNode) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[30]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1764,7 +1876,7 @@ func (x *OrderNode) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OrderNode.ProtoReflect.Descriptor instead.
 func (*OrderNode) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{30}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *OrderNode) GetNode() int32 {
@@ -1800,7 +1912,7 @@ type Destination struct {
 
 func (x *Destination) Reset() {
 	*x = Destination{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[31]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1812,7 +1924,7 @@ func (x *Destination) String() string {
 func (*Destination) ProtoMessage() {}
 
 func (x *Destination) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[31]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1825,7 +1937,7 @@ func (x *Destination) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Destination.ProtoReflect.Descriptor instead.
 func (*Destination) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{31}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *Destination) GetAccount() string {
@@ -1860,7 +1972,7 @@ type HistoryLine struct {
 
 func (x *HistoryLine) Reset() {
 	*x = HistoryLine{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[32]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1872,7 +1984,7 @@ func (x *HistoryLine) String() string {
 func (*HistoryLine) ProtoMessage() {}
 
 func (x *HistoryLine) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[32]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1885,7 +1997,7 @@ func (x *HistoryLine) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HistoryLine.ProtoReflect.Descriptor instead.
 func (*HistoryLine) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{32}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *HistoryLine) GetTime() int64 {
@@ -1921,7 +2033,7 @@ type PlaceOrderRequest struct {
 
 func (x *PlaceOrderRequest) Reset() {
 	*x = PlaceOrderRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[33]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1933,7 +2045,7 @@ func (x *PlaceOrderRequest) String() string {
 func (*PlaceOrderRequest) ProtoMessage() {}
 
 func (x *PlaceOrderRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[33]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1946,7 +2058,7 @@ func (x *PlaceOrderRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlaceOrderRequest.ProtoReflect.Descriptor instead.
 func (*PlaceOrderRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{33}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *PlaceOrderRequest) GetId() string {
@@ -1986,7 +2098,7 @@ type GetOrderRequest struct {
 
 func (x *GetOrderRequest) Reset() {
 	*x = GetOrderRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[34]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1998,7 +2110,7 @@ func (x *GetOrderRequest) String() string {
 func (*GetOrderRequest) ProtoMessage() {}
 
 func (x *GetOrderRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[34]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2011,7 +2123,7 @@ func (x *GetOrderRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetOrderRequest.ProtoReflect.Descriptor instead.
 func (*GetOrderRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{34}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *GetOrderRequest) GetId() string {
@@ -2030,7 +2142,7 @@ type ListOrdersRequest struct {
 
 func (x *ListOrdersRequest) Reset() {
 	*x = ListOrdersRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[35]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2042,7 +2154,7 @@ func (x *ListOrdersRequest) String() string {
 func (*ListOrdersRequest) ProtoMessage() {}
 
 func (x *ListOrdersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[35]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2055,7 +2167,7 @@ func (x *ListOrdersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListOrdersRequest.ProtoReflect.Descriptor instead.
 func (*ListOrdersRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{35}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *ListOrdersRequest) GetTenant() string {
@@ -2074,7 +2186,7 @@ type ListOrdersResponse struct {
 
 func (x *ListOrdersResponse) Reset() {
 	*x = ListOrdersResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[36]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2086,7 +2198,7 @@ func (x *ListOrdersResponse) String() string {
 func (*ListOrdersResponse) ProtoMessage() {}
 
 func (x *ListOrdersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[36]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2099,7 +2211,7 @@ func (x *ListOrdersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListOrdersResponse.ProtoReflect.Descriptor instead.
 func (*ListOrdersResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{36}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *ListOrdersResponse) GetOrders() []*Order {
@@ -2120,7 +2232,7 @@ type PrepareDeviceRequest struct {
 
 func (x *PrepareDeviceRequest) Reset() {
 	*x = PrepareDeviceRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[37]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2132,7 +2244,7 @@ func (x *PrepareDeviceRequest) String() string {
 func (*PrepareDeviceRequest) ProtoMessage() {}
 
 func (x *PrepareDeviceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[37]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2145,7 +2257,7 @@ func (x *PrepareDeviceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PrepareDeviceRequest.ProtoReflect.Descriptor instead.
 func (*PrepareDeviceRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{37}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *PrepareDeviceRequest) GetOrder() string {
@@ -2183,7 +2295,7 @@ type PreparedDisk struct {
 
 func (x *PreparedDisk) Reset() {
 	*x = PreparedDisk{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[38]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2195,7 +2307,7 @@ func (x *PreparedDisk) String() string {
 func (*PreparedDisk) ProtoMessage() {}
 
 func (x *PreparedDisk) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[38]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2208,7 +2320,7 @@ func (x *PreparedDisk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PreparedDisk.ProtoReflect.Descriptor instead.
 func (*PreparedDisk) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{38}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *PreparedDisk) GetNode() int32 {
@@ -2263,7 +2375,7 @@ type PreparedManifest struct {
 
 func (x *PreparedManifest) Reset() {
 	*x = PreparedManifest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[39]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2275,7 +2387,7 @@ func (x *PreparedManifest) String() string {
 func (*PreparedManifest) ProtoMessage() {}
 
 func (x *PreparedManifest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[39]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2288,7 +2400,7 @@ func (x *PreparedManifest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PreparedManifest.ProtoReflect.Descriptor instead.
 func (*PreparedManifest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{39}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *PreparedManifest) GetShare() string {
@@ -2315,7 +2427,7 @@ type AdvanceOrderRequest struct {
 
 func (x *AdvanceOrderRequest) Reset() {
 	*x = AdvanceOrderRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[40]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2327,7 +2439,7 @@ func (x *AdvanceOrderRequest) String() string {
 func (*AdvanceOrderRequest) ProtoMessage() {}
 
 func (x *AdvanceOrderRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[40]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2340,7 +2452,7 @@ func (x *AdvanceOrderRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AdvanceOrderRequest.ProtoReflect.Descriptor instead.
 func (*AdvanceOrderRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{40}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *AdvanceOrderRequest) GetOrder() string {
@@ -2363,13 +2475,16 @@ type DraftTrustPolicyRequest struct {
 	CustomerGroups     []*PolicyGroup         `protobuf:"bytes,2,rep,name=customer_groups,json=customerGroups,proto3" json:"customer_groups,omitempty"`                // empty: one group of all owners and approvers, threshold 1
 	ProviderGroups     []*PolicyGroup         `protobuf:"bytes,3,rep,name=provider_groups,json=providerGroups,proto3" json:"provider_groups,omitempty"`                // empty: one group of all internal approvers, threshold 1
 	MaxDurationSeconds int64                  `protobuf:"varint,4,opt,name=max_duration_seconds,json=maxDurationSeconds,proto3" json:"max_duration_seconds,omitempty"` // 0: eight hours
+	RecoveryKey        string                 `protobuf:"bytes,5,opt,name=recovery_key,json=recoveryKey,proto3" json:"recovery_key,omitempty"`                         // public key, authorized_keys line; empty: the present one
+	NoRecovery         bool                   `protobuf:"varint,6,opt,name=no_recovery,json=noRecovery,proto3" json:"no_recovery,omitempty"`                           // no recovery key, although the policy is lost when too few keys are left
+	Exclusions         []*PolicyExclusion     `protobuf:"bytes,7,rep,name=exclusions,proto3" json:"exclusions,omitempty"`                                              // when the customer need not be asked; empty: never
 	unknownFields      protoimpl.UnknownFields
 	sizeCache          protoimpl.SizeCache
 }
 
 func (x *DraftTrustPolicyRequest) Reset() {
 	*x = DraftTrustPolicyRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[41]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2381,7 +2496,7 @@ func (x *DraftTrustPolicyRequest) String() string {
 func (*DraftTrustPolicyRequest) ProtoMessage() {}
 
 func (x *DraftTrustPolicyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[41]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2394,7 +2509,7 @@ func (x *DraftTrustPolicyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DraftTrustPolicyRequest.ProtoReflect.Descriptor instead.
 func (*DraftTrustPolicyRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{41}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *DraftTrustPolicyRequest) GetOrder() string {
@@ -2425,6 +2540,96 @@ func (x *DraftTrustPolicyRequest) GetMaxDurationSeconds() int64 {
 	return 0
 }
 
+func (x *DraftTrustPolicyRequest) GetRecoveryKey() string {
+	if x != nil {
+		return x.RecoveryKey
+	}
+	return ""
+}
+
+func (x *DraftTrustPolicyRequest) GetNoRecovery() bool {
+	if x != nil {
+		return x.NoRecovery
+	}
+	return false
+}
+
+func (x *DraftTrustPolicyRequest) GetExclusions() []*PolicyExclusion {
+	if x != nil {
+		return x.Exclusions
+	}
+	return nil
+}
+
+// PolicyExclusion lets people of the provider alone allow access.
+type PolicyExclusion struct {
+	state              protoimpl.MessageState `protogen:"open.v1"`
+	Kind               string                 `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`                                                          // lockbox-off | break-glass | inadvertent-exposure | external-legal-demand
+	Groups             []*PolicyGroup         `protobuf:"bytes,2,rep,name=groups,proto3" json:"groups,omitempty"`                                                      // at least two people in all; empty: two of all internal approvers
+	Access             string                 `protobuf:"bytes,3,opt,name=access,proto3" json:"access,omitempty"`                                                      // the furthest; empty: read-write
+	MaxDurationSeconds int64                  `protobuf:"varint,4,opt,name=max_duration_seconds,json=maxDurationSeconds,proto3" json:"max_duration_seconds,omitempty"` // 0: as the rest
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
+}
+
+func (x *PolicyExclusion) Reset() {
+	*x = PolicyExclusion{}
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[44]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PolicyExclusion) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PolicyExclusion) ProtoMessage() {}
+
+func (x *PolicyExclusion) ProtoReflect() protoreflect.Message {
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[44]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PolicyExclusion.ProtoReflect.Descriptor instead.
+func (*PolicyExclusion) Descriptor() ([]byte, []int) {
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{44}
+}
+
+func (x *PolicyExclusion) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *PolicyExclusion) GetGroups() []*PolicyGroup {
+	if x != nil {
+		return x.Groups
+	}
+	return nil
+}
+
+func (x *PolicyExclusion) GetAccess() string {
+	if x != nil {
+		return x.Access
+	}
+	return ""
+}
+
+func (x *PolicyExclusion) GetMaxDurationSeconds() int64 {
+	if x != nil {
+		return x.MaxDurationSeconds
+	}
+	return 0
+}
+
 type PolicyGroup struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -2436,7 +2641,7 @@ type PolicyGroup struct {
 
 func (x *PolicyGroup) Reset() {
 	*x = PolicyGroup{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[42]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2448,7 +2653,7 @@ func (x *PolicyGroup) String() string {
 func (*PolicyGroup) ProtoMessage() {}
 
 func (x *PolicyGroup) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[42]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2461,7 +2666,7 @@ func (x *PolicyGroup) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PolicyGroup.ProtoReflect.Descriptor instead.
 func (*PolicyGroup) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{42}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *PolicyGroup) GetName() string {
@@ -2488,18 +2693,21 @@ func (x *PolicyGroup) GetPeople() []string {
 // Document is a thing to sign or signed.
 type Document struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Kind          string                 `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`       // trust-policy | consent | request | decision | revocation
+	Kind          string                 `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`       // trust-policy | consent | standing-consent | request | decision | revocation
 	Payload       []byte                 `protobuf:"bytes,2,opt,name=payload,proto3" json:"payload,omitempty"` // the very bytes that are signed
 	PayloadType   string                 `protobuf:"bytes,3,opt,name=payload_type,json=payloadType,proto3" json:"payload_type,omitempty"`
 	Digest        string                 `protobuf:"bytes,4,opt,name=digest,proto3" json:"digest,omitempty"`     // sha256:<hex> of payload
 	Envelope      []byte                 `protobuf:"bytes,5,opt,name=envelope,proto3" json:"envelope,omitempty"` // empty until signed
+	Earlier       [][]byte               `protobuf:"bytes,6,rep,name=earlier,proto3" json:"earlier,omitempty"`   // of a trust policy: the envelopes of the versions before it, from the first on
+	Missing       string                 `protobuf:"bytes,7,opt,name=missing,proto3" json:"missing,omitempty"`   // whose signatures are missing still, for people; empty when it is in force
+	Signers       []string               `protobuf:"bytes,8,rep,name=signers,proto3" json:"signers,omitempty"`   // who has signed it so far, where some are missing
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Document) Reset() {
 	*x = Document{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[43]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2511,7 +2719,7 @@ func (x *Document) String() string {
 func (*Document) ProtoMessage() {}
 
 func (x *Document) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[43]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2524,7 +2732,7 @@ func (x *Document) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Document.ProtoReflect.Descriptor instead.
 func (*Document) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{43}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *Document) GetKind() string {
@@ -2562,6 +2770,320 @@ func (x *Document) GetEnvelope() []byte {
 	return nil
 }
 
+func (x *Document) GetEarlier() [][]byte {
+	if x != nil {
+		return x.Earlier
+	}
+	return nil
+}
+
+func (x *Document) GetMissing() string {
+	if x != nil {
+		return x.Missing
+	}
+	return ""
+}
+
+func (x *Document) GetSigners() []string {
+	if x != nil {
+		return x.Signers
+	}
+	return nil
+}
+
+type GetPolicyDeliveryRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Order         string                 `protobuf:"bytes,1,opt,name=order,proto3" json:"order,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetPolicyDeliveryRequest) Reset() {
+	*x = GetPolicyDeliveryRequest{}
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[47]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetPolicyDeliveryRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetPolicyDeliveryRequest) ProtoMessage() {}
+
+func (x *GetPolicyDeliveryRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[47]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetPolicyDeliveryRequest.ProtoReflect.Descriptor instead.
+func (*GetPolicyDeliveryRequest) Descriptor() ([]byte, []int) {
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{47}
+}
+
+func (x *GetPolicyDeliveryRequest) GetOrder() string {
+	if x != nil {
+		return x.Order
+	}
+	return ""
+}
+
+type GetPolicyDeliveryResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Digest        string                 `protobuf:"bytes,1,opt,name=digest,proto3" json:"digest,omitempty"` // of the policy in force
+	Version       int64                  `protobuf:"varint,2,opt,name=version,proto3" json:"version,omitempty"`
+	Nodes         []*NodePolicy          `protobuf:"bytes,3,rep,name=nodes,proto3" json:"nodes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetPolicyDeliveryResponse) Reset() {
+	*x = GetPolicyDeliveryResponse{}
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[48]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetPolicyDeliveryResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetPolicyDeliveryResponse) ProtoMessage() {}
+
+func (x *GetPolicyDeliveryResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[48]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetPolicyDeliveryResponse.ProtoReflect.Descriptor instead.
+func (*GetPolicyDeliveryResponse) Descriptor() ([]byte, []int) {
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{48}
+}
+
+func (x *GetPolicyDeliveryResponse) GetDigest() string {
+	if x != nil {
+		return x.Digest
+	}
+	return ""
+}
+
+func (x *GetPolicyDeliveryResponse) GetVersion() int64 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
+}
+
+func (x *GetPolicyDeliveryResponse) GetNodes() []*NodePolicy {
+	if x != nil {
+		return x.Nodes
+	}
+	return nil
+}
+
+// NodePolicy is the trust policy of one node.
+type NodePolicy struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Node          string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`        // <serial>/<n>
+	State         string                 `protobuf:"bytes,2,opt,name=state,proto3" json:"state,omitempty"`      // not-enrolled | waiting | offline | refused | installed
+	Version       int64                  `protobuf:"varint,3,opt,name=version,proto3" json:"version,omitempty"` // that it last said it has
+	Digest        string                 `protobuf:"bytes,4,opt,name=digest,proto3" json:"digest,omitempty"`
+	Delivered     int64                  `protobuf:"varint,5,opt,name=delivered,proto3" json:"delivered,omitempty"` // when it took the policy in force
+	Attempts      int64                  `protobuf:"varint,6,opt,name=attempts,proto3" json:"attempts,omitempty"`
+	NextAttempt   int64                  `protobuf:"varint,7,opt,name=next_attempt,json=nextAttempt,proto3" json:"next_attempt,omitempty"`
+	Error         string                 `protobuf:"bytes,8,opt,name=error,proto3" json:"error,omitempty"` // of the last attempt
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NodePolicy) Reset() {
+	*x = NodePolicy{}
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[49]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NodePolicy) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NodePolicy) ProtoMessage() {}
+
+func (x *NodePolicy) ProtoReflect() protoreflect.Message {
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[49]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NodePolicy.ProtoReflect.Descriptor instead.
+func (*NodePolicy) Descriptor() ([]byte, []int) {
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{49}
+}
+
+func (x *NodePolicy) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *NodePolicy) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *NodePolicy) GetVersion() int64 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
+}
+
+func (x *NodePolicy) GetDigest() string {
+	if x != nil {
+		return x.Digest
+	}
+	return ""
+}
+
+func (x *NodePolicy) GetDelivered() int64 {
+	if x != nil {
+		return x.Delivered
+	}
+	return 0
+}
+
+func (x *NodePolicy) GetAttempts() int64 {
+	if x != nil {
+		return x.Attempts
+	}
+	return 0
+}
+
+func (x *NodePolicy) GetNextAttempt() int64 {
+	if x != nil {
+		return x.NextAttempt
+	}
+	return 0
+}
+
+func (x *NodePolicy) GetError() string {
+	if x != nil {
+		return x.Error
+	}
+	return ""
+}
+
+type ListPendingDocumentsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Order         string                 `protobuf:"bytes,1,opt,name=order,proto3" json:"order,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListPendingDocumentsRequest) Reset() {
+	*x = ListPendingDocumentsRequest{}
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[50]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListPendingDocumentsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListPendingDocumentsRequest) ProtoMessage() {}
+
+func (x *ListPendingDocumentsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[50]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListPendingDocumentsRequest.ProtoReflect.Descriptor instead.
+func (*ListPendingDocumentsRequest) Descriptor() ([]byte, []int) {
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{50}
+}
+
+func (x *ListPendingDocumentsRequest) GetOrder() string {
+	if x != nil {
+		return x.Order
+	}
+	return ""
+}
+
+type ListPendingDocumentsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Documents     []*Document            `protobuf:"bytes,1,rep,name=documents,proto3" json:"documents,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListPendingDocumentsResponse) Reset() {
+	*x = ListPendingDocumentsResponse{}
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[51]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListPendingDocumentsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListPendingDocumentsResponse) ProtoMessage() {}
+
+func (x *ListPendingDocumentsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[51]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListPendingDocumentsResponse.ProtoReflect.Descriptor instead.
+func (*ListPendingDocumentsResponse) Descriptor() ([]byte, []int) {
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{51}
+}
+
+func (x *ListPendingDocumentsResponse) GetDocuments() []*Document {
+	if x != nil {
+		return x.Documents
+	}
+	return nil
+}
+
 type SubmitTrustPolicyRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Order         string                 `protobuf:"bytes,1,opt,name=order,proto3" json:"order,omitempty"`
@@ -2572,7 +3094,7 @@ type SubmitTrustPolicyRequest struct {
 
 func (x *SubmitTrustPolicyRequest) Reset() {
 	*x = SubmitTrustPolicyRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[44]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2584,7 +3106,7 @@ func (x *SubmitTrustPolicyRequest) String() string {
 func (*SubmitTrustPolicyRequest) ProtoMessage() {}
 
 func (x *SubmitTrustPolicyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[44]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2597,7 +3119,7 @@ func (x *SubmitTrustPolicyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SubmitTrustPolicyRequest.ProtoReflect.Descriptor instead.
 func (*SubmitTrustPolicyRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{44}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *SubmitTrustPolicyRequest) GetOrder() string {
@@ -2624,7 +3146,7 @@ type GetTrustPolicyRequest struct {
 
 func (x *GetTrustPolicyRequest) Reset() {
 	*x = GetTrustPolicyRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[45]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2636,7 +3158,7 @@ func (x *GetTrustPolicyRequest) String() string {
 func (*GetTrustPolicyRequest) ProtoMessage() {}
 
 func (x *GetTrustPolicyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[45]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2649,7 +3171,7 @@ func (x *GetTrustPolicyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetTrustPolicyRequest.ProtoReflect.Descriptor instead.
 func (*GetTrustPolicyRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{45}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *GetTrustPolicyRequest) GetOrder() string {
@@ -2676,7 +3198,7 @@ type DraftConsentRequest struct {
 
 func (x *DraftConsentRequest) Reset() {
 	*x = DraftConsentRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[46]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2688,7 +3210,7 @@ func (x *DraftConsentRequest) String() string {
 func (*DraftConsentRequest) ProtoMessage() {}
 
 func (x *DraftConsentRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[46]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2701,7 +3223,7 @@ func (x *DraftConsentRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DraftConsentRequest.ProtoReflect.Descriptor instead.
 func (*DraftConsentRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{46}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *DraftConsentRequest) GetOrder() string {
@@ -2728,7 +3250,7 @@ type SubmitConsentRequest struct {
 
 func (x *SubmitConsentRequest) Reset() {
 	*x = SubmitConsentRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[47]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2740,7 +3262,7 @@ func (x *SubmitConsentRequest) String() string {
 func (*SubmitConsentRequest) ProtoMessage() {}
 
 func (x *SubmitConsentRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[47]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2753,7 +3275,7 @@ func (x *SubmitConsentRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SubmitConsentRequest.ProtoReflect.Descriptor instead.
 func (*SubmitConsentRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{47}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *SubmitConsentRequest) GetOrder() string {
@@ -2780,7 +3302,7 @@ type RevokeConsentRequest struct {
 
 func (x *RevokeConsentRequest) Reset() {
 	*x = RevokeConsentRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[48]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2792,7 +3314,7 @@ func (x *RevokeConsentRequest) String() string {
 func (*RevokeConsentRequest) ProtoMessage() {}
 
 func (x *RevokeConsentRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[48]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2805,7 +3327,7 @@ func (x *RevokeConsentRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeConsentRequest.ProtoReflect.Descriptor instead.
 func (*RevokeConsentRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{48}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *RevokeConsentRequest) GetOrder() string {
@@ -2834,7 +3356,7 @@ type CreateJoinTokenRequest struct {
 
 func (x *CreateJoinTokenRequest) Reset() {
 	*x = CreateJoinTokenRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[49]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2846,7 +3368,7 @@ func (x *CreateJoinTokenRequest) String() string {
 func (*CreateJoinTokenRequest) ProtoMessage() {}
 
 func (x *CreateJoinTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[49]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2859,7 +3381,7 @@ func (x *CreateJoinTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateJoinTokenRequest.ProtoReflect.Descriptor instead.
 func (*CreateJoinTokenRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{49}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *CreateJoinTokenRequest) GetOrder() string {
@@ -2900,7 +3422,7 @@ type CreateJoinTokenResponse struct {
 
 func (x *CreateJoinTokenResponse) Reset() {
 	*x = CreateJoinTokenResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[50]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2912,7 +3434,7 @@ func (x *CreateJoinTokenResponse) String() string {
 func (*CreateJoinTokenResponse) ProtoMessage() {}
 
 func (x *CreateJoinTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[50]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2925,7 +3447,7 @@ func (x *CreateJoinTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateJoinTokenResponse.ProtoReflect.Descriptor instead.
 func (*CreateJoinTokenResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{50}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *CreateJoinTokenResponse) GetToken() string {
@@ -2951,7 +3473,7 @@ type StartJobRequest struct {
 
 func (x *StartJobRequest) Reset() {
 	*x = StartJobRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[51]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2963,7 +3485,7 @@ func (x *StartJobRequest) String() string {
 func (*StartJobRequest) ProtoMessage() {}
 
 func (x *StartJobRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[51]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2976,7 +3498,7 @@ func (x *StartJobRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartJobRequest.ProtoReflect.Descriptor instead.
 func (*StartJobRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{51}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *StartJobRequest) GetOrder() string {
@@ -3001,7 +3523,7 @@ type ProgressEvent struct {
 
 func (x *ProgressEvent) Reset() {
 	*x = ProgressEvent{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[52]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3013,7 +3535,7 @@ func (x *ProgressEvent) String() string {
 func (*ProgressEvent) ProtoMessage() {}
 
 func (x *ProgressEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[52]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3026,7 +3548,7 @@ func (x *ProgressEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProgressEvent.ProtoReflect.Descriptor instead.
 func (*ProgressEvent) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{52}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *ProgressEvent) GetTime() int64 {
@@ -3080,7 +3602,7 @@ type GetCopyLogRequest struct {
 
 func (x *GetCopyLogRequest) Reset() {
 	*x = GetCopyLogRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[53]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3092,7 +3614,7 @@ func (x *GetCopyLogRequest) String() string {
 func (*GetCopyLogRequest) ProtoMessage() {}
 
 func (x *GetCopyLogRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[53]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3105,7 +3627,7 @@ func (x *GetCopyLogRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetCopyLogRequest.ProtoReflect.Descriptor instead.
 func (*GetCopyLogRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{53}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *GetCopyLogRequest) GetOrder() string {
@@ -3124,7 +3646,7 @@ type GetCopyLogResponse struct {
 
 func (x *GetCopyLogResponse) Reset() {
 	*x = GetCopyLogResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[54]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3136,7 +3658,7 @@ func (x *GetCopyLogResponse) String() string {
 func (*GetCopyLogResponse) ProtoMessage() {}
 
 func (x *GetCopyLogResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[54]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3149,7 +3671,7 @@ func (x *GetCopyLogResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetCopyLogResponse.ProtoReflect.Descriptor instead.
 func (*GetCopyLogResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{54}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *GetCopyLogResponse) GetCopyLogs() [][]byte {
@@ -3168,7 +3690,7 @@ type GetManifestRequest struct {
 
 func (x *GetManifestRequest) Reset() {
 	*x = GetManifestRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[55]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3180,7 +3702,7 @@ func (x *GetManifestRequest) String() string {
 func (*GetManifestRequest) ProtoMessage() {}
 
 func (x *GetManifestRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[55]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3193,7 +3715,7 @@ func (x *GetManifestRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetManifestRequest.ProtoReflect.Descriptor instead.
 func (*GetManifestRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{55}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *GetManifestRequest) GetOrder() string {
@@ -3212,7 +3734,7 @@ type GetManifestResponse struct {
 
 func (x *GetManifestResponse) Reset() {
 	*x = GetManifestResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[56]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3224,7 +3746,7 @@ func (x *GetManifestResponse) String() string {
 func (*GetManifestResponse) ProtoMessage() {}
 
 func (x *GetManifestResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[56]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3237,7 +3759,7 @@ func (x *GetManifestResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetManifestResponse.ProtoReflect.Descriptor instead.
 func (*GetManifestResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{56}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *GetManifestResponse) GetManifests() []*ManifestVersion {
@@ -3265,7 +3787,7 @@ type ManifestVersion struct {
 
 func (x *ManifestVersion) Reset() {
 	*x = ManifestVersion{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[57]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3277,7 +3799,7 @@ func (x *ManifestVersion) String() string {
 func (*ManifestVersion) ProtoMessage() {}
 
 func (x *ManifestVersion) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[57]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3290,7 +3812,7 @@ func (x *ManifestVersion) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ManifestVersion.ProtoReflect.Descriptor instead.
 func (*ManifestVersion) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{57}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *ManifestVersion) GetNode() int32 {
@@ -3372,7 +3894,7 @@ type ListDevicesRequest struct {
 
 func (x *ListDevicesRequest) Reset() {
 	*x = ListDevicesRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[58]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3384,7 +3906,7 @@ func (x *ListDevicesRequest) String() string {
 func (*ListDevicesRequest) ProtoMessage() {}
 
 func (x *ListDevicesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[58]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3397,7 +3919,7 @@ func (x *ListDevicesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDevicesRequest.ProtoReflect.Descriptor instead.
 func (*ListDevicesRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{58}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *ListDevicesRequest) GetOrder() string {
@@ -3416,7 +3938,7 @@ type ListDevicesResponse struct {
 
 func (x *ListDevicesResponse) Reset() {
 	*x = ListDevicesResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[59]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3428,7 +3950,7 @@ func (x *ListDevicesResponse) String() string {
 func (*ListDevicesResponse) ProtoMessage() {}
 
 func (x *ListDevicesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[59]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3441,7 +3963,7 @@ func (x *ListDevicesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDevicesResponse.ProtoReflect.Descriptor instead.
 func (*ListDevicesResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{59}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *ListDevicesResponse) GetDevices() []*Device {
@@ -3460,7 +3982,7 @@ type GetDeviceRequest struct {
 
 func (x *GetDeviceRequest) Reset() {
 	*x = GetDeviceRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[60]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3472,7 +3994,7 @@ func (x *GetDeviceRequest) String() string {
 func (*GetDeviceRequest) ProtoMessage() {}
 
 func (x *GetDeviceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[60]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3485,7 +4007,7 @@ func (x *GetDeviceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetDeviceRequest.ProtoReflect.Descriptor instead.
 func (*GetDeviceRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{60}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *GetDeviceRequest) GetSerial() string {
@@ -3506,7 +4028,7 @@ type RevokeDeviceRequest struct {
 
 func (x *RevokeDeviceRequest) Reset() {
 	*x = RevokeDeviceRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[61]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3518,7 +4040,7 @@ func (x *RevokeDeviceRequest) String() string {
 func (*RevokeDeviceRequest) ProtoMessage() {}
 
 func (x *RevokeDeviceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[61]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3531,7 +4053,7 @@ func (x *RevokeDeviceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeDeviceRequest.ProtoReflect.Descriptor instead.
 func (*RevokeDeviceRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{61}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *RevokeDeviceRequest) GetSerial() string {
@@ -3567,7 +4089,7 @@ type Device struct {
 
 func (x *Device) Reset() {
 	*x = Device{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[62]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3579,7 +4101,7 @@ func (x *Device) String() string {
 func (*Device) ProtoMessage() {}
 
 func (x *Device) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[62]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3592,7 +4114,7 @@ func (x *Device) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Device.ProtoReflect.Descriptor instead.
 func (*Device) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{62}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *Device) GetSerial() string {
@@ -3646,7 +4168,7 @@ type DeviceNode struct {
 
 func (x *DeviceNode) Reset() {
 	*x = DeviceNode{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[63]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3658,7 +4180,7 @@ func (x *DeviceNode) String() string {
 func (*DeviceNode) ProtoMessage() {}
 
 func (x *DeviceNode) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[63]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3671,7 +4193,7 @@ func (x *DeviceNode) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeviceNode.ProtoReflect.Descriptor instead.
 func (*DeviceNode) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{63}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *DeviceNode) GetNode() int32 {
@@ -3792,7 +4314,7 @@ type DeviceDisk struct {
 
 func (x *DeviceDisk) Reset() {
 	*x = DeviceDisk{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[64]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3804,7 +4326,7 @@ func (x *DeviceDisk) String() string {
 func (*DeviceDisk) ProtoMessage() {}
 
 func (x *DeviceDisk) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[64]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3817,7 +4339,7 @@ func (x *DeviceDisk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeviceDisk.ProtoReflect.Descriptor instead.
 func (*DeviceDisk) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{64}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *DeviceDisk) GetDisk() string {
@@ -3868,7 +4390,7 @@ type DeviceShare struct {
 
 func (x *DeviceShare) Reset() {
 	*x = DeviceShare{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[65]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3880,7 +4402,7 @@ func (x *DeviceShare) String() string {
 func (*DeviceShare) ProtoMessage() {}
 
 func (x *DeviceShare) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[65]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3893,7 +4415,7 @@ func (x *DeviceShare) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeviceShare.ProtoReflect.Descriptor instead.
 func (*DeviceShare) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{65}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *DeviceShare) GetName() string {
@@ -3947,7 +4469,7 @@ type Ticket struct {
 
 func (x *Ticket) Reset() {
 	*x = Ticket{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[66]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3959,7 +4481,7 @@ func (x *Ticket) String() string {
 func (*Ticket) ProtoMessage() {}
 
 func (x *Ticket) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[66]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3972,7 +4494,7 @@ func (x *Ticket) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ticket.ProtoReflect.Descriptor instead.
 func (*Ticket) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{66}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *Ticket) GetId() string {
@@ -4043,7 +4565,7 @@ type FileTicketRequest struct {
 
 func (x *FileTicketRequest) Reset() {
 	*x = FileTicketRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[67]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4055,7 +4577,7 @@ func (x *FileTicketRequest) String() string {
 func (*FileTicketRequest) ProtoMessage() {}
 
 func (x *FileTicketRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[67]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4068,7 +4590,7 @@ func (x *FileTicketRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FileTicketRequest.ProtoReflect.Descriptor instead.
 func (*FileTicketRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{67}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *FileTicketRequest) GetOrder() string {
@@ -4108,7 +4630,7 @@ type GetTicketRequest struct {
 
 func (x *GetTicketRequest) Reset() {
 	*x = GetTicketRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[68]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4120,7 +4642,7 @@ func (x *GetTicketRequest) String() string {
 func (*GetTicketRequest) ProtoMessage() {}
 
 func (x *GetTicketRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[68]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4133,7 +4655,7 @@ func (x *GetTicketRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetTicketRequest.ProtoReflect.Descriptor instead.
 func (*GetTicketRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{68}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *GetTicketRequest) GetId() string {
@@ -4152,7 +4674,7 @@ type ListTicketsRequest struct {
 
 func (x *ListTicketsRequest) Reset() {
 	*x = ListTicketsRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[69]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4164,7 +4686,7 @@ func (x *ListTicketsRequest) String() string {
 func (*ListTicketsRequest) ProtoMessage() {}
 
 func (x *ListTicketsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[69]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4177,7 +4699,7 @@ func (x *ListTicketsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTicketsRequest.ProtoReflect.Descriptor instead.
 func (*ListTicketsRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{69}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *ListTicketsRequest) GetOrder() string {
@@ -4196,7 +4718,7 @@ type ListTicketsResponse struct {
 
 func (x *ListTicketsResponse) Reset() {
 	*x = ListTicketsResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[70]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4208,7 +4730,7 @@ func (x *ListTicketsResponse) String() string {
 func (*ListTicketsResponse) ProtoMessage() {}
 
 func (x *ListTicketsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[70]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4221,7 +4743,7 @@ func (x *ListTicketsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTicketsResponse.ProtoReflect.Descriptor instead.
 func (*ListTicketsResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{70}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *ListTicketsResponse) GetTickets() []*Ticket {
@@ -4241,7 +4763,7 @@ type CommentTicketRequest struct {
 
 func (x *CommentTicketRequest) Reset() {
 	*x = CommentTicketRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[71]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4253,7 +4775,7 @@ func (x *CommentTicketRequest) String() string {
 func (*CommentTicketRequest) ProtoMessage() {}
 
 func (x *CommentTicketRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[71]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4266,7 +4788,7 @@ func (x *CommentTicketRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CommentTicketRequest.ProtoReflect.Descriptor instead.
 func (*CommentTicketRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{71}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{79}
 }
 
 func (x *CommentTicketRequest) GetId() string {
@@ -4294,7 +4816,7 @@ type AssignTicketRequest struct {
 
 func (x *AssignTicketRequest) Reset() {
 	*x = AssignTicketRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[72]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4306,7 +4828,7 @@ func (x *AssignTicketRequest) String() string {
 func (*AssignTicketRequest) ProtoMessage() {}
 
 func (x *AssignTicketRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[72]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4319,7 +4841,7 @@ func (x *AssignTicketRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AssignTicketRequest.ProtoReflect.Descriptor instead.
 func (*AssignTicketRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{72}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{80}
 }
 
 func (x *AssignTicketRequest) GetId() string {
@@ -4360,7 +4882,7 @@ type Session struct {
 
 func (x *Session) Reset() {
 	*x = Session{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[73]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4372,7 +4894,7 @@ func (x *Session) String() string {
 func (*Session) ProtoMessage() {}
 
 func (x *Session) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[73]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4385,7 +4907,7 @@ func (x *Session) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Session.ProtoReflect.Descriptor instead.
 func (*Session) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{73}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{81}
 }
 
 func (x *Session) GetId() string {
@@ -4463,7 +4985,7 @@ type EnableSessionRequest struct {
 
 func (x *EnableSessionRequest) Reset() {
 	*x = EnableSessionRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[74]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4475,7 +4997,7 @@ func (x *EnableSessionRequest) String() string {
 func (*EnableSessionRequest) ProtoMessage() {}
 
 func (x *EnableSessionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[74]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4488,7 +5010,7 @@ func (x *EnableSessionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EnableSessionRequest.ProtoReflect.Descriptor instead.
 func (*EnableSessionRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{74}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{82}
 }
 
 func (x *EnableSessionRequest) GetSerial() string {
@@ -4528,7 +5050,7 @@ type GetSessionRequest struct {
 
 func (x *GetSessionRequest) Reset() {
 	*x = GetSessionRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[75]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4540,7 +5062,7 @@ func (x *GetSessionRequest) String() string {
 func (*GetSessionRequest) ProtoMessage() {}
 
 func (x *GetSessionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[75]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4553,7 +5075,7 @@ func (x *GetSessionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetSessionRequest.ProtoReflect.Descriptor instead.
 func (*GetSessionRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{75}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{83}
 }
 
 func (x *GetSessionRequest) GetId() string {
@@ -4572,7 +5094,7 @@ type ListSessionsRequest struct {
 
 func (x *ListSessionsRequest) Reset() {
 	*x = ListSessionsRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[76]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[84]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4584,7 +5106,7 @@ func (x *ListSessionsRequest) String() string {
 func (*ListSessionsRequest) ProtoMessage() {}
 
 func (x *ListSessionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[76]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[84]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4597,7 +5119,7 @@ func (x *ListSessionsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSessionsRequest.ProtoReflect.Descriptor instead.
 func (*ListSessionsRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{76}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{84}
 }
 
 func (x *ListSessionsRequest) GetSerial() string {
@@ -4616,7 +5138,7 @@ type ListSessionsResponse struct {
 
 func (x *ListSessionsResponse) Reset() {
 	*x = ListSessionsResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[77]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[85]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4628,7 +5150,7 @@ func (x *ListSessionsResponse) String() string {
 func (*ListSessionsResponse) ProtoMessage() {}
 
 func (x *ListSessionsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[77]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[85]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4641,7 +5163,7 @@ func (x *ListSessionsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSessionsResponse.ProtoReflect.Descriptor instead.
 func (*ListSessionsResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{77}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{85}
 }
 
 func (x *ListSessionsResponse) GetSessions() []*Session {
@@ -4661,7 +5183,7 @@ type DisableSessionRequest struct {
 
 func (x *DisableSessionRequest) Reset() {
 	*x = DisableSessionRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[78]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[86]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4673,7 +5195,7 @@ func (x *DisableSessionRequest) String() string {
 func (*DisableSessionRequest) ProtoMessage() {}
 
 func (x *DisableSessionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[78]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[86]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4686,7 +5208,7 @@ func (x *DisableSessionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DisableSessionRequest.ProtoReflect.Descriptor instead.
 func (*DisableSessionRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{78}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{86}
 }
 
 func (x *DisableSessionRequest) GetId() string {
@@ -4713,7 +5235,7 @@ type DisableSessionResponse struct {
 
 func (x *DisableSessionResponse) Reset() {
 	*x = DisableSessionResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[79]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[87]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4725,7 +5247,7 @@ func (x *DisableSessionResponse) String() string {
 func (*DisableSessionResponse) ProtoMessage() {}
 
 func (x *DisableSessionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[79]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[87]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4738,7 +5260,7 @@ func (x *DisableSessionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DisableSessionResponse.ProtoReflect.Descriptor instead.
 func (*DisableSessionResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{79}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{87}
 }
 
 func (x *DisableSessionResponse) GetSession() *Session {
@@ -4770,7 +5292,7 @@ type RelockResult struct {
 
 func (x *RelockResult) Reset() {
 	*x = RelockResult{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[80]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[88]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4782,7 +5304,7 @@ func (x *RelockResult) String() string {
 func (*RelockResult) ProtoMessage() {}
 
 func (x *RelockResult) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[80]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[88]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4795,7 +5317,7 @@ func (x *RelockResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RelockResult.ProtoReflect.Descriptor instead.
 func (*RelockResult) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{80}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{88}
 }
 
 func (x *RelockResult) GetNode() string {
@@ -4850,7 +5372,7 @@ type IssueCertificateRequest struct {
 
 func (x *IssueCertificateRequest) Reset() {
 	*x = IssueCertificateRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[81]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[89]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4862,7 +5384,7 @@ func (x *IssueCertificateRequest) String() string {
 func (*IssueCertificateRequest) ProtoMessage() {}
 
 func (x *IssueCertificateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[81]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[89]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4875,7 +5397,7 @@ func (x *IssueCertificateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueCertificateRequest.ProtoReflect.Descriptor instead.
 func (*IssueCertificateRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{81}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{89}
 }
 
 func (x *IssueCertificateRequest) GetSession() string {
@@ -4904,7 +5426,7 @@ type IssueCertificateResponse struct {
 
 func (x *IssueCertificateResponse) Reset() {
 	*x = IssueCertificateResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[82]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[90]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4916,7 +5438,7 @@ func (x *IssueCertificateResponse) String() string {
 func (*IssueCertificateResponse) ProtoMessage() {}
 
 func (x *IssueCertificateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[82]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[90]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4929,7 +5451,7 @@ func (x *IssueCertificateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueCertificateResponse.ProtoReflect.Descriptor instead.
 func (*IssueCertificateResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{82}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{90}
 }
 
 func (x *IssueCertificateResponse) GetCertificate() string {
@@ -5000,14 +5522,16 @@ type Request struct {
 	LockConfirmed     int64                  `protobuf:"varint,36,opt,name=lock_confirmed,json=lockConfirmed,proto3" json:"lock_confirmed,omitempty"` // when the whole device had confirmed that it is locked, after the access ended
 	LocksBy           int64                  `protobuf:"varint,37,opt,name=locks_by,json=locksBy,proto3" json:"locks_by,omitempty"`                   // when a node that could not be reached locks by itself; 0 once confirmed
 	Comments          []*RequestComment      `protobuf:"bytes,38,rep,name=comments,proto3" json:"comments,omitempty"`
-	Told              []*Delivery            `protobuf:"bytes,50,rep,name=told,proto3" json:"told,omitempty"` // who was told of it, and when
+	Told              []*Delivery            `protobuf:"bytes,50,rep,name=told,proto3" json:"told,omitempty"`                                              // who was told of it, and when
+	Exclusion         string                 `protobuf:"bytes,60,opt,name=exclusion,proto3" json:"exclusion,omitempty"`                                    // why the customer is not asked: lockbox-off | break-glass | …; empty when they are
+	StandingConsent   string                 `protobuf:"bytes,61,opt,name=standing_consent,json=standingConsent,proto3" json:"standing_consent,omitempty"` // id of the one that decided for the customer
 	unknownFields     protoimpl.UnknownFields
 	sizeCache         protoimpl.SizeCache
 }
 
 func (x *Request) Reset() {
 	*x = Request{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[83]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[91]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5019,7 +5543,7 @@ func (x *Request) String() string {
 func (*Request) ProtoMessage() {}
 
 func (x *Request) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[83]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[91]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5032,7 +5556,7 @@ func (x *Request) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Request.ProtoReflect.Descriptor instead.
 func (*Request) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{83}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{91}
 }
 
 func (x *Request) GetId() string {
@@ -5308,6 +5832,20 @@ func (x *Request) GetTold() []*Delivery {
 	return nil
 }
 
+func (x *Request) GetExclusion() string {
+	if x != nil {
+		return x.Exclusion
+	}
+	return ""
+}
+
+func (x *Request) GetStandingConsent() string {
+	if x != nil {
+		return x.StandingConsent
+	}
+	return ""
+}
+
 // RequestComment is what somebody said about a request.
 type RequestComment struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -5325,7 +5863,7 @@ type RequestComment struct {
 
 func (x *RequestComment) Reset() {
 	*x = RequestComment{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[84]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[92]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5337,7 +5875,7 @@ func (x *RequestComment) String() string {
 func (*RequestComment) ProtoMessage() {}
 
 func (x *RequestComment) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[84]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[92]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5350,7 +5888,7 @@ func (x *RequestComment) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RequestComment.ProtoReflect.Descriptor instead.
 func (*RequestComment) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{84}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{92}
 }
 
 func (x *RequestComment) GetNumber() int64 {
@@ -5419,7 +5957,7 @@ type Evaluation struct {
 
 func (x *Evaluation) Reset() {
 	*x = Evaluation{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[85]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[93]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5431,7 +5969,7 @@ func (x *Evaluation) String() string {
 func (*Evaluation) ProtoMessage() {}
 
 func (x *Evaluation) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[85]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[93]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5444,7 +5982,7 @@ func (x *Evaluation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Evaluation.ProtoReflect.Descriptor instead.
 func (*Evaluation) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{85}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{93}
 }
 
 func (x *Evaluation) GetFactors() []*Factor {
@@ -5473,7 +6011,7 @@ type Factor struct {
 
 func (x *Factor) Reset() {
 	*x = Factor{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[86]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[94]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5485,7 +6023,7 @@ func (x *Factor) String() string {
 func (*Factor) ProtoMessage() {}
 
 func (x *Factor) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[86]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[94]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5498,7 +6036,7 @@ func (x *Factor) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Factor.ProtoReflect.Descriptor instead.
 func (*Factor) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{86}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{94}
 }
 
 func (x *Factor) GetName() string {
@@ -5536,7 +6074,7 @@ type RequestDecision struct {
 
 func (x *RequestDecision) Reset() {
 	*x = RequestDecision{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[87]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[95]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5548,7 +6086,7 @@ func (x *RequestDecision) String() string {
 func (*RequestDecision) ProtoMessage() {}
 
 func (x *RequestDecision) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[87]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[95]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5561,7 +6099,7 @@ func (x *RequestDecision) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RequestDecision.ProtoReflect.Descriptor instead.
 func (*RequestDecision) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{87}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{95}
 }
 
 func (x *RequestDecision) GetRole() string {
@@ -5618,13 +6156,14 @@ type CreateRequestRequest struct {
 	Disks           []string               `protobuf:"bytes,8,rep,name=disks,proto3" json:"disks,omitempty"`                                             // empty: all; "<n>/<disk>"
 	SshKey          string                 `protobuf:"bytes,9,opt,name=ssh_key,json=sshKey,proto3" json:"ssh_key,omitempty"`                             // fingerprint of the engineer's key; empty when they have one
 	Shares          []string               `protobuf:"bytes,10,rep,name=shares,proto3" json:"shares,omitempty"`                                          // empty: all of the disks
+	Exclusion       string                 `protobuf:"bytes,20,opt,name=exclusion,proto3" json:"exclusion,omitempty"`                                    // break-glass | inadvertent-exposure | external-legal-demand: without asking the customer, who is told at once
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
 
 func (x *CreateRequestRequest) Reset() {
 	*x = CreateRequestRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[88]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[96]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5636,7 +6175,7 @@ func (x *CreateRequestRequest) String() string {
 func (*CreateRequestRequest) ProtoMessage() {}
 
 func (x *CreateRequestRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[88]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[96]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5649,7 +6188,7 @@ func (x *CreateRequestRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateRequestRequest.ProtoReflect.Descriptor instead.
 func (*CreateRequestRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{88}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{96}
 }
 
 func (x *CreateRequestRequest) GetAction() string {
@@ -5722,6 +6261,13 @@ func (x *CreateRequestRequest) GetShares() []string {
 	return nil
 }
 
+func (x *CreateRequestRequest) GetExclusion() string {
+	if x != nil {
+		return x.Exclusion
+	}
+	return ""
+}
+
 type GetRequestRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"` // or the short number
@@ -5731,7 +6277,7 @@ type GetRequestRequest struct {
 
 func (x *GetRequestRequest) Reset() {
 	*x = GetRequestRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[89]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[97]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5743,7 +6289,7 @@ func (x *GetRequestRequest) String() string {
 func (*GetRequestRequest) ProtoMessage() {}
 
 func (x *GetRequestRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[89]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[97]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5756,7 +6302,7 @@ func (x *GetRequestRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetRequestRequest.ProtoReflect.Descriptor instead.
 func (*GetRequestRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{89}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{97}
 }
 
 func (x *GetRequestRequest) GetId() string {
@@ -5783,7 +6329,7 @@ type ListRequestsRequest struct {
 
 func (x *ListRequestsRequest) Reset() {
 	*x = ListRequestsRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[90]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[98]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5795,7 +6341,7 @@ func (x *ListRequestsRequest) String() string {
 func (*ListRequestsRequest) ProtoMessage() {}
 
 func (x *ListRequestsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[90]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[98]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5808,7 +6354,7 @@ func (x *ListRequestsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRequestsRequest.ProtoReflect.Descriptor instead.
 func (*ListRequestsRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{90}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{98}
 }
 
 func (x *ListRequestsRequest) GetPending() bool {
@@ -5884,7 +6430,7 @@ type ListRequestsResponse struct {
 
 func (x *ListRequestsResponse) Reset() {
 	*x = ListRequestsResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[91]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[99]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5896,7 +6442,7 @@ func (x *ListRequestsResponse) String() string {
 func (*ListRequestsResponse) ProtoMessage() {}
 
 func (x *ListRequestsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[91]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[99]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5909,7 +6455,7 @@ func (x *ListRequestsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRequestsResponse.ProtoReflect.Descriptor instead.
 func (*ListRequestsResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{91}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{99}
 }
 
 func (x *ListRequestsResponse) GetRequests() []*Request {
@@ -5939,7 +6485,7 @@ type DraftDecisionRequest struct {
 
 func (x *DraftDecisionRequest) Reset() {
 	*x = DraftDecisionRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[92]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[100]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5951,7 +6497,7 @@ func (x *DraftDecisionRequest) String() string {
 func (*DraftDecisionRequest) ProtoMessage() {}
 
 func (x *DraftDecisionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[92]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[100]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5964,7 +6510,7 @@ func (x *DraftDecisionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DraftDecisionRequest.ProtoReflect.Descriptor instead.
 func (*DraftDecisionRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{92}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{100}
 }
 
 func (x *DraftDecisionRequest) GetId() string {
@@ -6012,7 +6558,7 @@ type DecideRequest struct {
 
 func (x *DecideRequest) Reset() {
 	*x = DecideRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[93]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[101]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6024,7 +6570,7 @@ func (x *DecideRequest) String() string {
 func (*DecideRequest) ProtoMessage() {}
 
 func (x *DecideRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[93]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[101]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6037,7 +6583,7 @@ func (x *DecideRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DecideRequest.ProtoReflect.Descriptor instead.
 func (*DecideRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{93}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{101}
 }
 
 func (x *DecideRequest) GetId() string {
@@ -6064,7 +6610,7 @@ type CancelRequestRequest struct {
 
 func (x *CancelRequestRequest) Reset() {
 	*x = CancelRequestRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[94]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[102]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6076,7 +6622,7 @@ func (x *CancelRequestRequest) String() string {
 func (*CancelRequestRequest) ProtoMessage() {}
 
 func (x *CancelRequestRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[94]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[102]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6089,7 +6635,7 @@ func (x *CancelRequestRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelRequestRequest.ProtoReflect.Descriptor instead.
 func (*CancelRequestRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{94}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{102}
 }
 
 func (x *CancelRequestRequest) GetId() string {
@@ -6115,7 +6661,7 @@ type ExecuteRequestRequest struct {
 
 func (x *ExecuteRequestRequest) Reset() {
 	*x = ExecuteRequestRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[95]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[103]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6127,7 +6673,7 @@ func (x *ExecuteRequestRequest) String() string {
 func (*ExecuteRequestRequest) ProtoMessage() {}
 
 func (x *ExecuteRequestRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[95]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[103]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6140,7 +6686,7 @@ func (x *ExecuteRequestRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecuteRequestRequest.ProtoReflect.Descriptor instead.
 func (*ExecuteRequestRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{95}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{103}
 }
 
 func (x *ExecuteRequestRequest) GetId() string {
@@ -6160,7 +6706,7 @@ type RevokeRequestRequest struct {
 
 func (x *RevokeRequestRequest) Reset() {
 	*x = RevokeRequestRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[96]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[104]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6172,7 +6718,7 @@ func (x *RevokeRequestRequest) String() string {
 func (*RevokeRequestRequest) ProtoMessage() {}
 
 func (x *RevokeRequestRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[96]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[104]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6185,7 +6731,7 @@ func (x *RevokeRequestRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeRequestRequest.ProtoReflect.Descriptor instead.
 func (*RevokeRequestRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{96}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{104}
 }
 
 func (x *RevokeRequestRequest) GetId() string {
@@ -6213,7 +6759,7 @@ type RevokeRequestResponse struct {
 
 func (x *RevokeRequestResponse) Reset() {
 	*x = RevokeRequestResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[97]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[105]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6225,7 +6771,7 @@ func (x *RevokeRequestResponse) String() string {
 func (*RevokeRequestResponse) ProtoMessage() {}
 
 func (x *RevokeRequestResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[97]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[105]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6238,7 +6784,7 @@ func (x *RevokeRequestResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeRequestResponse.ProtoReflect.Descriptor instead.
 func (*RevokeRequestResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{97}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{105}
 }
 
 func (x *RevokeRequestResponse) GetRequest() *Request {
@@ -6274,7 +6820,7 @@ type CommentRequestRequest struct {
 
 func (x *CommentRequestRequest) Reset() {
 	*x = CommentRequestRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[98]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[106]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6286,7 +6832,7 @@ func (x *CommentRequestRequest) String() string {
 func (*CommentRequestRequest) ProtoMessage() {}
 
 func (x *CommentRequestRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[98]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[106]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6299,7 +6845,7 @@ func (x *CommentRequestRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CommentRequestRequest.ProtoReflect.Descriptor instead.
 func (*CommentRequestRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{98}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{106}
 }
 
 func (x *CommentRequestRequest) GetId() string {
@@ -6341,7 +6887,7 @@ type ExtendRequestRequest struct {
 
 func (x *ExtendRequestRequest) Reset() {
 	*x = ExtendRequestRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[99]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[107]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6353,7 +6899,7 @@ func (x *ExtendRequestRequest) String() string {
 func (*ExtendRequestRequest) ProtoMessage() {}
 
 func (x *ExtendRequestRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[99]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[107]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6366,7 +6912,7 @@ func (x *ExtendRequestRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExtendRequestRequest.ProtoReflect.Descriptor instead.
 func (*ExtendRequestRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{99}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{107}
 }
 
 func (x *ExtendRequestRequest) GetId() string {
@@ -6400,7 +6946,7 @@ type RaiseRequestAgainRequest struct {
 
 func (x *RaiseRequestAgainRequest) Reset() {
 	*x = RaiseRequestAgainRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[100]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[108]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6412,7 +6958,7 @@ func (x *RaiseRequestAgainRequest) String() string {
 func (*RaiseRequestAgainRequest) ProtoMessage() {}
 
 func (x *RaiseRequestAgainRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[100]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[108]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6425,7 +6971,7 @@ func (x *RaiseRequestAgainRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RaiseRequestAgainRequest.ProtoReflect.Descriptor instead.
 func (*RaiseRequestAgainRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{100}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{108}
 }
 
 func (x *RaiseRequestAgainRequest) GetId() string {
@@ -6442,6 +6988,366 @@ func (x *RaiseRequestAgainRequest) GetJustification() string {
 	return ""
 }
 
+type DraftStandingConsentRequest struct {
+	state              protoimpl.MessageState `protogen:"open.v1"`
+	Order              string                 `protobuf:"bytes,1,opt,name=order,proto3" json:"order,omitempty"`
+	Verdict            string                 `protobuf:"bytes,2,opt,name=verdict,proto3" json:"verdict,omitempty"` // approve | deny
+	ReasonCodes        []string               `protobuf:"bytes,3,rep,name=reason_codes,json=reasonCodes,proto3" json:"reason_codes,omitempty"`
+	Access             string                 `protobuf:"bytes,4,opt,name=access,proto3" json:"access,omitempty"`                                                      // approve: the furthest; deny: the least that is denied
+	MaxDurationSeconds int64                  `protobuf:"varint,5,opt,name=max_duration_seconds,json=maxDurationSeconds,proto3" json:"max_duration_seconds,omitempty"` // approve only
+	Until              int64                  `protobuf:"varint,6,opt,name=until,proto3" json:"until,omitempty"`                                                       // Unix seconds
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
+}
+
+func (x *DraftStandingConsentRequest) Reset() {
+	*x = DraftStandingConsentRequest{}
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[109]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DraftStandingConsentRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DraftStandingConsentRequest) ProtoMessage() {}
+
+func (x *DraftStandingConsentRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[109]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DraftStandingConsentRequest.ProtoReflect.Descriptor instead.
+func (*DraftStandingConsentRequest) Descriptor() ([]byte, []int) {
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{109}
+}
+
+func (x *DraftStandingConsentRequest) GetOrder() string {
+	if x != nil {
+		return x.Order
+	}
+	return ""
+}
+
+func (x *DraftStandingConsentRequest) GetVerdict() string {
+	if x != nil {
+		return x.Verdict
+	}
+	return ""
+}
+
+func (x *DraftStandingConsentRequest) GetReasonCodes() []string {
+	if x != nil {
+		return x.ReasonCodes
+	}
+	return nil
+}
+
+func (x *DraftStandingConsentRequest) GetAccess() string {
+	if x != nil {
+		return x.Access
+	}
+	return ""
+}
+
+func (x *DraftStandingConsentRequest) GetMaxDurationSeconds() int64 {
+	if x != nil {
+		return x.MaxDurationSeconds
+	}
+	return 0
+}
+
+func (x *DraftStandingConsentRequest) GetUntil() int64 {
+	if x != nil {
+		return x.Until
+	}
+	return 0
+}
+
+type SubmitStandingConsentRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Order         string                 `protobuf:"bytes,1,opt,name=order,proto3" json:"order,omitempty"`
+	Envelope      []byte                 `protobuf:"bytes,2,opt,name=envelope,proto3" json:"envelope,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SubmitStandingConsentRequest) Reset() {
+	*x = SubmitStandingConsentRequest{}
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[110]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SubmitStandingConsentRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SubmitStandingConsentRequest) ProtoMessage() {}
+
+func (x *SubmitStandingConsentRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[110]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SubmitStandingConsentRequest.ProtoReflect.Descriptor instead.
+func (*SubmitStandingConsentRequest) Descriptor() ([]byte, []int) {
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{110}
+}
+
+func (x *SubmitStandingConsentRequest) GetOrder() string {
+	if x != nil {
+		return x.Order
+	}
+	return ""
+}
+
+func (x *SubmitStandingConsentRequest) GetEnvelope() []byte {
+	if x != nil {
+		return x.Envelope
+	}
+	return nil
+}
+
+type ListStandingConsentsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Order         string                 `protobuf:"bytes,1,opt,name=order,proto3" json:"order,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListStandingConsentsRequest) Reset() {
+	*x = ListStandingConsentsRequest{}
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[111]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListStandingConsentsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListStandingConsentsRequest) ProtoMessage() {}
+
+func (x *ListStandingConsentsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[111]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListStandingConsentsRequest.ProtoReflect.Descriptor instead.
+func (*ListStandingConsentsRequest) Descriptor() ([]byte, []int) {
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{111}
+}
+
+func (x *ListStandingConsentsRequest) GetOrder() string {
+	if x != nil {
+		return x.Order
+	}
+	return ""
+}
+
+type ListStandingConsentsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Consents      []*StandingConsent     `protobuf:"bytes,1,rep,name=consents,proto3" json:"consents,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListStandingConsentsResponse) Reset() {
+	*x = ListStandingConsentsResponse{}
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[112]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListStandingConsentsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListStandingConsentsResponse) ProtoMessage() {}
+
+func (x *ListStandingConsentsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[112]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListStandingConsentsResponse.ProtoReflect.Descriptor instead.
+func (*ListStandingConsentsResponse) Descriptor() ([]byte, []int) {
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{112}
+}
+
+func (x *ListStandingConsentsResponse) GetConsents() []*StandingConsent {
+	if x != nil {
+		return x.Consents
+	}
+	return nil
+}
+
+type StandingConsent struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Order         string                 `protobuf:"bytes,2,opt,name=order,proto3" json:"order,omitempty"`
+	Document      *Document              `protobuf:"bytes,3,opt,name=document,proto3" json:"document,omitempty"`
+	Expires       int64                  `protobuf:"varint,4,opt,name=expires,proto3" json:"expires,omitempty"`
+	Revoked       int64                  `protobuf:"varint,5,opt,name=revoked,proto3" json:"revoked,omitempty"` // 0: it was not
+	State         string                 `protobuf:"bytes,6,opt,name=state,proto3" json:"state,omitempty"`      // standing | expired | revoked | voided (by another trust policy)
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StandingConsent) Reset() {
+	*x = StandingConsent{}
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[113]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StandingConsent) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StandingConsent) ProtoMessage() {}
+
+func (x *StandingConsent) ProtoReflect() protoreflect.Message {
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[113]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StandingConsent.ProtoReflect.Descriptor instead.
+func (*StandingConsent) Descriptor() ([]byte, []int) {
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{113}
+}
+
+func (x *StandingConsent) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *StandingConsent) GetOrder() string {
+	if x != nil {
+		return x.Order
+	}
+	return ""
+}
+
+func (x *StandingConsent) GetDocument() *Document {
+	if x != nil {
+		return x.Document
+	}
+	return nil
+}
+
+func (x *StandingConsent) GetExpires() int64 {
+	if x != nil {
+		return x.Expires
+	}
+	return 0
+}
+
+func (x *StandingConsent) GetRevoked() int64 {
+	if x != nil {
+		return x.Revoked
+	}
+	return 0
+}
+
+func (x *StandingConsent) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+type RevokeStandingConsentRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Reason        string                 `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RevokeStandingConsentRequest) Reset() {
+	*x = RevokeStandingConsentRequest{}
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[114]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RevokeStandingConsentRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RevokeStandingConsentRequest) ProtoMessage() {}
+
+func (x *RevokeStandingConsentRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[114]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RevokeStandingConsentRequest.ProtoReflect.Descriptor instead.
+func (*RevokeStandingConsentRequest) Descriptor() ([]byte, []int) {
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{114}
+}
+
+func (x *RevokeStandingConsentRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *RevokeStandingConsentRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
 type ListKeysRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Order         string                 `protobuf:"bytes,1,opt,name=order,proto3" json:"order,omitempty"`
@@ -6451,7 +7357,7 @@ type ListKeysRequest struct {
 
 func (x *ListKeysRequest) Reset() {
 	*x = ListKeysRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[101]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[115]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6463,7 +7369,7 @@ func (x *ListKeysRequest) String() string {
 func (*ListKeysRequest) ProtoMessage() {}
 
 func (x *ListKeysRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[101]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[115]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6476,7 +7382,7 @@ func (x *ListKeysRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListKeysRequest.ProtoReflect.Descriptor instead.
 func (*ListKeysRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{101}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{115}
 }
 
 func (x *ListKeysRequest) GetOrder() string {
@@ -6495,7 +7401,7 @@ type ListKeysResponse struct {
 
 func (x *ListKeysResponse) Reset() {
 	*x = ListKeysResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[102]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[116]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6507,7 +7413,7 @@ func (x *ListKeysResponse) String() string {
 func (*ListKeysResponse) ProtoMessage() {}
 
 func (x *ListKeysResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[102]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[116]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6520,7 +7426,7 @@ func (x *ListKeysResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListKeysResponse.ProtoReflect.Descriptor instead.
 func (*ListKeysResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{102}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{116}
 }
 
 func (x *ListKeysResponse) GetKeys() []*KeyInfo {
@@ -6545,7 +7451,7 @@ type KeyInfo struct {
 
 func (x *KeyInfo) Reset() {
 	*x = KeyInfo{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[103]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[117]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6557,7 +7463,7 @@ func (x *KeyInfo) String() string {
 func (*KeyInfo) ProtoMessage() {}
 
 func (x *KeyInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[103]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[117]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6570,7 +7476,7 @@ func (x *KeyInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeyInfo.ProtoReflect.Descriptor instead.
 func (*KeyInfo) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{103}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{117}
 }
 
 func (x *KeyInfo) GetSerial() string {
@@ -6627,7 +7533,7 @@ type ExportRecoveryPasswordRequest struct {
 
 func (x *ExportRecoveryPasswordRequest) Reset() {
 	*x = ExportRecoveryPasswordRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[104]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[118]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6639,7 +7545,7 @@ func (x *ExportRecoveryPasswordRequest) String() string {
 func (*ExportRecoveryPasswordRequest) ProtoMessage() {}
 
 func (x *ExportRecoveryPasswordRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[104]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[118]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6652,7 +7558,7 @@ func (x *ExportRecoveryPasswordRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportRecoveryPasswordRequest.ProtoReflect.Descriptor instead.
 func (*ExportRecoveryPasswordRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{104}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{118}
 }
 
 func (x *ExportRecoveryPasswordRequest) GetSerial() string {
@@ -6692,7 +7598,7 @@ type ExportRecoveryPasswordResponse struct {
 
 func (x *ExportRecoveryPasswordResponse) Reset() {
 	*x = ExportRecoveryPasswordResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[105]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[119]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6704,7 +7610,7 @@ func (x *ExportRecoveryPasswordResponse) String() string {
 func (*ExportRecoveryPasswordResponse) ProtoMessage() {}
 
 func (x *ExportRecoveryPasswordResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[105]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[119]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6717,7 +7623,7 @@ func (x *ExportRecoveryPasswordResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportRecoveryPasswordResponse.ProtoReflect.Descriptor instead.
 func (*ExportRecoveryPasswordResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{105}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{119}
 }
 
 func (x *ExportRecoveryPasswordResponse) GetRecoveryPassword() string {
@@ -6735,7 +7641,7 @@ type GetKeyStatusRequest struct {
 
 func (x *GetKeyStatusRequest) Reset() {
 	*x = GetKeyStatusRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[106]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[120]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6747,7 +7653,7 @@ func (x *GetKeyStatusRequest) String() string {
 func (*GetKeyStatusRequest) ProtoMessage() {}
 
 func (x *GetKeyStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[106]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[120]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6760,7 +7666,7 @@ func (x *GetKeyStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetKeyStatusRequest.ProtoReflect.Descriptor instead.
 func (*GetKeyStatusRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{106}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{120}
 }
 
 type RotateKeyRequest struct {
@@ -6771,7 +7677,7 @@ type RotateKeyRequest struct {
 
 func (x *RotateKeyRequest) Reset() {
 	*x = RotateKeyRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[107]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[121]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6783,7 +7689,7 @@ func (x *RotateKeyRequest) String() string {
 func (*RotateKeyRequest) ProtoMessage() {}
 
 func (x *RotateKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[107]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[121]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6796,7 +7702,7 @@ func (x *RotateKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateKeyRequest.ProtoReflect.Descriptor instead.
 func (*RotateKeyRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{107}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{121}
 }
 
 type KeyStatus struct {
@@ -6811,7 +7717,7 @@ type KeyStatus struct {
 
 func (x *KeyStatus) Reset() {
 	*x = KeyStatus{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[108]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[122]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6823,7 +7729,7 @@ func (x *KeyStatus) String() string {
 func (*KeyStatus) ProtoMessage() {}
 
 func (x *KeyStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[108]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[122]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6836,7 +7742,7 @@ func (x *KeyStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeyStatus.ProtoReflect.Descriptor instead.
 func (*KeyStatus) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{108}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{122}
 }
 
 func (x *KeyStatus) GetCurrent() string {
@@ -6879,7 +7785,7 @@ type WrappingKey struct {
 
 func (x *WrappingKey) Reset() {
 	*x = WrappingKey{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[109]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[123]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6891,7 +7797,7 @@ func (x *WrappingKey) String() string {
 func (*WrappingKey) ProtoMessage() {}
 
 func (x *WrappingKey) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[109]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[123]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6904,7 +7810,7 @@ func (x *WrappingKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WrappingKey.ProtoReflect.Descriptor instead.
 func (*WrappingKey) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{109}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{123}
 }
 
 func (x *WrappingKey) GetId() string {
@@ -6943,7 +7849,7 @@ type KeyRotation struct {
 
 func (x *KeyRotation) Reset() {
 	*x = KeyRotation{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[110]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[124]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6955,7 +7861,7 @@ func (x *KeyRotation) String() string {
 func (*KeyRotation) ProtoMessage() {}
 
 func (x *KeyRotation) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[110]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[124]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6968,7 +7874,7 @@ func (x *KeyRotation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeyRotation.ProtoReflect.Descriptor instead.
 func (*KeyRotation) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{110}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{124}
 }
 
 func (x *KeyRotation) GetTarget() string {
@@ -7029,7 +7935,7 @@ type GetOrderKeyRequest struct {
 
 func (x *GetOrderKeyRequest) Reset() {
 	*x = GetOrderKeyRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[111]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[125]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7041,7 +7947,7 @@ func (x *GetOrderKeyRequest) String() string {
 func (*GetOrderKeyRequest) ProtoMessage() {}
 
 func (x *GetOrderKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[111]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[125]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7054,7 +7960,7 @@ func (x *GetOrderKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetOrderKeyRequest.ProtoReflect.Descriptor instead.
 func (*GetOrderKeyRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{111}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{125}
 }
 
 func (x *GetOrderKeyRequest) GetOrder() string {
@@ -7077,7 +7983,7 @@ type SetOrderKeyRequest struct {
 
 func (x *SetOrderKeyRequest) Reset() {
 	*x = SetOrderKeyRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[112]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[126]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7089,7 +7995,7 @@ func (x *SetOrderKeyRequest) String() string {
 func (*SetOrderKeyRequest) ProtoMessage() {}
 
 func (x *SetOrderKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[112]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[126]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7102,7 +8008,7 @@ func (x *SetOrderKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetOrderKeyRequest.ProtoReflect.Descriptor instead.
 func (*SetOrderKeyRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{112}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{126}
 }
 
 func (x *SetOrderKeyRequest) GetOrder() string {
@@ -7140,7 +8046,7 @@ type OrderKey struct {
 
 func (x *OrderKey) Reset() {
 	*x = OrderKey{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[113]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[127]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7152,7 +8058,7 @@ func (x *OrderKey) String() string {
 func (*OrderKey) ProtoMessage() {}
 
 func (x *OrderKey) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[113]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[127]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7165,7 +8071,7 @@ func (x *OrderKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OrderKey.ProtoReflect.Descriptor instead.
 func (*OrderKey) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{113}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{127}
 }
 
 func (x *OrderKey) GetOrder() string {
@@ -7219,7 +8125,7 @@ type ListRecordsRequest struct {
 
 func (x *ListRecordsRequest) Reset() {
 	*x = ListRecordsRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[114]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[128]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7231,7 +8137,7 @@ func (x *ListRecordsRequest) String() string {
 func (*ListRecordsRequest) ProtoMessage() {}
 
 func (x *ListRecordsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[114]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[128]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7244,7 +8150,7 @@ func (x *ListRecordsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRecordsRequest.ProtoReflect.Descriptor instead.
 func (*ListRecordsRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{114}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{128}
 }
 
 func (x *ListRecordsRequest) GetOperation() string {
@@ -7313,7 +8219,7 @@ type AuditRecord struct {
 
 func (x *AuditRecord) Reset() {
 	*x = AuditRecord{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[115]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[129]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7325,7 +8231,7 @@ func (x *AuditRecord) String() string {
 func (*AuditRecord) ProtoMessage() {}
 
 func (x *AuditRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[115]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[129]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7338,7 +8244,7 @@ func (x *AuditRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuditRecord.ProtoReflect.Descriptor instead.
 func (*AuditRecord) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{115}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{129}
 }
 
 func (x *AuditRecord) GetIndex() int64 {
@@ -7365,7 +8271,7 @@ type ListRecordsResponse struct {
 
 func (x *ListRecordsResponse) Reset() {
 	*x = ListRecordsResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[116]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[130]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7377,7 +8283,7 @@ func (x *ListRecordsResponse) String() string {
 func (*ListRecordsResponse) ProtoMessage() {}
 
 func (x *ListRecordsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[116]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[130]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7390,7 +8296,7 @@ func (x *ListRecordsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRecordsResponse.ProtoReflect.Descriptor instead.
 func (*ListRecordsResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{116}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{130}
 }
 
 func (x *ListRecordsResponse) GetRecords() []*AuditRecord {
@@ -7426,7 +8332,7 @@ type LegalHold struct {
 
 func (x *LegalHold) Reset() {
 	*x = LegalHold{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[117]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[131]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7438,7 +8344,7 @@ func (x *LegalHold) String() string {
 func (*LegalHold) ProtoMessage() {}
 
 func (x *LegalHold) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[117]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[131]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7451,7 +8357,7 @@ func (x *LegalHold) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LegalHold.ProtoReflect.Descriptor instead.
 func (*LegalHold) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{117}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{131}
 }
 
 func (x *LegalHold) GetId() string {
@@ -7529,7 +8435,7 @@ type PlaceHoldRequest struct {
 
 func (x *PlaceHoldRequest) Reset() {
 	*x = PlaceHoldRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[118]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[132]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7541,7 +8447,7 @@ func (x *PlaceHoldRequest) String() string {
 func (*PlaceHoldRequest) ProtoMessage() {}
 
 func (x *PlaceHoldRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[118]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[132]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7554,7 +8460,7 @@ func (x *PlaceHoldRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlaceHoldRequest.ProtoReflect.Descriptor instead.
 func (*PlaceHoldRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{118}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{132}
 }
 
 func (x *PlaceHoldRequest) GetTenant() string {
@@ -7595,7 +8501,7 @@ type ReleaseHoldRequest struct {
 
 func (x *ReleaseHoldRequest) Reset() {
 	*x = ReleaseHoldRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[119]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[133]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7607,7 +8513,7 @@ func (x *ReleaseHoldRequest) String() string {
 func (*ReleaseHoldRequest) ProtoMessage() {}
 
 func (x *ReleaseHoldRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[119]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[133]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7620,7 +8526,7 @@ func (x *ReleaseHoldRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReleaseHoldRequest.ProtoReflect.Descriptor instead.
 func (*ReleaseHoldRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{119}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{133}
 }
 
 func (x *ReleaseHoldRequest) GetId() string {
@@ -7645,7 +8551,7 @@ type ListHoldsRequest struct {
 
 func (x *ListHoldsRequest) Reset() {
 	*x = ListHoldsRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[120]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[134]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7657,7 +8563,7 @@ func (x *ListHoldsRequest) String() string {
 func (*ListHoldsRequest) ProtoMessage() {}
 
 func (x *ListHoldsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[120]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[134]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7670,7 +8576,7 @@ func (x *ListHoldsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListHoldsRequest.ProtoReflect.Descriptor instead.
 func (*ListHoldsRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{120}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{134}
 }
 
 type ListHoldsResponse struct {
@@ -7683,7 +8589,7 @@ type ListHoldsResponse struct {
 
 func (x *ListHoldsResponse) Reset() {
 	*x = ListHoldsResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[121]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[135]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7695,7 +8601,7 @@ func (x *ListHoldsResponse) String() string {
 func (*ListHoldsResponse) ProtoMessage() {}
 
 func (x *ListHoldsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[121]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[135]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7708,7 +8614,7 @@ func (x *ListHoldsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListHoldsResponse.ProtoReflect.Descriptor instead.
 func (*ListHoldsResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{121}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{135}
 }
 
 func (x *ListHoldsResponse) GetHolds() []*LegalHold {
@@ -7743,7 +8649,7 @@ type Sink struct {
 
 func (x *Sink) Reset() {
 	*x = Sink{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[122]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[136]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7755,7 +8661,7 @@ func (x *Sink) String() string {
 func (*Sink) ProtoMessage() {}
 
 func (x *Sink) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[122]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[136]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7768,7 +8674,7 @@ func (x *Sink) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Sink.ProtoReflect.Descriptor instead.
 func (*Sink) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{122}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{136}
 }
 
 func (x *Sink) GetName() string {
@@ -7842,7 +8748,7 @@ type ListSinksRequest struct {
 
 func (x *ListSinksRequest) Reset() {
 	*x = ListSinksRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[123]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[137]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7854,7 +8760,7 @@ func (x *ListSinksRequest) String() string {
 func (*ListSinksRequest) ProtoMessage() {}
 
 func (x *ListSinksRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[123]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[137]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7867,7 +8773,7 @@ func (x *ListSinksRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSinksRequest.ProtoReflect.Descriptor instead.
 func (*ListSinksRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{123}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{137}
 }
 
 type ListSinksResponse struct {
@@ -7879,7 +8785,7 @@ type ListSinksResponse struct {
 
 func (x *ListSinksResponse) Reset() {
 	*x = ListSinksResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[124]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[138]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7891,7 +8797,7 @@ func (x *ListSinksResponse) String() string {
 func (*ListSinksResponse) ProtoMessage() {}
 
 func (x *ListSinksResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[124]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[138]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7904,7 +8810,7 @@ func (x *ListSinksResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSinksResponse.ProtoReflect.Descriptor instead.
 func (*ListSinksResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{124}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{138}
 }
 
 func (x *ListSinksResponse) GetSinks() []*Sink {
@@ -7922,7 +8828,7 @@ type ExportLogRequest struct {
 
 func (x *ExportLogRequest) Reset() {
 	*x = ExportLogRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[125]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[139]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7934,7 +8840,7 @@ func (x *ExportLogRequest) String() string {
 func (*ExportLogRequest) ProtoMessage() {}
 
 func (x *ExportLogRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[125]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[139]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7947,7 +8853,7 @@ func (x *ExportLogRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportLogRequest.ProtoReflect.Descriptor instead.
 func (*ExportLogRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{125}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{139}
 }
 
 type ExportLogResponse struct {
@@ -7959,7 +8865,7 @@ type ExportLogResponse struct {
 
 func (x *ExportLogResponse) Reset() {
 	*x = ExportLogResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[126]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[140]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7971,7 +8877,7 @@ func (x *ExportLogResponse) String() string {
 func (*ExportLogResponse) ProtoMessage() {}
 
 func (x *ExportLogResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[126]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[140]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7984,7 +8890,7 @@ func (x *ExportLogResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportLogResponse.ProtoReflect.Descriptor instead.
 func (*ExportLogResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{126}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{140}
 }
 
 func (x *ExportLogResponse) GetData() []byte {
@@ -8003,7 +8909,7 @@ type GetCheckpointRequest struct {
 
 func (x *GetCheckpointRequest) Reset() {
 	*x = GetCheckpointRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[127]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[141]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8015,7 +8921,7 @@ func (x *GetCheckpointRequest) String() string {
 func (*GetCheckpointRequest) ProtoMessage() {}
 
 func (x *GetCheckpointRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[127]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[141]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8028,7 +8934,7 @@ func (x *GetCheckpointRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetCheckpointRequest.ProtoReflect.Descriptor instead.
 func (*GetCheckpointRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{127}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{141}
 }
 
 func (x *GetCheckpointRequest) GetConsistentWith() int64 {
@@ -8049,7 +8955,7 @@ type GetCheckpointResponse struct {
 
 func (x *GetCheckpointResponse) Reset() {
 	*x = GetCheckpointResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[128]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[142]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8061,7 +8967,7 @@ func (x *GetCheckpointResponse) String() string {
 func (*GetCheckpointResponse) ProtoMessage() {}
 
 func (x *GetCheckpointResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[128]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[142]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8074,7 +8980,7 @@ func (x *GetCheckpointResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetCheckpointResponse.ProtoReflect.Descriptor instead.
 func (*GetCheckpointResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{128}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{142}
 }
 
 func (x *GetCheckpointResponse) GetCheckpoint() []byte {
@@ -8122,7 +9028,7 @@ type Delivery struct {
 
 func (x *Delivery) Reset() {
 	*x = Delivery{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[129]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[143]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8134,7 +9040,7 @@ func (x *Delivery) String() string {
 func (*Delivery) ProtoMessage() {}
 
 func (x *Delivery) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[129]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[143]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8147,7 +9053,7 @@ func (x *Delivery) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Delivery.ProtoReflect.Descriptor instead.
 func (*Delivery) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{129}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{143}
 }
 
 func (x *Delivery) GetId() string {
@@ -8268,7 +9174,7 @@ type ListNoticesRequest struct {
 
 func (x *ListNoticesRequest) Reset() {
 	*x = ListNoticesRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[130]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[144]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8280,7 +9186,7 @@ func (x *ListNoticesRequest) String() string {
 func (*ListNoticesRequest) ProtoMessage() {}
 
 func (x *ListNoticesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[130]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[144]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8293,7 +9199,7 @@ func (x *ListNoticesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNoticesRequest.ProtoReflect.Descriptor instead.
 func (*ListNoticesRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{130}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{144}
 }
 
 func (x *ListNoticesRequest) GetTenant() string {
@@ -8340,7 +9246,7 @@ type ListNoticesResponse struct {
 
 func (x *ListNoticesResponse) Reset() {
 	*x = ListNoticesResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[131]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[145]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8352,7 +9258,7 @@ func (x *ListNoticesResponse) String() string {
 func (*ListNoticesResponse) ProtoMessage() {}
 
 func (x *ListNoticesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[131]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[145]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8365,7 +9271,7 @@ func (x *ListNoticesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNoticesResponse.ProtoReflect.Descriptor instead.
 func (*ListNoticesResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{131}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{145}
 }
 
 func (x *ListNoticesResponse) GetDeliveries() []*Delivery {
@@ -8385,7 +9291,7 @@ type RetryNoticesRequest struct {
 
 func (x *RetryNoticesRequest) Reset() {
 	*x = RetryNoticesRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[132]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[146]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8397,7 +9303,7 @@ func (x *RetryNoticesRequest) String() string {
 func (*RetryNoticesRequest) ProtoMessage() {}
 
 func (x *RetryNoticesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[132]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[146]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8410,7 +9316,7 @@ func (x *RetryNoticesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RetryNoticesRequest.ProtoReflect.Descriptor instead.
 func (*RetryNoticesRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{132}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{146}
 }
 
 func (x *RetryNoticesRequest) GetIds() []string {
@@ -8436,7 +9342,7 @@ type RetryNoticesResponse struct {
 
 func (x *RetryNoticesResponse) Reset() {
 	*x = RetryNoticesResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[133]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[147]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8448,7 +9354,7 @@ func (x *RetryNoticesResponse) String() string {
 func (*RetryNoticesResponse) ProtoMessage() {}
 
 func (x *RetryNoticesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[133]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[147]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8461,7 +9367,7 @@ func (x *RetryNoticesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RetryNoticesResponse.ProtoReflect.Descriptor instead.
 func (*RetryNoticesResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{133}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{147}
 }
 
 func (x *RetryNoticesResponse) GetRetried() int32 {
@@ -8484,7 +9390,7 @@ type Webhook struct {
 
 func (x *Webhook) Reset() {
 	*x = Webhook{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[134]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[148]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8496,7 +9402,7 @@ func (x *Webhook) String() string {
 func (*Webhook) ProtoMessage() {}
 
 func (x *Webhook) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[134]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[148]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8509,7 +9415,7 @@ func (x *Webhook) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Webhook.ProtoReflect.Descriptor instead.
 func (*Webhook) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{134}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{148}
 }
 
 func (x *Webhook) GetId() string {
@@ -8558,7 +9464,7 @@ type CreateWebhookRequest struct {
 
 func (x *CreateWebhookRequest) Reset() {
 	*x = CreateWebhookRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[135]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[149]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8570,7 +9476,7 @@ func (x *CreateWebhookRequest) String() string {
 func (*CreateWebhookRequest) ProtoMessage() {}
 
 func (x *CreateWebhookRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[135]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[149]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8583,7 +9489,7 @@ func (x *CreateWebhookRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateWebhookRequest.ProtoReflect.Descriptor instead.
 func (*CreateWebhookRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{135}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{149}
 }
 
 func (x *CreateWebhookRequest) GetTenant() string {
@@ -8617,7 +9523,7 @@ type CreateWebhookResponse struct {
 
 func (x *CreateWebhookResponse) Reset() {
 	*x = CreateWebhookResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[136]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[150]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8629,7 +9535,7 @@ func (x *CreateWebhookResponse) String() string {
 func (*CreateWebhookResponse) ProtoMessage() {}
 
 func (x *CreateWebhookResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[136]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[150]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8642,7 +9548,7 @@ func (x *CreateWebhookResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateWebhookResponse.ProtoReflect.Descriptor instead.
 func (*CreateWebhookResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{136}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{150}
 }
 
 func (x *CreateWebhookResponse) GetWebhook() *Webhook {
@@ -8668,7 +9574,7 @@ type ListWebhooksRequest struct {
 
 func (x *ListWebhooksRequest) Reset() {
 	*x = ListWebhooksRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[137]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[151]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8680,7 +9586,7 @@ func (x *ListWebhooksRequest) String() string {
 func (*ListWebhooksRequest) ProtoMessage() {}
 
 func (x *ListWebhooksRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[137]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[151]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8693,7 +9599,7 @@ func (x *ListWebhooksRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListWebhooksRequest.ProtoReflect.Descriptor instead.
 func (*ListWebhooksRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{137}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{151}
 }
 
 func (x *ListWebhooksRequest) GetTenant() string {
@@ -8712,7 +9618,7 @@ type ListWebhooksResponse struct {
 
 func (x *ListWebhooksResponse) Reset() {
 	*x = ListWebhooksResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[138]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[152]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8724,7 +9630,7 @@ func (x *ListWebhooksResponse) String() string {
 func (*ListWebhooksResponse) ProtoMessage() {}
 
 func (x *ListWebhooksResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[138]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[152]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8737,7 +9643,7 @@ func (x *ListWebhooksResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListWebhooksResponse.ProtoReflect.Descriptor instead.
 func (*ListWebhooksResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{138}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{152}
 }
 
 func (x *ListWebhooksResponse) GetWebhooks() []*Webhook {
@@ -8756,7 +9662,7 @@ type RemoveWebhookRequest struct {
 
 func (x *RemoveWebhookRequest) Reset() {
 	*x = RemoveWebhookRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[139]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[153]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8768,7 +9674,7 @@ func (x *RemoveWebhookRequest) String() string {
 func (*RemoveWebhookRequest) ProtoMessage() {}
 
 func (x *RemoveWebhookRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[139]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[153]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8781,7 +9687,7 @@ func (x *RemoveWebhookRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveWebhookRequest.ProtoReflect.Descriptor instead.
 func (*RemoveWebhookRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{139}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{153}
 }
 
 func (x *RemoveWebhookRequest) GetId() string {
@@ -8800,7 +9706,7 @@ type TestWebhookRequest struct {
 
 func (x *TestWebhookRequest) Reset() {
 	*x = TestWebhookRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[140]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[154]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8812,7 +9718,7 @@ func (x *TestWebhookRequest) String() string {
 func (*TestWebhookRequest) ProtoMessage() {}
 
 func (x *TestWebhookRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[140]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[154]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8825,7 +9731,7 @@ func (x *TestWebhookRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TestWebhookRequest.ProtoReflect.Descriptor instead.
 func (*TestWebhookRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{140}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{154}
 }
 
 func (x *TestWebhookRequest) GetId() string {
@@ -8845,7 +9751,7 @@ type TestWebhookResponse struct {
 
 func (x *TestWebhookResponse) Reset() {
 	*x = TestWebhookResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[141]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[155]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8857,7 +9763,7 @@ func (x *TestWebhookResponse) String() string {
 func (*TestWebhookResponse) ProtoMessage() {}
 
 func (x *TestWebhookResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[141]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[155]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8870,7 +9776,7 @@ func (x *TestWebhookResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TestWebhookResponse.ProtoReflect.Descriptor instead.
 func (*TestWebhookResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{141}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{155}
 }
 
 func (x *TestWebhookResponse) GetDelivered() bool {
@@ -8934,7 +9840,13 @@ const file_lockbox_v1_lockbox_proto_rawDesc = "" +
 	"\x06people\x18\x01 \x03(\v2\x12.lockbox.v1.PersonR\x06people\")\n" +
 	"\x13RemovePersonRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\"\x16\n" +
-	"\x14RemovePersonResponse\"-\n" +
+	"\x14RemovePersonResponse\"@\n" +
+	"\rAddKeyRequest\x12\x16\n" +
+	"\x06person\x18\x01 \x01(\tR\x06person\x12\x17\n" +
+	"\assh_key\x18\x02 \x01(\tR\x06sshKey\"L\n" +
+	"\x10RemoveKeyRequest\x12\x16\n" +
+	"\x06person\x18\x01 \x01(\tR\x06person\x12 \n" +
+	"\vfingerprint\x18\x02 \x01(\tR\vfingerprint\"-\n" +
 	"\x17CreateLoginTokenRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\";\n" +
 	"\x18CreateLoginTokenResponse\x12\x1f\n" +
@@ -8977,9 +9889,10 @@ const file_lockbox_v1_lockbox_proto_rawDesc = "" +
 	"\fsupport_plan\x18\x03 \x01(\tR\vsupportPlan\x12\x16\n" +
 	"\x06notify\x18\x04 \x03(\tR\x06notify\".\n" +
 	"\x14EnableLockboxRequest\x12\x16\n" +
-	"\x06tenant\x18\x01 \x01(\tR\x06tenant\"/\n" +
+	"\x06tenant\x18\x01 \x01(\tR\x06tenant\"X\n" +
 	"\x15DisableLockboxRequest\x12\x16\n" +
-	"\x06tenant\x18\x01 \x01(\tR\x06tenant\"\x87\x01\n" +
+	"\x06tenant\x18\x01 \x01(\tR\x06tenant\x12'\n" +
+	"\x0fwithout_lockbox\x18\x02 \x01(\tR\x0ewithoutLockbox\"\x87\x01\n" +
 	"\x10SetTenantRequest\x12\x16\n" +
 	"\x06tenant\x18\x01 \x01(\tR\x06tenant\x124\n" +
 	"\x16request_expiry_seconds\x18\x02 \x01(\x03R\x14requestExpirySeconds\x12%\n" +
@@ -9047,22 +9960,56 @@ const file_lockbox_v1_lockbox_proto_rawDesc = "" +
 	"\x03bom\x18\x02 \x01(\fR\x03bom\"A\n" +
 	"\x13AdvanceOrderRequest\x12\x14\n" +
 	"\x05order\x18\x01 \x01(\tR\x05order\x12\x14\n" +
-	"\x05stage\x18\x02 \x01(\tR\x05stage\"\xe5\x01\n" +
+	"\x05stage\x18\x02 \x01(\tR\x05stage\"\xe6\x02\n" +
 	"\x17DraftTrustPolicyRequest\x12\x14\n" +
 	"\x05order\x18\x01 \x01(\tR\x05order\x12@\n" +
 	"\x0fcustomer_groups\x18\x02 \x03(\v2\x17.lockbox.v1.PolicyGroupR\x0ecustomerGroups\x12@\n" +
 	"\x0fprovider_groups\x18\x03 \x03(\v2\x17.lockbox.v1.PolicyGroupR\x0eproviderGroups\x120\n" +
+	"\x14max_duration_seconds\x18\x04 \x01(\x03R\x12maxDurationSeconds\x12!\n" +
+	"\frecovery_key\x18\x05 \x01(\tR\vrecoveryKey\x12\x1f\n" +
+	"\vno_recovery\x18\x06 \x01(\bR\n" +
+	"noRecovery\x12;\n" +
+	"\n" +
+	"exclusions\x18\a \x03(\v2\x1b.lockbox.v1.PolicyExclusionR\n" +
+	"exclusions\"\xa0\x01\n" +
+	"\x0fPolicyExclusion\x12\x12\n" +
+	"\x04kind\x18\x01 \x01(\tR\x04kind\x12/\n" +
+	"\x06groups\x18\x02 \x03(\v2\x17.lockbox.v1.PolicyGroupR\x06groups\x12\x16\n" +
+	"\x06access\x18\x03 \x01(\tR\x06access\x120\n" +
 	"\x14max_duration_seconds\x18\x04 \x01(\x03R\x12maxDurationSeconds\"W\n" +
 	"\vPolicyGroup\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1c\n" +
 	"\tthreshold\x18\x02 \x01(\x05R\tthreshold\x12\x16\n" +
-	"\x06people\x18\x03 \x03(\tR\x06people\"\x8f\x01\n" +
+	"\x06people\x18\x03 \x03(\tR\x06people\"\xdd\x01\n" +
 	"\bDocument\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x18\n" +
 	"\apayload\x18\x02 \x01(\fR\apayload\x12!\n" +
 	"\fpayload_type\x18\x03 \x01(\tR\vpayloadType\x12\x16\n" +
 	"\x06digest\x18\x04 \x01(\tR\x06digest\x12\x1a\n" +
-	"\benvelope\x18\x05 \x01(\fR\benvelope\"L\n" +
+	"\benvelope\x18\x05 \x01(\fR\benvelope\x12\x18\n" +
+	"\aearlier\x18\x06 \x03(\fR\aearlier\x12\x18\n" +
+	"\amissing\x18\a \x01(\tR\amissing\x12\x18\n" +
+	"\asigners\x18\b \x03(\tR\asigners\"0\n" +
+	"\x18GetPolicyDeliveryRequest\x12\x14\n" +
+	"\x05order\x18\x01 \x01(\tR\x05order\"{\n" +
+	"\x19GetPolicyDeliveryResponse\x12\x16\n" +
+	"\x06digest\x18\x01 \x01(\tR\x06digest\x12\x18\n" +
+	"\aversion\x18\x02 \x01(\x03R\aversion\x12,\n" +
+	"\x05nodes\x18\x03 \x03(\v2\x16.lockbox.v1.NodePolicyR\x05nodes\"\xdb\x01\n" +
+	"\n" +
+	"NodePolicy\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\x12\x14\n" +
+	"\x05state\x18\x02 \x01(\tR\x05state\x12\x18\n" +
+	"\aversion\x18\x03 \x01(\x03R\aversion\x12\x16\n" +
+	"\x06digest\x18\x04 \x01(\tR\x06digest\x12\x1c\n" +
+	"\tdelivered\x18\x05 \x01(\x03R\tdelivered\x12\x1a\n" +
+	"\battempts\x18\x06 \x01(\x03R\battempts\x12!\n" +
+	"\fnext_attempt\x18\a \x01(\x03R\vnextAttempt\x12\x14\n" +
+	"\x05error\x18\b \x01(\tR\x05error\"3\n" +
+	"\x1bListPendingDocumentsRequest\x12\x14\n" +
+	"\x05order\x18\x01 \x01(\tR\x05order\"R\n" +
+	"\x1cListPendingDocumentsResponse\x122\n" +
+	"\tdocuments\x18\x01 \x03(\v2\x14.lockbox.v1.DocumentR\tdocuments\"L\n" +
 	"\x18SubmitTrustPolicyRequest\x12\x14\n" +
 	"\x05order\x18\x01 \x01(\tR\x05order\x12\x1a\n" +
 	"\benvelope\x18\x02 \x01(\fR\benvelope\"E\n" +
@@ -9234,7 +10181,7 @@ const file_lockbox_v1_lockbox_proto_rawDesc = "" +
 	"\vknown_hosts\x18\x02 \x01(\tR\n" +
 	"knownHosts\x12\x1c\n" +
 	"\tprincipal\x18\x03 \x01(\tR\tprincipal\x12\x18\n" +
-	"\aexpires\x18\x04 \x01(\x03R\aexpires\"\x8c\n" +
+	"\aexpires\x18\x04 \x01(\x03R\aexpires\"\xd5\n" +
 	"\n" +
 	"\aRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
@@ -9281,7 +10228,9 @@ const file_lockbox_v1_lockbox_proto_rawDesc = "" +
 	"\x0elock_confirmed\x18$ \x01(\x03R\rlockConfirmed\x12\x19\n" +
 	"\blocks_by\x18% \x01(\x03R\alocksBy\x126\n" +
 	"\bcomments\x18& \x03(\v2\x1a.lockbox.v1.RequestCommentR\bcomments\x12(\n" +
-	"\x04told\x182 \x03(\v2\x14.lockbox.v1.DeliveryR\x04told\"\xc7\x01\n" +
+	"\x04told\x182 \x03(\v2\x14.lockbox.v1.DeliveryR\x04told\x12\x1c\n" +
+	"\texclusion\x18< \x01(\tR\texclusion\x12)\n" +
+	"\x10standing_consent\x18= \x01(\tR\x0fstandingConsent\"\xc7\x01\n" +
 	"\x0eRequestComment\x12\x16\n" +
 	"\x06number\x18\x01 \x01(\x03R\x06number\x12\x19\n" +
 	"\breply_to\x18\x02 \x01(\x03R\areplyTo\x12\x16\n" +
@@ -9305,7 +10254,7 @@ const file_lockbox_v1_lockbox_proto_rawDesc = "" +
 	"\averdict\x18\x03 \x01(\tR\averdict\x12\x12\n" +
 	"\x04time\x18\x04 \x01(\x03R\x04time\x12\x16\n" +
 	"\x06reason\x18\x05 \x01(\tR\x06reason\x12\x1a\n" +
-	"\benvelope\x18\x06 \x01(\fR\benvelope\"\xaf\x02\n" +
+	"\benvelope\x18\x06 \x01(\fR\benvelope\"\xcd\x02\n" +
 	"\x14CreateRequestRequest\x12\x16\n" +
 	"\x06action\x18\x01 \x01(\tR\x06action\x12\x16\n" +
 	"\x06serial\x18\x02 \x01(\tR\x06serial\x12\x16\n" +
@@ -9318,7 +10267,8 @@ const file_lockbox_v1_lockbox_proto_rawDesc = "" +
 	"\x05disks\x18\b \x03(\tR\x05disks\x12\x17\n" +
 	"\assh_key\x18\t \x01(\tR\x06sshKey\x12\x16\n" +
 	"\x06shares\x18\n" +
-	" \x03(\tR\x06shares\"#\n" +
+	" \x03(\tR\x06shares\x12\x1c\n" +
+	"\texclusion\x18\x14 \x01(\tR\texclusion\"#\n" +
 	"\x11GetRequestRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\"\xed\x01\n" +
 	"\x13ListRequestsRequest\x12\x18\n" +
@@ -9366,7 +10316,31 @@ const file_lockbox_v1_lockbox_proto_rawDesc = "" +
 	"\rjustification\x18\x03 \x01(\tR\rjustification\"P\n" +
 	"\x18RaiseRequestAgainRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12$\n" +
-	"\rjustification\x18\x02 \x01(\tR\rjustification\"'\n" +
+	"\rjustification\x18\x02 \x01(\tR\rjustification\"\xd0\x01\n" +
+	"\x1bDraftStandingConsentRequest\x12\x14\n" +
+	"\x05order\x18\x01 \x01(\tR\x05order\x12\x18\n" +
+	"\averdict\x18\x02 \x01(\tR\averdict\x12!\n" +
+	"\freason_codes\x18\x03 \x03(\tR\vreasonCodes\x12\x16\n" +
+	"\x06access\x18\x04 \x01(\tR\x06access\x120\n" +
+	"\x14max_duration_seconds\x18\x05 \x01(\x03R\x12maxDurationSeconds\x12\x14\n" +
+	"\x05until\x18\x06 \x01(\x03R\x05until\"P\n" +
+	"\x1cSubmitStandingConsentRequest\x12\x14\n" +
+	"\x05order\x18\x01 \x01(\tR\x05order\x12\x1a\n" +
+	"\benvelope\x18\x02 \x01(\fR\benvelope\"3\n" +
+	"\x1bListStandingConsentsRequest\x12\x14\n" +
+	"\x05order\x18\x01 \x01(\tR\x05order\"W\n" +
+	"\x1cListStandingConsentsResponse\x127\n" +
+	"\bconsents\x18\x01 \x03(\v2\x1b.lockbox.v1.StandingConsentR\bconsents\"\xb3\x01\n" +
+	"\x0fStandingConsent\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n" +
+	"\x05order\x18\x02 \x01(\tR\x05order\x120\n" +
+	"\bdocument\x18\x03 \x01(\v2\x14.lockbox.v1.DocumentR\bdocument\x12\x18\n" +
+	"\aexpires\x18\x04 \x01(\x03R\aexpires\x12\x18\n" +
+	"\arevoked\x18\x05 \x01(\x03R\arevoked\x12\x14\n" +
+	"\x05state\x18\x06 \x01(\tR\x05state\"F\n" +
+	"\x1cRevokeStandingConsentRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\"'\n" +
 	"\x0fListKeysRequest\x12\x14\n" +
 	"\x05order\x18\x01 \x01(\tR\x05order\";\n" +
 	"\x10ListKeysResponse\x12'\n" +
@@ -9540,7 +10514,7 @@ const file_lockbox_v1_lockbox_proto_rawDesc = "" +
 	"\x02id\x18\x01 \x01(\tR\x02id\"I\n" +
 	"\x13TestWebhookResponse\x12\x1c\n" +
 	"\tdelivered\x18\x01 \x01(\bR\tdelivered\x12\x14\n" +
-	"\x05error\x18\x02 \x01(\tR\x05error2\xc0\x04\n" +
+	"\x05error\x18\x02 \x01(\tR\x05error2\xb8\x05\n" +
 	"\x0eAccountService\x12<\n" +
 	"\x05Login\x12\x18.lockbox.v1.LoginRequest\x1a\x19.lockbox.v1.LoginResponse\x12?\n" +
 	"\x06WhoAmI\x12\x19.lockbox.v1.WhoAmIRequest\x1a\x1a.lockbox.v1.WhoAmIResponse\x12]\n" +
@@ -9548,7 +10522,9 @@ const file_lockbox_v1_lockbox_proto_rawDesc = "" +
 	"\fCreatePerson\x12\x1f.lockbox.v1.CreatePersonRequest\x1a .lockbox.v1.CreatePersonResponse\x12K\n" +
 	"\n" +
 	"ListPeople\x12\x1d.lockbox.v1.ListPeopleRequest\x1a\x1e.lockbox.v1.ListPeopleResponse\x12Q\n" +
-	"\fRemovePerson\x12\x1f.lockbox.v1.RemovePersonRequest\x1a .lockbox.v1.RemovePersonResponse\x12]\n" +
+	"\fRemovePerson\x12\x1f.lockbox.v1.RemovePersonRequest\x1a .lockbox.v1.RemovePersonResponse\x127\n" +
+	"\x06AddKey\x12\x19.lockbox.v1.AddKeyRequest\x1a\x12.lockbox.v1.Person\x12=\n" +
+	"\tRemoveKey\x12\x1c.lockbox.v1.RemoveKeyRequest\x1a\x12.lockbox.v1.Person\x12]\n" +
 	"\x10CreateLoginToken\x12#.lockbox.v1.CreateLoginTokenRequest\x1a$.lockbox.v1.CreateLoginTokenResponse2\xf1\x04\n" +
 	"\rTenantService\x12C\n" +
 	"\fCreateTenant\x12\x1f.lockbox.v1.CreateTenantRequest\x1a\x12.lockbox.v1.Tenant\x12=\n" +
@@ -9558,7 +10534,8 @@ const file_lockbox_v1_lockbox_proto_rawDesc = "" +
 	"\rEnableLockbox\x12 .lockbox.v1.EnableLockboxRequest\x1a\x12.lockbox.v1.Tenant\x12G\n" +
 	"\x0eDisableLockbox\x12!.lockbox.v1.DisableLockboxRequest\x1a\x12.lockbox.v1.Tenant\x12=\n" +
 	"\tSetTenant\x12\x1c.lockbox.v1.SetTenantRequest\x1a\x12.lockbox.v1.Tenant\x12f\n" +
-	"\x13ReportApplicability\x12&.lockbox.v1.ReportApplicabilityRequest\x1a'.lockbox.v1.ReportApplicabilityResponse2\xe1\b\n" +
+	"\x13ReportApplicability\x12&.lockbox.v1.ReportApplicabilityRequest\x1a'.lockbox.v1.ReportApplicabilityResponse2\xae\n" +
+	"\n" +
 	"\fOrderService\x12>\n" +
 	"\n" +
 	"PlaceOrder\x12\x1d.lockbox.v1.PlaceOrderRequest\x1a\x11.lockbox.v1.Order\x12:\n" +
@@ -9569,7 +10546,9 @@ const file_lockbox_v1_lockbox_proto_rawDesc = "" +
 	"\fAdvanceOrder\x12\x1f.lockbox.v1.AdvanceOrderRequest\x1a\x11.lockbox.v1.Order\x12M\n" +
 	"\x10DraftTrustPolicy\x12#.lockbox.v1.DraftTrustPolicyRequest\x1a\x14.lockbox.v1.Document\x12O\n" +
 	"\x11SubmitTrustPolicy\x12$.lockbox.v1.SubmitTrustPolicyRequest\x1a\x14.lockbox.v1.Document\x12I\n" +
-	"\x0eGetTrustPolicy\x12!.lockbox.v1.GetTrustPolicyRequest\x1a\x14.lockbox.v1.Document\x12E\n" +
+	"\x0eGetTrustPolicy\x12!.lockbox.v1.GetTrustPolicyRequest\x1a\x14.lockbox.v1.Document\x12`\n" +
+	"\x11GetPolicyDelivery\x12$.lockbox.v1.GetPolicyDeliveryRequest\x1a%.lockbox.v1.GetPolicyDeliveryResponse\x12i\n" +
+	"\x14ListPendingDocuments\x12'.lockbox.v1.ListPendingDocumentsRequest\x1a(.lockbox.v1.ListPendingDocumentsResponse\x12E\n" +
 	"\fDraftConsent\x12\x1f.lockbox.v1.DraftConsentRequest\x1a\x14.lockbox.v1.Document\x12G\n" +
 	"\rSubmitConsent\x12 .lockbox.v1.SubmitConsentRequest\x1a\x14.lockbox.v1.Document\x12D\n" +
 	"\rRevokeConsent\x12 .lockbox.v1.RevokeConsentRequest\x1a\x11.lockbox.v1.Order\x12Z\n" +
@@ -9608,7 +10587,12 @@ const file_lockbox_v1_lockbox_proto_rawDesc = "" +
 	"\rRevokeRequest\x12 .lockbox.v1.RevokeRequestRequest\x1a!.lockbox.v1.RevokeRequestResponse\x12H\n" +
 	"\x0eCommentRequest\x12!.lockbox.v1.CommentRequestRequest\x1a\x13.lockbox.v1.Request\x12F\n" +
 	"\rExtendRequest\x12 .lockbox.v1.ExtendRequestRequest\x1a\x13.lockbox.v1.Request\x12N\n" +
-	"\x11RaiseRequestAgain\x12$.lockbox.v1.RaiseRequestAgainRequest\x1a\x13.lockbox.v1.Request2\xd8\x03\n" +
+	"\x11RaiseRequestAgain\x12$.lockbox.v1.RaiseRequestAgainRequest\x1a\x13.lockbox.v1.Request2\x8c\x03\n" +
+	"\x0fStandingService\x12U\n" +
+	"\x14DraftStandingConsent\x12'.lockbox.v1.DraftStandingConsentRequest\x1a\x14.lockbox.v1.Document\x12W\n" +
+	"\x15SubmitStandingConsent\x12(.lockbox.v1.SubmitStandingConsentRequest\x1a\x14.lockbox.v1.Document\x12i\n" +
+	"\x14ListStandingConsents\x12'.lockbox.v1.ListStandingConsentsRequest\x1a(.lockbox.v1.ListStandingConsentsResponse\x12^\n" +
+	"\x15RevokeStandingConsent\x12(.lockbox.v1.RevokeStandingConsentRequest\x1a\x1b.lockbox.v1.StandingConsent2\xd8\x03\n" +
 	"\n" +
 	"KeyService\x12E\n" +
 	"\bListKeys\x12\x1b.lockbox.v1.ListKeysRequest\x1a\x1c.lockbox.v1.ListKeysResponse\x12o\n" +
@@ -9645,7 +10629,7 @@ func file_lockbox_v1_lockbox_proto_rawDescGZIP() []byte {
 	return file_lockbox_v1_lockbox_proto_rawDescData
 }
 
-var file_lockbox_v1_lockbox_proto_msgTypes = make([]protoimpl.MessageInfo, 142)
+var file_lockbox_v1_lockbox_proto_msgTypes = make([]protoimpl.MessageInfo, 156)
 var file_lockbox_v1_lockbox_proto_goTypes = []any{
 	(*ErrorInfo)(nil),                      // 0: lockbox.v1.ErrorInfo
 	(*Person)(nil),                         // 1: lockbox.v1.Person
@@ -9661,333 +10645,369 @@ var file_lockbox_v1_lockbox_proto_goTypes = []any{
 	(*ListPeopleResponse)(nil),             // 11: lockbox.v1.ListPeopleResponse
 	(*RemovePersonRequest)(nil),            // 12: lockbox.v1.RemovePersonRequest
 	(*RemovePersonResponse)(nil),           // 13: lockbox.v1.RemovePersonResponse
-	(*CreateLoginTokenRequest)(nil),        // 14: lockbox.v1.CreateLoginTokenRequest
-	(*CreateLoginTokenResponse)(nil),       // 15: lockbox.v1.CreateLoginTokenResponse
-	(*ReportApplicabilityRequest)(nil),     // 16: lockbox.v1.ReportApplicabilityRequest
-	(*ApplicableResource)(nil),             // 17: lockbox.v1.ApplicableResource
-	(*ReportApplicabilityResponse)(nil),    // 18: lockbox.v1.ReportApplicabilityResponse
-	(*Tenant)(nil),                         // 19: lockbox.v1.Tenant
-	(*Subscription)(nil),                   // 20: lockbox.v1.Subscription
-	(*CreateTenantRequest)(nil),            // 21: lockbox.v1.CreateTenantRequest
-	(*GetTenantRequest)(nil),               // 22: lockbox.v1.GetTenantRequest
-	(*ListTenantsRequest)(nil),             // 23: lockbox.v1.ListTenantsRequest
-	(*ListTenantsResponse)(nil),            // 24: lockbox.v1.ListTenantsResponse
-	(*CreateSubscriptionRequest)(nil),      // 25: lockbox.v1.CreateSubscriptionRequest
-	(*EnableLockboxRequest)(nil),           // 26: lockbox.v1.EnableLockboxRequest
-	(*DisableLockboxRequest)(nil),          // 27: lockbox.v1.DisableLockboxRequest
-	(*SetTenantRequest)(nil),               // 28: lockbox.v1.SetTenantRequest
-	(*Order)(nil),                          // 29: lockbox.v1.Order
-	(*OrderNode)(nil),                      // 30: lockbox.v1.OrderNode
-	(*Destination)(nil),                    // 31: lockbox.v1.Destination
-	(*HistoryLine)(nil),                    // 32: lockbox.v1.HistoryLine
-	(*PlaceOrderRequest)(nil),              // 33: lockbox.v1.PlaceOrderRequest
-	(*GetOrderRequest)(nil),                // 34: lockbox.v1.GetOrderRequest
-	(*ListOrdersRequest)(nil),              // 35: lockbox.v1.ListOrdersRequest
-	(*ListOrdersResponse)(nil),             // 36: lockbox.v1.ListOrdersResponse
-	(*PrepareDeviceRequest)(nil),           // 37: lockbox.v1.PrepareDeviceRequest
-	(*PreparedDisk)(nil),                   // 38: lockbox.v1.PreparedDisk
-	(*PreparedManifest)(nil),               // 39: lockbox.v1.PreparedManifest
-	(*AdvanceOrderRequest)(nil),            // 40: lockbox.v1.AdvanceOrderRequest
-	(*DraftTrustPolicyRequest)(nil),        // 41: lockbox.v1.DraftTrustPolicyRequest
-	(*PolicyGroup)(nil),                    // 42: lockbox.v1.PolicyGroup
-	(*Document)(nil),                       // 43: lockbox.v1.Document
-	(*SubmitTrustPolicyRequest)(nil),       // 44: lockbox.v1.SubmitTrustPolicyRequest
-	(*GetTrustPolicyRequest)(nil),          // 45: lockbox.v1.GetTrustPolicyRequest
-	(*DraftConsentRequest)(nil),            // 46: lockbox.v1.DraftConsentRequest
-	(*SubmitConsentRequest)(nil),           // 47: lockbox.v1.SubmitConsentRequest
-	(*RevokeConsentRequest)(nil),           // 48: lockbox.v1.RevokeConsentRequest
-	(*CreateJoinTokenRequest)(nil),         // 49: lockbox.v1.CreateJoinTokenRequest
-	(*CreateJoinTokenResponse)(nil),        // 50: lockbox.v1.CreateJoinTokenResponse
-	(*StartJobRequest)(nil),                // 51: lockbox.v1.StartJobRequest
-	(*ProgressEvent)(nil),                  // 52: lockbox.v1.ProgressEvent
-	(*GetCopyLogRequest)(nil),              // 53: lockbox.v1.GetCopyLogRequest
-	(*GetCopyLogResponse)(nil),             // 54: lockbox.v1.GetCopyLogResponse
-	(*GetManifestRequest)(nil),             // 55: lockbox.v1.GetManifestRequest
-	(*GetManifestResponse)(nil),            // 56: lockbox.v1.GetManifestResponse
-	(*ManifestVersion)(nil),                // 57: lockbox.v1.ManifestVersion
-	(*ListDevicesRequest)(nil),             // 58: lockbox.v1.ListDevicesRequest
-	(*ListDevicesResponse)(nil),            // 59: lockbox.v1.ListDevicesResponse
-	(*GetDeviceRequest)(nil),               // 60: lockbox.v1.GetDeviceRequest
-	(*RevokeDeviceRequest)(nil),            // 61: lockbox.v1.RevokeDeviceRequest
-	(*Device)(nil),                         // 62: lockbox.v1.Device
-	(*DeviceNode)(nil),                     // 63: lockbox.v1.DeviceNode
-	(*DeviceDisk)(nil),                     // 64: lockbox.v1.DeviceDisk
-	(*DeviceShare)(nil),                    // 65: lockbox.v1.DeviceShare
-	(*Ticket)(nil),                         // 66: lockbox.v1.Ticket
-	(*FileTicketRequest)(nil),              // 67: lockbox.v1.FileTicketRequest
-	(*GetTicketRequest)(nil),               // 68: lockbox.v1.GetTicketRequest
-	(*ListTicketsRequest)(nil),             // 69: lockbox.v1.ListTicketsRequest
-	(*ListTicketsResponse)(nil),            // 70: lockbox.v1.ListTicketsResponse
-	(*CommentTicketRequest)(nil),           // 71: lockbox.v1.CommentTicketRequest
-	(*AssignTicketRequest)(nil),            // 72: lockbox.v1.AssignTicketRequest
-	(*Session)(nil),                        // 73: lockbox.v1.Session
-	(*EnableSessionRequest)(nil),           // 74: lockbox.v1.EnableSessionRequest
-	(*GetSessionRequest)(nil),              // 75: lockbox.v1.GetSessionRequest
-	(*ListSessionsRequest)(nil),            // 76: lockbox.v1.ListSessionsRequest
-	(*ListSessionsResponse)(nil),           // 77: lockbox.v1.ListSessionsResponse
-	(*DisableSessionRequest)(nil),          // 78: lockbox.v1.DisableSessionRequest
-	(*DisableSessionResponse)(nil),         // 79: lockbox.v1.DisableSessionResponse
-	(*RelockResult)(nil),                   // 80: lockbox.v1.RelockResult
-	(*IssueCertificateRequest)(nil),        // 81: lockbox.v1.IssueCertificateRequest
-	(*IssueCertificateResponse)(nil),       // 82: lockbox.v1.IssueCertificateResponse
-	(*Request)(nil),                        // 83: lockbox.v1.Request
-	(*RequestComment)(nil),                 // 84: lockbox.v1.RequestComment
-	(*Evaluation)(nil),                     // 85: lockbox.v1.Evaluation
-	(*Factor)(nil),                         // 86: lockbox.v1.Factor
-	(*RequestDecision)(nil),                // 87: lockbox.v1.RequestDecision
-	(*CreateRequestRequest)(nil),           // 88: lockbox.v1.CreateRequestRequest
-	(*GetRequestRequest)(nil),              // 89: lockbox.v1.GetRequestRequest
-	(*ListRequestsRequest)(nil),            // 90: lockbox.v1.ListRequestsRequest
-	(*ListRequestsResponse)(nil),           // 91: lockbox.v1.ListRequestsResponse
-	(*DraftDecisionRequest)(nil),           // 92: lockbox.v1.DraftDecisionRequest
-	(*DecideRequest)(nil),                  // 93: lockbox.v1.DecideRequest
-	(*CancelRequestRequest)(nil),           // 94: lockbox.v1.CancelRequestRequest
-	(*ExecuteRequestRequest)(nil),          // 95: lockbox.v1.ExecuteRequestRequest
-	(*RevokeRequestRequest)(nil),           // 96: lockbox.v1.RevokeRequestRequest
-	(*RevokeRequestResponse)(nil),          // 97: lockbox.v1.RevokeRequestResponse
-	(*CommentRequestRequest)(nil),          // 98: lockbox.v1.CommentRequestRequest
-	(*ExtendRequestRequest)(nil),           // 99: lockbox.v1.ExtendRequestRequest
-	(*RaiseRequestAgainRequest)(nil),       // 100: lockbox.v1.RaiseRequestAgainRequest
-	(*ListKeysRequest)(nil),                // 101: lockbox.v1.ListKeysRequest
-	(*ListKeysResponse)(nil),               // 102: lockbox.v1.ListKeysResponse
-	(*KeyInfo)(nil),                        // 103: lockbox.v1.KeyInfo
-	(*ExportRecoveryPasswordRequest)(nil),  // 104: lockbox.v1.ExportRecoveryPasswordRequest
-	(*ExportRecoveryPasswordResponse)(nil), // 105: lockbox.v1.ExportRecoveryPasswordResponse
-	(*GetKeyStatusRequest)(nil),            // 106: lockbox.v1.GetKeyStatusRequest
-	(*RotateKeyRequest)(nil),               // 107: lockbox.v1.RotateKeyRequest
-	(*KeyStatus)(nil),                      // 108: lockbox.v1.KeyStatus
-	(*WrappingKey)(nil),                    // 109: lockbox.v1.WrappingKey
-	(*KeyRotation)(nil),                    // 110: lockbox.v1.KeyRotation
-	(*GetOrderKeyRequest)(nil),             // 111: lockbox.v1.GetOrderKeyRequest
-	(*SetOrderKeyRequest)(nil),             // 112: lockbox.v1.SetOrderKeyRequest
-	(*OrderKey)(nil),                       // 113: lockbox.v1.OrderKey
-	(*ListRecordsRequest)(nil),             // 114: lockbox.v1.ListRecordsRequest
-	(*AuditRecord)(nil),                    // 115: lockbox.v1.AuditRecord
-	(*ListRecordsResponse)(nil),            // 116: lockbox.v1.ListRecordsResponse
-	(*LegalHold)(nil),                      // 117: lockbox.v1.LegalHold
-	(*PlaceHoldRequest)(nil),               // 118: lockbox.v1.PlaceHoldRequest
-	(*ReleaseHoldRequest)(nil),             // 119: lockbox.v1.ReleaseHoldRequest
-	(*ListHoldsRequest)(nil),               // 120: lockbox.v1.ListHoldsRequest
-	(*ListHoldsResponse)(nil),              // 121: lockbox.v1.ListHoldsResponse
-	(*Sink)(nil),                           // 122: lockbox.v1.Sink
-	(*ListSinksRequest)(nil),               // 123: lockbox.v1.ListSinksRequest
-	(*ListSinksResponse)(nil),              // 124: lockbox.v1.ListSinksResponse
-	(*ExportLogRequest)(nil),               // 125: lockbox.v1.ExportLogRequest
-	(*ExportLogResponse)(nil),              // 126: lockbox.v1.ExportLogResponse
-	(*GetCheckpointRequest)(nil),           // 127: lockbox.v1.GetCheckpointRequest
-	(*GetCheckpointResponse)(nil),          // 128: lockbox.v1.GetCheckpointResponse
-	(*Delivery)(nil),                       // 129: lockbox.v1.Delivery
-	(*ListNoticesRequest)(nil),             // 130: lockbox.v1.ListNoticesRequest
-	(*ListNoticesResponse)(nil),            // 131: lockbox.v1.ListNoticesResponse
-	(*RetryNoticesRequest)(nil),            // 132: lockbox.v1.RetryNoticesRequest
-	(*RetryNoticesResponse)(nil),           // 133: lockbox.v1.RetryNoticesResponse
-	(*Webhook)(nil),                        // 134: lockbox.v1.Webhook
-	(*CreateWebhookRequest)(nil),           // 135: lockbox.v1.CreateWebhookRequest
-	(*CreateWebhookResponse)(nil),          // 136: lockbox.v1.CreateWebhookResponse
-	(*ListWebhooksRequest)(nil),            // 137: lockbox.v1.ListWebhooksRequest
-	(*ListWebhooksResponse)(nil),           // 138: lockbox.v1.ListWebhooksResponse
-	(*RemoveWebhookRequest)(nil),           // 139: lockbox.v1.RemoveWebhookRequest
-	(*TestWebhookRequest)(nil),             // 140: lockbox.v1.TestWebhookRequest
-	(*TestWebhookResponse)(nil),            // 141: lockbox.v1.TestWebhookResponse
+	(*AddKeyRequest)(nil),                  // 14: lockbox.v1.AddKeyRequest
+	(*RemoveKeyRequest)(nil),               // 15: lockbox.v1.RemoveKeyRequest
+	(*CreateLoginTokenRequest)(nil),        // 16: lockbox.v1.CreateLoginTokenRequest
+	(*CreateLoginTokenResponse)(nil),       // 17: lockbox.v1.CreateLoginTokenResponse
+	(*ReportApplicabilityRequest)(nil),     // 18: lockbox.v1.ReportApplicabilityRequest
+	(*ApplicableResource)(nil),             // 19: lockbox.v1.ApplicableResource
+	(*ReportApplicabilityResponse)(nil),    // 20: lockbox.v1.ReportApplicabilityResponse
+	(*Tenant)(nil),                         // 21: lockbox.v1.Tenant
+	(*Subscription)(nil),                   // 22: lockbox.v1.Subscription
+	(*CreateTenantRequest)(nil),            // 23: lockbox.v1.CreateTenantRequest
+	(*GetTenantRequest)(nil),               // 24: lockbox.v1.GetTenantRequest
+	(*ListTenantsRequest)(nil),             // 25: lockbox.v1.ListTenantsRequest
+	(*ListTenantsResponse)(nil),            // 26: lockbox.v1.ListTenantsResponse
+	(*CreateSubscriptionRequest)(nil),      // 27: lockbox.v1.CreateSubscriptionRequest
+	(*EnableLockboxRequest)(nil),           // 28: lockbox.v1.EnableLockboxRequest
+	(*DisableLockboxRequest)(nil),          // 29: lockbox.v1.DisableLockboxRequest
+	(*SetTenantRequest)(nil),               // 30: lockbox.v1.SetTenantRequest
+	(*Order)(nil),                          // 31: lockbox.v1.Order
+	(*OrderNode)(nil),                      // 32: lockbox.v1.OrderNode
+	(*Destination)(nil),                    // 33: lockbox.v1.Destination
+	(*HistoryLine)(nil),                    // 34: lockbox.v1.HistoryLine
+	(*PlaceOrderRequest)(nil),              // 35: lockbox.v1.PlaceOrderRequest
+	(*GetOrderRequest)(nil),                // 36: lockbox.v1.GetOrderRequest
+	(*ListOrdersRequest)(nil),              // 37: lockbox.v1.ListOrdersRequest
+	(*ListOrdersResponse)(nil),             // 38: lockbox.v1.ListOrdersResponse
+	(*PrepareDeviceRequest)(nil),           // 39: lockbox.v1.PrepareDeviceRequest
+	(*PreparedDisk)(nil),                   // 40: lockbox.v1.PreparedDisk
+	(*PreparedManifest)(nil),               // 41: lockbox.v1.PreparedManifest
+	(*AdvanceOrderRequest)(nil),            // 42: lockbox.v1.AdvanceOrderRequest
+	(*DraftTrustPolicyRequest)(nil),        // 43: lockbox.v1.DraftTrustPolicyRequest
+	(*PolicyExclusion)(nil),                // 44: lockbox.v1.PolicyExclusion
+	(*PolicyGroup)(nil),                    // 45: lockbox.v1.PolicyGroup
+	(*Document)(nil),                       // 46: lockbox.v1.Document
+	(*GetPolicyDeliveryRequest)(nil),       // 47: lockbox.v1.GetPolicyDeliveryRequest
+	(*GetPolicyDeliveryResponse)(nil),      // 48: lockbox.v1.GetPolicyDeliveryResponse
+	(*NodePolicy)(nil),                     // 49: lockbox.v1.NodePolicy
+	(*ListPendingDocumentsRequest)(nil),    // 50: lockbox.v1.ListPendingDocumentsRequest
+	(*ListPendingDocumentsResponse)(nil),   // 51: lockbox.v1.ListPendingDocumentsResponse
+	(*SubmitTrustPolicyRequest)(nil),       // 52: lockbox.v1.SubmitTrustPolicyRequest
+	(*GetTrustPolicyRequest)(nil),          // 53: lockbox.v1.GetTrustPolicyRequest
+	(*DraftConsentRequest)(nil),            // 54: lockbox.v1.DraftConsentRequest
+	(*SubmitConsentRequest)(nil),           // 55: lockbox.v1.SubmitConsentRequest
+	(*RevokeConsentRequest)(nil),           // 56: lockbox.v1.RevokeConsentRequest
+	(*CreateJoinTokenRequest)(nil),         // 57: lockbox.v1.CreateJoinTokenRequest
+	(*CreateJoinTokenResponse)(nil),        // 58: lockbox.v1.CreateJoinTokenResponse
+	(*StartJobRequest)(nil),                // 59: lockbox.v1.StartJobRequest
+	(*ProgressEvent)(nil),                  // 60: lockbox.v1.ProgressEvent
+	(*GetCopyLogRequest)(nil),              // 61: lockbox.v1.GetCopyLogRequest
+	(*GetCopyLogResponse)(nil),             // 62: lockbox.v1.GetCopyLogResponse
+	(*GetManifestRequest)(nil),             // 63: lockbox.v1.GetManifestRequest
+	(*GetManifestResponse)(nil),            // 64: lockbox.v1.GetManifestResponse
+	(*ManifestVersion)(nil),                // 65: lockbox.v1.ManifestVersion
+	(*ListDevicesRequest)(nil),             // 66: lockbox.v1.ListDevicesRequest
+	(*ListDevicesResponse)(nil),            // 67: lockbox.v1.ListDevicesResponse
+	(*GetDeviceRequest)(nil),               // 68: lockbox.v1.GetDeviceRequest
+	(*RevokeDeviceRequest)(nil),            // 69: lockbox.v1.RevokeDeviceRequest
+	(*Device)(nil),                         // 70: lockbox.v1.Device
+	(*DeviceNode)(nil),                     // 71: lockbox.v1.DeviceNode
+	(*DeviceDisk)(nil),                     // 72: lockbox.v1.DeviceDisk
+	(*DeviceShare)(nil),                    // 73: lockbox.v1.DeviceShare
+	(*Ticket)(nil),                         // 74: lockbox.v1.Ticket
+	(*FileTicketRequest)(nil),              // 75: lockbox.v1.FileTicketRequest
+	(*GetTicketRequest)(nil),               // 76: lockbox.v1.GetTicketRequest
+	(*ListTicketsRequest)(nil),             // 77: lockbox.v1.ListTicketsRequest
+	(*ListTicketsResponse)(nil),            // 78: lockbox.v1.ListTicketsResponse
+	(*CommentTicketRequest)(nil),           // 79: lockbox.v1.CommentTicketRequest
+	(*AssignTicketRequest)(nil),            // 80: lockbox.v1.AssignTicketRequest
+	(*Session)(nil),                        // 81: lockbox.v1.Session
+	(*EnableSessionRequest)(nil),           // 82: lockbox.v1.EnableSessionRequest
+	(*GetSessionRequest)(nil),              // 83: lockbox.v1.GetSessionRequest
+	(*ListSessionsRequest)(nil),            // 84: lockbox.v1.ListSessionsRequest
+	(*ListSessionsResponse)(nil),           // 85: lockbox.v1.ListSessionsResponse
+	(*DisableSessionRequest)(nil),          // 86: lockbox.v1.DisableSessionRequest
+	(*DisableSessionResponse)(nil),         // 87: lockbox.v1.DisableSessionResponse
+	(*RelockResult)(nil),                   // 88: lockbox.v1.RelockResult
+	(*IssueCertificateRequest)(nil),        // 89: lockbox.v1.IssueCertificateRequest
+	(*IssueCertificateResponse)(nil),       // 90: lockbox.v1.IssueCertificateResponse
+	(*Request)(nil),                        // 91: lockbox.v1.Request
+	(*RequestComment)(nil),                 // 92: lockbox.v1.RequestComment
+	(*Evaluation)(nil),                     // 93: lockbox.v1.Evaluation
+	(*Factor)(nil),                         // 94: lockbox.v1.Factor
+	(*RequestDecision)(nil),                // 95: lockbox.v1.RequestDecision
+	(*CreateRequestRequest)(nil),           // 96: lockbox.v1.CreateRequestRequest
+	(*GetRequestRequest)(nil),              // 97: lockbox.v1.GetRequestRequest
+	(*ListRequestsRequest)(nil),            // 98: lockbox.v1.ListRequestsRequest
+	(*ListRequestsResponse)(nil),           // 99: lockbox.v1.ListRequestsResponse
+	(*DraftDecisionRequest)(nil),           // 100: lockbox.v1.DraftDecisionRequest
+	(*DecideRequest)(nil),                  // 101: lockbox.v1.DecideRequest
+	(*CancelRequestRequest)(nil),           // 102: lockbox.v1.CancelRequestRequest
+	(*ExecuteRequestRequest)(nil),          // 103: lockbox.v1.ExecuteRequestRequest
+	(*RevokeRequestRequest)(nil),           // 104: lockbox.v1.RevokeRequestRequest
+	(*RevokeRequestResponse)(nil),          // 105: lockbox.v1.RevokeRequestResponse
+	(*CommentRequestRequest)(nil),          // 106: lockbox.v1.CommentRequestRequest
+	(*ExtendRequestRequest)(nil),           // 107: lockbox.v1.ExtendRequestRequest
+	(*RaiseRequestAgainRequest)(nil),       // 108: lockbox.v1.RaiseRequestAgainRequest
+	(*DraftStandingConsentRequest)(nil),    // 109: lockbox.v1.DraftStandingConsentRequest
+	(*SubmitStandingConsentRequest)(nil),   // 110: lockbox.v1.SubmitStandingConsentRequest
+	(*ListStandingConsentsRequest)(nil),    // 111: lockbox.v1.ListStandingConsentsRequest
+	(*ListStandingConsentsResponse)(nil),   // 112: lockbox.v1.ListStandingConsentsResponse
+	(*StandingConsent)(nil),                // 113: lockbox.v1.StandingConsent
+	(*RevokeStandingConsentRequest)(nil),   // 114: lockbox.v1.RevokeStandingConsentRequest
+	(*ListKeysRequest)(nil),                // 115: lockbox.v1.ListKeysRequest
+	(*ListKeysResponse)(nil),               // 116: lockbox.v1.ListKeysResponse
+	(*KeyInfo)(nil),                        // 117: lockbox.v1.KeyInfo
+	(*ExportRecoveryPasswordRequest)(nil),  // 118: lockbox.v1.ExportRecoveryPasswordRequest
+	(*ExportRecoveryPasswordResponse)(nil), // 119: lockbox.v1.ExportRecoveryPasswordResponse
+	(*GetKeyStatusRequest)(nil),            // 120: lockbox.v1.GetKeyStatusRequest
+	(*RotateKeyRequest)(nil),               // 121: lockbox.v1.RotateKeyRequest
+	(*KeyStatus)(nil),                      // 122: lockbox.v1.KeyStatus
+	(*WrappingKey)(nil),                    // 123: lockbox.v1.WrappingKey
+	(*KeyRotation)(nil),                    // 124: lockbox.v1.KeyRotation
+	(*GetOrderKeyRequest)(nil),             // 125: lockbox.v1.GetOrderKeyRequest
+	(*SetOrderKeyRequest)(nil),             // 126: lockbox.v1.SetOrderKeyRequest
+	(*OrderKey)(nil),                       // 127: lockbox.v1.OrderKey
+	(*ListRecordsRequest)(nil),             // 128: lockbox.v1.ListRecordsRequest
+	(*AuditRecord)(nil),                    // 129: lockbox.v1.AuditRecord
+	(*ListRecordsResponse)(nil),            // 130: lockbox.v1.ListRecordsResponse
+	(*LegalHold)(nil),                      // 131: lockbox.v1.LegalHold
+	(*PlaceHoldRequest)(nil),               // 132: lockbox.v1.PlaceHoldRequest
+	(*ReleaseHoldRequest)(nil),             // 133: lockbox.v1.ReleaseHoldRequest
+	(*ListHoldsRequest)(nil),               // 134: lockbox.v1.ListHoldsRequest
+	(*ListHoldsResponse)(nil),              // 135: lockbox.v1.ListHoldsResponse
+	(*Sink)(nil),                           // 136: lockbox.v1.Sink
+	(*ListSinksRequest)(nil),               // 137: lockbox.v1.ListSinksRequest
+	(*ListSinksResponse)(nil),              // 138: lockbox.v1.ListSinksResponse
+	(*ExportLogRequest)(nil),               // 139: lockbox.v1.ExportLogRequest
+	(*ExportLogResponse)(nil),              // 140: lockbox.v1.ExportLogResponse
+	(*GetCheckpointRequest)(nil),           // 141: lockbox.v1.GetCheckpointRequest
+	(*GetCheckpointResponse)(nil),          // 142: lockbox.v1.GetCheckpointResponse
+	(*Delivery)(nil),                       // 143: lockbox.v1.Delivery
+	(*ListNoticesRequest)(nil),             // 144: lockbox.v1.ListNoticesRequest
+	(*ListNoticesResponse)(nil),            // 145: lockbox.v1.ListNoticesResponse
+	(*RetryNoticesRequest)(nil),            // 146: lockbox.v1.RetryNoticesRequest
+	(*RetryNoticesResponse)(nil),           // 147: lockbox.v1.RetryNoticesResponse
+	(*Webhook)(nil),                        // 148: lockbox.v1.Webhook
+	(*CreateWebhookRequest)(nil),           // 149: lockbox.v1.CreateWebhookRequest
+	(*CreateWebhookResponse)(nil),          // 150: lockbox.v1.CreateWebhookResponse
+	(*ListWebhooksRequest)(nil),            // 151: lockbox.v1.ListWebhooksRequest
+	(*ListWebhooksResponse)(nil),           // 152: lockbox.v1.ListWebhooksResponse
+	(*RemoveWebhookRequest)(nil),           // 153: lockbox.v1.RemoveWebhookRequest
+	(*TestWebhookRequest)(nil),             // 154: lockbox.v1.TestWebhookRequest
+	(*TestWebhookResponse)(nil),            // 155: lockbox.v1.TestWebhookResponse
 }
 var file_lockbox_v1_lockbox_proto_depIdxs = []int32{
 	1,   // 0: lockbox.v1.LoginResponse.person:type_name -> lockbox.v1.Person
 	1,   // 1: lockbox.v1.WhoAmIResponse.person:type_name -> lockbox.v1.Person
 	1,   // 2: lockbox.v1.CreatePersonResponse.person:type_name -> lockbox.v1.Person
 	1,   // 3: lockbox.v1.ListPeopleResponse.people:type_name -> lockbox.v1.Person
-	17,  // 4: lockbox.v1.ReportApplicabilityResponse.resources:type_name -> lockbox.v1.ApplicableResource
-	20,  // 5: lockbox.v1.Tenant.subscriptions:type_name -> lockbox.v1.Subscription
-	19,  // 6: lockbox.v1.ListTenantsResponse.tenants:type_name -> lockbox.v1.Tenant
-	30,  // 7: lockbox.v1.Order.nodes:type_name -> lockbox.v1.OrderNode
-	31,  // 8: lockbox.v1.Order.destinations:type_name -> lockbox.v1.Destination
-	32,  // 9: lockbox.v1.Order.history:type_name -> lockbox.v1.HistoryLine
-	31,  // 10: lockbox.v1.PlaceOrderRequest.destinations:type_name -> lockbox.v1.Destination
-	29,  // 11: lockbox.v1.ListOrdersResponse.orders:type_name -> lockbox.v1.Order
-	38,  // 12: lockbox.v1.PrepareDeviceRequest.disks:type_name -> lockbox.v1.PreparedDisk
-	39,  // 13: lockbox.v1.PreparedDisk.manifests:type_name -> lockbox.v1.PreparedManifest
-	42,  // 14: lockbox.v1.DraftTrustPolicyRequest.customer_groups:type_name -> lockbox.v1.PolicyGroup
-	42,  // 15: lockbox.v1.DraftTrustPolicyRequest.provider_groups:type_name -> lockbox.v1.PolicyGroup
-	57,  // 16: lockbox.v1.GetManifestResponse.manifests:type_name -> lockbox.v1.ManifestVersion
-	62,  // 17: lockbox.v1.ListDevicesResponse.devices:type_name -> lockbox.v1.Device
-	63,  // 18: lockbox.v1.Device.nodes:type_name -> lockbox.v1.DeviceNode
-	64,  // 19: lockbox.v1.DeviceNode.disks:type_name -> lockbox.v1.DeviceDisk
-	65,  // 20: lockbox.v1.DeviceNode.shares:type_name -> lockbox.v1.DeviceShare
-	32,  // 21: lockbox.v1.Ticket.history:type_name -> lockbox.v1.HistoryLine
-	66,  // 22: lockbox.v1.ListTicketsResponse.tickets:type_name -> lockbox.v1.Ticket
-	73,  // 23: lockbox.v1.ListSessionsResponse.sessions:type_name -> lockbox.v1.Session
-	73,  // 24: lockbox.v1.DisableSessionResponse.session:type_name -> lockbox.v1.Session
-	80,  // 25: lockbox.v1.DisableSessionResponse.relocked:type_name -> lockbox.v1.RelockResult
-	85,  // 26: lockbox.v1.Request.evaluation:type_name -> lockbox.v1.Evaluation
-	43,  // 27: lockbox.v1.Request.statement:type_name -> lockbox.v1.Document
-	87,  // 28: lockbox.v1.Request.decisions:type_name -> lockbox.v1.RequestDecision
-	32,  // 29: lockbox.v1.Request.history:type_name -> lockbox.v1.HistoryLine
-	84,  // 30: lockbox.v1.Request.comments:type_name -> lockbox.v1.RequestComment
-	129, // 31: lockbox.v1.Request.told:type_name -> lockbox.v1.Delivery
-	86,  // 32: lockbox.v1.Evaluation.factors:type_name -> lockbox.v1.Factor
-	83,  // 33: lockbox.v1.ListRequestsResponse.requests:type_name -> lockbox.v1.Request
-	83,  // 34: lockbox.v1.RevokeRequestResponse.request:type_name -> lockbox.v1.Request
-	80,  // 35: lockbox.v1.RevokeRequestResponse.relocked:type_name -> lockbox.v1.RelockResult
-	73,  // 36: lockbox.v1.RevokeRequestResponse.sessions:type_name -> lockbox.v1.Session
-	103, // 37: lockbox.v1.ListKeysResponse.keys:type_name -> lockbox.v1.KeyInfo
-	109, // 38: lockbox.v1.KeyStatus.keys:type_name -> lockbox.v1.WrappingKey
-	110, // 39: lockbox.v1.KeyStatus.rotation:type_name -> lockbox.v1.KeyRotation
-	115, // 40: lockbox.v1.ListRecordsResponse.records:type_name -> lockbox.v1.AuditRecord
-	117, // 41: lockbox.v1.ListHoldsResponse.holds:type_name -> lockbox.v1.LegalHold
-	122, // 42: lockbox.v1.ListSinksResponse.sinks:type_name -> lockbox.v1.Sink
-	129, // 43: lockbox.v1.ListNoticesResponse.deliveries:type_name -> lockbox.v1.Delivery
-	134, // 44: lockbox.v1.CreateWebhookResponse.webhook:type_name -> lockbox.v1.Webhook
-	134, // 45: lockbox.v1.ListWebhooksResponse.webhooks:type_name -> lockbox.v1.Webhook
-	2,   // 46: lockbox.v1.AccountService.Login:input_type -> lockbox.v1.LoginRequest
-	4,   // 47: lockbox.v1.AccountService.WhoAmI:input_type -> lockbox.v1.WhoAmIRequest
-	6,   // 48: lockbox.v1.AccountService.RenewCertificate:input_type -> lockbox.v1.RenewCertificateRequest
-	8,   // 49: lockbox.v1.AccountService.CreatePerson:input_type -> lockbox.v1.CreatePersonRequest
-	10,  // 50: lockbox.v1.AccountService.ListPeople:input_type -> lockbox.v1.ListPeopleRequest
-	12,  // 51: lockbox.v1.AccountService.RemovePerson:input_type -> lockbox.v1.RemovePersonRequest
-	14,  // 52: lockbox.v1.AccountService.CreateLoginToken:input_type -> lockbox.v1.CreateLoginTokenRequest
-	21,  // 53: lockbox.v1.TenantService.CreateTenant:input_type -> lockbox.v1.CreateTenantRequest
-	22,  // 54: lockbox.v1.TenantService.GetTenant:input_type -> lockbox.v1.GetTenantRequest
-	23,  // 55: lockbox.v1.TenantService.ListTenants:input_type -> lockbox.v1.ListTenantsRequest
-	25,  // 56: lockbox.v1.TenantService.CreateSubscription:input_type -> lockbox.v1.CreateSubscriptionRequest
-	26,  // 57: lockbox.v1.TenantService.EnableLockbox:input_type -> lockbox.v1.EnableLockboxRequest
-	27,  // 58: lockbox.v1.TenantService.DisableLockbox:input_type -> lockbox.v1.DisableLockboxRequest
-	28,  // 59: lockbox.v1.TenantService.SetTenant:input_type -> lockbox.v1.SetTenantRequest
-	16,  // 60: lockbox.v1.TenantService.ReportApplicability:input_type -> lockbox.v1.ReportApplicabilityRequest
-	33,  // 61: lockbox.v1.OrderService.PlaceOrder:input_type -> lockbox.v1.PlaceOrderRequest
-	34,  // 62: lockbox.v1.OrderService.GetOrder:input_type -> lockbox.v1.GetOrderRequest
-	35,  // 63: lockbox.v1.OrderService.ListOrders:input_type -> lockbox.v1.ListOrdersRequest
-	37,  // 64: lockbox.v1.OrderService.PrepareDevice:input_type -> lockbox.v1.PrepareDeviceRequest
-	40,  // 65: lockbox.v1.OrderService.AdvanceOrder:input_type -> lockbox.v1.AdvanceOrderRequest
-	41,  // 66: lockbox.v1.OrderService.DraftTrustPolicy:input_type -> lockbox.v1.DraftTrustPolicyRequest
-	44,  // 67: lockbox.v1.OrderService.SubmitTrustPolicy:input_type -> lockbox.v1.SubmitTrustPolicyRequest
-	45,  // 68: lockbox.v1.OrderService.GetTrustPolicy:input_type -> lockbox.v1.GetTrustPolicyRequest
-	46,  // 69: lockbox.v1.OrderService.DraftConsent:input_type -> lockbox.v1.DraftConsentRequest
-	47,  // 70: lockbox.v1.OrderService.SubmitConsent:input_type -> lockbox.v1.SubmitConsentRequest
-	48,  // 71: lockbox.v1.OrderService.RevokeConsent:input_type -> lockbox.v1.RevokeConsentRequest
-	49,  // 72: lockbox.v1.OrderService.CreateJoinToken:input_type -> lockbox.v1.CreateJoinTokenRequest
-	51,  // 73: lockbox.v1.OrderService.StartJob:input_type -> lockbox.v1.StartJobRequest
-	53,  // 74: lockbox.v1.OrderService.GetCopyLog:input_type -> lockbox.v1.GetCopyLogRequest
-	55,  // 75: lockbox.v1.OrderService.GetManifest:input_type -> lockbox.v1.GetManifestRequest
-	58,  // 76: lockbox.v1.DeviceService.ListDevices:input_type -> lockbox.v1.ListDevicesRequest
-	60,  // 77: lockbox.v1.DeviceService.GetDevice:input_type -> lockbox.v1.GetDeviceRequest
-	61,  // 78: lockbox.v1.DeviceService.RevokeDevice:input_type -> lockbox.v1.RevokeDeviceRequest
-	67,  // 79: lockbox.v1.TicketService.FileTicket:input_type -> lockbox.v1.FileTicketRequest
-	68,  // 80: lockbox.v1.TicketService.GetTicket:input_type -> lockbox.v1.GetTicketRequest
-	69,  // 81: lockbox.v1.TicketService.ListTickets:input_type -> lockbox.v1.ListTicketsRequest
-	71,  // 82: lockbox.v1.TicketService.CommentTicket:input_type -> lockbox.v1.CommentTicketRequest
-	72,  // 83: lockbox.v1.TicketService.AssignTicket:input_type -> lockbox.v1.AssignTicketRequest
-	74,  // 84: lockbox.v1.SessionService.EnableSession:input_type -> lockbox.v1.EnableSessionRequest
-	75,  // 85: lockbox.v1.SessionService.GetSession:input_type -> lockbox.v1.GetSessionRequest
-	76,  // 86: lockbox.v1.SessionService.ListSessions:input_type -> lockbox.v1.ListSessionsRequest
-	78,  // 87: lockbox.v1.SessionService.DisableSession:input_type -> lockbox.v1.DisableSessionRequest
-	81,  // 88: lockbox.v1.SessionService.IssueCertificate:input_type -> lockbox.v1.IssueCertificateRequest
-	88,  // 89: lockbox.v1.RequestService.CreateRequest:input_type -> lockbox.v1.CreateRequestRequest
-	89,  // 90: lockbox.v1.RequestService.GetRequest:input_type -> lockbox.v1.GetRequestRequest
-	90,  // 91: lockbox.v1.RequestService.ListRequests:input_type -> lockbox.v1.ListRequestsRequest
-	92,  // 92: lockbox.v1.RequestService.DraftDecision:input_type -> lockbox.v1.DraftDecisionRequest
-	93,  // 93: lockbox.v1.RequestService.Decide:input_type -> lockbox.v1.DecideRequest
-	94,  // 94: lockbox.v1.RequestService.CancelRequest:input_type -> lockbox.v1.CancelRequestRequest
-	95,  // 95: lockbox.v1.RequestService.ExecuteRequest:input_type -> lockbox.v1.ExecuteRequestRequest
-	96,  // 96: lockbox.v1.RequestService.RevokeRequest:input_type -> lockbox.v1.RevokeRequestRequest
-	98,  // 97: lockbox.v1.RequestService.CommentRequest:input_type -> lockbox.v1.CommentRequestRequest
-	99,  // 98: lockbox.v1.RequestService.ExtendRequest:input_type -> lockbox.v1.ExtendRequestRequest
-	100, // 99: lockbox.v1.RequestService.RaiseRequestAgain:input_type -> lockbox.v1.RaiseRequestAgainRequest
-	101, // 100: lockbox.v1.KeyService.ListKeys:input_type -> lockbox.v1.ListKeysRequest
-	104, // 101: lockbox.v1.KeyService.ExportRecoveryPassword:input_type -> lockbox.v1.ExportRecoveryPasswordRequest
-	106, // 102: lockbox.v1.KeyService.GetKeyStatus:input_type -> lockbox.v1.GetKeyStatusRequest
-	107, // 103: lockbox.v1.KeyService.RotateKey:input_type -> lockbox.v1.RotateKeyRequest
-	111, // 104: lockbox.v1.KeyService.GetOrderKey:input_type -> lockbox.v1.GetOrderKeyRequest
-	112, // 105: lockbox.v1.KeyService.SetOrderKey:input_type -> lockbox.v1.SetOrderKeyRequest
-	114, // 106: lockbox.v1.AuditService.ListRecords:input_type -> lockbox.v1.ListRecordsRequest
-	125, // 107: lockbox.v1.AuditService.ExportLog:input_type -> lockbox.v1.ExportLogRequest
-	127, // 108: lockbox.v1.AuditService.GetCheckpoint:input_type -> lockbox.v1.GetCheckpointRequest
-	118, // 109: lockbox.v1.AuditService.PlaceHold:input_type -> lockbox.v1.PlaceHoldRequest
-	119, // 110: lockbox.v1.AuditService.ReleaseHold:input_type -> lockbox.v1.ReleaseHoldRequest
-	120, // 111: lockbox.v1.AuditService.ListHolds:input_type -> lockbox.v1.ListHoldsRequest
-	123, // 112: lockbox.v1.AuditService.ListSinks:input_type -> lockbox.v1.ListSinksRequest
-	130, // 113: lockbox.v1.NoticeService.ListNotices:input_type -> lockbox.v1.ListNoticesRequest
-	132, // 114: lockbox.v1.NoticeService.RetryNotices:input_type -> lockbox.v1.RetryNoticesRequest
-	135, // 115: lockbox.v1.NoticeService.CreateWebhook:input_type -> lockbox.v1.CreateWebhookRequest
-	137, // 116: lockbox.v1.NoticeService.ListWebhooks:input_type -> lockbox.v1.ListWebhooksRequest
-	139, // 117: lockbox.v1.NoticeService.RemoveWebhook:input_type -> lockbox.v1.RemoveWebhookRequest
-	140, // 118: lockbox.v1.NoticeService.TestWebhook:input_type -> lockbox.v1.TestWebhookRequest
-	3,   // 119: lockbox.v1.AccountService.Login:output_type -> lockbox.v1.LoginResponse
-	5,   // 120: lockbox.v1.AccountService.WhoAmI:output_type -> lockbox.v1.WhoAmIResponse
-	7,   // 121: lockbox.v1.AccountService.RenewCertificate:output_type -> lockbox.v1.RenewCertificateResponse
-	9,   // 122: lockbox.v1.AccountService.CreatePerson:output_type -> lockbox.v1.CreatePersonResponse
-	11,  // 123: lockbox.v1.AccountService.ListPeople:output_type -> lockbox.v1.ListPeopleResponse
-	13,  // 124: lockbox.v1.AccountService.RemovePerson:output_type -> lockbox.v1.RemovePersonResponse
-	15,  // 125: lockbox.v1.AccountService.CreateLoginToken:output_type -> lockbox.v1.CreateLoginTokenResponse
-	19,  // 126: lockbox.v1.TenantService.CreateTenant:output_type -> lockbox.v1.Tenant
-	19,  // 127: lockbox.v1.TenantService.GetTenant:output_type -> lockbox.v1.Tenant
-	24,  // 128: lockbox.v1.TenantService.ListTenants:output_type -> lockbox.v1.ListTenantsResponse
-	20,  // 129: lockbox.v1.TenantService.CreateSubscription:output_type -> lockbox.v1.Subscription
-	19,  // 130: lockbox.v1.TenantService.EnableLockbox:output_type -> lockbox.v1.Tenant
-	19,  // 131: lockbox.v1.TenantService.DisableLockbox:output_type -> lockbox.v1.Tenant
-	19,  // 132: lockbox.v1.TenantService.SetTenant:output_type -> lockbox.v1.Tenant
-	18,  // 133: lockbox.v1.TenantService.ReportApplicability:output_type -> lockbox.v1.ReportApplicabilityResponse
-	29,  // 134: lockbox.v1.OrderService.PlaceOrder:output_type -> lockbox.v1.Order
-	29,  // 135: lockbox.v1.OrderService.GetOrder:output_type -> lockbox.v1.Order
-	36,  // 136: lockbox.v1.OrderService.ListOrders:output_type -> lockbox.v1.ListOrdersResponse
-	29,  // 137: lockbox.v1.OrderService.PrepareDevice:output_type -> lockbox.v1.Order
-	29,  // 138: lockbox.v1.OrderService.AdvanceOrder:output_type -> lockbox.v1.Order
-	43,  // 139: lockbox.v1.OrderService.DraftTrustPolicy:output_type -> lockbox.v1.Document
-	43,  // 140: lockbox.v1.OrderService.SubmitTrustPolicy:output_type -> lockbox.v1.Document
-	43,  // 141: lockbox.v1.OrderService.GetTrustPolicy:output_type -> lockbox.v1.Document
-	43,  // 142: lockbox.v1.OrderService.DraftConsent:output_type -> lockbox.v1.Document
-	43,  // 143: lockbox.v1.OrderService.SubmitConsent:output_type -> lockbox.v1.Document
-	29,  // 144: lockbox.v1.OrderService.RevokeConsent:output_type -> lockbox.v1.Order
-	50,  // 145: lockbox.v1.OrderService.CreateJoinToken:output_type -> lockbox.v1.CreateJoinTokenResponse
-	52,  // 146: lockbox.v1.OrderService.StartJob:output_type -> lockbox.v1.ProgressEvent
-	54,  // 147: lockbox.v1.OrderService.GetCopyLog:output_type -> lockbox.v1.GetCopyLogResponse
-	56,  // 148: lockbox.v1.OrderService.GetManifest:output_type -> lockbox.v1.GetManifestResponse
-	59,  // 149: lockbox.v1.DeviceService.ListDevices:output_type -> lockbox.v1.ListDevicesResponse
-	62,  // 150: lockbox.v1.DeviceService.GetDevice:output_type -> lockbox.v1.Device
-	62,  // 151: lockbox.v1.DeviceService.RevokeDevice:output_type -> lockbox.v1.Device
-	66,  // 152: lockbox.v1.TicketService.FileTicket:output_type -> lockbox.v1.Ticket
-	66,  // 153: lockbox.v1.TicketService.GetTicket:output_type -> lockbox.v1.Ticket
-	70,  // 154: lockbox.v1.TicketService.ListTickets:output_type -> lockbox.v1.ListTicketsResponse
-	66,  // 155: lockbox.v1.TicketService.CommentTicket:output_type -> lockbox.v1.Ticket
-	66,  // 156: lockbox.v1.TicketService.AssignTicket:output_type -> lockbox.v1.Ticket
-	73,  // 157: lockbox.v1.SessionService.EnableSession:output_type -> lockbox.v1.Session
-	73,  // 158: lockbox.v1.SessionService.GetSession:output_type -> lockbox.v1.Session
-	77,  // 159: lockbox.v1.SessionService.ListSessions:output_type -> lockbox.v1.ListSessionsResponse
-	79,  // 160: lockbox.v1.SessionService.DisableSession:output_type -> lockbox.v1.DisableSessionResponse
-	82,  // 161: lockbox.v1.SessionService.IssueCertificate:output_type -> lockbox.v1.IssueCertificateResponse
-	83,  // 162: lockbox.v1.RequestService.CreateRequest:output_type -> lockbox.v1.Request
-	83,  // 163: lockbox.v1.RequestService.GetRequest:output_type -> lockbox.v1.Request
-	91,  // 164: lockbox.v1.RequestService.ListRequests:output_type -> lockbox.v1.ListRequestsResponse
-	43,  // 165: lockbox.v1.RequestService.DraftDecision:output_type -> lockbox.v1.Document
-	83,  // 166: lockbox.v1.RequestService.Decide:output_type -> lockbox.v1.Request
-	83,  // 167: lockbox.v1.RequestService.CancelRequest:output_type -> lockbox.v1.Request
-	52,  // 168: lockbox.v1.RequestService.ExecuteRequest:output_type -> lockbox.v1.ProgressEvent
-	97,  // 169: lockbox.v1.RequestService.RevokeRequest:output_type -> lockbox.v1.RevokeRequestResponse
-	83,  // 170: lockbox.v1.RequestService.CommentRequest:output_type -> lockbox.v1.Request
-	83,  // 171: lockbox.v1.RequestService.ExtendRequest:output_type -> lockbox.v1.Request
-	83,  // 172: lockbox.v1.RequestService.RaiseRequestAgain:output_type -> lockbox.v1.Request
-	102, // 173: lockbox.v1.KeyService.ListKeys:output_type -> lockbox.v1.ListKeysResponse
-	105, // 174: lockbox.v1.KeyService.ExportRecoveryPassword:output_type -> lockbox.v1.ExportRecoveryPasswordResponse
-	108, // 175: lockbox.v1.KeyService.GetKeyStatus:output_type -> lockbox.v1.KeyStatus
-	108, // 176: lockbox.v1.KeyService.RotateKey:output_type -> lockbox.v1.KeyStatus
-	113, // 177: lockbox.v1.KeyService.GetOrderKey:output_type -> lockbox.v1.OrderKey
-	113, // 178: lockbox.v1.KeyService.SetOrderKey:output_type -> lockbox.v1.OrderKey
-	116, // 179: lockbox.v1.AuditService.ListRecords:output_type -> lockbox.v1.ListRecordsResponse
-	126, // 180: lockbox.v1.AuditService.ExportLog:output_type -> lockbox.v1.ExportLogResponse
-	128, // 181: lockbox.v1.AuditService.GetCheckpoint:output_type -> lockbox.v1.GetCheckpointResponse
-	117, // 182: lockbox.v1.AuditService.PlaceHold:output_type -> lockbox.v1.LegalHold
-	117, // 183: lockbox.v1.AuditService.ReleaseHold:output_type -> lockbox.v1.LegalHold
-	121, // 184: lockbox.v1.AuditService.ListHolds:output_type -> lockbox.v1.ListHoldsResponse
-	124, // 185: lockbox.v1.AuditService.ListSinks:output_type -> lockbox.v1.ListSinksResponse
-	131, // 186: lockbox.v1.NoticeService.ListNotices:output_type -> lockbox.v1.ListNoticesResponse
-	133, // 187: lockbox.v1.NoticeService.RetryNotices:output_type -> lockbox.v1.RetryNoticesResponse
-	136, // 188: lockbox.v1.NoticeService.CreateWebhook:output_type -> lockbox.v1.CreateWebhookResponse
-	138, // 189: lockbox.v1.NoticeService.ListWebhooks:output_type -> lockbox.v1.ListWebhooksResponse
-	134, // 190: lockbox.v1.NoticeService.RemoveWebhook:output_type -> lockbox.v1.Webhook
-	141, // 191: lockbox.v1.NoticeService.TestWebhook:output_type -> lockbox.v1.TestWebhookResponse
-	119, // [119:192] is the sub-list for method output_type
-	46,  // [46:119] is the sub-list for method input_type
-	46,  // [46:46] is the sub-list for extension type_name
-	46,  // [46:46] is the sub-list for extension extendee
-	0,   // [0:46] is the sub-list for field type_name
+	19,  // 4: lockbox.v1.ReportApplicabilityResponse.resources:type_name -> lockbox.v1.ApplicableResource
+	22,  // 5: lockbox.v1.Tenant.subscriptions:type_name -> lockbox.v1.Subscription
+	21,  // 6: lockbox.v1.ListTenantsResponse.tenants:type_name -> lockbox.v1.Tenant
+	32,  // 7: lockbox.v1.Order.nodes:type_name -> lockbox.v1.OrderNode
+	33,  // 8: lockbox.v1.Order.destinations:type_name -> lockbox.v1.Destination
+	34,  // 9: lockbox.v1.Order.history:type_name -> lockbox.v1.HistoryLine
+	33,  // 10: lockbox.v1.PlaceOrderRequest.destinations:type_name -> lockbox.v1.Destination
+	31,  // 11: lockbox.v1.ListOrdersResponse.orders:type_name -> lockbox.v1.Order
+	40,  // 12: lockbox.v1.PrepareDeviceRequest.disks:type_name -> lockbox.v1.PreparedDisk
+	41,  // 13: lockbox.v1.PreparedDisk.manifests:type_name -> lockbox.v1.PreparedManifest
+	45,  // 14: lockbox.v1.DraftTrustPolicyRequest.customer_groups:type_name -> lockbox.v1.PolicyGroup
+	45,  // 15: lockbox.v1.DraftTrustPolicyRequest.provider_groups:type_name -> lockbox.v1.PolicyGroup
+	44,  // 16: lockbox.v1.DraftTrustPolicyRequest.exclusions:type_name -> lockbox.v1.PolicyExclusion
+	45,  // 17: lockbox.v1.PolicyExclusion.groups:type_name -> lockbox.v1.PolicyGroup
+	49,  // 18: lockbox.v1.GetPolicyDeliveryResponse.nodes:type_name -> lockbox.v1.NodePolicy
+	46,  // 19: lockbox.v1.ListPendingDocumentsResponse.documents:type_name -> lockbox.v1.Document
+	65,  // 20: lockbox.v1.GetManifestResponse.manifests:type_name -> lockbox.v1.ManifestVersion
+	70,  // 21: lockbox.v1.ListDevicesResponse.devices:type_name -> lockbox.v1.Device
+	71,  // 22: lockbox.v1.Device.nodes:type_name -> lockbox.v1.DeviceNode
+	72,  // 23: lockbox.v1.DeviceNode.disks:type_name -> lockbox.v1.DeviceDisk
+	73,  // 24: lockbox.v1.DeviceNode.shares:type_name -> lockbox.v1.DeviceShare
+	34,  // 25: lockbox.v1.Ticket.history:type_name -> lockbox.v1.HistoryLine
+	74,  // 26: lockbox.v1.ListTicketsResponse.tickets:type_name -> lockbox.v1.Ticket
+	81,  // 27: lockbox.v1.ListSessionsResponse.sessions:type_name -> lockbox.v1.Session
+	81,  // 28: lockbox.v1.DisableSessionResponse.session:type_name -> lockbox.v1.Session
+	88,  // 29: lockbox.v1.DisableSessionResponse.relocked:type_name -> lockbox.v1.RelockResult
+	93,  // 30: lockbox.v1.Request.evaluation:type_name -> lockbox.v1.Evaluation
+	46,  // 31: lockbox.v1.Request.statement:type_name -> lockbox.v1.Document
+	95,  // 32: lockbox.v1.Request.decisions:type_name -> lockbox.v1.RequestDecision
+	34,  // 33: lockbox.v1.Request.history:type_name -> lockbox.v1.HistoryLine
+	92,  // 34: lockbox.v1.Request.comments:type_name -> lockbox.v1.RequestComment
+	143, // 35: lockbox.v1.Request.told:type_name -> lockbox.v1.Delivery
+	94,  // 36: lockbox.v1.Evaluation.factors:type_name -> lockbox.v1.Factor
+	91,  // 37: lockbox.v1.ListRequestsResponse.requests:type_name -> lockbox.v1.Request
+	91,  // 38: lockbox.v1.RevokeRequestResponse.request:type_name -> lockbox.v1.Request
+	88,  // 39: lockbox.v1.RevokeRequestResponse.relocked:type_name -> lockbox.v1.RelockResult
+	81,  // 40: lockbox.v1.RevokeRequestResponse.sessions:type_name -> lockbox.v1.Session
+	113, // 41: lockbox.v1.ListStandingConsentsResponse.consents:type_name -> lockbox.v1.StandingConsent
+	46,  // 42: lockbox.v1.StandingConsent.document:type_name -> lockbox.v1.Document
+	117, // 43: lockbox.v1.ListKeysResponse.keys:type_name -> lockbox.v1.KeyInfo
+	123, // 44: lockbox.v1.KeyStatus.keys:type_name -> lockbox.v1.WrappingKey
+	124, // 45: lockbox.v1.KeyStatus.rotation:type_name -> lockbox.v1.KeyRotation
+	129, // 46: lockbox.v1.ListRecordsResponse.records:type_name -> lockbox.v1.AuditRecord
+	131, // 47: lockbox.v1.ListHoldsResponse.holds:type_name -> lockbox.v1.LegalHold
+	136, // 48: lockbox.v1.ListSinksResponse.sinks:type_name -> lockbox.v1.Sink
+	143, // 49: lockbox.v1.ListNoticesResponse.deliveries:type_name -> lockbox.v1.Delivery
+	148, // 50: lockbox.v1.CreateWebhookResponse.webhook:type_name -> lockbox.v1.Webhook
+	148, // 51: lockbox.v1.ListWebhooksResponse.webhooks:type_name -> lockbox.v1.Webhook
+	2,   // 52: lockbox.v1.AccountService.Login:input_type -> lockbox.v1.LoginRequest
+	4,   // 53: lockbox.v1.AccountService.WhoAmI:input_type -> lockbox.v1.WhoAmIRequest
+	6,   // 54: lockbox.v1.AccountService.RenewCertificate:input_type -> lockbox.v1.RenewCertificateRequest
+	8,   // 55: lockbox.v1.AccountService.CreatePerson:input_type -> lockbox.v1.CreatePersonRequest
+	10,  // 56: lockbox.v1.AccountService.ListPeople:input_type -> lockbox.v1.ListPeopleRequest
+	12,  // 57: lockbox.v1.AccountService.RemovePerson:input_type -> lockbox.v1.RemovePersonRequest
+	14,  // 58: lockbox.v1.AccountService.AddKey:input_type -> lockbox.v1.AddKeyRequest
+	15,  // 59: lockbox.v1.AccountService.RemoveKey:input_type -> lockbox.v1.RemoveKeyRequest
+	16,  // 60: lockbox.v1.AccountService.CreateLoginToken:input_type -> lockbox.v1.CreateLoginTokenRequest
+	23,  // 61: lockbox.v1.TenantService.CreateTenant:input_type -> lockbox.v1.CreateTenantRequest
+	24,  // 62: lockbox.v1.TenantService.GetTenant:input_type -> lockbox.v1.GetTenantRequest
+	25,  // 63: lockbox.v1.TenantService.ListTenants:input_type -> lockbox.v1.ListTenantsRequest
+	27,  // 64: lockbox.v1.TenantService.CreateSubscription:input_type -> lockbox.v1.CreateSubscriptionRequest
+	28,  // 65: lockbox.v1.TenantService.EnableLockbox:input_type -> lockbox.v1.EnableLockboxRequest
+	29,  // 66: lockbox.v1.TenantService.DisableLockbox:input_type -> lockbox.v1.DisableLockboxRequest
+	30,  // 67: lockbox.v1.TenantService.SetTenant:input_type -> lockbox.v1.SetTenantRequest
+	18,  // 68: lockbox.v1.TenantService.ReportApplicability:input_type -> lockbox.v1.ReportApplicabilityRequest
+	35,  // 69: lockbox.v1.OrderService.PlaceOrder:input_type -> lockbox.v1.PlaceOrderRequest
+	36,  // 70: lockbox.v1.OrderService.GetOrder:input_type -> lockbox.v1.GetOrderRequest
+	37,  // 71: lockbox.v1.OrderService.ListOrders:input_type -> lockbox.v1.ListOrdersRequest
+	39,  // 72: lockbox.v1.OrderService.PrepareDevice:input_type -> lockbox.v1.PrepareDeviceRequest
+	42,  // 73: lockbox.v1.OrderService.AdvanceOrder:input_type -> lockbox.v1.AdvanceOrderRequest
+	43,  // 74: lockbox.v1.OrderService.DraftTrustPolicy:input_type -> lockbox.v1.DraftTrustPolicyRequest
+	52,  // 75: lockbox.v1.OrderService.SubmitTrustPolicy:input_type -> lockbox.v1.SubmitTrustPolicyRequest
+	53,  // 76: lockbox.v1.OrderService.GetTrustPolicy:input_type -> lockbox.v1.GetTrustPolicyRequest
+	47,  // 77: lockbox.v1.OrderService.GetPolicyDelivery:input_type -> lockbox.v1.GetPolicyDeliveryRequest
+	50,  // 78: lockbox.v1.OrderService.ListPendingDocuments:input_type -> lockbox.v1.ListPendingDocumentsRequest
+	54,  // 79: lockbox.v1.OrderService.DraftConsent:input_type -> lockbox.v1.DraftConsentRequest
+	55,  // 80: lockbox.v1.OrderService.SubmitConsent:input_type -> lockbox.v1.SubmitConsentRequest
+	56,  // 81: lockbox.v1.OrderService.RevokeConsent:input_type -> lockbox.v1.RevokeConsentRequest
+	57,  // 82: lockbox.v1.OrderService.CreateJoinToken:input_type -> lockbox.v1.CreateJoinTokenRequest
+	59,  // 83: lockbox.v1.OrderService.StartJob:input_type -> lockbox.v1.StartJobRequest
+	61,  // 84: lockbox.v1.OrderService.GetCopyLog:input_type -> lockbox.v1.GetCopyLogRequest
+	63,  // 85: lockbox.v1.OrderService.GetManifest:input_type -> lockbox.v1.GetManifestRequest
+	66,  // 86: lockbox.v1.DeviceService.ListDevices:input_type -> lockbox.v1.ListDevicesRequest
+	68,  // 87: lockbox.v1.DeviceService.GetDevice:input_type -> lockbox.v1.GetDeviceRequest
+	69,  // 88: lockbox.v1.DeviceService.RevokeDevice:input_type -> lockbox.v1.RevokeDeviceRequest
+	75,  // 89: lockbox.v1.TicketService.FileTicket:input_type -> lockbox.v1.FileTicketRequest
+	76,  // 90: lockbox.v1.TicketService.GetTicket:input_type -> lockbox.v1.GetTicketRequest
+	77,  // 91: lockbox.v1.TicketService.ListTickets:input_type -> lockbox.v1.ListTicketsRequest
+	79,  // 92: lockbox.v1.TicketService.CommentTicket:input_type -> lockbox.v1.CommentTicketRequest
+	80,  // 93: lockbox.v1.TicketService.AssignTicket:input_type -> lockbox.v1.AssignTicketRequest
+	82,  // 94: lockbox.v1.SessionService.EnableSession:input_type -> lockbox.v1.EnableSessionRequest
+	83,  // 95: lockbox.v1.SessionService.GetSession:input_type -> lockbox.v1.GetSessionRequest
+	84,  // 96: lockbox.v1.SessionService.ListSessions:input_type -> lockbox.v1.ListSessionsRequest
+	86,  // 97: lockbox.v1.SessionService.DisableSession:input_type -> lockbox.v1.DisableSessionRequest
+	89,  // 98: lockbox.v1.SessionService.IssueCertificate:input_type -> lockbox.v1.IssueCertificateRequest
+	96,  // 99: lockbox.v1.RequestService.CreateRequest:input_type -> lockbox.v1.CreateRequestRequest
+	97,  // 100: lockbox.v1.RequestService.GetRequest:input_type -> lockbox.v1.GetRequestRequest
+	98,  // 101: lockbox.v1.RequestService.ListRequests:input_type -> lockbox.v1.ListRequestsRequest
+	100, // 102: lockbox.v1.RequestService.DraftDecision:input_type -> lockbox.v1.DraftDecisionRequest
+	101, // 103: lockbox.v1.RequestService.Decide:input_type -> lockbox.v1.DecideRequest
+	102, // 104: lockbox.v1.RequestService.CancelRequest:input_type -> lockbox.v1.CancelRequestRequest
+	103, // 105: lockbox.v1.RequestService.ExecuteRequest:input_type -> lockbox.v1.ExecuteRequestRequest
+	104, // 106: lockbox.v1.RequestService.RevokeRequest:input_type -> lockbox.v1.RevokeRequestRequest
+	106, // 107: lockbox.v1.RequestService.CommentRequest:input_type -> lockbox.v1.CommentRequestRequest
+	107, // 108: lockbox.v1.RequestService.ExtendRequest:input_type -> lockbox.v1.ExtendRequestRequest
+	108, // 109: lockbox.v1.RequestService.RaiseRequestAgain:input_type -> lockbox.v1.RaiseRequestAgainRequest
+	109, // 110: lockbox.v1.StandingService.DraftStandingConsent:input_type -> lockbox.v1.DraftStandingConsentRequest
+	110, // 111: lockbox.v1.StandingService.SubmitStandingConsent:input_type -> lockbox.v1.SubmitStandingConsentRequest
+	111, // 112: lockbox.v1.StandingService.ListStandingConsents:input_type -> lockbox.v1.ListStandingConsentsRequest
+	114, // 113: lockbox.v1.StandingService.RevokeStandingConsent:input_type -> lockbox.v1.RevokeStandingConsentRequest
+	115, // 114: lockbox.v1.KeyService.ListKeys:input_type -> lockbox.v1.ListKeysRequest
+	118, // 115: lockbox.v1.KeyService.ExportRecoveryPassword:input_type -> lockbox.v1.ExportRecoveryPasswordRequest
+	120, // 116: lockbox.v1.KeyService.GetKeyStatus:input_type -> lockbox.v1.GetKeyStatusRequest
+	121, // 117: lockbox.v1.KeyService.RotateKey:input_type -> lockbox.v1.RotateKeyRequest
+	125, // 118: lockbox.v1.KeyService.GetOrderKey:input_type -> lockbox.v1.GetOrderKeyRequest
+	126, // 119: lockbox.v1.KeyService.SetOrderKey:input_type -> lockbox.v1.SetOrderKeyRequest
+	128, // 120: lockbox.v1.AuditService.ListRecords:input_type -> lockbox.v1.ListRecordsRequest
+	139, // 121: lockbox.v1.AuditService.ExportLog:input_type -> lockbox.v1.ExportLogRequest
+	141, // 122: lockbox.v1.AuditService.GetCheckpoint:input_type -> lockbox.v1.GetCheckpointRequest
+	132, // 123: lockbox.v1.AuditService.PlaceHold:input_type -> lockbox.v1.PlaceHoldRequest
+	133, // 124: lockbox.v1.AuditService.ReleaseHold:input_type -> lockbox.v1.ReleaseHoldRequest
+	134, // 125: lockbox.v1.AuditService.ListHolds:input_type -> lockbox.v1.ListHoldsRequest
+	137, // 126: lockbox.v1.AuditService.ListSinks:input_type -> lockbox.v1.ListSinksRequest
+	144, // 127: lockbox.v1.NoticeService.ListNotices:input_type -> lockbox.v1.ListNoticesRequest
+	146, // 128: lockbox.v1.NoticeService.RetryNotices:input_type -> lockbox.v1.RetryNoticesRequest
+	149, // 129: lockbox.v1.NoticeService.CreateWebhook:input_type -> lockbox.v1.CreateWebhookRequest
+	151, // 130: lockbox.v1.NoticeService.ListWebhooks:input_type -> lockbox.v1.ListWebhooksRequest
+	153, // 131: lockbox.v1.NoticeService.RemoveWebhook:input_type -> lockbox.v1.RemoveWebhookRequest
+	154, // 132: lockbox.v1.NoticeService.TestWebhook:input_type -> lockbox.v1.TestWebhookRequest
+	3,   // 133: lockbox.v1.AccountService.Login:output_type -> lockbox.v1.LoginResponse
+	5,   // 134: lockbox.v1.AccountService.WhoAmI:output_type -> lockbox.v1.WhoAmIResponse
+	7,   // 135: lockbox.v1.AccountService.RenewCertificate:output_type -> lockbox.v1.RenewCertificateResponse
+	9,   // 136: lockbox.v1.AccountService.CreatePerson:output_type -> lockbox.v1.CreatePersonResponse
+	11,  // 137: lockbox.v1.AccountService.ListPeople:output_type -> lockbox.v1.ListPeopleResponse
+	13,  // 138: lockbox.v1.AccountService.RemovePerson:output_type -> lockbox.v1.RemovePersonResponse
+	1,   // 139: lockbox.v1.AccountService.AddKey:output_type -> lockbox.v1.Person
+	1,   // 140: lockbox.v1.AccountService.RemoveKey:output_type -> lockbox.v1.Person
+	17,  // 141: lockbox.v1.AccountService.CreateLoginToken:output_type -> lockbox.v1.CreateLoginTokenResponse
+	21,  // 142: lockbox.v1.TenantService.CreateTenant:output_type -> lockbox.v1.Tenant
+	21,  // 143: lockbox.v1.TenantService.GetTenant:output_type -> lockbox.v1.Tenant
+	26,  // 144: lockbox.v1.TenantService.ListTenants:output_type -> lockbox.v1.ListTenantsResponse
+	22,  // 145: lockbox.v1.TenantService.CreateSubscription:output_type -> lockbox.v1.Subscription
+	21,  // 146: lockbox.v1.TenantService.EnableLockbox:output_type -> lockbox.v1.Tenant
+	21,  // 147: lockbox.v1.TenantService.DisableLockbox:output_type -> lockbox.v1.Tenant
+	21,  // 148: lockbox.v1.TenantService.SetTenant:output_type -> lockbox.v1.Tenant
+	20,  // 149: lockbox.v1.TenantService.ReportApplicability:output_type -> lockbox.v1.ReportApplicabilityResponse
+	31,  // 150: lockbox.v1.OrderService.PlaceOrder:output_type -> lockbox.v1.Order
+	31,  // 151: lockbox.v1.OrderService.GetOrder:output_type -> lockbox.v1.Order
+	38,  // 152: lockbox.v1.OrderService.ListOrders:output_type -> lockbox.v1.ListOrdersResponse
+	31,  // 153: lockbox.v1.OrderService.PrepareDevice:output_type -> lockbox.v1.Order
+	31,  // 154: lockbox.v1.OrderService.AdvanceOrder:output_type -> lockbox.v1.Order
+	46,  // 155: lockbox.v1.OrderService.DraftTrustPolicy:output_type -> lockbox.v1.Document
+	46,  // 156: lockbox.v1.OrderService.SubmitTrustPolicy:output_type -> lockbox.v1.Document
+	46,  // 157: lockbox.v1.OrderService.GetTrustPolicy:output_type -> lockbox.v1.Document
+	48,  // 158: lockbox.v1.OrderService.GetPolicyDelivery:output_type -> lockbox.v1.GetPolicyDeliveryResponse
+	51,  // 159: lockbox.v1.OrderService.ListPendingDocuments:output_type -> lockbox.v1.ListPendingDocumentsResponse
+	46,  // 160: lockbox.v1.OrderService.DraftConsent:output_type -> lockbox.v1.Document
+	46,  // 161: lockbox.v1.OrderService.SubmitConsent:output_type -> lockbox.v1.Document
+	31,  // 162: lockbox.v1.OrderService.RevokeConsent:output_type -> lockbox.v1.Order
+	58,  // 163: lockbox.v1.OrderService.CreateJoinToken:output_type -> lockbox.v1.CreateJoinTokenResponse
+	60,  // 164: lockbox.v1.OrderService.StartJob:output_type -> lockbox.v1.ProgressEvent
+	62,  // 165: lockbox.v1.OrderService.GetCopyLog:output_type -> lockbox.v1.GetCopyLogResponse
+	64,  // 166: lockbox.v1.OrderService.GetManifest:output_type -> lockbox.v1.GetManifestResponse
+	67,  // 167: lockbox.v1.DeviceService.ListDevices:output_type -> lockbox.v1.ListDevicesResponse
+	70,  // 168: lockbox.v1.DeviceService.GetDevice:output_type -> lockbox.v1.Device
+	70,  // 169: lockbox.v1.DeviceService.RevokeDevice:output_type -> lockbox.v1.Device
+	74,  // 170: lockbox.v1.TicketService.FileTicket:output_type -> lockbox.v1.Ticket
+	74,  // 171: lockbox.v1.TicketService.GetTicket:output_type -> lockbox.v1.Ticket
+	78,  // 172: lockbox.v1.TicketService.ListTickets:output_type -> lockbox.v1.ListTicketsResponse
+	74,  // 173: lockbox.v1.TicketService.CommentTicket:output_type -> lockbox.v1.Ticket
+	74,  // 174: lockbox.v1.TicketService.AssignTicket:output_type -> lockbox.v1.Ticket
+	81,  // 175: lockbox.v1.SessionService.EnableSession:output_type -> lockbox.v1.Session
+	81,  // 176: lockbox.v1.SessionService.GetSession:output_type -> lockbox.v1.Session
+	85,  // 177: lockbox.v1.SessionService.ListSessions:output_type -> lockbox.v1.ListSessionsResponse
+	87,  // 178: lockbox.v1.SessionService.DisableSession:output_type -> lockbox.v1.DisableSessionResponse
+	90,  // 179: lockbox.v1.SessionService.IssueCertificate:output_type -> lockbox.v1.IssueCertificateResponse
+	91,  // 180: lockbox.v1.RequestService.CreateRequest:output_type -> lockbox.v1.Request
+	91,  // 181: lockbox.v1.RequestService.GetRequest:output_type -> lockbox.v1.Request
+	99,  // 182: lockbox.v1.RequestService.ListRequests:output_type -> lockbox.v1.ListRequestsResponse
+	46,  // 183: lockbox.v1.RequestService.DraftDecision:output_type -> lockbox.v1.Document
+	91,  // 184: lockbox.v1.RequestService.Decide:output_type -> lockbox.v1.Request
+	91,  // 185: lockbox.v1.RequestService.CancelRequest:output_type -> lockbox.v1.Request
+	60,  // 186: lockbox.v1.RequestService.ExecuteRequest:output_type -> lockbox.v1.ProgressEvent
+	105, // 187: lockbox.v1.RequestService.RevokeRequest:output_type -> lockbox.v1.RevokeRequestResponse
+	91,  // 188: lockbox.v1.RequestService.CommentRequest:output_type -> lockbox.v1.Request
+	91,  // 189: lockbox.v1.RequestService.ExtendRequest:output_type -> lockbox.v1.Request
+	91,  // 190: lockbox.v1.RequestService.RaiseRequestAgain:output_type -> lockbox.v1.Request
+	46,  // 191: lockbox.v1.StandingService.DraftStandingConsent:output_type -> lockbox.v1.Document
+	46,  // 192: lockbox.v1.StandingService.SubmitStandingConsent:output_type -> lockbox.v1.Document
+	112, // 193: lockbox.v1.StandingService.ListStandingConsents:output_type -> lockbox.v1.ListStandingConsentsResponse
+	113, // 194: lockbox.v1.StandingService.RevokeStandingConsent:output_type -> lockbox.v1.StandingConsent
+	116, // 195: lockbox.v1.KeyService.ListKeys:output_type -> lockbox.v1.ListKeysResponse
+	119, // 196: lockbox.v1.KeyService.ExportRecoveryPassword:output_type -> lockbox.v1.ExportRecoveryPasswordResponse
+	122, // 197: lockbox.v1.KeyService.GetKeyStatus:output_type -> lockbox.v1.KeyStatus
+	122, // 198: lockbox.v1.KeyService.RotateKey:output_type -> lockbox.v1.KeyStatus
+	127, // 199: lockbox.v1.KeyService.GetOrderKey:output_type -> lockbox.v1.OrderKey
+	127, // 200: lockbox.v1.KeyService.SetOrderKey:output_type -> lockbox.v1.OrderKey
+	130, // 201: lockbox.v1.AuditService.ListRecords:output_type -> lockbox.v1.ListRecordsResponse
+	140, // 202: lockbox.v1.AuditService.ExportLog:output_type -> lockbox.v1.ExportLogResponse
+	142, // 203: lockbox.v1.AuditService.GetCheckpoint:output_type -> lockbox.v1.GetCheckpointResponse
+	131, // 204: lockbox.v1.AuditService.PlaceHold:output_type -> lockbox.v1.LegalHold
+	131, // 205: lockbox.v1.AuditService.ReleaseHold:output_type -> lockbox.v1.LegalHold
+	135, // 206: lockbox.v1.AuditService.ListHolds:output_type -> lockbox.v1.ListHoldsResponse
+	138, // 207: lockbox.v1.AuditService.ListSinks:output_type -> lockbox.v1.ListSinksResponse
+	145, // 208: lockbox.v1.NoticeService.ListNotices:output_type -> lockbox.v1.ListNoticesResponse
+	147, // 209: lockbox.v1.NoticeService.RetryNotices:output_type -> lockbox.v1.RetryNoticesResponse
+	150, // 210: lockbox.v1.NoticeService.CreateWebhook:output_type -> lockbox.v1.CreateWebhookResponse
+	152, // 211: lockbox.v1.NoticeService.ListWebhooks:output_type -> lockbox.v1.ListWebhooksResponse
+	148, // 212: lockbox.v1.NoticeService.RemoveWebhook:output_type -> lockbox.v1.Webhook
+	155, // 213: lockbox.v1.NoticeService.TestWebhook:output_type -> lockbox.v1.TestWebhookResponse
+	133, // [133:214] is the sub-list for method output_type
+	52,  // [52:133] is the sub-list for method input_type
+	52,  // [52:52] is the sub-list for extension type_name
+	52,  // [52:52] is the sub-list for extension extendee
+	0,   // [0:52] is the sub-list for field type_name
 }
 
 func init() { file_lockbox_v1_lockbox_proto_init() }
@@ -10001,9 +11021,9 @@ func file_lockbox_v1_lockbox_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_lockbox_v1_lockbox_proto_rawDesc), len(file_lockbox_v1_lockbox_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   142,
+			NumMessages:   156,
 			NumExtensions: 0,
-			NumServices:   10,
+			NumServices:   11,
 		},
 		GoTypes:           file_lockbox_v1_lockbox_proto_goTypes,
 		DependencyIndexes: file_lockbox_v1_lockbox_proto_depIdxs,

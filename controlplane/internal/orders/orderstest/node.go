@@ -164,6 +164,9 @@ func (n *Node) statusLocked() *devicev1.NodeStatus {
 		Serial: string(n.ID.Serial), Node: int32(n.ID.Node), State: string(n.state), Purpose: string(n.purpose),
 		RequestDigest: string(n.subject), Time: n.now().Unix(),
 	}
+	if n.policy != nil {
+		s.TrustPolicyVersion, s.TrustPolicyDigest = int32(n.policy.Document().Version), string(n.policy.Digest())
+	}
 	for d := range n.Disks {
 		s.Disks = append(s.Disks, &devicev1.DiskStatus{Disk: string(d), State: "locked"})
 	}
@@ -344,16 +347,13 @@ func (n *Node) DisableSession(_ context.Context, in *devicev1.DisableSessionRequ
 func (n *Node) UpdateTrustPolicy(_ context.Context, in *devicev1.UpdateTrustPolicyRequest) (*devicev1.UpdateTrustPolicyResponse, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	e, err := approval.ParseEnvelope(in.Policy)
+	if err := n.failsLocked("update"); err != nil {
+		return nil, err
+	}
+	next, err := n.policy.VerifySuccessor(in.Policy)
 	if err != nil {
 		return nil, err
 	}
-	if e.Digest() != n.policy.Digest() {
-		next, err := n.policy.VerifySuccessor(in.Policy)
-		if err != nil {
-			return nil, err
-		}
-		n.policy = next
-	}
+	n.policy = next
 	return &devicev1.UpdateTrustPolicyResponse{Version: int32(n.policy.Document().Version), Digest: string(n.policy.Digest())}, nil
 }

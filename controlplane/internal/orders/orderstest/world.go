@@ -260,7 +260,7 @@ func (w *World) BOM(previous string, paths ...string) []byte {
 func (w *World) Trust(in *lockboxv1.DraftTrustPolicyRequest, signers ...auth.Caller) {
 	w.T.Helper()
 	ctx := w.T.Context()
-	in.Order = Order
+	in.Order, in.NoRecovery = Order, in.RecoveryKey == ""
 	doc := must(w.Orders.DraftTrustPolicy(ctx, Olga, in))(w.T)
 	signed := must(w.Orders.SubmitTrustPolicy(ctx, Olga, &lockboxv1.SubmitTrustPolicyRequest{Order: Order, Envelope: w.SignAll(doc, signers...)}))(w.T)
 	for _, n := range w.Nodes {
