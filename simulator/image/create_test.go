@@ -203,7 +203,7 @@ func TestBadSpec(t *testing.T) {
 		"negative":   {Path: filepath.Join(dir, "a"), SizeBytes: -sizeUnit},
 		"long label": {Path: filepath.Join(dir, "a"), SizeBytes: MinSize, Label: strings.Repeat("x", 33)},
 		"no folder":  {Path: filepath.Join(dir, "missing", "a"), SizeBytes: MinSize},
-		"method":     {Path: filepath.Join(dir, "a"), SizeBytes: MinSize, Method: bitlocker.AES128Elephant, NoRecoveryPassword: true},
+		"method":     {Path: filepath.Join(dir, "a"), SizeBytes: MinSize, Method: 0x8006, NoRecoveryPassword: true},
 		"there":      {Path: dir, SizeBytes: MinSize},
 	} {
 		if _, err := CreateBare(t.Context(), s); err == nil {
