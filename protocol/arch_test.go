@@ -27,6 +27,7 @@ var plan = strings.Fields(`
 	controlplane/internal/config controlplane/internal/store controlplane/internal/store/storetest
 	controlplane/internal/auth controlplane/internal/policy controlplane/internal/audit
 	controlplane/internal/broker controlplane/internal/custody controlplane/internal/notify
+	controlplane/internal/custody/keyvault controlplane/internal/custody/keyvault/keyvaulttest
 	controlplane/internal/orders controlplane/internal/orders/orderstest controlplane/internal/lockbox
 	controlplane/internal/api
 	controlplane/internal/cli
