@@ -37,6 +37,10 @@ func TestMain(m *testing.M) {
 		child(dir)
 		return
 	}
+	if file := os.Getenv(rotateChild); file != "" {
+		rotateUntilKilled(file)
+		return
+	}
 	goleak.VerifyTestMain(m)
 }
 

@@ -101,7 +101,10 @@ func (s *Service) storedOrderKey(ctx context.Context, order protocol.OrderID) (*
 		// before destroyed.
 		again, failed := s.orderKeyRow(ctx, order)
 		if failed != nil || again.Rev == row.Rev {
-			return nil, fmt.Errorf("cannot unwrap the key of order %s: %w", order, err)
+			if protocol.CodeOf(err) == protocol.CodeInternal {
+				err = fmt.Errorf("cannot unwrap the key of order %s: %w", order, err)
+			}
+			return nil, err
 		}
 		row, err = again, nil
 	}
