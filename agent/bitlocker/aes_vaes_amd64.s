@@ -2,8 +2,10 @@
 
 #include "textflag.h"
 
-// XTS with 512-bit registers, a group of 32 blocks (512 bytes) at a time. Round
-// keys are memory operands as in aes_amd64.s, there four times, see keyStride.
+// AES with 512-bit registers, in groups of 32 blocks (512 bytes). Round keys are
+// memory operands as in aes_amd64.s, there four times, see keyStride.
+
+// XTS uses registers so:
 //
 //	AX   round keys, R10 the last one; R8 rounds
 //	SI   encrypted tweaks of the sectors, R11 the first of them; DI blocks
@@ -178,6 +180,19 @@ last: \
 	ADDQ $512, DI; \
 	TESTQ BX, BX; \
 	JNZ  group; \
+	VPXORQ Z16, Z16, Z16; \
+	VPXORQ Z17, Z17, Z17; \
+	VPXORQ Z18, Z18, Z18; \
+	VPXORQ Z19, Z19, Z19; \
+	VPXORQ Z20, Z20, Z20; \
+	VPXORQ Z21, Z21, Z21; \
+	VPXORQ Z22, Z22, Z22; \
+	VPXORQ Z23, Z23, Z23; \
+	VPXORQ Z24, Z24, Z24; \
+	VPXORQ Z25, Z25, Z25; \
+	VPXORQ Z26, Z26, Z26; \
+	VPXORQ Z27, Z27, Z27; \
+	VPXORQ Z28, Z28, Z28; \
 	VZEROALL; \
 	RET
 
@@ -210,3 +225,158 @@ TEXT ·encryptXTSVAES(SB), NOSPLIT, $0-48
 // func decryptXTSVAES(keys *byte, rounds int, tweaks, sectors *byte, sectorSize, count int)
 TEXT ·decryptXTSVAES(SB), NOSPLIT, $0-48
 	XTS(VAESDEC, VAESDECLAST)
+
+// func decryptCBCVAES(keys *byte, rounds int, ivs, sectors *byte, sectorSize, count int)
+//
+// Z8 to Z15 are what the blocks are XORed with: the ciphertext one block before,
+// which for the first block is at the end of Z16.
+TEXT ·decryptCBCVAES(SB), NOSPLIT, $0-48
+	MOVQ keys+0(FP), AX
+	MOVQ rounds+8(FP), R8
+	MOVQ ivs+16(FP), SI
+	MOVQ sectors+24(FP), DI
+	MOVQ sectorSize+32(FP), R9
+	MOVQ count+40(FP), BX
+	MOVQ R8, R10
+	SHLQ $6, R10
+	ADDQ AX, R10
+
+sector:
+	VBROADCASTI32X4 (SI), Z16
+	ADDQ $16, SI
+	MOVQ R9, CX
+
+group:
+	VMOVDQU64 0(DI), Z0
+	VMOVDQU64 64(DI), Z1
+	VMOVDQU64 128(DI), Z2
+	VMOVDQU64 192(DI), Z3
+	VMOVDQU64 256(DI), Z4
+	VMOVDQU64 320(DI), Z5
+	VMOVDQU64 384(DI), Z6
+	VMOVDQU64 448(DI), Z7
+	VALIGNQ $6, Z16, Z0, Z8
+	VALIGNQ $6, Z0, Z1, Z9
+	VALIGNQ $6, Z1, Z2, Z10
+	VALIGNQ $6, Z2, Z3, Z11
+	VALIGNQ $6, Z3, Z4, Z12
+	VALIGNQ $6, Z4, Z5, Z13
+	VALIGNQ $6, Z5, Z6, Z14
+	VALIGNQ $6, Z6, Z7, Z15
+	VMOVDQA64 Z7, Z16
+	ROUND(VPXORQ, (AX))
+	ROUND(VAESDEC, 64(AX))
+	ROUND(VAESDEC, 128(AX))
+	ROUND(VAESDEC, 192(AX))
+	ROUND(VAESDEC, 256(AX))
+	ROUND(VAESDEC, 320(AX))
+	ROUND(VAESDEC, 384(AX))
+	ROUND(VAESDEC, 448(AX))
+	ROUND(VAESDEC, 512(AX))
+	ROUND(VAESDEC, 576(AX))
+	CMPQ R8, $10
+	JE   last
+	ROUND(VAESDEC, 640(AX))
+	ROUND(VAESDEC, 704(AX))
+	ROUND(VAESDEC, 768(AX))
+	ROUND(VAESDEC, 832(AX))
+
+last:
+	ROUND(VAESDECLAST, (R10))
+	VPXORQ Z8, Z0, Z0
+	VPXORQ Z9, Z1, Z1
+	VPXORQ Z10, Z2, Z2
+	VPXORQ Z11, Z3, Z3
+	VPXORQ Z12, Z4, Z4
+	VPXORQ Z13, Z5, Z5
+	VPXORQ Z14, Z6, Z6
+	VPXORQ Z15, Z7, Z7
+	VMOVDQU64 Z0, 0(DI)
+	VMOVDQU64 Z1, 64(DI)
+	VMOVDQU64 Z2, 128(DI)
+	VMOVDQU64 Z3, 192(DI)
+	VMOVDQU64 Z4, 256(DI)
+	VMOVDQU64 Z5, 320(DI)
+	VMOVDQU64 Z6, 384(DI)
+	VMOVDQU64 Z7, 448(DI)
+	ADDQ $512, DI
+	SUBQ $512, CX
+	JNZ  group
+	DECQ BX
+	JNZ  sector
+	VZEROALL
+	RET
+
+// NUMBER_ROUND is a round of the four blocks in Z0.
+#define NUMBER_ROUND(OP, key) \
+	OP key, Z0, Z0
+
+// func encryptNumbersVAES(keys *byte, rounds int, dst *byte, first, step uint64, count int)
+//
+// The step is less than 2^32. Z1 are the next four numbers, Z2 is what they grow by, K1 selects the lower half
+// of each block, and K2 the blocks that are wanted. The blocks of one turn do
+// not wait for those of the one before.
+TEXT ·encryptNumbersVAES(SB), NOSPLIT, $0-48
+	MOVQ keys+0(FP), AX
+	MOVQ rounds+8(FP), R8
+	MOVQ dst+16(FP), DI
+	MOVQ first+24(FP), SI
+	MOVQ step+32(FP), DX
+	MOVQ count+40(FP), BX
+	MOVQ R8, R10
+	SHLQ $6, R10
+	ADDQ AX, R10
+	MOVQ $0x55, CX
+	KMOVW CX, K1
+	VPBROADCASTQ.Z DX, K1, Z2
+	VPMULUDQ lanes<>(SB), Z2, Z1
+	VPBROADCASTQ.Z SI, K1, Z3
+	VPADDQ Z3, Z1, Z1
+	VPSLLQ $2, Z2, Z2
+
+four:
+	MOVQ $4, CX
+	CMPQ BX, CX
+	CMOVQLT BX, CX
+	ADDQ CX, CX
+	MOVQ $1, R9
+	SHLQ CX, R9
+	DECQ R9
+	KMOVW R9, K2
+	VMOVDQA64 Z1, Z0
+	VPADDQ Z2, Z1, Z1
+	NUMBER_ROUND(VPXORQ, (AX))
+	NUMBER_ROUND(VAESENC, 64(AX))
+	NUMBER_ROUND(VAESENC, 128(AX))
+	NUMBER_ROUND(VAESENC, 192(AX))
+	NUMBER_ROUND(VAESENC, 256(AX))
+	NUMBER_ROUND(VAESENC, 320(AX))
+	NUMBER_ROUND(VAESENC, 384(AX))
+	NUMBER_ROUND(VAESENC, 448(AX))
+	NUMBER_ROUND(VAESENC, 512(AX))
+	NUMBER_ROUND(VAESENC, 576(AX))
+	CMPQ R8, $10
+	JE   numberslast
+	NUMBER_ROUND(VAESENC, 640(AX))
+	NUMBER_ROUND(VAESENC, 704(AX))
+	NUMBER_ROUND(VAESENC, 768(AX))
+	NUMBER_ROUND(VAESENC, 832(AX))
+
+numberslast:
+	NUMBER_ROUND(VAESENCLAST, (R10))
+	VMOVDQU64 Z0, K2, (DI)
+	ADDQ $64, DI
+	SUBQ $4, BX
+	JG   four
+	VZEROALL
+	RET
+
+DATA lanes<>+0(SB)/8, $0
+DATA lanes<>+8(SB)/8, $0
+DATA lanes<>+16(SB)/8, $1
+DATA lanes<>+24(SB)/8, $0
+DATA lanes<>+32(SB)/8, $2
+DATA lanes<>+40(SB)/8, $0
+DATA lanes<>+48(SB)/8, $3
+DATA lanes<>+56(SB)/8, $0
+GLOBL lanes<>(SB), RODATA|NOPTR, $64

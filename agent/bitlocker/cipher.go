@@ -8,8 +8,7 @@ import (
 // Method is how a volume's sectors are encrypted; the values are those on disk.
 type Method uint16
 
-// The encryption methods of BitLocker. The two with the Elephant diffuser are
-// named, so that they can be refused by name.
+// The encryption methods of BitLocker.
 const (
 	AES128Elephant Method = 0x8000
 	AES256Elephant Method = 0x8001
@@ -26,8 +25,8 @@ var methods = map[Method]struct {
 	keySize int
 	cipher  func(k *kernel, key []byte, sectorSize int) sectorCipher
 }{
-	AES128Elephant: {"AES-CBC-128 with Elephant diffuser", 64, nil},
-	AES256Elephant: {"AES-CBC-256 with Elephant diffuser", 64, nil},
+	AES128Elephant: {"AES-CBC-128 with Elephant diffuser", 64, newElephant(16)},
+	AES256Elephant: {"AES-CBC-256 with Elephant diffuser", 64, newElephant(32)},
 	AES128CBC:      {"AES-CBC-128", 16, newCBC},
 	AES256CBC:      {"AES-CBC-256", 32, newCBC},
 	AES128XTS:      {"AES-XTS-128", 32, newXTS},
@@ -85,10 +84,13 @@ func (k *kernel) newSectorCipher(m Method, key []byte, sectorSize int) (sectorCi
 const sectorBatch = 32
 
 // scratch is the working memory of a cipher call: blocks for a batch of sectors,
-// and a sector.
+// a sector, and the words of those that are diffused together.
 type scratch struct {
 	blocks [sectorBatch * blockSize]byte
-	sector [4096]byte
+	sector [maxSectorSize]byte
+	words  [maxLanes * maxSectorSize / 4]uint32
 }
+
+const maxSectorSize = 4096
 
 var scratchPool = sync.Pool{New: func() any { return new(scratch) }}

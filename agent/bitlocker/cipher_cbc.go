@@ -1,5 +1,7 @@
 package bitlocker
 
+import "crypto/subtle"
+
 // cbc is AES-CBC with the encrypted byte offset of the sector as initialization
 // vector.
 type cbc struct {
@@ -29,14 +31,24 @@ func (c *cbc) crypt(loop sectorLoop, b []byte, pos int64) {
 	}
 }
 
+// cbcStreams is the number of sectors that encryptCBC encrypts together: a block
+// waits for the one before, and the processor works on other sectors meanwhile.
+const cbcStreams = 4
+
 func encryptCBC(k *aesKey, sectors []byte, sectorSize int, ivs []byte) {
-	for ; len(sectors) > 0; sectors, ivs = sectors[sectorSize:], ivs[blockSize:] {
-		previous := ivs[:blockSize]
-		for i := 0; i < sectorSize; i += blockSize {
-			block := sectors[i : i+blockSize]
-			k.encrypt(block, previous, zeros[:])
-			previous = block
+	for len(sectors) > 0 {
+		n := min(len(sectors)/sectorSize, cbcStreams)
+		for at := 0; at < sectorSize; at += blockSize {
+			for i := range n {
+				block, previous := sectors[i*sectorSize+at:][:blockSize], ivs[i*blockSize:]
+				if at > 0 {
+					previous = sectors[i*sectorSize+at-blockSize:]
+				}
+				subtle.XORBytes(block, block, previous)
+				k.block.Encrypt(block, block)
+			}
 		}
+		sectors, ivs = sectors[n*sectorSize:], ivs[n*blockSize:]
 	}
 }
 

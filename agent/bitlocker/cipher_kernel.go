@@ -31,6 +31,7 @@ type kernel struct {
 	encryptXTS, decryptXTS sectorLoop
 	// encryptCBC and decryptCBC take initialization vectors, and may change them.
 	encryptCBC, decryptCBC sectorLoop
+	diffuser               diffuser
 }
 
 // sectorLoop encrypts or decrypts one sector or more, in place, with a block for
@@ -62,6 +63,7 @@ var generic = kernel{
 	encryptNumbers: encryptNumbers,
 	encryptXTS:     encryptXTS, decryptXTS: decryptXTS,
 	encryptCBC: encryptCBC, decryptCBC: decryptCBC,
+	diffuser: genericDiffuser,
 }
 
 // kernels are those that this processor has what it takes for, the fastest first.

@@ -6,6 +6,7 @@ import (
 	"crypto/cipher"
 	"fmt"
 	"math/big"
+	"math/bits"
 	"math/rand/v2"
 	"testing"
 )
@@ -23,8 +24,24 @@ func (r referenceCipher) encrypt(sectors []byte, pos int64) {
 		switch r.method {
 		case AES128XTS, AES256XTS:
 			r.xts(cipher.Block.Encrypt, sectors[:r.sectorSize], pos)
-		default:
-			cipher.NewCBCEncrypter(mustBlock(r.key), r.iv(pos)).CryptBlocks(sectors[:r.sectorSize], sectors[:r.sectorSize])
+		case AES128CBC, AES256CBC:
+			encryptReferenceCBC(r.key, sectors[:r.sectorSize], pos)
+		case AES128Elephant, AES256Elephant:
+			data, tweak := r.elephantKeys()
+			copy(sectors, xor(sectors[:r.sectorSize], referenceSectorKey(tweak, r.sectorSize, pos)))
+			d := referenceWords(sectors[:r.sectorSize])
+			for range 5 {
+				for i := len(d) - 1; i >= 0; i-- {
+					d.set(i, d.at(i)-(d.at(i-2)^bits.RotateLeft32(d.at(i-5), []int{9, 0, 13, 0}[i%4])))
+				}
+			}
+			for range 3 {
+				for i := len(d) - 1; i >= 0; i-- {
+					d.set(i, d.at(i)-(d.at(i+2)^bits.RotateLeft32(d.at(i+5), []int{0, 10, 0, 25}[i%4])))
+				}
+			}
+			d.store(sectors)
+			encryptReferenceCBC(data, sectors[:r.sectorSize], pos)
 		}
 	}
 }
@@ -34,18 +51,78 @@ func (r referenceCipher) decrypt(sectors []byte, pos int64) {
 		switch r.method {
 		case AES128XTS, AES256XTS:
 			r.xts(cipher.Block.Decrypt, sectors[:r.sectorSize], pos)
-		default:
-			cipher.NewCBCDecrypter(mustBlock(r.key), r.iv(pos)).CryptBlocks(sectors[:r.sectorSize], sectors[:r.sectorSize])
+		case AES128CBC, AES256CBC:
+			decryptReferenceCBC(r.key, sectors[:r.sectorSize], pos)
+		case AES128Elephant, AES256Elephant:
+			data, tweak := r.elephantKeys()
+			decryptReferenceCBC(data, sectors[:r.sectorSize], pos)
+			d := referenceWords(sectors[:r.sectorSize])
+			for range 3 {
+				for i := range d {
+					d.set(i, d.at(i)+(d.at(i+2)^bits.RotateLeft32(d.at(i+5), []int{0, 10, 0, 25}[i%4])))
+				}
+			}
+			for range 5 {
+				for i := range d {
+					d.set(i, d.at(i)+(d.at(i-2)^bits.RotateLeft32(d.at(i-5), []int{9, 0, 13, 0}[i%4])))
+				}
+			}
+			d.store(sectors)
+			copy(sectors, xor(sectors[:r.sectorSize], referenceSectorKey(tweak, r.sectorSize, pos)))
 		}
 	}
 }
 
-func (r referenceCipher) iv(pos int64) []byte {
+func encryptReferenceCBC(key, sector []byte, pos int64) {
+	cipher.NewCBCEncrypter(mustBlock(key), referenceIV(key, pos)).CryptBlocks(sector, sector)
+}
+
+func decryptReferenceCBC(key, sector []byte, pos int64) {
+	cipher.NewCBCDecrypter(mustBlock(key), referenceIV(key, pos)).CryptBlocks(sector, sector)
+}
+
+func referenceIV(key []byte, pos int64) []byte {
 	iv := make([]byte, blockSize)
 	le.PutUint64(iv, uint64(pos))
-	mustBlock(r.key).Encrypt(iv, iv)
+	mustBlock(key).Encrypt(iv, iv)
 	return iv
 }
+
+func (r referenceCipher) elephantKeys() (data, tweak []byte) {
+	size := 16
+	if r.method == AES256Elephant {
+		size = 32
+	}
+	return r.key[:size], r.key[32 : 32+size]
+}
+
+func referenceSectorKey(tweak []byte, sectorSize int, pos int64) []byte {
+	key := append(referenceIV(tweak, pos), make([]byte, blockSize)...)
+	le.PutUint64(key[blockSize:], uint64(pos))
+	key[2*blockSize-1] = 0x80
+	mustBlock(tweak).Encrypt(key[blockSize:], key[blockSize:])
+	return bytes.Repeat(key, sectorSize/len(key))
+}
+
+// ring is the words of a sector, numbered modulo their number.
+type ring []uint32
+
+func referenceWords(sector []byte) ring {
+	r := make(ring, len(sector)/4)
+	for i := range r {
+		r[i] = le.Uint32(sector[4*i:])
+	}
+	return r
+}
+
+func (r ring) store(sector []byte) {
+	for i, w := range r {
+		le.PutUint32(sector[4*i:], w)
+	}
+}
+
+func (r ring) at(i int) uint32     { return r[(i+len(r))%len(r)] }
+func (r ring) set(i int, w uint32) { r[i] = w }
 
 // xts follows IEEE 1619, section 5: the tweak of block j is the encrypted number of
 // the sector, as a polynomial over GF(2), times x^j, modulo x^128+x^7+x^2+x+1.

@@ -18,7 +18,10 @@ import (
 	"time"
 )
 
-const childVariable = "BITLOCKER_TEST_MEMORY_CHILD"
+const (
+	childVariable  = "BITLOCKER_TEST_MEMORY_CHILD"
+	kernelVariable = "BITLOCKER_TEST_MEMORY_KERNEL"
+)
 
 func TestMain(m *testing.M) {
 	if image := os.Getenv(childVariable); image != "" {
@@ -35,6 +38,8 @@ func TestMain(m *testing.M) {
 // recovery password from standard input and works on it, locks it, and collects garbage, each when told by a byte on standard input,
 // and each acknowledged by one on standard output.
 func memoryChild(image string) error {
+	only := Kernel(os.Getenv(kernelVariable))
+	kernels = slices.DeleteFunc(kernels, func(k kernel) bool { return k.name != only })
 	f, err := os.OpenFile(image, os.O_RDWR, 0)
 	if err != nil {
 		return err
@@ -134,12 +139,17 @@ func TestKeysLeaveMemory(t *testing.T) {
 	if runtime.GOOS != "linux" {
 		t.Skip("needs /proc")
 	}
-	if k := kernels[0].name; k != KernelVAES && k != KernelAESNI {
-		t.Skip("registers hold round keys in kernel ", k)
+	methods := map[Kernel][]Method{
+		KernelVAES:  {AES128XTS, AES256XTS, AES256CBC, AES256Elephant},
+		KernelAESNI: {AES256XTS, AES128Elephant},
+	}
+	fastest := Kernels()[0]
+	if methods[fastest] == nil {
+		t.Skip("registers hold round keys in kernel ", fastest)
 	}
 	password := recoveryPassword(t, goodPassword)
-	test := func(name string, method Method, key []byte) {
-		t.Run(name, func(t *testing.T) {
+	test := func(kernel Kernel, method Method, key []byte) {
+		t.Run(fmt.Sprintf("%s/%v/%d", kernel, method, len(key)), func(t *testing.T) {
 			o := testOptions(t)
 			o.Method = method
 			o.Protectors = append(o.Protectors, ProtectorKey{GUID{1}, password})
@@ -149,7 +159,7 @@ func TestKeysLeaveMemory(t *testing.T) {
 				t.Fatal(err)
 			}
 			keys := volumeKeys(t, m, o)
-			child := startMemoryChild(t, image, key)
+			child := startMemoryChild(t, image, kernel, key)
 			found := searchMemory(t, child.pid, keys)
 			if len(found) == 0 {
 				t.Error("no key is in the memory of a process that has the volume unlocked: the search is broken")
@@ -164,10 +174,12 @@ func TestKeysLeaveMemory(t *testing.T) {
 		})
 	}
 	external := externalKey(testOptions(t)).Bytes()
-	for _, method := range []Method{AES128XTS, AES256XTS, AES256CBC} {
-		test(method.String(), method, external)
+	for _, kernel := range Kernels() {
+		for _, method := range methods[kernel] {
+			test(kernel, method, external)
+		}
 	}
-	test("recovery password", AES128XTS, password.bytes())
+	test(fastest, AES128XTS, password.bytes())
 }
 
 // volumeKeys returns all keys of a volume, by name.
@@ -189,12 +201,15 @@ func volumeKeys(t *testing.T, m *memory, o FormatOptions) map[string][]byte {
 	initial, stretched := make([]byte, keySize), make([]byte, keySize)
 	o.Protectors[1].Key.(RecoveryPassword).initial(initial)
 	o.Protectors[1].Key.key(password, stretched)
-	return map[string][]byte{
+	keys := map[string][]byte{
 		"recovery password": o.Protectors[1].Key.(RecoveryPassword).bytes(),
 		"hash of it":        initial, "key stretched from it": stretched,
 		"external key": externalKey(o).Bytes(), "VMK": vmk, "FVEK": fvek,
-		"first half of FVEK": fvek[:len(fvek)/2], "second half of FVEK": fvek[len(fvek)/2:],
 	}
+	for i := 0; i < len(fvek); i += blockSize { // round keys lie apart, see keyStride
+		keys[fmt.Sprintf("FVEK[%d:%d]", i, i+blockSize)] = fvek[i : i+blockSize]
+	}
+	return keys
 }
 
 type memoryProcess struct {
@@ -203,10 +218,10 @@ type memoryProcess struct {
 	stdout io.Reader
 }
 
-func startMemoryChild(t *testing.T, image string, key []byte) *memoryProcess {
+func startMemoryChild(t *testing.T, image string, kernel Kernel, key []byte) *memoryProcess {
 	t.Helper()
 	cmd := exec.Command(os.Args[0])
-	cmd.Env = append(os.Environ(), childVariable+"="+image)
+	cmd.Env = append(os.Environ(), childVariable+"="+image, kernelVariable+"="+string(kernel))
 	cmd.Stderr = os.Stderr
 	stdin, err := cmd.StdinPipe()
 	if err != nil {
