@@ -437,6 +437,90 @@ func TestQueues(t *testing.T) {
 	}
 }
 
+func TestListsFilterAndPage(t *testing.T) {
+	w := halted(t, 1, time.Now)
+	for range 7 {
+		w.create()
+	}
+	w.mustDecide(orderstest.Ian, "3", "approve")
+	w.mustDecide(orderstest.Ian, "5", "approve")
+	w.mustDecide(orderstest.Olga, "5", "deny")
+	list := func(c auth.Caller, in *lockboxv1.ListRequestsRequest) string {
+		t.Helper()
+		l, err := w.lockbox.ListRequests(t.Context(), w.as(c), in)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var out []string
+		for _, r := range l.Requests {
+			out = append(out, fmt.Sprint(r.Number))
+		}
+		if l.Next != 0 {
+			out = append(out, fmt.Sprintf("then %d", l.Next))
+		}
+		return strings.Join(out, " ")
+	}
+	nobody := auth.Caller{Person: "x@y", Role: auth.Owner}
+	for _, test := range []struct {
+		who  auth.Caller
+		in   *lockboxv1.ListRequestsRequest
+		want string
+	}{
+		{orderstest.Ian, &lockboxv1.ListRequestsRequest{}, "7 6 5 4 3 2 1"},
+		{orderstest.Ian, &lockboxv1.ListRequestsRequest{Limit: 3}, "7 6 5 then 5"},
+		{orderstest.Ian, &lockboxv1.ListRequestsRequest{Limit: 3, Before: 5}, "4 3 2 then 2"},
+		{orderstest.Ian, &lockboxv1.ListRequestsRequest{Limit: 3, Before: 2}, "1"},
+		{orderstest.Ian, &lockboxv1.ListRequestsRequest{Limit: 7}, "7 6 5 4 3 2 1"},
+		{orderstest.Ian, &lockboxv1.ListRequestsRequest{Pending: true, Limit: 2}, "7 6 then 6"},
+		{orderstest.Ian, &lockboxv1.ListRequestsRequest{State: "denied"}, "5"},
+		{orderstest.Ian, &lockboxv1.ListRequestsRequest{State: "Denied", Pending: true}, ""},
+		{orderstest.Ian, &lockboxv1.ListRequestsRequest{State: "Pending", Pending: true}, "3"},
+		{orderstest.Olga, &lockboxv1.ListRequestsRequest{Pending: true}, "3"},
+		{orderstest.Olga, &lockboxv1.ListRequestsRequest{Tenant: "fabrikam"}, ""},
+		{orderstest.Mallory, &lockboxv1.ListRequestsRequest{}, ""},
+		{orderstest.Mallory, &lockboxv1.ListRequestsRequest{Tenant: orderstest.Tenant}, ""},
+		{nobody, &lockboxv1.ListRequestsRequest{}, ""},
+		{auth.Caller{}, &lockboxv1.ListRequestsRequest{}, ""},
+		{orderstest.Ian, &lockboxv1.ListRequestsRequest{Serial: orderstest.Serial, Ticket: w.ticket, Engineer: string(orderstest.Erin.Person), Order: orderstest.Order, Limit: 1}, "7 then 7"},
+		{orderstest.Ian, &lockboxv1.ListRequestsRequest{Serial: "DBX0009"}, ""},
+		{orderstest.Ian, &lockboxv1.ListRequestsRequest{Ticket: "SR-9"}, ""},
+		{orderstest.Ian, &lockboxv1.ListRequestsRequest{Engineer: string(orderstest.Eve.Person)}, ""},
+		{orderstest.Ian, &lockboxv1.ListRequestsRequest{Order: "ORD-9"}, ""},
+	} {
+		if got := list(test.who, test.in); got != test.want {
+			t.Errorf("%s lists %v: %q, want %q", test.who.Person, test.in, got, test.want)
+		}
+	}
+	for _, in := range []*lockboxv1.ListRequestsRequest{{Limit: -1}, {Limit: 501}, {Before: -1}, {State: "Nonsense"}} {
+		_, err := w.lockbox.ListRequests(t.Context(), w.as(orderstest.Ian), in)
+		wantCode(t, err, protocol.CodeInvalid)
+	}
+}
+
+// Everything that narrows a request is in what people sign, and shown.
+func TestLeastScope(t *testing.T) {
+	w := halted(t, 1, time.Now)
+	in := w.ask()
+	in.Access, in.Disks, in.Shares, in.DurationSeconds = "delete", []string{"1/disk2"}, []string{orderstest.Share, orderstest.Share}, 900
+	r, err := w.lockbox.CreateRequest(t.Context(), w.as(orderstest.Erin), in)
+	if err != nil {
+		t.Fatal(err)
+	}
+	st := scope(t, r)
+	if st.Access != approval.Delete || len(st.Disks) != 1 || st.Disks[0].Disk != "disk2" || !slices.Equal(st.Shares, []string{orderstest.Share}) ||
+		st.MaxDuration != 900 || st.ReasonCode != in.ReasonCode || st.Action != approval.UnlockDatabox || string(st.Ticket) != w.ticket {
+		t.Errorf("the statement asks for %+v", st)
+	}
+	if r.Access != "delete" || !slices.Equal(r.Disks, []string{"DBX0001/1 disk2"}) || !slices.Equal(r.Shares, st.Shares) || r.DurationSeconds != 900 {
+		t.Errorf("shown is %v", r)
+	}
+	for _, shares := range [][]string{{"contosodata_AzFile"}, {"../" + orderstest.Share}, {""}} {
+		in.Shares = shares
+		_, err := w.lockbox.CreateRequest(t.Context(), w.as(orderstest.Erin), in)
+		wantCode(t, err, protocol.CodeInvalid)
+	}
+}
+
 func TestSomeDisksOnly(t *testing.T) {
 	w := halted(t, 2, time.Now)
 	in := w.ask()

@@ -1,0 +1,117 @@
+package lockbox_test
+
+import (
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/databox-lockbox/lockbox/controlplane/internal/lockbox"
+	"github.com/databox-lockbox/lockbox/controlplane/internal/orders/orderstest"
+	"github.com/databox-lockbox/lockbox/controlplane/internal/store/storetest"
+	"github.com/databox-lockbox/lockbox/protocol"
+	"github.com/databox-lockbox/lockbox/protocol/auditlog"
+	lockboxv1 "github.com/databox-lockbox/lockbox/protocol/lockbox/v1"
+)
+
+// Devices are told of a denial: approvals of the same request that somebody keeps
+// back must open nothing. What another request has open stays open.
+func TestDevicesAreToldOfADenial(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		wholeSecond()
+		w := halted(t, 2, time.Now)
+		defer w.run()()
+		other := w.approved()
+		denied, away := w.create(), w.create()
+		if err := w.execute(orderstest.Erin, other.Id); err != nil {
+			t.Fatal(err)
+		}
+		w.mustDecide(orderstest.Ian, denied.Id, "deny")
+		w.wantStatus(denied.Id, lockbox.Denied)
+		w.wantNodes(protocol.Unlocked)
+		for _, n := range w.Nodes {
+			if !n.Spent(denied.Statement.Digest) || n.Spent(other.Statement.Digest) {
+				t.Errorf("node %s: spent %v, the other %v", n.ID, n.Spent(denied.Statement.Digest), n.Spent(other.Statement.Digest))
+			}
+		}
+		w.Nodes[1].SetOffline(true)
+		w.mustDecide(orderstest.Ian, away.Id, "deny")
+		w.wantStatus(away.Id, lockbox.Denied) // it waits for no device
+		w.Nodes[1].SetOffline(false)
+		time.Sleep(10 * time.Minute)
+		synctest.Wait()
+		if !w.Nodes[1].Spent(away.Statement.Digest) {
+			t.Error("the device was not told when it was back")
+		}
+	})
+}
+
+// Somebody who can write to the store changes what a request asks for: nothing is
+// decided or executed on it any more, and what it opened is locked.
+func TestDamagedRecords(t *testing.T) {
+	for name, change := range map[string]string{
+		"access":    `UPDATE requests SET access = 'delete' WHERE id = $1`,
+		"disks":     `UPDATE requests SET disks = '["DBX0001/1 disk1"]' WHERE id = $1`,
+		"shares":    `UPDATE requests SET shares = '["contosodata_AzFile"]' WHERE id = $1`,
+		"engineer":  `UPDATE requests SET engineer_key = 'SHA256:other' WHERE id = $1`,
+		"duration":  `UPDATE requests SET duration = duration * 2 WHERE id = $1`,
+		"expiry":    `UPDATE requests SET expires = expires + 86400000 WHERE id = $1`,
+		"statement": `UPDATE requests SET statement = X'7b7d' WHERE id = $1`,
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := halted(t, 1, time.Now)
+			waiting, approved := w.create(), w.approved()
+			if err := w.execute(orderstest.Erin, approved.Id); err != nil {
+				t.Fatal(err)
+			}
+			doc, err := w.lockbox.DraftDecision(t.Context(), w.as(orderstest.Ian), &lockboxv1.DraftDecisionRequest{Id: waiting.Id, Verdict: "approve"})
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, id := range []string{waiting.Id, approved.Id} {
+				storetest.Exec(t, w.Store, change, id)
+			}
+			_, err = w.lockbox.Decide(t.Context(), w.as(orderstest.Ian), &lockboxv1.DecideRequest{Id: waiting.Id, Envelope: w.Sign(orderstest.Ian, doc)})
+			wantCode(t, err, protocol.CodeInternal)
+			w.wantStatus(waiting.Id, lockbox.Error)
+			if name == "engineer" {
+				return // an execution by another engineer is refused as such
+			}
+			wantCode(t, w.execute(orderstest.Erin, approved.Id), protocol.CodeInternal)
+			w.wantStatus(approved.Id, lockbox.Error)
+			w.wantNodes(protocol.Locked)
+			if name != "statement" { // which custody cannot read either
+				wantCode(t, w.unlock(approved.Id), protocol.CodeRevoked)
+			}
+			found := 0
+			for _, op := range []auditlog.Operation{auditlog.OpCancelRequest, auditlog.OpRevokeRequest} {
+				for _, rec := range w.Records(op) {
+					if rec.Result == auditlog.Failure && rec.Properties["reason"] == "record-damaged" {
+						found++
+					}
+				}
+			}
+			if found != 2 {
+				t.Errorf("%d records of it, want 2", found)
+			}
+		})
+	}
+}
+
+// A state of another version is shown as Unknown, and nothing is done with it.
+func TestUnknownStatesAreLeftAlone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := halted(t, 1, time.Now, func(c *lockbox.Config) { c.Expiry = time.Hour })
+		defer w.run()()
+		r := w.approved()
+		storetest.Exec(t, w.Store, `UPDATE requests SET status = 'Escalated' WHERE id = $1`, r.Id)
+		w.wantStatus(r.Id, lockbox.Unknown)
+		wantCode(t, w.execute(orderstest.Erin, r.Id), protocol.CodeNotApproved)
+		_, err := w.decide(orderstest.Adam, r.Id, "deny")
+		wantCode(t, err, protocol.CodeConflict)
+		_, err = w.lockbox.RevokeRequest(t.Context(), w.as(orderstest.Olga), &lockboxv1.RevokeRequestRequest{Id: r.Id})
+		wantCode(t, err, protocol.CodeConflict)
+		time.Sleep(lockbox.DefaultDuration + time.Hour)
+		synctest.Wait()
+		w.wantStatus(r.Id, lockbox.Unknown)
+	})
+}
