@@ -77,7 +77,7 @@ func (j judgement) holdsKey(ctx context.Context, tx *store.Tx, d approval.Decisi
 // the one before, and tells everybody. The function it returns tells the devices;
 // it is to be called once the transaction is committed.
 func (s *Service) PolicyReplaced(ctx context.Context, tx *store.Tx, caller auth.Caller, o store.Order, next *approval.Policy) (func(context.Context), error) {
-	tell, err := s.VoidRequests(ctx, tx, caller, o.ID, string(next.Digest()))
+	tell, err := s.voidRequests(ctx, tx, caller, o.ID, string(next.Digest()))
 	if err != nil {
 		return nil, err
 	}

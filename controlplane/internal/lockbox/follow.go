@@ -9,7 +9,7 @@ import (
 
 	"github.com/databox-lockbox/lockbox/controlplane/internal/auth"
 	"github.com/databox-lockbox/lockbox/controlplane/internal/store"
-	"github.com/databox-lockbox/lockbox/protocol/approval"
+	"github.com/databox-lockbox/lockbox/protocol"
 	lockboxv1 "github.com/databox-lockbox/lockbox/protocol/lockbox/v1"
 )
 
@@ -131,21 +131,21 @@ func (s *Service) handOver(ctx context.Context, caller auth.Caller, r store.Requ
 	return err
 }
 
-// VoidRequests ends, within the transaction that puts the trust policy next in
-// force for order, the requests that were made under an earlier one and are
+// voidRequests ends, within the transaction that puts another trust policy in
+// force, the requests of its order that were made under an earlier one and are
 // not open at the device: no device would take them any more. An access that is
 // open goes on under the policy that it was opened by.
 //
 // The function it returns tells the devices; it is to be called once the
 // transaction is committed.
-func (s *Service) VoidRequests(ctx context.Context, tx *store.Tx, caller auth.Caller, order store.Order, next *approval.Policy) (tell func(context.Context), err error) {
-	rows, err := tx.Requests(ctx, store.RequestFilter{Order: order.ID, Statuses: append(texts(open), string(Approved))})
+func (s *Service) voidRequests(ctx context.Context, tx *store.Tx, caller auth.Caller, order protocol.OrderID, policyDigest string) (tell func(context.Context), err error) {
+	rows, err := tx.Requests(ctx, store.RequestFilter{Order: order, Statuses: append(texts(open), string(Approved))})
 	if err != nil {
 		return nil, err
 	}
 	var voided []store.Request
 	for _, r := range rows {
-		if r.TrustPolicyDigest == string(next.Digest()) || !r.Executed.IsZero() {
+		if r.TrustPolicyDigest == policyDigest || !r.Executed.IsZero() {
 			continue
 		}
 		if err := s.end(ctx, tx, caller, &r, Voided, policyReplaced, "the trust policy "+r.TrustPolicyDigest+" was replaced"); err != nil {

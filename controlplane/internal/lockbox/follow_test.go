@@ -188,7 +188,7 @@ func (w *world) replacePolicy(in *lockboxv1.DraftTrustPolicyRequest) {
 		if err != nil {
 			return err
 		}
-		tell, err = w.lockbox.VoidRequests(ctx, tx, orderstest.Olga, o, next)
+		tell, err = w.lockbox.PolicyReplaced(ctx, tx, orderstest.Olga, o, next)
 		return err
 	})
 	tell(w.t.Context())

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -247,15 +248,25 @@ func TestTimerProcess(t *testing.T) {
 		return
 	}
 	s, _ := timersOf(t, storetest.Open(t, path))
-	for { // both begin at once
-		if _, err := os.Stat(path + ".go"); err == nil {
-			break
-		}
-		time.Sleep(time.Millisecond)
+	if err := os.WriteFile(fmt.Sprintf("%s.ready-%d", path, os.Getpid()), nil, 0o600); err != nil {
+		t.Fatal(err)
 	}
+	waitFor(t, path+".ready-*", 2) // both begin at once
 	if err := s.FireDue(t.Context()); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// waitFor waits until so many files match.
+func waitFor(t *testing.T, pattern string, n int) {
+	t.Helper()
+	for range 10_000 {
+		if files, err := filepath.Glob(pattern); err != nil || len(files) == n {
+			return
+		}
+		time.Sleep(time.Millisecond)
+	}
+	t.Fatal("the other process did not begin")
 }
 
 // Two processes over one file fire each timer once.
@@ -291,9 +302,6 @@ func TestTwoProcessesOnOneStore(t *testing.T) {
 				t.Errorf("%v: %s", err, out)
 			}
 		})
-	}
-	if err := os.WriteFile(s.Path()+".go", nil, 0o600); err != nil {
-		t.Fatal(err)
 	}
 	all.Wait()
 	expired := map[string]int{}
