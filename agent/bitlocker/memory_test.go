@@ -98,7 +98,7 @@ func unlockOften(v *Volume, password RecoveryPassword) (*Plaintext, error) {
 			}
 		}
 	})
-	all := UnlockAll(slices.Repeat([]Attempt{{v, password}}, 10*runtime.GOMAXPROCS(0)+1))
+	all := UnlockAll(slices.Repeat([]Attempt{{v, password}}, 16*runtime.GOMAXPROCS(0)+1))
 	close(done)
 	wg.Wait()
 	for _, u := range all[1:] {

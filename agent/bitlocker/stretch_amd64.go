@@ -4,23 +4,22 @@ package bitlocker
 
 import "golang.org/x/sys/cpu"
 
-// The kernels. SHA instructions finish two rounds of SHA-256 in the time of four
-// additions, but could begin another two in half of it: two keys together take
-// little longer than one. Sixteen keys in the lanes of AVX-512 take as long as ten
-// of them with SHA instructions.
+// The kernels. SHA instructions finish two rounds of SHA-256 in four cycles, but
+// could begin another two after two: a pair of keys takes no longer than one.
+// Sixteen keys in the lanes of AVX-512 take as long as seven pairs.
 var (
 	kernelSHA    = &stretchKernel{name: "SHA", lanes: 1, rounds: stretchSHA1, wordStep: 1}
 	kernelSHA2   = &stretchKernel{name: "SHA twice", lanes: 2, rounds: stretchSHA2, wordStep: 1, laneStep: laneWords}
 	kernelAVX512 = &stretchKernel{name: "AVX-512", lanes: 16, rounds: stretchAVX512, wordStep: 16, laneStep: 1}
 	hasSHA       = cpu.X86.HasAVX && hasSHAInstructions()
-	hasLanes     = cpu.X86.HasAVX512F
+	hasAVX512    = cpu.X86.HasAVX512F
 )
 
 // kernelFor returns the kernel for the next of the keys that are left, to be
 // stretched by so many workers in the shortest time.
 func kernelFor(left, workers int) *stretchKernel {
 	switch {
-	case hasLanes && (left >= 10*workers || !hasSHA && left >= 4*workers):
+	case hasAVX512 && (left >= 14*workers || !hasSHA && left >= 4*workers):
 		return kernelAVX512
 	case hasSHA && left > workers:
 		return kernelSHA2
@@ -38,7 +37,7 @@ func usableKernels() []*stretchKernel {
 	if hasSHA {
 		all = append(all, kernelSHA, kernelSHA2)
 	}
-	if hasLanes {
+	if hasAVX512 {
 		all = append(all, kernelAVX512)
 	}
 	return all
