@@ -91,6 +91,15 @@ func (k *aesKey) decrypt(b, pre, post []byte) {
 	subtle.XORBytes(b, b, post)
 }
 
+// encryptBlock encrypts one block in place.
+func (k *aesKey) encryptBlock(b []byte) {
+	if k.block == nil {
+		k.encrypt(b, zeros[:], zeros[:])
+		return
+	}
+	k.block.Encrypt(b, b)
+}
+
 // encryptNumbers is that of a [kernel].
 func encryptNumbers(k *aesKey, dst []byte, first, step uint64) {
 	clear(dst)

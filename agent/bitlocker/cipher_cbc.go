@@ -45,7 +45,7 @@ func encryptCBC(k *aesKey, sectors []byte, sectorSize int, ivs []byte) {
 					previous = sectors[i*sectorSize+at-blockSize:]
 				}
 				subtle.XORBytes(block, block, previous)
-				k.block.Encrypt(block, block)
+				k.encryptBlock(block)
 			}
 		}
 		sectors, ivs = sectors[n*sectorSize:], ivs[n*blockSize:]
