@@ -20,10 +20,7 @@ package bitlocker
 
 import (
 	"errors"
-	"fmt"
 	"io"
-	"slices"
-	"strings"
 	"time"
 )
 
@@ -34,7 +31,7 @@ type Volume struct {
 	size       int64
 	sectorSize int
 	toGo       bool
-	copies     []*metadata            // the whole ones that differ, in the boot sector's order; never empty
+	copies     []*metadata            // the whole ones that differ, those without a problem first; never empty
 	damage     [numberOfCopies]string // what is wrong with each copy
 	refused    *RefusedError          // why it is not opened
 }
@@ -96,102 +93,6 @@ func Inspect(r io.ReaderAt, size int64) (Info, error) {
 		return Info{}, err
 	}
 	return v.Info(), nil
-}
-
-// read reads a volume's metadata, refused or not.
-func read(r io.ReaderAt, size int64) (*Volume, error) {
-	sector := make([]byte, min(max(size, 0), bootSize))
-	if err := readFull(r, sector, 0); err != nil {
-		return nil, fmt.Errorf("cannot read the boot sector: %w", err)
-	}
-	boot, err := parseBoot(sector)
-	if err != nil {
-		return nil, err
-	}
-	v := &Volume{r: r, size: size, sectorSize: boot.sectorSize, toGo: boot.toGo(), refused: boot.refused}
-	err = v.readCopies(boot.metadata)
-	if err != nil && boot.refused != nil {
-		return nil, boot.refused // what kind it is says more than what is wrong with it
-	}
-	return v, err
-}
-
-// readCopies reads the metadata copies that are whole, at the given offsets and
-// where whole ones say that there are more. A copy that is damaged makes way for
-// the next one; one that is whole and says that the volume cannot be read has the
-// last word.
-func (v *Volume) readCopies(offsets [numberOfCopies]int64) error {
-	for i, off := range offsets {
-		if err := v.addCopy(i, off); err != nil {
-			return err
-		}
-	}
-	for _, m := range slices.Clone(v.copies) {
-		for i, off := range m.geometry.metadata {
-			if v.damage[i] != "" && off != offsets[i] {
-				if err := v.addCopy(i, off); err != nil {
-					return err
-				}
-			}
-		}
-	}
-	switch {
-	case len(v.copies) > 0:
-		return nil
-	case !slices.ContainsFunc(offsets[:], func(off int64) bool { return !v.behind(off) }):
-		return fmt.Errorf("%w: all metadata lie behind the %d bytes that are there", ErrTruncated, v.size)
-	}
-	return damaged("no metadata copy is whole: copy 1: %s; copy 2: %s; copy 3: %s", v.damage[0], v.damage[1], v.damage[2])
-}
-
-// addCopy reads copy i at off.
-func (v *Volume) addCopy(i int, off int64) error {
-	m, err := v.readCopy(off)
-	if errors.Is(err, ErrDamaged) {
-		v.damage[i] = strings.TrimPrefix(err.Error(), ErrDamaged.Error()+": ")
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	if v.refused == nil {
-		v.refused = m.refused
-	}
-	if !slices.ContainsFunc(v.copies, m.same) {
-		v.copies = append(v.copies, m)
-	}
-	return nil
-}
-
-// behind reports whether an area at off would not be there for the image's end,
-// in a volume that is not absurd.
-func (v *Volume) behind(off int64) bool {
-	return off > v.size-areaSize && off < maxSize && off%int64(v.sectorSize) == 0
-}
-
-// maxSize bounds what is believed of an offset, in bytes: NTFS ends far below.
-const maxSize = 1 << 56
-
-func (v *Volume) readCopy(off int64) (*metadata, error) {
-	if off < 0 || off > v.size-areaSize {
-		return nil, damaged("its offset %#x lies outside the image of %d bytes", off, v.size)
-	}
-	area := make([]byte, areaSize)
-	if err := readFull(v.r, area, off); err != nil {
-		return nil, damaged("cannot read it: %v", err)
-	}
-	m, err := parseMetadata(area)
-	if err != nil || m.refused != nil || v.refused != nil {
-		return m, err
-	}
-	if err := m.checkComplete(); err != nil {
-		return nil, err
-	}
-	if m.encryptedSize > v.size {
-		return nil, fmt.Errorf("%w: %d of %d bytes are there", ErrTruncated, v.size, m.encryptedSize)
-	}
-	m.layout, err = newLayout(m.geometry, v.size, v.sectorSize)
-	return m, err
 }
 
 // Info returns what the metadata says in clear.
@@ -264,19 +165,44 @@ func (v *Volume) open(c Credential) (*opened, error) {
 		stretchAll(s.keys)
 		c = s
 	}
-	worst := error(ErrWrongKey)
+	var errs []error
 	for _, m := range v.copies {
+		if m.problem != nil {
+			break
+		}
 		o, err := v.openCopy(m, c)
 		if err == nil {
-			return o, nil
+			return v.checkOthers(o)
 		}
-		// A copy whose key fitted but whose content did not says more than one
-		// that nothing fitted.
-		if worst == ErrWrongKey {
-			worst = err
+		errs = append(errs, err)
+	}
+	return nil, worst(errs)
+}
+
+// worst returns the error that says most of a volume whose copies each failed: a
+// copy whose key fitted but whose content did not says more than one that nothing
+// fitted, and that more than one with a method that may be an alteration.
+func worst(errs []error) error {
+	for _, kind := range []error{ErrDamaged, ErrWrongKey} {
+		for _, err := range errs {
+			if errors.Is(err, kind) {
+				return err
+			}
 		}
 	}
-	return nil, worst
+	return errs[0]
+}
+
+// checkOthers returns o, unless a copy that is as genuine tells of a problem: o may
+// be older.
+func (v *Volume) checkOthers(o *opened) (*opened, error) {
+	for _, m := range v.copies {
+		if m.problem != nil && m.verify(o.vmk) == nil {
+			o.wipe()
+			return nil, m.problem
+		}
+	}
+	return o, nil
 }
 
 func (v *Volume) openCopy(m *metadata, c Credential) (_ *opened, err error) {

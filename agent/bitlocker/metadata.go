@@ -102,7 +102,7 @@ type metadata struct {
 	fvek        sealed
 	validation  sealed // hash of raw, under the VMK
 	nextNonce   uint32
-	refused     *RefusedError // why the volume is not opened; then there is no layout
+	problem     error // why the volume is not opened if this copy is genuine; then there is no layout
 }
 
 // same reports whether two copies say the same, seal included.
@@ -118,14 +118,14 @@ type protector struct {
 	vmk      sealed
 }
 
-// parseMetadata reads one metadata area. It returns [ErrDamaged] if another copy
-// should be tried, and another error if the volume as such cannot be read.
+// parseMetadata reads one metadata area. It returns [ErrDamaged] if that is not
+// whole, and a [RefusedError] if it is of another version.
 func parseMetadata(area []byte) (*metadata, error) {
 	raw, validation, err := checkedBlock(area)
 	if err != nil {
 		return nil, err
 	}
-	m := &metadata{raw: raw, validation: validation, refused: checkState(raw)}
+	m := &metadata{raw: raw, validation: validation, problem: checkState(raw)}
 	m.encryptedSize = int64(le.Uint64(raw[16:]))
 	m.headerSectors = int64(le.Uint32(raw[28:]))
 	for i := range m.metadata {
@@ -170,7 +170,7 @@ func checkedBlock(area []byte) (raw []byte, validation sealed, err error) {
 }
 
 // checkState returns why a volume in this state is not opened, or nil.
-func checkState(raw []byte) *RefusedError {
+func checkState(raw []byte) error {
 	current, next := le.Uint16(raw[12:]), le.Uint16(raw[14:])
 	if current == stateEncrypted && next == stateEncrypted {
 		return nil
