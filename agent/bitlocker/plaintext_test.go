@@ -17,9 +17,6 @@ import (
 // once more.
 func TestPlaintext(t *testing.T) {
 	for method := range methods {
-		if method.supported() != nil {
-			continue
-		}
 		for _, sectorSize := range []int{512, 4096} {
 			t.Run(fmt.Sprintf("%v/%d", method, sectorSize), func(t *testing.T) {
 				o := testOptions(t)
