@@ -82,9 +82,9 @@ func (s *Story) refused(ctx context.Context, codes []protocol.Code, who string, 
 	s.fail("lockbox %s was refused, but not with one of %v: %s", shown(args), codes, c.err)
 }
 
-// ask runs the command with JSON output and reads it into m.
+// ask runs the command with raw JSON output and reads it into m.
 func (s *Story) ask(ctx context.Context, m proto.Message, who string, args ...string) {
-	c := s.quietly(ctx, who, append([]string{"--output", "json"}, args...)...)
+	c := s.quietly(ctx, who, append([]string{"--output", "raw"}, args...)...)
 	s.hold(c.code == 0, "lockbox %s exited with %d: %s", shown(args), c.code, c.err)
 	s.must(protojson.UnmarshalOptions{DiscardUnknown: true}.Unmarshal([]byte(c.out), m))
 }

@@ -14,6 +14,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -101,6 +102,9 @@ func advise(err error) string {
 	return ""
 }
 
+// outputs are the ways to print.
+var outputs = []string{"text", "json", "raw"}
+
 // app is what every command needs.
 type app struct {
 	home    string
@@ -131,8 +135,8 @@ the device (the code stands in brackets); 'lockbox ssh' ends as ssh does.`,
 		Args:          noWords,
 		RunE:          func(c *cobra.Command, _ []string) error { return c.Help() },
 		PersistentPreRunE: func(*cobra.Command, []string) error {
-			if a.output != "text" && a.output != "json" {
-				return usagef("--output is %q: want text or json", a.output)
+			if !slices.Contains(outputs, a.output) {
+				return usagef("--output is %q: want one of %s", a.output, strings.Join(outputs, ", "))
 			}
 			if a.timeout <= 0 {
 				return usagef("--timeout is %s: want more than nothing, as in 30s", a.timeout)
@@ -145,9 +149,9 @@ the device (the code stands in brackets); 'lockbox ssh' ends as ssh does.`,
 	})
 	f := root.PersistentFlags()
 	f.StringVar(&a.home, "home", defaultHome(), "folder of your key and certificate (LOCKBOX_HOME)")
-	f.StringVar(&a.output, "output", "text", "how to print: text or json, with documents as they read; progress is a JSON document a line")
+	f.StringVar(&a.output, "output", "text", "how to print: text; json, with documents as they read; or raw, JSON as the API sends it. Progress is a document a line")
 	f.DurationVar(&a.timeout, "timeout", 2*time.Minute, "give up a call after this long")
-	choices(root, "output", "text", "json")
+	choices(root, "output", outputs...)
 	root.AddCommand(
 		a.loginCommand(), a.logoutCommand(), a.whoamiCommand(),
 		a.personCommand(), a.tenantCommand(), a.subscriptionCommand(),

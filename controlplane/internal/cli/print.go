@@ -24,7 +24,7 @@ import (
 // print writes m as one JSON document if that was asked for, else what text
 // writes.
 func (a *app) print(cmd *cobra.Command, m proto.Message, text func(w io.Writer)) error {
-	return a.write(cmd, "  ", func() (any, error) { return plain(m) }, text)
+	return a.write(cmd, "  ", func() (any, error) { return a.plain(m) }, text)
 }
 
 // printValue is print for what is no message.
@@ -34,12 +34,12 @@ func (a *app) printValue(cmd *cobra.Command, v any, text func(w io.Writer)) erro
 
 // printLine is print for one of many: in JSON each is a line.
 func (a *app) printLine(cmd *cobra.Command, m proto.Message, text func(w io.Writer)) error {
-	return a.write(cmd, "", func() (any, error) { return plain(m) }, text)
+	return a.write(cmd, "", func() (any, error) { return a.plain(m) }, text)
 }
 
 func (a *app) write(cmd *cobra.Command, indent string, value func() (any, error), text func(w io.Writer)) error {
 	var out bytes.Buffer
-	if a.output != "json" {
+	if a.output == "text" {
 		text(&out)
 		return show(cmd.OutOrStdout(), out.Bytes())
 	}
@@ -58,8 +58,9 @@ func (a *app) write(cmd *cobra.Command, indent string, value func() (any, error)
 }
 
 // plain returns m as encoding/json knows it: protojson varies its white space on
-// purpose, and people compare what is printed. Documents stand in it as they read.
-func plain(m proto.Message) (any, error) {
+// purpose, and people compare what is printed. Documents stand in it as they read,
+// unless it is to be raw.
+func (a *app) plain(m proto.Message) (any, error) {
 	data, err := protojson.MarshalOptions{UseProtoNames: true, EmitUnpopulated: true}.Marshal(m)
 	if err != nil {
 		return nil, err
@@ -68,7 +69,9 @@ func plain(m proto.Message) (any, error) {
 	if err := json.Unmarshal(data, &value); err != nil {
 		return nil, err
 	}
-	readable(m.ProtoReflect().Descriptor(), value)
+	if a.output != "raw" {
+		readable(m.ProtoReflect().Descriptor(), value)
+	}
 	return value, nil
 }
 
