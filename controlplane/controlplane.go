@@ -204,9 +204,10 @@ func (c *ControlPlane) assemble(k keys) error {
 	if c.server, err = c.serverSource(); err != nil {
 		return err
 	}
-	people := auth.New(auth.Config{
-		Store: c.store, Audit: log, Authority: c.authorities, Now: c.opts.Now, May: api.Procedures, EndPerson: c.endPerson,
-	})
+	people, err := c.newAuth(log)
+	if err != nil {
+		return err
+	}
 	tunnels := c.newTunnels(log)
 	c.broker = broker.New(tunnels)
 	keeper := custody.New(custody.Config{

@@ -100,11 +100,15 @@ func open(server string, config *tls.Config) *Client {
 	}
 }
 
-// explaining is a transport whose errors say so when a clock is wrong.
+// explaining is a transport whose errors say so when a clock is wrong, or a
+// certificate was ended.
 type explaining struct{ *http.Transport }
 
 func (t explaining) RoundTrip(r *http.Request) (*http.Response, error) {
 	resp, err := t.Transport.RoundTrip(r)
+	if err != nil && strings.Contains(err.Error(), "remote error: tls: bad certificate") {
+		return nil, protocol.Errorf(protocol.CodeUnauthenticated, "the control plane takes your certificate no more: you logged out, or somebody ended it")
+	}
 	return resp, certs.Explain(err, time.Now())
 }
 

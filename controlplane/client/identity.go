@@ -28,6 +28,15 @@ type Identity struct {
 	ServerRoot []byte   // DER
 }
 
+// Pin returns the pin of the server's root, see [certs.Pin].
+func (id *Identity) Pin() (string, error) {
+	root, err := x509.ParseCertificate(id.ServerRoot)
+	if err != nil {
+		return "", fmt.Errorf("cannot read the stored server root, log in again: %w", err)
+	}
+	return certs.Pin(root), nil
+}
+
 // Expires returns when the identity's certificate ends.
 func (id *Identity) Expires() (time.Time, error) {
 	leaf, err := x509.ParseCertificate(id.Chain[0])
@@ -35,6 +44,17 @@ func (id *Identity) Expires() (time.Time, error) {
 		return time.Time{}, fmt.Errorf("cannot read the stored certificate, log in again: %w", err)
 	}
 	return leaf.NotAfter, nil
+}
+
+// Ages reports whether the identity's certificate should be renewed: less than an
+// hour is left of it, and less than half.
+func (id *Identity) Ages(now time.Time) bool {
+	leaf, err := x509.ParseCertificate(id.Chain[0])
+	if err != nil {
+		return false
+	}
+	left := leaf.NotAfter.Sub(now)
+	return left < min(time.Hour, leaf.NotAfter.Sub(leaf.NotBefore)/2)
 }
 
 // Person returns the name that the identity's certificate was issued for.
@@ -173,17 +193,8 @@ func Login(ctx context.Context, server, token string) (*Identity, *lockboxv1.Per
 	if err != nil {
 		return nil, nil, fmt.Errorf("cannot log in at %s: %w", server, err)
 	}
-	if len(resp.Chain) == 0 || len(resp.ServerRoots) == 0 {
-		return nil, nil, fmt.Errorf("cannot log in at %s: the answer has no certificate", server)
-	}
-	root, err := x509.ParseCertificate(resp.ServerRoots[0])
-	if err != nil || certs.Pin(root) != pin {
-		return nil, nil, fmt.Errorf("cannot log in at %s: the answer names another server root than the token", server)
-	}
-	if _, err := certs.NewSource(key, resp.Chain, nil, nil); err != nil {
-		return nil, nil, fmt.Errorf("cannot log in at %s: the answer's certificate does not fit: %w", server, err)
-	}
-	return &Identity{Server: server, Key: key, Chain: resp.Chain, ServerRoot: resp.ServerRoots[0]}, resp.Person, nil
+	id, err := newIdentity(server, pin, key, resp)
+	return id, resp.GetPerson(), err
 }
 
 // tokenPin returns the pin within "lbxlogin.<id>.<secret>.<pin>".

@@ -137,6 +137,9 @@ func fromWire(err error) error {
 			}
 		}
 	}
+	if e, ok := errors.AsType[*protocol.Error](err); ok { // of this side's own transport
+		return e
+	}
 	switch {
 	case errors.Is(err, context.Canceled) || ce.Code() == connect.CodeCanceled:
 		return err

@@ -58,6 +58,9 @@ const (
 func publicRoutes(s Services) []route {
 	return []route{
 		open(accounts+"Login", s.Accounts.Login),
+		open(accounts+"ListSignIns", s.Accounts.ListSignIns),
+		open(accounts+"SignIn", s.Accounts.SignIn),
+		unary(accounts+"Logout", anyone, s.Accounts.Logout),
 		unary(accounts+"WhoAmI", anyone, s.Accounts.WhoAmI),
 		unary(accounts+"RenewCertificate", anyone, s.Accounts.RenewCertificate),
 		unary(accounts+"CreatePerson", ownership, s.Accounts.CreatePerson),

@@ -7,6 +7,10 @@
 //     first one comes from a login token: one use, 24 hours, and a lock-out
 //     after five wrong secrets. It is renewed for that key only, and a new token
 //     ends it: that is how a stolen one is got rid of.
+//   - Or it comes from an identity provider: an ID token, whose nonce names the
+//     key, is exchanged once for a certificate of an hour, which is renewed while
+//     the sign-in lasts. A provider speaks for its own domains only, and a person
+//     is whom it knew at their first sign-in.
 //   - A certificate says only who somebody is. What they may do is read from
 //     the store on every call, so a removal takes effect at once; what the person
 //     had opened ends in the same transaction.
@@ -22,6 +26,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/hex"
+	"errors"
 	"slices"
 	"time"
 
@@ -66,6 +71,14 @@ type Caller struct {
 	Expires time.Time         // of the certificate; zero for the service itself
 	Cert    string            // serial of the certificate; "" for the service itself
 	Key     string            // SHA-256 of the certificate's key; "" for the service itself
+
+	// How they signed in. Zero for the service itself, and for a certificate that
+	// this service did not note when it issued it.
+	Method   string // login-token, or oidc: and the provider's id
+	Isolated bool   // by an identity of this control plane alone
+	MFA      bool   // with a second factor, as the provider says
+	SignedIn time.Time
+	Ends     time.Time // when certificates are no longer renewed; zero: never
 }
 
 // SystemCaller is who calls when the service acts by itself.
@@ -110,8 +123,7 @@ type Authority interface {
 // committed, to tell the world outside.
 type EndPerson func(ctx context.Context, tx *store.Tx, caller Caller, name protocol.Person) (tell func(context.Context), err error)
 
-// Config are the parts of a [Service]. All but Now, May and EndPerson are
-// needed.
+// Config are the parts of a [Service]. Store, Audit and Authority are needed.
 type Config struct {
 	Store     *store.Store
 	Audit     Recorder
@@ -119,11 +131,13 @@ type Config struct {
 	Now       func() time.Time    // default time.Now
 	May       func(Role) []string // procedures a role may call, for WhoAmI; default none
 	EndPerson EndPerson           // default: nothing else has to end
+	Providers []Provider          // default: people sign in with login tokens only
 }
 
 // Service answers AccountService. Its methods may be called concurrently.
 type Service struct {
 	Config
+	providers []*provider
 }
 
 // New returns a service.
@@ -139,7 +153,11 @@ func New(cfg Config) *Service {
 			return func(context.Context) {}, nil
 		}
 	}
-	return &Service{cfg}
+	s := &Service{Config: cfg}
+	for _, p := range cfg.Providers {
+		s.providers = append(s.providers, newProvider(p))
+	}
+	return s
 }
 
 // Identify names the person at the other end of a connection. Whoever has no
@@ -162,12 +180,16 @@ func (s *Service) caller(ctx context.Context, name protocol.Person, serial strin
 		return Caller{}, unauthenticated("the certificate of %s expired at %s: log in again", name, leaf.NotAfter.UTC().Format(time.RFC3339))
 	}
 	var p store.Person
+	var cert store.PersonCert
 	err := s.Store.View(ctx, func(tx *store.Tx) (err error) {
 		ended, err := tx.CertRevoked(ctx, serial)
 		if err == nil && ended {
 			err = unauthenticated("the certificate of %s was ended: log in again", name)
 		}
 		if err != nil {
+			return err
+		}
+		if cert, err = tx.PersonCert(ctx, serial); err != nil && !errors.Is(err, store.ErrNotFound) {
 			return err
 		}
 		p, err = tx.Person(ctx, name)
@@ -181,6 +203,7 @@ func (s *Service) caller(ctx context.Context, name protocol.Person, serial strin
 	}
 	return Caller{
 		Person: p.Name, Role: Role(p.Role), Tenant: p.Tenant, Expires: leaf.NotAfter, Cert: serial, Key: keyOf(leaf.RawSubjectPublicKeyInfo),
+		Method: cert.Method, Isolated: cert.Isolated, MFA: cert.MFA, SignedIn: cert.SignedIn, Ends: cert.Ends,
 	}, nil
 }
 

@@ -64,6 +64,7 @@ func newWorld(t *testing.T) *world {
 	if err != nil {
 		t.Fatal(err)
 	}
+	authorities.Now = func() time.Time { return w.now }
 	w.roots = authorities.Roots()
 	w.auth = auth.New(auth.Config{
 		Store: w.store, Audit: &w.log, Authority: authorities, Now: func() time.Time { return w.now },

@@ -1,12 +1,14 @@
 package auth
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"crypto/sha256"
 	"crypto/subtle"
 	"crypto/x509"
 	"encoding/hex"
+	"strconv"
 	"strings"
 	"time"
 
@@ -33,7 +35,7 @@ const tokenWord = "lbxlogin"
 var errToken = protocol.Errorf(protocol.CodeUnauthenticated, "the login token is not valid, was used, or has expired: ask an admin for a new one")
 
 // Login exchanges a login token and a certificate request for a certificate.
-// It is the one call without a caller.
+// It needs no caller.
 func (s *Service) Login(ctx context.Context, in *lockboxv1.LoginRequest) (*lockboxv1.LoginResponse, error) {
 	id, secret, ok := splitToken(in.Token)
 	if !ok {
@@ -108,15 +110,22 @@ func (s *Service) admit(ctx context.Context, tx *store.Tx, token store.LoginToke
 	if !row.Removed.IsZero() {
 		return nil, errToken
 	}
-	chain, err := s.issue(ctx, tx, csr, row.Name)
-	if err != nil {
-		return nil, err
-	}
 	token.Used = s.Now()
 	if err := tx.UpdateLoginToken(ctx, &token); err != nil {
 		return nil, err
 	}
+	return s.welcome(ctx, tx, row, csr, store.PersonCert{Method: byToken, Isolated: true, SignedIn: s.Now()})
+}
+
+// welcome issues the first certificate of a sign-in, and records it.
+func (s *Service) welcome(ctx context.Context, tx *store.Tx, row store.Person, csr []byte, cert store.PersonCert) (*lockboxv1.LoginResponse, error) {
+	cert.Person = row.Name
+	chain, err := s.issue(ctx, tx, csr, cert)
+	if err != nil {
+		return nil, err
+	}
 	rec := s.record(Caller{Person: row.Name}, auditlog.OpLogin, row)
+	rec.Properties["method"], rec.Properties["mfa"] = cert.Method, strconv.FormatBool(cert.MFA)
 	if _, err := s.Audit.Record(ctx, tx, rec); err != nil {
 		return nil, err
 	}
@@ -128,7 +137,7 @@ func (s *Service) admit(ctx context.Context, tx *store.Tx, token store.LoginToke
 }
 
 // RenewCertificate replaces the caller's certificate before it expires, for the
-// same key.
+// same key, while the sign-in lasts.
 func (s *Service) RenewCertificate(ctx context.Context, caller Caller, in *lockboxv1.RenewCertificateRequest) (*lockboxv1.RenewCertificateResponse, error) {
 	csr, err := x509.ParseCertificateRequest(in.Csr)
 	if err != nil {
@@ -143,7 +152,11 @@ func (s *Service) RenewCertificate(ctx context.Context, caller Caller, in *lockb
 		if err != nil {
 			return err
 		}
-		if chain, err = s.issue(ctx, tx, in.Csr, row.Name); err != nil {
+		cert, err := tx.PersonCert(ctx, caller.Cert)
+		if err != nil {
+			return err
+		}
+		if chain, err = s.issue(ctx, tx, in.Csr, cert); err != nil {
 			return err
 		}
 		_, err = s.Audit.Record(ctx, tx, s.record(caller, auditlog.OpRenewLogin, row))
@@ -169,9 +182,14 @@ func (s *Service) stillIn(ctx context.Context, tx *store.Tx, caller Caller) (sto
 	return row, err
 }
 
-// issue makes a certificate and notes it, so that it can be ended.
-func (s *Service) issue(ctx context.Context, tx *store.Tx, csr []byte, person protocol.Person) ([][]byte, error) {
-	chain, err := s.Authority.IssuePerson(csr, person, CertificateTTL)
+// issue makes a certificate of a sign-in and notes it, so that it can be ended. The
+// first names the sign-in.
+func (s *Service) issue(ctx context.Context, tx *store.Tx, csr []byte, cert store.PersonCert) ([][]byte, error) {
+	ttl := s.lifetime(cert)
+	if ttl <= 0 {
+		return nil, unauthenticated("the sign-in of %s is over: sign in again", cert.Person)
+	}
+	chain, err := s.Authority.IssuePerson(csr, cert.Person, ttl)
 	if err != nil {
 		return nil, protocol.Errorf(protocol.CodeInvalid, "%v", err)
 	}
@@ -179,7 +197,9 @@ func (s *Service) issue(ctx context.Context, tx *store.Tx, csr []byte, person pr
 	if err != nil {
 		return nil, err
 	}
-	return chain, tx.InsertPersonCert(ctx, person, certs.Serial(leaf))
+	cert.Serial = certs.Serial(leaf)
+	cert.SignIn = cmp.Or(cert.SignIn, cert.Serial)
+	return chain, tx.InsertPersonCert(ctx, &cert)
 }
 
 // newToken ends a person's earlier tokens and makes a new one. Only a hash of

@@ -34,7 +34,10 @@ func (s *Service) WhoAmI(ctx context.Context, caller Caller, _ *lockboxv1.WhoAmI
 	if err != nil {
 		return nil, err
 	}
-	return &lockboxv1.WhoAmIResponse{Person: p, CertificateExpires: caller.Expires.Unix(), May: s.May(caller.Role)}, nil
+	return &lockboxv1.WhoAmIResponse{
+		Person: p, CertificateExpires: caller.Expires.Unix(), May: s.May(caller.Role),
+		SignedInBy: caller.Method, SignedIn: unix(caller.SignedIn), SignInEnds: unix(caller.Ends), Mfa: caller.MFA, Isolated: caller.Isolated,
+	}, nil
 }
 
 // CreatePerson registers somebody and returns a login token for them. Admins
@@ -157,7 +160,8 @@ func (s *Service) RemovePerson(ctx context.Context, caller Caller, in *lockboxv1
 }
 
 // CreateLoginToken makes a token for somebody who is registered. It ends the
-// ones made before, and every certificate they have: whoever stole one is out.
+// ones made before, every certificate they have, and what binds them to an account
+// at an identity provider: whoever stole one is out.
 func (s *Service) CreateLoginToken(ctx context.Context, caller Caller, in *lockboxv1.CreateLoginTokenRequest) (*lockboxv1.CreateLoginTokenResponse, error) {
 	out := &lockboxv1.CreateLoginTokenResponse{}
 	err := s.Store.Tx(ctx, func(tx *store.Tx) error {
@@ -166,6 +170,9 @@ func (s *Service) CreateLoginToken(ctx context.Context, caller Caller, in *lockb
 			return err
 		}
 		if err := tx.EndPersonCerts(ctx, row.Name, s.Now()); err != nil {
+			return err
+		}
+		if err := tx.DeletePersonSubject(ctx, row.Name); err != nil {
 			return err
 		}
 		if _, err := s.Audit.Record(ctx, tx, s.record(caller, auditlog.OpCreateLoginToken, row)); err != nil {
@@ -243,6 +250,13 @@ func readKeys(p store.Person, lines []string) ([]store.PersonKey, error) {
 		keys = append(keys, store.PersonKey{Fingerprint: k.Fingerprint(), Tenant: p.Tenant, Person: p.Name, PublicKey: k.PublicKey, Created: p.Created})
 	}
 	return keys, nil
+}
+
+func unix(t time.Time) int64 {
+	if t.IsZero() {
+		return 0
+	}
+	return t.Unix()
 }
 
 // show returns a person as others may see them.

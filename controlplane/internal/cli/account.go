@@ -2,84 +2,239 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
+	"os/exec"
+	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/databox-lockbox/lockbox/controlplane/client"
+	"github.com/databox-lockbox/lockbox/protocol"
 	lockboxv1 "github.com/databox-lockbox/lockbox/protocol/lockbox/v1"
 )
 
+// loginFlags are the flags of login.
+type loginFlags struct {
+	server, tokenFile      string
+	sso, device, noBrowser bool
+	provider, pin          string
+}
+
 func (a *app) loginCommand() *cobra.Command {
-	var server, tokenFile string
+	var flags loginFlags
 	c := &cobra.Command{
-		Use:   "login --server HOST:PORT [--token-file FILE]",
-		Short: "Exchange a one-time login token for a certificate",
-		Long: `Exchange a one-time login token for a certificate. Your key is made here and
-never leaves this machine; the token proves which control plane is the right
-one. Without --token-file the token is asked for, never taken from the command
-line, where other users could read it.`,
+		Use:   "login --server HOST:PORT [--token-file FILE | --sso]",
+		Short: "Get a certificate: for a one-time token, or by your identity provider",
+		Long: `Get a certificate. Your key is made here and never leaves this machine.
+
+With a one-time login token from an administrator: it also proves which control
+plane is the right one. Without --token-file it is asked for, never taken from the
+command line, where other users could read it.
+
+With --sso, by your organization's identity provider, in a browser on this machine,
+or with --device-code on any other: the certificate lasts an hour and is renewed
+while the sign-in lasts. Which control plane is the right one says --pin, which
+'lockbox whoami' shows to those who are logged in; it is remembered.`,
 		Args: args(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if server == "" {
+			if flags.server == "" {
 				return usagef("--server is missing: name the control plane, as in --server lockbox.example:8443")
 			}
-			token, err := readSecret(cmd, tokenFile, "Login token: ")
-			if err != nil {
-				return err
+			login := a.loginByToken
+			if flags.sso || flags.device || flags.provider != "" {
+				if login = a.loginBySSO; flags.tokenFile != "" {
+					return usagef("a token and an identity provider are two ways to log in: choose one")
+				}
 			}
-			ctx, cancel := context.WithTimeout(cmd.Context(), a.timeout)
-			defer cancel()
-			id, person, err := client.Login(ctx, server, token)
+			id, person, err := login(cmd, flags)
 			if err != nil {
 				return err
 			}
 			if err := id.Save(a.home); err != nil {
 				return err
 			}
+			if err := a.rememberServer(id); err != nil {
+				return err
+			}
 			return a.print(cmd, person, func(w io.Writer) {
-				fmt.Fprintf(w, "Logged in at %s as %s (%s).\n", server, person.Name, person.Role)
+				fmt.Fprintf(w, "Logged in at %s as %s (%s).\n", flags.server, person.Name, person.Role)
 			})
 		},
 	}
-	c.Flags().StringVar(&server, "server", os.Getenv("LOCKBOX_SERVER"), "address of the control plane's API, host:port (LOCKBOX_SERVER)")
-	c.Flags().StringVar(&tokenFile, "token-file", "", "file that holds the token; - for standard input")
+	f := c.Flags()
+	f.StringVar(&flags.server, "server", os.Getenv("LOCKBOX_SERVER"), "address of the control plane's API, host:port (LOCKBOX_SERVER)")
+	f.StringVar(&flags.tokenFile, "token-file", "", "file that holds the token; - for standard input")
+	f.BoolVar(&flags.sso, "sso", false, "sign in by an identity provider")
+	f.StringVar(&flags.provider, "provider", "", "which one, if there are several")
+	f.BoolVar(&flags.device, "device-code", false, "sign in on another machine, by a code")
+	f.BoolVar(&flags.noBrowser, "no-browser", false, "only show the address, do not open a browser")
+	f.StringVar(&flags.pin, "pin", os.Getenv("LOCKBOX_PIN"), "the control plane's pin, sha256:… (LOCKBOX_PIN)")
 	return c
+}
+
+func (a *app) loginByToken(cmd *cobra.Command, flags loginFlags) (*client.Identity, *lockboxv1.Person, error) {
+	token, err := readSecret(cmd, flags.tokenFile, "Login token: ")
+	if err != nil {
+		return nil, nil, err
+	}
+	ctx, cancel := context.WithTimeout(cmd.Context(), a.timeout)
+	defer cancel()
+	return client.Login(ctx, flags.server, token)
+}
+
+// signInTime is how long a person has for signing in.
+const signInTime = 10 * time.Minute
+
+func (a *app) loginBySSO(cmd *cobra.Command, flags loginFlags) (*client.Identity, *lockboxv1.Person, error) {
+	pin, err := a.pinOf(flags)
+	if err != nil {
+		return nil, nil, err
+	}
+	how := client.SignIn{Server: flags.server, Pin: pin, Provider: flags.provider}
+	if flags.device {
+		how.DeviceCode = func(address, code string) error {
+			return tell(cmd, func(w io.Writer) {
+				fmt.Fprintf(w, "Open %s on any machine, and type the code %s there.\n", printable(address), printable(code))
+			})
+		}
+	} else {
+		how.Browse = func(address string) error {
+			if !flags.noBrowser {
+				openBrowser(address)
+			}
+			return tell(cmd, func(w io.Writer) { fmt.Fprintf(w, "Sign in at\n\n%s\n\n", printable(address)) })
+		}
+	}
+	ctx, cancel := context.WithTimeout(cmd.Context(), signInTime)
+	defer cancel()
+	return how.Run(ctx)
+}
+
+// openBrowser opens an address in the person's browser, if there is a desktop. The
+// address is shown as well, so nothing depends on it.
+func openBrowser(address string) {
+	if os.Getenv("DISPLAY") == "" && os.Getenv("WAYLAND_DISPLAY") == "" {
+		return
+	}
+	if program, err := exec.LookPath("xdg-open"); err == nil {
+		c := exec.Command(program, address)
+		if c.Start() == nil {
+			_ = c.Process.Release() // the browser may outlive this command
+		}
+	}
+}
+
+// serverFile holds the control plane that this person last logged in to, with its
+// pin. It stays when they log out.
+const serverFile = "known-server"
+
+func (a *app) rememberServer(id *client.Identity) error {
+	pin, err := id.Pin()
+	if err != nil {
+		return err
+	}
+	return writeFile(filepath.Join(a.home, serverFile), []byte(id.Server+" "+pin+"\n"))
+}
+
+// pinOf returns the pin of the control plane to log in to: the one given, or the
+// one that is remembered. They must not differ.
+func (a *app) pinOf(flags loginFlags) (string, error) {
+	data, err := os.ReadFile(filepath.Join(a.home, serverFile))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return "", err
+	}
+	server, known, _ := strings.Cut(strings.TrimSpace(string(data)), " ")
+	switch {
+	case server != flags.server && flags.pin == "":
+		return "", usagef("--pin is missing: it says which control plane is the right one; ask somebody who is logged in what 'lockbox whoami' shows")
+	case server == flags.server && flags.pin != "" && flags.pin != known:
+		return "", fmt.Errorf("%s had the pin %s when you last logged in: do not log in, ask your administrators; if it was made anew, remove %s",
+			server, known, filepath.Join(a.home, serverFile))
+	case flags.pin != "":
+		return flags.pin, nil
+	}
+	return known, nil
 }
 
 func (a *app) logoutCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "logout",
-		Short: "Delete the key and certificate of this machine",
-		Long: `Delete your key and certificate from this machine. What else lies in your home
-stays: the trust policies you know, and how far you saw the activity log.`,
+		Short: "End your sign-in, here and at the control plane",
+		Long: `End your sign-in: the control plane takes none of its certificates any more, and
+your key and certificate are deleted from this machine. What else lies in your home
+stays: the trust policies you know, and how far you saw the activity log.
+
+If the control plane cannot be reached, the key is deleted all the same.`,
 		Args: args(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			ended := a.endSignIn(cmd.Context())
 			if err := client.RemoveIdentity(a.home); err != nil {
-				return err
+				return errors.Join(err, ended)
+			}
+			if ended != nil {
+				return fmt.Errorf("the key is deleted here, but the control plane was not told: %w", ended)
 			}
 			return a.printValue(cmd, struct{}{}, func(w io.Writer) { fmt.Fprintln(w, "Logged out.") })
 		},
 	}
 }
 
+// endSignIn tells the control plane. A sign-in that is over, or none, is no
+// failure.
+func (a *app) endSignIn(ctx context.Context) error {
+	id, err := client.LoadIdentity(a.home)
+	if errors.Is(err, client.ErrNotLoggedIn) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if end, err := id.Expires(); err == nil && time.Now().After(end) {
+		return nil
+	}
+	c, err := client.New(id)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	c.SetTimeout(a.timeout)
+	_, err = c.Accounts.Logout(ctx, &lockboxv1.LogoutRequest{})
+	if protocol.CodeOf(err) == protocol.CodeUnauthenticated {
+		return nil
+	}
+	return err
+}
+
 func (a *app) whoamiCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "whoami",
 		Short: "Show who you are and what you may do",
-		Long:  "Show who you are to the control plane, your role, and the calls it allows.",
+		Long:  "Show who you are to the control plane, how you signed in, your role, and the calls it allows.",
 		Args:  args(),
 		RunE: a.connected(func(ctx context.Context, c *client.Client, cmd *cobra.Command, _ []string) error {
 			resp, err := c.Accounts.WhoAmI(ctx, &lockboxv1.WhoAmIRequest{})
 			if err != nil {
 				return err
 			}
+			id, err := client.LoadIdentity(a.home)
+			if err != nil {
+				return err
+			}
+			pin, err := id.Pin()
+			if err != nil {
+				return err
+			}
 			return a.print(cmd, resp, func(w io.Writer) {
 				showPerson(w, resp.Person)
-				fields(w, "Certificate until", until(resp.CertificateExpires))
+				fields(w, "Signed in", strings.TrimSpace(when(resp.SignedIn)+" by "+resp.SignedInBy), "Second factor", yesNo(resp.Mfa),
+					"Certificate until", until(resp.CertificateExpires), "Sign-in until", until(resp.SignInEnds),
+					"Control plane", id.Server, "Its pin", pin)
 				fmt.Fprintln(w, "\nYou may call:")
 				for _, p := range resp.May {
 					fmt.Fprintln(w, "  "+printable(strings.TrimPrefix(p, "/lockbox.v1.")))

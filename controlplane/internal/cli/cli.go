@@ -87,7 +87,7 @@ func exitCode(err error) int {
 func advise(err error) string {
 	switch protocol.CodeOf(err) {
 	case protocol.CodeUnauthenticated:
-		return "Run 'lockbox login' with a new token from an administrator."
+		return "Run 'lockbox login' with a new token from an administrator, or with --sso."
 	case protocol.CodeForbidden:
 		return "Run 'lockbox whoami' to see who you are and what you may do."
 	case protocol.CodeUnavailable:
@@ -316,11 +316,10 @@ func (a *app) identity() (*client.Identity, error) {
 	return id, nil
 }
 
-// renewInTime replaces a certificate that ends within the hour. A failure is
-// no reason not to try the command: the certificate still holds.
+// renewInTime replaces a certificate that will soon end. A failure is no reason
+// not to try the command: the certificate still holds.
 func (a *app) renewInTime(ctx context.Context, c *client.Client, id *client.Identity) {
-	end, err := id.Expires()
-	if err != nil || time.Until(end) > time.Hour {
+	if !id.Ages(time.Now()) {
 		return
 	}
 	if fresh, err := c.Renew(ctx, id); err == nil {

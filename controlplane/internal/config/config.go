@@ -41,6 +41,9 @@ type Config struct {
 	Tunnel Listener `mapstructure:"tunnel"`
 	// Notify configures how people are told of what happens.
 	Notify Notify `mapstructure:"notify"`
+	// SignIn are the identity providers by which people may sign in. Default
+	// none: they log in with one-time tokens.
+	SignIn []Provider `mapstructure:"sign_in"`
 	// DeadMan is how long a node stays unlocked without hearing from the
 	// control plane. It must be what the agents are set to. Default 60s.
 	DeadMan time.Duration `mapstructure:"dead_man"`
@@ -110,6 +113,7 @@ func Default() Config {
 		API:     Listener{Address: "127.0.0.1:8443", Names: []string{"localhost", "127.0.0.1"}},
 		Tunnel:  Listener{Address: "127.0.0.1:8444", Names: []string{"localhost", "127.0.0.1"}},
 		Notify:  defaultNotify(),
+		SignIn:  []Provider{},
 		DeadMan: 60 * time.Second,
 		Timers:  DefaultTimers(),
 		Audit:   Audit{Sinks: []Sink{}},
@@ -164,6 +168,7 @@ func (c Config) Validate() error {
 	_, port, _ := net.SplitHostPort(c.API.Address)
 	p.Check(c.API.Address != c.Tunnel.Address || port == "0", "tunnel.address", "%q is the API's address: give the tunnel a port of its own", c.Tunnel.Address)
 	p.notify(c.Notify)
+	p.providers(c.SignIn)
 	p.Between("dead_man", c.DeadMan, time.Second, 10*time.Minute)
 	p.timers(c.Timers, c.DemoTimers)
 	p.audit(c.Audit)

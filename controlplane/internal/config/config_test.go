@@ -35,11 +35,14 @@ func TestExampleNamesEveryOption(t *testing.T) {
 	check = func(s reflect.Type) {
 		for f := range s.Fields() {
 			key := f.Tag.Get("mapstructure")
-			if !regexp.MustCompile(`(?m)^ *` + key + `:`).Match(data) {
+			if !regexp.MustCompile(`(?m)^[# -]*` + key + `:`).Match(data) {
 				t.Errorf("the example does not name %s", key)
 			}
-			if f.Type.Kind() == reflect.Struct {
+			switch {
+			case f.Type.Kind() == reflect.Struct:
 				check(f.Type)
+			case f.Type.Kind() == reflect.Slice && f.Type.Elem().Kind() == reflect.Struct:
+				check(f.Type.Elem())
 			}
 		}
 	}
@@ -64,6 +67,7 @@ func TestValidateReportsAllProblems(t *testing.T) {
 		Tunnel:  config.Listener{Address: "nonsense", Names: []string{"https://x", ""}},
 		DeadMan: time.Hour,
 		Log:     config.Log{Level: "loud", Format: "xml"},
+		SignIn:  []config.Provider{{ID: "a"}, {ID: "a", Session: time.Second, CAFile: "x"}},
 		Notify: config.Notify{
 			BaseURL: "http://x", From: "nobody", File: "/a/../b",
 			SMTP:     config.SMTP{Address: "mail", TLS: "none", CAFile: "x", Username: "u"},
@@ -78,6 +82,7 @@ func TestValidateReportsAllProblems(t *testing.T) {
 		"data_dir", "master_key_file", "policies_dir", "api.address", "api.names", "tunnel.address", "tunnel.names[0]",
 		"tunnel.names[1]", "dead_man", "timers.request_expiry", "log.level", "log.format",
 		"notify.base_url", "notify.from", "notify.file", "notify.smtp.address", "notify.smtp.tls", "notify.smtp.ca_file", "notify.smtp.username",
+		"sign_in[1].id", "sign_in[0].issuer", "sign_in[0].client_id", "sign_in[0].domains", "sign_in[1].session", "sign_in[1].ca_file",
 		"notify.webhooks.networks", "notify.webhooks.ca_file",
 	} {
 		if !strings.Contains(err.Error(), "\n  "+key+": ") {

@@ -167,9 +167,7 @@ func (d *draft) evaluate(ctx context.Context, tx *store.Tx) (policy.Evaluation, 
 	_, longest := orders.TimesOf(d.tenant)
 	return d.s.cfg.Policies.Evaluate(policy.Input{
 		Action: d.in.Action,
-		// Whoever reaches this service has signed in with a certificate of its
-		// own authority; there is no other way in.
-		Caller: policy.Caller{Person: d.caller.Person, Role: string(d.caller.Role), IsolatedIdentity: !d.caller.Expires.IsZero()},
+		Caller: policy.Caller{Person: d.caller.Person, Role: string(d.caller.Role), IsolatedIdentity: d.caller.Isolated, MFA: d.caller.MFA},
 		Device: policy.Device{
 			Serial: d.order.Serial, Order: d.order.ID, Subscription: d.order.Subscription, Tenant: d.order.Tenant,
 			Stage: d.order.Stage, Halted: orders.Halted(d.order), Locked: locked,

@@ -43,8 +43,8 @@ type Input struct {
 type Caller struct {
 	Person           protocol.Person
 	Role             string
-	IsolatedIdentity bool // by a certificate of the control plane's own authority
-	MFA              bool
+	IsolatedIdentity bool // by an identity of the control plane alone: a login token, not an identity provider
+	MFA              bool // with a second factor, as the identity provider says
 }
 
 // Device is the device asked for, with its order.

@@ -47,6 +47,12 @@ const (
 const (
 	// AccountServiceLoginProcedure is the procedure name of the AccountService's Login RPC.
 	AccountServiceLoginProcedure = "/lockbox.v1.AccountService/Login"
+	// AccountServiceListSignInsProcedure is the procedure name of the AccountService's ListSignIns RPC.
+	AccountServiceListSignInsProcedure = "/lockbox.v1.AccountService/ListSignIns"
+	// AccountServiceSignInProcedure is the procedure name of the AccountService's SignIn RPC.
+	AccountServiceSignInProcedure = "/lockbox.v1.AccountService/SignIn"
+	// AccountServiceLogoutProcedure is the procedure name of the AccountService's Logout RPC.
+	AccountServiceLogoutProcedure = "/lockbox.v1.AccountService/Logout"
 	// AccountServiceWhoAmIProcedure is the procedure name of the AccountService's WhoAmI RPC.
 	AccountServiceWhoAmIProcedure = "/lockbox.v1.AccountService/WhoAmI"
 	// AccountServiceRenewCertificateProcedure is the procedure name of the AccountService's
@@ -252,6 +258,27 @@ var (
 			Procedure:  AccountServiceLoginProcedure,
 		}
 	})
+	accountServiceListSignInsSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeUnary,
+			Schema:     File_lockbox_v1_lockbox_proto.Services().ByName("AccountService").Methods().ByName("ListSignIns"),
+			Procedure:  AccountServiceListSignInsProcedure,
+		}
+	})
+	accountServiceSignInSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeUnary,
+			Schema:     File_lockbox_v1_lockbox_proto.Services().ByName("AccountService").Methods().ByName("SignIn"),
+			Procedure:  AccountServiceSignInProcedure,
+		}
+	})
+	accountServiceLogoutSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeUnary,
+			Schema:     File_lockbox_v1_lockbox_proto.Services().ByName("AccountService").Methods().ByName("Logout"),
+			Procedure:  AccountServiceLogoutProcedure,
+		}
+	})
 	accountServiceWhoAmISpec = sync.OnceValue(func() connect.Spec {
 		return connect.Spec{
 			StreamType: connect.StreamTypeUnary,
@@ -314,6 +341,13 @@ var (
 type AccountServiceClient interface {
 	// Login exchanges a one-time login token and a CSR for a certificate.
 	Login(context.Context, *LoginRequest) (*LoginResponse, error)
+	// ListSignIns names the identity providers by which one can sign in.
+	ListSignIns(context.Context, *ListSignInsRequest) (*ListSignInsResponse, error)
+	// SignIn exchanges an ID token of one of them and a CSR for a certificate of
+	// minutes to hours.
+	SignIn(context.Context, *SignInRequest) (*LoginResponse, error)
+	// Logout ends every certificate of the caller's sign-in.
+	Logout(context.Context, *LogoutRequest) (*LogoutResponse, error)
 	WhoAmI(context.Context, *WhoAmIRequest) (*WhoAmIResponse, error)
 	// RenewCertificate replaces the caller's certificate before it expires.
 	RenewCertificate(context.Context, *RenewCertificateRequest) (*RenewCertificateResponse, error)
@@ -339,6 +373,13 @@ func NewAccountServiceClient(client *connect.Client) AccountServiceClient {
 type AccountServiceHandler interface {
 	// Login exchanges a one-time login token and a CSR for a certificate.
 	Login(context.Context, *LoginRequest) (*LoginResponse, error)
+	// ListSignIns names the identity providers by which one can sign in.
+	ListSignIns(context.Context, *ListSignInsRequest) (*ListSignInsResponse, error)
+	// SignIn exchanges an ID token of one of them and a CSR for a certificate of
+	// minutes to hours.
+	SignIn(context.Context, *SignInRequest) (*LoginResponse, error)
+	// Logout ends every certificate of the caller's sign-in.
+	Logout(context.Context, *LogoutRequest) (*LogoutResponse, error)
 	WhoAmI(context.Context, *WhoAmIRequest) (*WhoAmIResponse, error)
 	// RenewCertificate replaces the caller's certificate before it expires.
 	RenewCertificate(context.Context, *RenewCertificateRequest) (*RenewCertificateResponse, error)
@@ -360,6 +401,9 @@ func RegisterAccountServiceHandler(server *connect.Server, svc AccountServiceHan
 	adapter := accountServiceHandler{svc: svc}
 	server.Register(
 		connect.Method{Spec: accountServiceLoginSpec(), Handler: adapter.login},
+		connect.Method{Spec: accountServiceListSignInsSpec(), Handler: adapter.listSignIns},
+		connect.Method{Spec: accountServiceSignInSpec(), Handler: adapter.signIn},
+		connect.Method{Spec: accountServiceLogoutSpec(), Handler: adapter.logout},
 		connect.Method{Spec: accountServiceWhoAmISpec(), Handler: adapter.whoAmI},
 		connect.Method{Spec: accountServiceRenewCertificateSpec(), Handler: adapter.renewCertificate},
 		connect.Method{Spec: accountServiceCreatePersonSpec(), Handler: adapter.createPerson},
@@ -376,6 +420,18 @@ type UnimplementedAccountServiceHandler struct{}
 
 func (UnimplementedAccountServiceHandler) Login(context.Context, *LoginRequest) (*LoginResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "lockbox.v1.AccountService.Login is not implemented")
+}
+
+func (UnimplementedAccountServiceHandler) ListSignIns(context.Context, *ListSignInsRequest) (*ListSignInsResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "lockbox.v1.AccountService.ListSignIns is not implemented")
+}
+
+func (UnimplementedAccountServiceHandler) SignIn(context.Context, *SignInRequest) (*LoginResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "lockbox.v1.AccountService.SignIn is not implemented")
+}
+
+func (UnimplementedAccountServiceHandler) Logout(context.Context, *LogoutRequest) (*LogoutResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "lockbox.v1.AccountService.Logout is not implemented")
 }
 
 func (UnimplementedAccountServiceHandler) WhoAmI(context.Context, *WhoAmIRequest) (*WhoAmIResponse, error) {
@@ -417,6 +473,30 @@ type accountServiceClient struct {
 func (c *accountServiceClient) Login(ctx context.Context, req *LoginRequest) (*LoginResponse, error) {
 	var res LoginResponse
 	if err := c.client.CallUnary(ctx, accountServiceLoginSpec(), req, &res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+func (c *accountServiceClient) ListSignIns(ctx context.Context, req *ListSignInsRequest) (*ListSignInsResponse, error) {
+	var res ListSignInsResponse
+	if err := c.client.CallUnary(ctx, accountServiceListSignInsSpec(), req, &res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+func (c *accountServiceClient) SignIn(ctx context.Context, req *SignInRequest) (*LoginResponse, error) {
+	var res LoginResponse
+	if err := c.client.CallUnary(ctx, accountServiceSignInSpec(), req, &res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+func (c *accountServiceClient) Logout(ctx context.Context, req *LogoutRequest) (*LogoutResponse, error) {
+	var res LogoutResponse
+	if err := c.client.CallUnary(ctx, accountServiceLogoutSpec(), req, &res); err != nil {
 		return nil, err
 	}
 	return &res, nil
@@ -494,6 +574,42 @@ func (h accountServiceHandler) login(ctx context.Context, _ connect.Spec, stream
 		return err
 	}
 	res, err := h.svc.Login(ctx, &req)
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
+}
+
+func (h accountServiceHandler) listSignIns(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req ListSignInsRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	res, err := h.svc.ListSignIns(ctx, &req)
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
+}
+
+func (h accountServiceHandler) signIn(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req SignInRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	res, err := h.svc.SignIn(ctx, &req)
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
+}
+
+func (h accountServiceHandler) logout(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req LogoutRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	res, err := h.svc.Logout(ctx, &req)
 	if err != nil {
 		return err
 	}

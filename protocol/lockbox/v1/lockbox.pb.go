@@ -304,7 +304,12 @@ type WhoAmIResponse struct {
 	state              protoimpl.MessageState `protogen:"open.v1"`
 	Person             *Person                `protobuf:"bytes,1,opt,name=person,proto3" json:"person,omitempty"`
 	CertificateExpires int64                  `protobuf:"varint,2,opt,name=certificate_expires,json=certificateExpires,proto3" json:"certificate_expires,omitempty"`
-	May                []string               `protobuf:"bytes,3,rep,name=may,proto3" json:"may,omitempty"` // the procedures this role may call
+	May                []string               `protobuf:"bytes,3,rep,name=may,proto3" json:"may,omitempty"`                                   // the procedures this role may call
+	SignedInBy         string                 `protobuf:"bytes,4,opt,name=signed_in_by,json=signedInBy,proto3" json:"signed_in_by,omitempty"` // login-token, or oidc: and the provider's id
+	SignedIn           int64                  `protobuf:"varint,5,opt,name=signed_in,json=signedIn,proto3" json:"signed_in,omitempty"`
+	Mfa                bool                   `protobuf:"varint,6,opt,name=mfa,proto3" json:"mfa,omitempty"`                                   // with a second factor, as the provider says
+	Isolated           bool                   `protobuf:"varint,7,opt,name=isolated,proto3" json:"isolated,omitempty"`                         // by an identity of this control plane alone
+	SignInEnds         int64                  `protobuf:"varint,8,opt,name=sign_in_ends,json=signInEnds,proto3" json:"sign_in_ends,omitempty"` // when the certificate can no longer be renewed; 0: never
 	unknownFields      protoimpl.UnknownFields
 	sizeCache          protoimpl.SizeCache
 }
@@ -360,6 +365,354 @@ func (x *WhoAmIResponse) GetMay() []string {
 	return nil
 }
 
+func (x *WhoAmIResponse) GetSignedInBy() string {
+	if x != nil {
+		return x.SignedInBy
+	}
+	return ""
+}
+
+func (x *WhoAmIResponse) GetSignedIn() int64 {
+	if x != nil {
+		return x.SignedIn
+	}
+	return 0
+}
+
+func (x *WhoAmIResponse) GetMfa() bool {
+	if x != nil {
+		return x.Mfa
+	}
+	return false
+}
+
+func (x *WhoAmIResponse) GetIsolated() bool {
+	if x != nil {
+		return x.Isolated
+	}
+	return false
+}
+
+func (x *WhoAmIResponse) GetSignInEnds() int64 {
+	if x != nil {
+		return x.SignInEnds
+	}
+	return 0
+}
+
+type ListSignInsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListSignInsRequest) Reset() {
+	*x = ListSignInsRequest{}
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListSignInsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListSignInsRequest) ProtoMessage() {}
+
+func (x *ListSignInsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListSignInsRequest.ProtoReflect.Descriptor instead.
+func (*ListSignInsRequest) Descriptor() ([]byte, []int) {
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{6}
+}
+
+type ListSignInsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Providers     []*SignInProvider      `protobuf:"bytes,1,rep,name=providers,proto3" json:"providers,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListSignInsResponse) Reset() {
+	*x = ListSignInsResponse{}
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListSignInsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListSignInsResponse) ProtoMessage() {}
+
+func (x *ListSignInsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListSignInsResponse.ProtoReflect.Descriptor instead.
+func (*ListSignInsResponse) Descriptor() ([]byte, []int) {
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *ListSignInsResponse) GetProviders() []*SignInProvider {
+	if x != nil {
+		return x.Providers
+	}
+	return nil
+}
+
+// SignInProvider is what a client needs to sign in by OpenID Connect.
+type SignInProvider struct {
+	state                       protoimpl.MessageState `protogen:"open.v1"`
+	Id                          string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Issuer                      string                 `protobuf:"bytes,2,opt,name=issuer,proto3" json:"issuer,omitempty"`
+	ClientId                    string                 `protobuf:"bytes,3,opt,name=client_id,json=clientId,proto3" json:"client_id,omitempty"`
+	AuthorizationEndpoint       string                 `protobuf:"bytes,4,opt,name=authorization_endpoint,json=authorizationEndpoint,proto3" json:"authorization_endpoint,omitempty"`
+	TokenEndpoint               string                 `protobuf:"bytes,5,opt,name=token_endpoint,json=tokenEndpoint,proto3" json:"token_endpoint,omitempty"`
+	DeviceAuthorizationEndpoint string                 `protobuf:"bytes,6,opt,name=device_authorization_endpoint,json=deviceAuthorizationEndpoint,proto3" json:"device_authorization_endpoint,omitempty"` // "" if it offers no device code, or none is taken here
+	Scopes                      []string               `protobuf:"bytes,7,rep,name=scopes,proto3" json:"scopes,omitempty"`
+	unknownFields               protoimpl.UnknownFields
+	sizeCache                   protoimpl.SizeCache
+}
+
+func (x *SignInProvider) Reset() {
+	*x = SignInProvider{}
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SignInProvider) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SignInProvider) ProtoMessage() {}
+
+func (x *SignInProvider) ProtoReflect() protoreflect.Message {
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SignInProvider.ProtoReflect.Descriptor instead.
+func (*SignInProvider) Descriptor() ([]byte, []int) {
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *SignInProvider) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *SignInProvider) GetIssuer() string {
+	if x != nil {
+		return x.Issuer
+	}
+	return ""
+}
+
+func (x *SignInProvider) GetClientId() string {
+	if x != nil {
+		return x.ClientId
+	}
+	return ""
+}
+
+func (x *SignInProvider) GetAuthorizationEndpoint() string {
+	if x != nil {
+		return x.AuthorizationEndpoint
+	}
+	return ""
+}
+
+func (x *SignInProvider) GetTokenEndpoint() string {
+	if x != nil {
+		return x.TokenEndpoint
+	}
+	return ""
+}
+
+func (x *SignInProvider) GetDeviceAuthorizationEndpoint() string {
+	if x != nil {
+		return x.DeviceAuthorizationEndpoint
+	}
+	return ""
+}
+
+func (x *SignInProvider) GetScopes() []string {
+	if x != nil {
+		return x.Scopes
+	}
+	return nil
+}
+
+type SignInRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Provider      string                 `protobuf:"bytes,1,opt,name=provider,proto3" json:"provider,omitempty"` // its id
+	IdToken       string                 `protobuf:"bytes,2,opt,name=id_token,json=idToken,proto3" json:"id_token,omitempty"`
+	Csr           []byte                 `protobuf:"bytes,3,opt,name=csr,proto3" json:"csr,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SignInRequest) Reset() {
+	*x = SignInRequest{}
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SignInRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SignInRequest) ProtoMessage() {}
+
+func (x *SignInRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SignInRequest.ProtoReflect.Descriptor instead.
+func (*SignInRequest) Descriptor() ([]byte, []int) {
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *SignInRequest) GetProvider() string {
+	if x != nil {
+		return x.Provider
+	}
+	return ""
+}
+
+func (x *SignInRequest) GetIdToken() string {
+	if x != nil {
+		return x.IdToken
+	}
+	return ""
+}
+
+func (x *SignInRequest) GetCsr() []byte {
+	if x != nil {
+		return x.Csr
+	}
+	return nil
+}
+
+type LogoutRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LogoutRequest) Reset() {
+	*x = LogoutRequest{}
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LogoutRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LogoutRequest) ProtoMessage() {}
+
+func (x *LogoutRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LogoutRequest.ProtoReflect.Descriptor instead.
+func (*LogoutRequest) Descriptor() ([]byte, []int) {
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{10}
+}
+
+type LogoutResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Ended         int32                  `protobuf:"varint,1,opt,name=ended,proto3" json:"ended,omitempty"` // how many certificates
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LogoutResponse) Reset() {
+	*x = LogoutResponse{}
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LogoutResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LogoutResponse) ProtoMessage() {}
+
+func (x *LogoutResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LogoutResponse.ProtoReflect.Descriptor instead.
+func (*LogoutResponse) Descriptor() ([]byte, []int) {
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *LogoutResponse) GetEnded() int32 {
+	if x != nil {
+		return x.Ended
+	}
+	return 0
+}
+
 type RenewCertificateRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Csr           []byte                 `protobuf:"bytes,1,opt,name=csr,proto3" json:"csr,omitempty"`
@@ -369,7 +722,7 @@ type RenewCertificateRequest struct {
 
 func (x *RenewCertificateRequest) Reset() {
 	*x = RenewCertificateRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[6]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -381,7 +734,7 @@ func (x *RenewCertificateRequest) String() string {
 func (*RenewCertificateRequest) ProtoMessage() {}
 
 func (x *RenewCertificateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[6]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -394,7 +747,7 @@ func (x *RenewCertificateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewCertificateRequest.ProtoReflect.Descriptor instead.
 func (*RenewCertificateRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{6}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *RenewCertificateRequest) GetCsr() []byte {
@@ -413,7 +766,7 @@ type RenewCertificateResponse struct {
 
 func (x *RenewCertificateResponse) Reset() {
 	*x = RenewCertificateResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[7]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -425,7 +778,7 @@ func (x *RenewCertificateResponse) String() string {
 func (*RenewCertificateResponse) ProtoMessage() {}
 
 func (x *RenewCertificateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[7]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -438,7 +791,7 @@ func (x *RenewCertificateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewCertificateResponse.ProtoReflect.Descriptor instead.
 func (*RenewCertificateResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{7}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *RenewCertificateResponse) GetChain() [][]byte {
@@ -460,7 +813,7 @@ type CreatePersonRequest struct {
 
 func (x *CreatePersonRequest) Reset() {
 	*x = CreatePersonRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[8]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -472,7 +825,7 @@ func (x *CreatePersonRequest) String() string {
 func (*CreatePersonRequest) ProtoMessage() {}
 
 func (x *CreatePersonRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[8]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -485,7 +838,7 @@ func (x *CreatePersonRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreatePersonRequest.ProtoReflect.Descriptor instead.
 func (*CreatePersonRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{8}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *CreatePersonRequest) GetName() string {
@@ -526,7 +879,7 @@ type CreatePersonResponse struct {
 
 func (x *CreatePersonResponse) Reset() {
 	*x = CreatePersonResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[9]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -538,7 +891,7 @@ func (x *CreatePersonResponse) String() string {
 func (*CreatePersonResponse) ProtoMessage() {}
 
 func (x *CreatePersonResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[9]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -551,7 +904,7 @@ func (x *CreatePersonResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreatePersonResponse.ProtoReflect.Descriptor instead.
 func (*CreatePersonResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{9}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *CreatePersonResponse) GetPerson() *Person {
@@ -578,7 +931,7 @@ type ListPeopleRequest struct {
 
 func (x *ListPeopleRequest) Reset() {
 	*x = ListPeopleRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[10]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -590,7 +943,7 @@ func (x *ListPeopleRequest) String() string {
 func (*ListPeopleRequest) ProtoMessage() {}
 
 func (x *ListPeopleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[10]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -603,7 +956,7 @@ func (x *ListPeopleRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPeopleRequest.ProtoReflect.Descriptor instead.
 func (*ListPeopleRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{10}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ListPeopleRequest) GetTenant() string {
@@ -629,7 +982,7 @@ type ListPeopleResponse struct {
 
 func (x *ListPeopleResponse) Reset() {
 	*x = ListPeopleResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[11]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -641,7 +994,7 @@ func (x *ListPeopleResponse) String() string {
 func (*ListPeopleResponse) ProtoMessage() {}
 
 func (x *ListPeopleResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[11]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -654,7 +1007,7 @@ func (x *ListPeopleResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPeopleResponse.ProtoReflect.Descriptor instead.
 func (*ListPeopleResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{11}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *ListPeopleResponse) GetPeople() []*Person {
@@ -673,7 +1026,7 @@ type RemovePersonRequest struct {
 
 func (x *RemovePersonRequest) Reset() {
 	*x = RemovePersonRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[12]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -685,7 +1038,7 @@ func (x *RemovePersonRequest) String() string {
 func (*RemovePersonRequest) ProtoMessage() {}
 
 func (x *RemovePersonRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[12]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -698,7 +1051,7 @@ func (x *RemovePersonRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemovePersonRequest.ProtoReflect.Descriptor instead.
 func (*RemovePersonRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{12}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *RemovePersonRequest) GetName() string {
@@ -716,7 +1069,7 @@ type RemovePersonResponse struct {
 
 func (x *RemovePersonResponse) Reset() {
 	*x = RemovePersonResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[13]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -728,7 +1081,7 @@ func (x *RemovePersonResponse) String() string {
 func (*RemovePersonResponse) ProtoMessage() {}
 
 func (x *RemovePersonResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[13]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -741,7 +1094,7 @@ func (x *RemovePersonResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemovePersonResponse.ProtoReflect.Descriptor instead.
 func (*RemovePersonResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{13}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{19}
 }
 
 type AddKeyRequest struct {
@@ -754,7 +1107,7 @@ type AddKeyRequest struct {
 
 func (x *AddKeyRequest) Reset() {
 	*x = AddKeyRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[14]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -766,7 +1119,7 @@ func (x *AddKeyRequest) String() string {
 func (*AddKeyRequest) ProtoMessage() {}
 
 func (x *AddKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[14]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -779,7 +1132,7 @@ func (x *AddKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddKeyRequest.ProtoReflect.Descriptor instead.
 func (*AddKeyRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{14}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *AddKeyRequest) GetPerson() string {
@@ -806,7 +1159,7 @@ type RemoveKeyRequest struct {
 
 func (x *RemoveKeyRequest) Reset() {
 	*x = RemoveKeyRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[15]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -818,7 +1171,7 @@ func (x *RemoveKeyRequest) String() string {
 func (*RemoveKeyRequest) ProtoMessage() {}
 
 func (x *RemoveKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[15]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -831,7 +1184,7 @@ func (x *RemoveKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveKeyRequest.ProtoReflect.Descriptor instead.
 func (*RemoveKeyRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{15}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *RemoveKeyRequest) GetPerson() string {
@@ -857,7 +1210,7 @@ type CreateLoginTokenRequest struct {
 
 func (x *CreateLoginTokenRequest) Reset() {
 	*x = CreateLoginTokenRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[16]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -869,7 +1222,7 @@ func (x *CreateLoginTokenRequest) String() string {
 func (*CreateLoginTokenRequest) ProtoMessage() {}
 
 func (x *CreateLoginTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[16]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -882,7 +1235,7 @@ func (x *CreateLoginTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateLoginTokenRequest.ProtoReflect.Descriptor instead.
 func (*CreateLoginTokenRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{16}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *CreateLoginTokenRequest) GetName() string {
@@ -901,7 +1254,7 @@ type CreateLoginTokenResponse struct {
 
 func (x *CreateLoginTokenResponse) Reset() {
 	*x = CreateLoginTokenResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[17]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -913,7 +1266,7 @@ func (x *CreateLoginTokenResponse) String() string {
 func (*CreateLoginTokenResponse) ProtoMessage() {}
 
 func (x *CreateLoginTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[17]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -926,7 +1279,7 @@ func (x *CreateLoginTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateLoginTokenResponse.ProtoReflect.Descriptor instead.
 func (*CreateLoginTokenResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{17}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *CreateLoginTokenResponse) GetLoginToken() string {
@@ -945,7 +1298,7 @@ type ReportApplicabilityRequest struct {
 
 func (x *ReportApplicabilityRequest) Reset() {
 	*x = ReportApplicabilityRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[18]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -957,7 +1310,7 @@ func (x *ReportApplicabilityRequest) String() string {
 func (*ReportApplicabilityRequest) ProtoMessage() {}
 
 func (x *ReportApplicabilityRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[18]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -970,7 +1323,7 @@ func (x *ReportApplicabilityRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportApplicabilityRequest.ProtoReflect.Descriptor instead.
 func (*ReportApplicabilityRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{18}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *ReportApplicabilityRequest) GetTenant() string {
@@ -993,7 +1346,7 @@ type ApplicableResource struct {
 
 func (x *ApplicableResource) Reset() {
 	*x = ApplicableResource{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[19]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1005,7 +1358,7 @@ func (x *ApplicableResource) String() string {
 func (*ApplicableResource) ProtoMessage() {}
 
 func (x *ApplicableResource) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[19]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1018,7 +1371,7 @@ func (x *ApplicableResource) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplicableResource.ProtoReflect.Descriptor instead.
 func (*ApplicableResource) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{19}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *ApplicableResource) GetTenant() string {
@@ -1065,7 +1418,7 @@ type ReportApplicabilityResponse struct {
 
 func (x *ReportApplicabilityResponse) Reset() {
 	*x = ReportApplicabilityResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[20]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1077,7 +1430,7 @@ func (x *ReportApplicabilityResponse) String() string {
 func (*ReportApplicabilityResponse) ProtoMessage() {}
 
 func (x *ReportApplicabilityResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[20]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1090,7 +1443,7 @@ func (x *ReportApplicabilityResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportApplicabilityResponse.ProtoReflect.Descriptor instead.
 func (*ReportApplicabilityResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{20}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *ReportApplicabilityResponse) GetResources() []*ApplicableResource {
@@ -1115,7 +1468,7 @@ type Tenant struct {
 
 func (x *Tenant) Reset() {
 	*x = Tenant{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[21]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1127,7 +1480,7 @@ func (x *Tenant) String() string {
 func (*Tenant) ProtoMessage() {}
 
 func (x *Tenant) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[21]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1140,7 +1493,7 @@ func (x *Tenant) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Tenant.ProtoReflect.Descriptor instead.
 func (*Tenant) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{21}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Tenant) GetId() string {
@@ -1204,7 +1557,7 @@ type Subscription struct {
 
 func (x *Subscription) Reset() {
 	*x = Subscription{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[22]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1216,7 +1569,7 @@ func (x *Subscription) String() string {
 func (*Subscription) ProtoMessage() {}
 
 func (x *Subscription) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[22]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1229,7 +1582,7 @@ func (x *Subscription) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Subscription.ProtoReflect.Descriptor instead.
 func (*Subscription) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{22}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Subscription) GetId() string {
@@ -1270,7 +1623,7 @@ type CreateTenantRequest struct {
 
 func (x *CreateTenantRequest) Reset() {
 	*x = CreateTenantRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[23]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1282,7 +1635,7 @@ func (x *CreateTenantRequest) String() string {
 func (*CreateTenantRequest) ProtoMessage() {}
 
 func (x *CreateTenantRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[23]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1295,7 +1648,7 @@ func (x *CreateTenantRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTenantRequest.ProtoReflect.Descriptor instead.
 func (*CreateTenantRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{23}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *CreateTenantRequest) GetId() string {
@@ -1321,7 +1674,7 @@ type GetTenantRequest struct {
 
 func (x *GetTenantRequest) Reset() {
 	*x = GetTenantRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[24]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1333,7 +1686,7 @@ func (x *GetTenantRequest) String() string {
 func (*GetTenantRequest) ProtoMessage() {}
 
 func (x *GetTenantRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[24]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1346,7 +1699,7 @@ func (x *GetTenantRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetTenantRequest.ProtoReflect.Descriptor instead.
 func (*GetTenantRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{24}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *GetTenantRequest) GetId() string {
@@ -1364,7 +1717,7 @@ type ListTenantsRequest struct {
 
 func (x *ListTenantsRequest) Reset() {
 	*x = ListTenantsRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[25]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1376,7 +1729,7 @@ func (x *ListTenantsRequest) String() string {
 func (*ListTenantsRequest) ProtoMessage() {}
 
 func (x *ListTenantsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[25]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1389,7 +1742,7 @@ func (x *ListTenantsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTenantsRequest.ProtoReflect.Descriptor instead.
 func (*ListTenantsRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{25}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{31}
 }
 
 type ListTenantsResponse struct {
@@ -1401,7 +1754,7 @@ type ListTenantsResponse struct {
 
 func (x *ListTenantsResponse) Reset() {
 	*x = ListTenantsResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[26]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1413,7 +1766,7 @@ func (x *ListTenantsResponse) String() string {
 func (*ListTenantsResponse) ProtoMessage() {}
 
 func (x *ListTenantsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[26]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1426,7 +1779,7 @@ func (x *ListTenantsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTenantsResponse.ProtoReflect.Descriptor instead.
 func (*ListTenantsResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{26}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *ListTenantsResponse) GetTenants() []*Tenant {
@@ -1448,7 +1801,7 @@ type CreateSubscriptionRequest struct {
 
 func (x *CreateSubscriptionRequest) Reset() {
 	*x = CreateSubscriptionRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[27]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1460,7 +1813,7 @@ func (x *CreateSubscriptionRequest) String() string {
 func (*CreateSubscriptionRequest) ProtoMessage() {}
 
 func (x *CreateSubscriptionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[27]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1473,7 +1826,7 @@ func (x *CreateSubscriptionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateSubscriptionRequest.ProtoReflect.Descriptor instead.
 func (*CreateSubscriptionRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{27}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *CreateSubscriptionRequest) GetId() string {
@@ -1513,7 +1866,7 @@ type EnableLockboxRequest struct {
 
 func (x *EnableLockboxRequest) Reset() {
 	*x = EnableLockboxRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[28]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1525,7 +1878,7 @@ func (x *EnableLockboxRequest) String() string {
 func (*EnableLockboxRequest) ProtoMessage() {}
 
 func (x *EnableLockboxRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[28]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1538,7 +1891,7 @@ func (x *EnableLockboxRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EnableLockboxRequest.ProtoReflect.Descriptor instead.
 func (*EnableLockboxRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{28}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *EnableLockboxRequest) GetTenant() string {
@@ -1558,7 +1911,7 @@ type DisableLockboxRequest struct {
 
 func (x *DisableLockboxRequest) Reset() {
 	*x = DisableLockboxRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[29]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1570,7 +1923,7 @@ func (x *DisableLockboxRequest) String() string {
 func (*DisableLockboxRequest) ProtoMessage() {}
 
 func (x *DisableLockboxRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[29]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1583,7 +1936,7 @@ func (x *DisableLockboxRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DisableLockboxRequest.ProtoReflect.Descriptor instead.
 func (*DisableLockboxRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{29}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *DisableLockboxRequest) GetTenant() string {
@@ -1611,7 +1964,7 @@ type SetTenantRequest struct {
 
 func (x *SetTenantRequest) Reset() {
 	*x = SetTenantRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[30]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1623,7 +1976,7 @@ func (x *SetTenantRequest) String() string {
 func (*SetTenantRequest) ProtoMessage() {}
 
 func (x *SetTenantRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[30]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1636,7 +1989,7 @@ func (x *SetTenantRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetTenantRequest.ProtoReflect.Descriptor instead.
 func (*SetTenantRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{30}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *SetTenantRequest) GetTenant() string {
@@ -1686,7 +2039,7 @@ type Order struct {
 
 func (x *Order) Reset() {
 	*x = Order{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[31]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1698,7 +2051,7 @@ func (x *Order) String() string {
 func (*Order) ProtoMessage() {}
 
 func (x *Order) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[31]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1711,7 +2064,7 @@ func (x *Order) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Order.ProtoReflect.Descriptor instead.
 func (*Order) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{31}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *Order) GetId() string {
@@ -1851,7 +2204,7 @@ type OrderNode struct {
 
 func (x *OrderNode) Reset() {
 	*x = OrderNode{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[32]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1863,7 +2216,7 @@ func (x *OrderNode) String() string {
 func (*OrderNode) ProtoMessage() {}
 
 func (x *OrderNode) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[32]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1876,7 +2229,7 @@ func (x *OrderNode) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OrderNode.ProtoReflect.Descriptor instead.
 func (*OrderNode) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{32}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *OrderNode) GetNode() int32 {
@@ -1912,7 +2265,7 @@ type Destination struct {
 
 func (x *Destination) Reset() {
 	*x = Destination{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[33]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1924,7 +2277,7 @@ func (x *Destination) String() string {
 func (*Destination) ProtoMessage() {}
 
 func (x *Destination) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[33]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1937,7 +2290,7 @@ func (x *Destination) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Destination.ProtoReflect.Descriptor instead.
 func (*Destination) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{33}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *Destination) GetAccount() string {
@@ -1972,7 +2325,7 @@ type HistoryLine struct {
 
 func (x *HistoryLine) Reset() {
 	*x = HistoryLine{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[34]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1984,7 +2337,7 @@ func (x *HistoryLine) String() string {
 func (*HistoryLine) ProtoMessage() {}
 
 func (x *HistoryLine) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[34]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1997,7 +2350,7 @@ func (x *HistoryLine) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HistoryLine.ProtoReflect.Descriptor instead.
 func (*HistoryLine) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{34}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *HistoryLine) GetTime() int64 {
@@ -2033,7 +2386,7 @@ type PlaceOrderRequest struct {
 
 func (x *PlaceOrderRequest) Reset() {
 	*x = PlaceOrderRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[35]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2045,7 +2398,7 @@ func (x *PlaceOrderRequest) String() string {
 func (*PlaceOrderRequest) ProtoMessage() {}
 
 func (x *PlaceOrderRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[35]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2058,7 +2411,7 @@ func (x *PlaceOrderRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlaceOrderRequest.ProtoReflect.Descriptor instead.
 func (*PlaceOrderRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{35}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *PlaceOrderRequest) GetId() string {
@@ -2098,7 +2451,7 @@ type GetOrderRequest struct {
 
 func (x *GetOrderRequest) Reset() {
 	*x = GetOrderRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[36]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2110,7 +2463,7 @@ func (x *GetOrderRequest) String() string {
 func (*GetOrderRequest) ProtoMessage() {}
 
 func (x *GetOrderRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[36]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2123,7 +2476,7 @@ func (x *GetOrderRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetOrderRequest.ProtoReflect.Descriptor instead.
 func (*GetOrderRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{36}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *GetOrderRequest) GetId() string {
@@ -2142,7 +2495,7 @@ type ListOrdersRequest struct {
 
 func (x *ListOrdersRequest) Reset() {
 	*x = ListOrdersRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[37]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2154,7 +2507,7 @@ func (x *ListOrdersRequest) String() string {
 func (*ListOrdersRequest) ProtoMessage() {}
 
 func (x *ListOrdersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[37]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2167,7 +2520,7 @@ func (x *ListOrdersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListOrdersRequest.ProtoReflect.Descriptor instead.
 func (*ListOrdersRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{37}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *ListOrdersRequest) GetTenant() string {
@@ -2186,7 +2539,7 @@ type ListOrdersResponse struct {
 
 func (x *ListOrdersResponse) Reset() {
 	*x = ListOrdersResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[38]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2198,7 +2551,7 @@ func (x *ListOrdersResponse) String() string {
 func (*ListOrdersResponse) ProtoMessage() {}
 
 func (x *ListOrdersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[38]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2211,7 +2564,7 @@ func (x *ListOrdersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListOrdersResponse.ProtoReflect.Descriptor instead.
 func (*ListOrdersResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{38}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *ListOrdersResponse) GetOrders() []*Order {
@@ -2232,7 +2585,7 @@ type PrepareDeviceRequest struct {
 
 func (x *PrepareDeviceRequest) Reset() {
 	*x = PrepareDeviceRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[39]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2244,7 +2597,7 @@ func (x *PrepareDeviceRequest) String() string {
 func (*PrepareDeviceRequest) ProtoMessage() {}
 
 func (x *PrepareDeviceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[39]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2257,7 +2610,7 @@ func (x *PrepareDeviceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PrepareDeviceRequest.ProtoReflect.Descriptor instead.
 func (*PrepareDeviceRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{39}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *PrepareDeviceRequest) GetOrder() string {
@@ -2295,7 +2648,7 @@ type PreparedDisk struct {
 
 func (x *PreparedDisk) Reset() {
 	*x = PreparedDisk{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[40]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2307,7 +2660,7 @@ func (x *PreparedDisk) String() string {
 func (*PreparedDisk) ProtoMessage() {}
 
 func (x *PreparedDisk) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[40]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2320,7 +2673,7 @@ func (x *PreparedDisk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PreparedDisk.ProtoReflect.Descriptor instead.
 func (*PreparedDisk) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{40}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *PreparedDisk) GetNode() int32 {
@@ -2375,7 +2728,7 @@ type PreparedManifest struct {
 
 func (x *PreparedManifest) Reset() {
 	*x = PreparedManifest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[41]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2387,7 +2740,7 @@ func (x *PreparedManifest) String() string {
 func (*PreparedManifest) ProtoMessage() {}
 
 func (x *PreparedManifest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[41]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2400,7 +2753,7 @@ func (x *PreparedManifest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PreparedManifest.ProtoReflect.Descriptor instead.
 func (*PreparedManifest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{41}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *PreparedManifest) GetShare() string {
@@ -2427,7 +2780,7 @@ type AdvanceOrderRequest struct {
 
 func (x *AdvanceOrderRequest) Reset() {
 	*x = AdvanceOrderRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[42]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2439,7 +2792,7 @@ func (x *AdvanceOrderRequest) String() string {
 func (*AdvanceOrderRequest) ProtoMessage() {}
 
 func (x *AdvanceOrderRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[42]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2452,7 +2805,7 @@ func (x *AdvanceOrderRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AdvanceOrderRequest.ProtoReflect.Descriptor instead.
 func (*AdvanceOrderRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{42}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *AdvanceOrderRequest) GetOrder() string {
@@ -2484,7 +2837,7 @@ type DraftTrustPolicyRequest struct {
 
 func (x *DraftTrustPolicyRequest) Reset() {
 	*x = DraftTrustPolicyRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[43]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2496,7 +2849,7 @@ func (x *DraftTrustPolicyRequest) String() string {
 func (*DraftTrustPolicyRequest) ProtoMessage() {}
 
 func (x *DraftTrustPolicyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[43]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2509,7 +2862,7 @@ func (x *DraftTrustPolicyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DraftTrustPolicyRequest.ProtoReflect.Descriptor instead.
 func (*DraftTrustPolicyRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{43}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *DraftTrustPolicyRequest) GetOrder() string {
@@ -2574,7 +2927,7 @@ type PolicyExclusion struct {
 
 func (x *PolicyExclusion) Reset() {
 	*x = PolicyExclusion{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[44]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2586,7 +2939,7 @@ func (x *PolicyExclusion) String() string {
 func (*PolicyExclusion) ProtoMessage() {}
 
 func (x *PolicyExclusion) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[44]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2599,7 +2952,7 @@ func (x *PolicyExclusion) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PolicyExclusion.ProtoReflect.Descriptor instead.
 func (*PolicyExclusion) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{44}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *PolicyExclusion) GetKind() string {
@@ -2641,7 +2994,7 @@ type PolicyGroup struct {
 
 func (x *PolicyGroup) Reset() {
 	*x = PolicyGroup{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[45]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2653,7 +3006,7 @@ func (x *PolicyGroup) String() string {
 func (*PolicyGroup) ProtoMessage() {}
 
 func (x *PolicyGroup) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[45]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2666,7 +3019,7 @@ func (x *PolicyGroup) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PolicyGroup.ProtoReflect.Descriptor instead.
 func (*PolicyGroup) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{45}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *PolicyGroup) GetName() string {
@@ -2707,7 +3060,7 @@ type Document struct {
 
 func (x *Document) Reset() {
 	*x = Document{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[46]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2719,7 +3072,7 @@ func (x *Document) String() string {
 func (*Document) ProtoMessage() {}
 
 func (x *Document) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[46]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2732,7 +3085,7 @@ func (x *Document) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Document.ProtoReflect.Descriptor instead.
 func (*Document) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{46}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *Document) GetKind() string {
@@ -2800,7 +3153,7 @@ type GetPolicyDeliveryRequest struct {
 
 func (x *GetPolicyDeliveryRequest) Reset() {
 	*x = GetPolicyDeliveryRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[47]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2812,7 +3165,7 @@ func (x *GetPolicyDeliveryRequest) String() string {
 func (*GetPolicyDeliveryRequest) ProtoMessage() {}
 
 func (x *GetPolicyDeliveryRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[47]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2825,7 +3178,7 @@ func (x *GetPolicyDeliveryRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetPolicyDeliveryRequest.ProtoReflect.Descriptor instead.
 func (*GetPolicyDeliveryRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{47}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *GetPolicyDeliveryRequest) GetOrder() string {
@@ -2846,7 +3199,7 @@ type GetPolicyDeliveryResponse struct {
 
 func (x *GetPolicyDeliveryResponse) Reset() {
 	*x = GetPolicyDeliveryResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[48]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2858,7 +3211,7 @@ func (x *GetPolicyDeliveryResponse) String() string {
 func (*GetPolicyDeliveryResponse) ProtoMessage() {}
 
 func (x *GetPolicyDeliveryResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[48]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2871,7 +3224,7 @@ func (x *GetPolicyDeliveryResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetPolicyDeliveryResponse.ProtoReflect.Descriptor instead.
 func (*GetPolicyDeliveryResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{48}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *GetPolicyDeliveryResponse) GetDigest() string {
@@ -2912,7 +3265,7 @@ type NodePolicy struct {
 
 func (x *NodePolicy) Reset() {
 	*x = NodePolicy{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[49]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2924,7 +3277,7 @@ func (x *NodePolicy) String() string {
 func (*NodePolicy) ProtoMessage() {}
 
 func (x *NodePolicy) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[49]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2937,7 +3290,7 @@ func (x *NodePolicy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodePolicy.ProtoReflect.Descriptor instead.
 func (*NodePolicy) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{49}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *NodePolicy) GetNode() string {
@@ -3005,7 +3358,7 @@ type ListPendingDocumentsRequest struct {
 
 func (x *ListPendingDocumentsRequest) Reset() {
 	*x = ListPendingDocumentsRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[50]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3017,7 +3370,7 @@ func (x *ListPendingDocumentsRequest) String() string {
 func (*ListPendingDocumentsRequest) ProtoMessage() {}
 
 func (x *ListPendingDocumentsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[50]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3030,7 +3383,7 @@ func (x *ListPendingDocumentsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPendingDocumentsRequest.ProtoReflect.Descriptor instead.
 func (*ListPendingDocumentsRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{50}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *ListPendingDocumentsRequest) GetOrder() string {
@@ -3049,7 +3402,7 @@ type ListPendingDocumentsResponse struct {
 
 func (x *ListPendingDocumentsResponse) Reset() {
 	*x = ListPendingDocumentsResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[51]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3061,7 +3414,7 @@ func (x *ListPendingDocumentsResponse) String() string {
 func (*ListPendingDocumentsResponse) ProtoMessage() {}
 
 func (x *ListPendingDocumentsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[51]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3074,7 +3427,7 @@ func (x *ListPendingDocumentsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPendingDocumentsResponse.ProtoReflect.Descriptor instead.
 func (*ListPendingDocumentsResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{51}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *ListPendingDocumentsResponse) GetDocuments() []*Document {
@@ -3094,7 +3447,7 @@ type SubmitTrustPolicyRequest struct {
 
 func (x *SubmitTrustPolicyRequest) Reset() {
 	*x = SubmitTrustPolicyRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[52]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3106,7 +3459,7 @@ func (x *SubmitTrustPolicyRequest) String() string {
 func (*SubmitTrustPolicyRequest) ProtoMessage() {}
 
 func (x *SubmitTrustPolicyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[52]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3119,7 +3472,7 @@ func (x *SubmitTrustPolicyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SubmitTrustPolicyRequest.ProtoReflect.Descriptor instead.
 func (*SubmitTrustPolicyRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{52}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *SubmitTrustPolicyRequest) GetOrder() string {
@@ -3146,7 +3499,7 @@ type GetTrustPolicyRequest struct {
 
 func (x *GetTrustPolicyRequest) Reset() {
 	*x = GetTrustPolicyRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[53]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3158,7 +3511,7 @@ func (x *GetTrustPolicyRequest) String() string {
 func (*GetTrustPolicyRequest) ProtoMessage() {}
 
 func (x *GetTrustPolicyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[53]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3171,7 +3524,7 @@ func (x *GetTrustPolicyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetTrustPolicyRequest.ProtoReflect.Descriptor instead.
 func (*GetTrustPolicyRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{53}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *GetTrustPolicyRequest) GetOrder() string {
@@ -3198,7 +3551,7 @@ type DraftConsentRequest struct {
 
 func (x *DraftConsentRequest) Reset() {
 	*x = DraftConsentRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[54]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3210,7 +3563,7 @@ func (x *DraftConsentRequest) String() string {
 func (*DraftConsentRequest) ProtoMessage() {}
 
 func (x *DraftConsentRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[54]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3223,7 +3576,7 @@ func (x *DraftConsentRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DraftConsentRequest.ProtoReflect.Descriptor instead.
 func (*DraftConsentRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{54}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *DraftConsentRequest) GetOrder() string {
@@ -3250,7 +3603,7 @@ type SubmitConsentRequest struct {
 
 func (x *SubmitConsentRequest) Reset() {
 	*x = SubmitConsentRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[55]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3262,7 +3615,7 @@ func (x *SubmitConsentRequest) String() string {
 func (*SubmitConsentRequest) ProtoMessage() {}
 
 func (x *SubmitConsentRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[55]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3275,7 +3628,7 @@ func (x *SubmitConsentRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SubmitConsentRequest.ProtoReflect.Descriptor instead.
 func (*SubmitConsentRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{55}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *SubmitConsentRequest) GetOrder() string {
@@ -3302,7 +3655,7 @@ type RevokeConsentRequest struct {
 
 func (x *RevokeConsentRequest) Reset() {
 	*x = RevokeConsentRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[56]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3314,7 +3667,7 @@ func (x *RevokeConsentRequest) String() string {
 func (*RevokeConsentRequest) ProtoMessage() {}
 
 func (x *RevokeConsentRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[56]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3327,7 +3680,7 @@ func (x *RevokeConsentRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeConsentRequest.ProtoReflect.Descriptor instead.
 func (*RevokeConsentRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{56}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *RevokeConsentRequest) GetOrder() string {
@@ -3356,7 +3709,7 @@ type CreateJoinTokenRequest struct {
 
 func (x *CreateJoinTokenRequest) Reset() {
 	*x = CreateJoinTokenRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[57]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3368,7 +3721,7 @@ func (x *CreateJoinTokenRequest) String() string {
 func (*CreateJoinTokenRequest) ProtoMessage() {}
 
 func (x *CreateJoinTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[57]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3381,7 +3734,7 @@ func (x *CreateJoinTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateJoinTokenRequest.ProtoReflect.Descriptor instead.
 func (*CreateJoinTokenRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{57}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *CreateJoinTokenRequest) GetOrder() string {
@@ -3422,7 +3775,7 @@ type CreateJoinTokenResponse struct {
 
 func (x *CreateJoinTokenResponse) Reset() {
 	*x = CreateJoinTokenResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[58]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3434,7 +3787,7 @@ func (x *CreateJoinTokenResponse) String() string {
 func (*CreateJoinTokenResponse) ProtoMessage() {}
 
 func (x *CreateJoinTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[58]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3447,7 +3800,7 @@ func (x *CreateJoinTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateJoinTokenResponse.ProtoReflect.Descriptor instead.
 func (*CreateJoinTokenResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{58}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *CreateJoinTokenResponse) GetToken() string {
@@ -3473,7 +3826,7 @@ type StartJobRequest struct {
 
 func (x *StartJobRequest) Reset() {
 	*x = StartJobRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[59]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3485,7 +3838,7 @@ func (x *StartJobRequest) String() string {
 func (*StartJobRequest) ProtoMessage() {}
 
 func (x *StartJobRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[59]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3498,7 +3851,7 @@ func (x *StartJobRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartJobRequest.ProtoReflect.Descriptor instead.
 func (*StartJobRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{59}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *StartJobRequest) GetOrder() string {
@@ -3523,7 +3876,7 @@ type ProgressEvent struct {
 
 func (x *ProgressEvent) Reset() {
 	*x = ProgressEvent{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[60]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3535,7 +3888,7 @@ func (x *ProgressEvent) String() string {
 func (*ProgressEvent) ProtoMessage() {}
 
 func (x *ProgressEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[60]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3548,7 +3901,7 @@ func (x *ProgressEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProgressEvent.ProtoReflect.Descriptor instead.
 func (*ProgressEvent) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{60}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *ProgressEvent) GetTime() int64 {
@@ -3602,7 +3955,7 @@ type GetCopyLogRequest struct {
 
 func (x *GetCopyLogRequest) Reset() {
 	*x = GetCopyLogRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[61]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3614,7 +3967,7 @@ func (x *GetCopyLogRequest) String() string {
 func (*GetCopyLogRequest) ProtoMessage() {}
 
 func (x *GetCopyLogRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[61]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3627,7 +3980,7 @@ func (x *GetCopyLogRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetCopyLogRequest.ProtoReflect.Descriptor instead.
 func (*GetCopyLogRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{61}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *GetCopyLogRequest) GetOrder() string {
@@ -3646,7 +3999,7 @@ type GetCopyLogResponse struct {
 
 func (x *GetCopyLogResponse) Reset() {
 	*x = GetCopyLogResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[62]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3658,7 +4011,7 @@ func (x *GetCopyLogResponse) String() string {
 func (*GetCopyLogResponse) ProtoMessage() {}
 
 func (x *GetCopyLogResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[62]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3671,7 +4024,7 @@ func (x *GetCopyLogResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetCopyLogResponse.ProtoReflect.Descriptor instead.
 func (*GetCopyLogResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{62}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *GetCopyLogResponse) GetCopyLogs() [][]byte {
@@ -3690,7 +4043,7 @@ type GetManifestRequest struct {
 
 func (x *GetManifestRequest) Reset() {
 	*x = GetManifestRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[63]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3702,7 +4055,7 @@ func (x *GetManifestRequest) String() string {
 func (*GetManifestRequest) ProtoMessage() {}
 
 func (x *GetManifestRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[63]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3715,7 +4068,7 @@ func (x *GetManifestRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetManifestRequest.ProtoReflect.Descriptor instead.
 func (*GetManifestRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{63}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *GetManifestRequest) GetOrder() string {
@@ -3734,7 +4087,7 @@ type GetManifestResponse struct {
 
 func (x *GetManifestResponse) Reset() {
 	*x = GetManifestResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[64]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3746,7 +4099,7 @@ func (x *GetManifestResponse) String() string {
 func (*GetManifestResponse) ProtoMessage() {}
 
 func (x *GetManifestResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[64]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3759,7 +4112,7 @@ func (x *GetManifestResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetManifestResponse.ProtoReflect.Descriptor instead.
 func (*GetManifestResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{64}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *GetManifestResponse) GetManifests() []*ManifestVersion {
@@ -3787,7 +4140,7 @@ type ManifestVersion struct {
 
 func (x *ManifestVersion) Reset() {
 	*x = ManifestVersion{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[65]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3799,7 +4152,7 @@ func (x *ManifestVersion) String() string {
 func (*ManifestVersion) ProtoMessage() {}
 
 func (x *ManifestVersion) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[65]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3812,7 +4165,7 @@ func (x *ManifestVersion) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ManifestVersion.ProtoReflect.Descriptor instead.
 func (*ManifestVersion) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{65}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *ManifestVersion) GetNode() int32 {
@@ -3894,7 +4247,7 @@ type ListDevicesRequest struct {
 
 func (x *ListDevicesRequest) Reset() {
 	*x = ListDevicesRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[66]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3906,7 +4259,7 @@ func (x *ListDevicesRequest) String() string {
 func (*ListDevicesRequest) ProtoMessage() {}
 
 func (x *ListDevicesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[66]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3919,7 +4272,7 @@ func (x *ListDevicesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDevicesRequest.ProtoReflect.Descriptor instead.
 func (*ListDevicesRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{66}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *ListDevicesRequest) GetOrder() string {
@@ -3938,7 +4291,7 @@ type ListDevicesResponse struct {
 
 func (x *ListDevicesResponse) Reset() {
 	*x = ListDevicesResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[67]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3950,7 +4303,7 @@ func (x *ListDevicesResponse) String() string {
 func (*ListDevicesResponse) ProtoMessage() {}
 
 func (x *ListDevicesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[67]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3963,7 +4316,7 @@ func (x *ListDevicesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDevicesResponse.ProtoReflect.Descriptor instead.
 func (*ListDevicesResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{67}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *ListDevicesResponse) GetDevices() []*Device {
@@ -3982,7 +4335,7 @@ type GetDeviceRequest struct {
 
 func (x *GetDeviceRequest) Reset() {
 	*x = GetDeviceRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[68]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3994,7 +4347,7 @@ func (x *GetDeviceRequest) String() string {
 func (*GetDeviceRequest) ProtoMessage() {}
 
 func (x *GetDeviceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[68]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4007,7 +4360,7 @@ func (x *GetDeviceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetDeviceRequest.ProtoReflect.Descriptor instead.
 func (*GetDeviceRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{68}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *GetDeviceRequest) GetSerial() string {
@@ -4028,7 +4381,7 @@ type RevokeDeviceRequest struct {
 
 func (x *RevokeDeviceRequest) Reset() {
 	*x = RevokeDeviceRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[69]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4040,7 +4393,7 @@ func (x *RevokeDeviceRequest) String() string {
 func (*RevokeDeviceRequest) ProtoMessage() {}
 
 func (x *RevokeDeviceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[69]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4053,7 +4406,7 @@ func (x *RevokeDeviceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeDeviceRequest.ProtoReflect.Descriptor instead.
 func (*RevokeDeviceRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{69}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *RevokeDeviceRequest) GetSerial() string {
@@ -4089,7 +4442,7 @@ type Device struct {
 
 func (x *Device) Reset() {
 	*x = Device{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[70]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4101,7 +4454,7 @@ func (x *Device) String() string {
 func (*Device) ProtoMessage() {}
 
 func (x *Device) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[70]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4114,7 +4467,7 @@ func (x *Device) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Device.ProtoReflect.Descriptor instead.
 func (*Device) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{70}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *Device) GetSerial() string {
@@ -4168,7 +4521,7 @@ type DeviceNode struct {
 
 func (x *DeviceNode) Reset() {
 	*x = DeviceNode{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[71]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4180,7 +4533,7 @@ func (x *DeviceNode) String() string {
 func (*DeviceNode) ProtoMessage() {}
 
 func (x *DeviceNode) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[71]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4193,7 +4546,7 @@ func (x *DeviceNode) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeviceNode.ProtoReflect.Descriptor instead.
 func (*DeviceNode) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{71}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *DeviceNode) GetNode() int32 {
@@ -4314,7 +4667,7 @@ type DeviceDisk struct {
 
 func (x *DeviceDisk) Reset() {
 	*x = DeviceDisk{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[72]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4326,7 +4679,7 @@ func (x *DeviceDisk) String() string {
 func (*DeviceDisk) ProtoMessage() {}
 
 func (x *DeviceDisk) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[72]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4339,7 +4692,7 @@ func (x *DeviceDisk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeviceDisk.ProtoReflect.Descriptor instead.
 func (*DeviceDisk) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{72}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *DeviceDisk) GetDisk() string {
@@ -4390,7 +4743,7 @@ type DeviceShare struct {
 
 func (x *DeviceShare) Reset() {
 	*x = DeviceShare{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[73]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4402,7 +4755,7 @@ func (x *DeviceShare) String() string {
 func (*DeviceShare) ProtoMessage() {}
 
 func (x *DeviceShare) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[73]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4415,7 +4768,7 @@ func (x *DeviceShare) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeviceShare.ProtoReflect.Descriptor instead.
 func (*DeviceShare) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{73}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{79}
 }
 
 func (x *DeviceShare) GetName() string {
@@ -4469,7 +4822,7 @@ type Ticket struct {
 
 func (x *Ticket) Reset() {
 	*x = Ticket{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[74]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4481,7 +4834,7 @@ func (x *Ticket) String() string {
 func (*Ticket) ProtoMessage() {}
 
 func (x *Ticket) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[74]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4494,7 +4847,7 @@ func (x *Ticket) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ticket.ProtoReflect.Descriptor instead.
 func (*Ticket) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{74}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{80}
 }
 
 func (x *Ticket) GetId() string {
@@ -4565,7 +4918,7 @@ type FileTicketRequest struct {
 
 func (x *FileTicketRequest) Reset() {
 	*x = FileTicketRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[75]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4577,7 +4930,7 @@ func (x *FileTicketRequest) String() string {
 func (*FileTicketRequest) ProtoMessage() {}
 
 func (x *FileTicketRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[75]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4590,7 +4943,7 @@ func (x *FileTicketRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FileTicketRequest.ProtoReflect.Descriptor instead.
 func (*FileTicketRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{75}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{81}
 }
 
 func (x *FileTicketRequest) GetOrder() string {
@@ -4630,7 +4983,7 @@ type GetTicketRequest struct {
 
 func (x *GetTicketRequest) Reset() {
 	*x = GetTicketRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[76]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4642,7 +4995,7 @@ func (x *GetTicketRequest) String() string {
 func (*GetTicketRequest) ProtoMessage() {}
 
 func (x *GetTicketRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[76]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4655,7 +5008,7 @@ func (x *GetTicketRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetTicketRequest.ProtoReflect.Descriptor instead.
 func (*GetTicketRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{76}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{82}
 }
 
 func (x *GetTicketRequest) GetId() string {
@@ -4674,7 +5027,7 @@ type ListTicketsRequest struct {
 
 func (x *ListTicketsRequest) Reset() {
 	*x = ListTicketsRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[77]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4686,7 +5039,7 @@ func (x *ListTicketsRequest) String() string {
 func (*ListTicketsRequest) ProtoMessage() {}
 
 func (x *ListTicketsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[77]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4699,7 +5052,7 @@ func (x *ListTicketsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTicketsRequest.ProtoReflect.Descriptor instead.
 func (*ListTicketsRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{77}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{83}
 }
 
 func (x *ListTicketsRequest) GetOrder() string {
@@ -4718,7 +5071,7 @@ type ListTicketsResponse struct {
 
 func (x *ListTicketsResponse) Reset() {
 	*x = ListTicketsResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[78]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[84]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4730,7 +5083,7 @@ func (x *ListTicketsResponse) String() string {
 func (*ListTicketsResponse) ProtoMessage() {}
 
 func (x *ListTicketsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[78]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[84]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4743,7 +5096,7 @@ func (x *ListTicketsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTicketsResponse.ProtoReflect.Descriptor instead.
 func (*ListTicketsResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{78}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{84}
 }
 
 func (x *ListTicketsResponse) GetTickets() []*Ticket {
@@ -4763,7 +5116,7 @@ type CommentTicketRequest struct {
 
 func (x *CommentTicketRequest) Reset() {
 	*x = CommentTicketRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[79]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[85]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4775,7 +5128,7 @@ func (x *CommentTicketRequest) String() string {
 func (*CommentTicketRequest) ProtoMessage() {}
 
 func (x *CommentTicketRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[79]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[85]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4788,7 +5141,7 @@ func (x *CommentTicketRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CommentTicketRequest.ProtoReflect.Descriptor instead.
 func (*CommentTicketRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{79}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{85}
 }
 
 func (x *CommentTicketRequest) GetId() string {
@@ -4816,7 +5169,7 @@ type AssignTicketRequest struct {
 
 func (x *AssignTicketRequest) Reset() {
 	*x = AssignTicketRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[80]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[86]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4828,7 +5181,7 @@ func (x *AssignTicketRequest) String() string {
 func (*AssignTicketRequest) ProtoMessage() {}
 
 func (x *AssignTicketRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[80]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[86]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4841,7 +5194,7 @@ func (x *AssignTicketRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AssignTicketRequest.ProtoReflect.Descriptor instead.
 func (*AssignTicketRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{80}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{86}
 }
 
 func (x *AssignTicketRequest) GetId() string {
@@ -4882,7 +5235,7 @@ type Session struct {
 
 func (x *Session) Reset() {
 	*x = Session{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[81]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[87]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4894,7 +5247,7 @@ func (x *Session) String() string {
 func (*Session) ProtoMessage() {}
 
 func (x *Session) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[81]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[87]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4907,7 +5260,7 @@ func (x *Session) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Session.ProtoReflect.Descriptor instead.
 func (*Session) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{81}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{87}
 }
 
 func (x *Session) GetId() string {
@@ -4985,7 +5338,7 @@ type EnableSessionRequest struct {
 
 func (x *EnableSessionRequest) Reset() {
 	*x = EnableSessionRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[82]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[88]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4997,7 +5350,7 @@ func (x *EnableSessionRequest) String() string {
 func (*EnableSessionRequest) ProtoMessage() {}
 
 func (x *EnableSessionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[82]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[88]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5010,7 +5363,7 @@ func (x *EnableSessionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EnableSessionRequest.ProtoReflect.Descriptor instead.
 func (*EnableSessionRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{82}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{88}
 }
 
 func (x *EnableSessionRequest) GetSerial() string {
@@ -5050,7 +5403,7 @@ type GetSessionRequest struct {
 
 func (x *GetSessionRequest) Reset() {
 	*x = GetSessionRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[83]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[89]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5062,7 +5415,7 @@ func (x *GetSessionRequest) String() string {
 func (*GetSessionRequest) ProtoMessage() {}
 
 func (x *GetSessionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[83]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[89]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5075,7 +5428,7 @@ func (x *GetSessionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetSessionRequest.ProtoReflect.Descriptor instead.
 func (*GetSessionRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{83}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{89}
 }
 
 func (x *GetSessionRequest) GetId() string {
@@ -5094,7 +5447,7 @@ type ListSessionsRequest struct {
 
 func (x *ListSessionsRequest) Reset() {
 	*x = ListSessionsRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[84]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[90]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5106,7 +5459,7 @@ func (x *ListSessionsRequest) String() string {
 func (*ListSessionsRequest) ProtoMessage() {}
 
 func (x *ListSessionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[84]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[90]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5119,7 +5472,7 @@ func (x *ListSessionsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSessionsRequest.ProtoReflect.Descriptor instead.
 func (*ListSessionsRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{84}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{90}
 }
 
 func (x *ListSessionsRequest) GetSerial() string {
@@ -5138,7 +5491,7 @@ type ListSessionsResponse struct {
 
 func (x *ListSessionsResponse) Reset() {
 	*x = ListSessionsResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[85]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[91]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5150,7 +5503,7 @@ func (x *ListSessionsResponse) String() string {
 func (*ListSessionsResponse) ProtoMessage() {}
 
 func (x *ListSessionsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[85]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[91]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5163,7 +5516,7 @@ func (x *ListSessionsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSessionsResponse.ProtoReflect.Descriptor instead.
 func (*ListSessionsResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{85}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{91}
 }
 
 func (x *ListSessionsResponse) GetSessions() []*Session {
@@ -5183,7 +5536,7 @@ type DisableSessionRequest struct {
 
 func (x *DisableSessionRequest) Reset() {
 	*x = DisableSessionRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[86]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[92]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5195,7 +5548,7 @@ func (x *DisableSessionRequest) String() string {
 func (*DisableSessionRequest) ProtoMessage() {}
 
 func (x *DisableSessionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[86]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[92]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5208,7 +5561,7 @@ func (x *DisableSessionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DisableSessionRequest.ProtoReflect.Descriptor instead.
 func (*DisableSessionRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{86}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{92}
 }
 
 func (x *DisableSessionRequest) GetId() string {
@@ -5235,7 +5588,7 @@ type DisableSessionResponse struct {
 
 func (x *DisableSessionResponse) Reset() {
 	*x = DisableSessionResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[87]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[93]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5247,7 +5600,7 @@ func (x *DisableSessionResponse) String() string {
 func (*DisableSessionResponse) ProtoMessage() {}
 
 func (x *DisableSessionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[87]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[93]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5260,7 +5613,7 @@ func (x *DisableSessionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DisableSessionResponse.ProtoReflect.Descriptor instead.
 func (*DisableSessionResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{87}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{93}
 }
 
 func (x *DisableSessionResponse) GetSession() *Session {
@@ -5292,7 +5645,7 @@ type RelockResult struct {
 
 func (x *RelockResult) Reset() {
 	*x = RelockResult{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[88]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[94]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5304,7 +5657,7 @@ func (x *RelockResult) String() string {
 func (*RelockResult) ProtoMessage() {}
 
 func (x *RelockResult) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[88]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[94]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5317,7 +5670,7 @@ func (x *RelockResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RelockResult.ProtoReflect.Descriptor instead.
 func (*RelockResult) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{88}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{94}
 }
 
 func (x *RelockResult) GetNode() string {
@@ -5372,7 +5725,7 @@ type IssueCertificateRequest struct {
 
 func (x *IssueCertificateRequest) Reset() {
 	*x = IssueCertificateRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[89]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[95]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5384,7 +5737,7 @@ func (x *IssueCertificateRequest) String() string {
 func (*IssueCertificateRequest) ProtoMessage() {}
 
 func (x *IssueCertificateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[89]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[95]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5397,7 +5750,7 @@ func (x *IssueCertificateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueCertificateRequest.ProtoReflect.Descriptor instead.
 func (*IssueCertificateRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{89}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{95}
 }
 
 func (x *IssueCertificateRequest) GetSession() string {
@@ -5426,7 +5779,7 @@ type IssueCertificateResponse struct {
 
 func (x *IssueCertificateResponse) Reset() {
 	*x = IssueCertificateResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[90]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[96]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5438,7 +5791,7 @@ func (x *IssueCertificateResponse) String() string {
 func (*IssueCertificateResponse) ProtoMessage() {}
 
 func (x *IssueCertificateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[90]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[96]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5451,7 +5804,7 @@ func (x *IssueCertificateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueCertificateResponse.ProtoReflect.Descriptor instead.
 func (*IssueCertificateResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{90}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{96}
 }
 
 func (x *IssueCertificateResponse) GetCertificate() string {
@@ -5531,7 +5884,7 @@ type Request struct {
 
 func (x *Request) Reset() {
 	*x = Request{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[91]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[97]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5543,7 +5896,7 @@ func (x *Request) String() string {
 func (*Request) ProtoMessage() {}
 
 func (x *Request) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[91]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[97]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5556,7 +5909,7 @@ func (x *Request) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Request.ProtoReflect.Descriptor instead.
 func (*Request) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{91}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{97}
 }
 
 func (x *Request) GetId() string {
@@ -5863,7 +6216,7 @@ type RequestComment struct {
 
 func (x *RequestComment) Reset() {
 	*x = RequestComment{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[92]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[98]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5875,7 +6228,7 @@ func (x *RequestComment) String() string {
 func (*RequestComment) ProtoMessage() {}
 
 func (x *RequestComment) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[92]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[98]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5888,7 +6241,7 @@ func (x *RequestComment) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RequestComment.ProtoReflect.Descriptor instead.
 func (*RequestComment) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{92}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{98}
 }
 
 func (x *RequestComment) GetNumber() int64 {
@@ -5957,7 +6310,7 @@ type Evaluation struct {
 
 func (x *Evaluation) Reset() {
 	*x = Evaluation{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[93]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[99]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5969,7 +6322,7 @@ func (x *Evaluation) String() string {
 func (*Evaluation) ProtoMessage() {}
 
 func (x *Evaluation) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[93]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[99]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5982,7 +6335,7 @@ func (x *Evaluation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Evaluation.ProtoReflect.Descriptor instead.
 func (*Evaluation) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{93}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{99}
 }
 
 func (x *Evaluation) GetFactors() []*Factor {
@@ -6011,7 +6364,7 @@ type Factor struct {
 
 func (x *Factor) Reset() {
 	*x = Factor{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[94]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[100]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6023,7 +6376,7 @@ func (x *Factor) String() string {
 func (*Factor) ProtoMessage() {}
 
 func (x *Factor) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[94]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[100]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6036,7 +6389,7 @@ func (x *Factor) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Factor.ProtoReflect.Descriptor instead.
 func (*Factor) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{94}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{100}
 }
 
 func (x *Factor) GetName() string {
@@ -6074,7 +6427,7 @@ type RequestDecision struct {
 
 func (x *RequestDecision) Reset() {
 	*x = RequestDecision{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[95]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[101]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6086,7 +6439,7 @@ func (x *RequestDecision) String() string {
 func (*RequestDecision) ProtoMessage() {}
 
 func (x *RequestDecision) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[95]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[101]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6099,7 +6452,7 @@ func (x *RequestDecision) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RequestDecision.ProtoReflect.Descriptor instead.
 func (*RequestDecision) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{95}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{101}
 }
 
 func (x *RequestDecision) GetRole() string {
@@ -6163,7 +6516,7 @@ type CreateRequestRequest struct {
 
 func (x *CreateRequestRequest) Reset() {
 	*x = CreateRequestRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[96]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[102]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6175,7 +6528,7 @@ func (x *CreateRequestRequest) String() string {
 func (*CreateRequestRequest) ProtoMessage() {}
 
 func (x *CreateRequestRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[96]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[102]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6188,7 +6541,7 @@ func (x *CreateRequestRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateRequestRequest.ProtoReflect.Descriptor instead.
 func (*CreateRequestRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{96}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{102}
 }
 
 func (x *CreateRequestRequest) GetAction() string {
@@ -6277,7 +6630,7 @@ type GetRequestRequest struct {
 
 func (x *GetRequestRequest) Reset() {
 	*x = GetRequestRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[97]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[103]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6289,7 +6642,7 @@ func (x *GetRequestRequest) String() string {
 func (*GetRequestRequest) ProtoMessage() {}
 
 func (x *GetRequestRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[97]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[103]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6302,7 +6655,7 @@ func (x *GetRequestRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetRequestRequest.ProtoReflect.Descriptor instead.
 func (*GetRequestRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{97}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{103}
 }
 
 func (x *GetRequestRequest) GetId() string {
@@ -6329,7 +6682,7 @@ type ListRequestsRequest struct {
 
 func (x *ListRequestsRequest) Reset() {
 	*x = ListRequestsRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[98]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[104]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6341,7 +6694,7 @@ func (x *ListRequestsRequest) String() string {
 func (*ListRequestsRequest) ProtoMessage() {}
 
 func (x *ListRequestsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[98]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[104]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6354,7 +6707,7 @@ func (x *ListRequestsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRequestsRequest.ProtoReflect.Descriptor instead.
 func (*ListRequestsRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{98}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{104}
 }
 
 func (x *ListRequestsRequest) GetPending() bool {
@@ -6430,7 +6783,7 @@ type ListRequestsResponse struct {
 
 func (x *ListRequestsResponse) Reset() {
 	*x = ListRequestsResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[99]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[105]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6442,7 +6795,7 @@ func (x *ListRequestsResponse) String() string {
 func (*ListRequestsResponse) ProtoMessage() {}
 
 func (x *ListRequestsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[99]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[105]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6455,7 +6808,7 @@ func (x *ListRequestsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRequestsResponse.ProtoReflect.Descriptor instead.
 func (*ListRequestsResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{99}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{105}
 }
 
 func (x *ListRequestsResponse) GetRequests() []*Request {
@@ -6485,7 +6838,7 @@ type DraftDecisionRequest struct {
 
 func (x *DraftDecisionRequest) Reset() {
 	*x = DraftDecisionRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[100]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[106]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6497,7 +6850,7 @@ func (x *DraftDecisionRequest) String() string {
 func (*DraftDecisionRequest) ProtoMessage() {}
 
 func (x *DraftDecisionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[100]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[106]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6510,7 +6863,7 @@ func (x *DraftDecisionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DraftDecisionRequest.ProtoReflect.Descriptor instead.
 func (*DraftDecisionRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{100}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{106}
 }
 
 func (x *DraftDecisionRequest) GetId() string {
@@ -6558,7 +6911,7 @@ type DecideRequest struct {
 
 func (x *DecideRequest) Reset() {
 	*x = DecideRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[101]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[107]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6570,7 +6923,7 @@ func (x *DecideRequest) String() string {
 func (*DecideRequest) ProtoMessage() {}
 
 func (x *DecideRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[101]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[107]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6583,7 +6936,7 @@ func (x *DecideRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DecideRequest.ProtoReflect.Descriptor instead.
 func (*DecideRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{101}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{107}
 }
 
 func (x *DecideRequest) GetId() string {
@@ -6610,7 +6963,7 @@ type CancelRequestRequest struct {
 
 func (x *CancelRequestRequest) Reset() {
 	*x = CancelRequestRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[102]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[108]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6622,7 +6975,7 @@ func (x *CancelRequestRequest) String() string {
 func (*CancelRequestRequest) ProtoMessage() {}
 
 func (x *CancelRequestRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[102]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[108]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6635,7 +6988,7 @@ func (x *CancelRequestRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelRequestRequest.ProtoReflect.Descriptor instead.
 func (*CancelRequestRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{102}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{108}
 }
 
 func (x *CancelRequestRequest) GetId() string {
@@ -6661,7 +7014,7 @@ type ExecuteRequestRequest struct {
 
 func (x *ExecuteRequestRequest) Reset() {
 	*x = ExecuteRequestRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[103]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[109]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6673,7 +7026,7 @@ func (x *ExecuteRequestRequest) String() string {
 func (*ExecuteRequestRequest) ProtoMessage() {}
 
 func (x *ExecuteRequestRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[103]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[109]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6686,7 +7039,7 @@ func (x *ExecuteRequestRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecuteRequestRequest.ProtoReflect.Descriptor instead.
 func (*ExecuteRequestRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{103}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{109}
 }
 
 func (x *ExecuteRequestRequest) GetId() string {
@@ -6706,7 +7059,7 @@ type RevokeRequestRequest struct {
 
 func (x *RevokeRequestRequest) Reset() {
 	*x = RevokeRequestRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[104]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[110]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6718,7 +7071,7 @@ func (x *RevokeRequestRequest) String() string {
 func (*RevokeRequestRequest) ProtoMessage() {}
 
 func (x *RevokeRequestRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[104]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[110]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6731,7 +7084,7 @@ func (x *RevokeRequestRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeRequestRequest.ProtoReflect.Descriptor instead.
 func (*RevokeRequestRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{104}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{110}
 }
 
 func (x *RevokeRequestRequest) GetId() string {
@@ -6759,7 +7112,7 @@ type RevokeRequestResponse struct {
 
 func (x *RevokeRequestResponse) Reset() {
 	*x = RevokeRequestResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[105]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[111]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6771,7 +7124,7 @@ func (x *RevokeRequestResponse) String() string {
 func (*RevokeRequestResponse) ProtoMessage() {}
 
 func (x *RevokeRequestResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[105]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[111]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6784,7 +7137,7 @@ func (x *RevokeRequestResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeRequestResponse.ProtoReflect.Descriptor instead.
 func (*RevokeRequestResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{105}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{111}
 }
 
 func (x *RevokeRequestResponse) GetRequest() *Request {
@@ -6820,7 +7173,7 @@ type CommentRequestRequest struct {
 
 func (x *CommentRequestRequest) Reset() {
 	*x = CommentRequestRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[106]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[112]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6832,7 +7185,7 @@ func (x *CommentRequestRequest) String() string {
 func (*CommentRequestRequest) ProtoMessage() {}
 
 func (x *CommentRequestRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[106]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[112]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6845,7 +7198,7 @@ func (x *CommentRequestRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CommentRequestRequest.ProtoReflect.Descriptor instead.
 func (*CommentRequestRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{106}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{112}
 }
 
 func (x *CommentRequestRequest) GetId() string {
@@ -6887,7 +7240,7 @@ type ExtendRequestRequest struct {
 
 func (x *ExtendRequestRequest) Reset() {
 	*x = ExtendRequestRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[107]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[113]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6899,7 +7252,7 @@ func (x *ExtendRequestRequest) String() string {
 func (*ExtendRequestRequest) ProtoMessage() {}
 
 func (x *ExtendRequestRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[107]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[113]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6912,7 +7265,7 @@ func (x *ExtendRequestRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExtendRequestRequest.ProtoReflect.Descriptor instead.
 func (*ExtendRequestRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{107}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{113}
 }
 
 func (x *ExtendRequestRequest) GetId() string {
@@ -6946,7 +7299,7 @@ type RaiseRequestAgainRequest struct {
 
 func (x *RaiseRequestAgainRequest) Reset() {
 	*x = RaiseRequestAgainRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[108]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[114]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6958,7 +7311,7 @@ func (x *RaiseRequestAgainRequest) String() string {
 func (*RaiseRequestAgainRequest) ProtoMessage() {}
 
 func (x *RaiseRequestAgainRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[108]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[114]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6971,7 +7324,7 @@ func (x *RaiseRequestAgainRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RaiseRequestAgainRequest.ProtoReflect.Descriptor instead.
 func (*RaiseRequestAgainRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{108}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{114}
 }
 
 func (x *RaiseRequestAgainRequest) GetId() string {
@@ -7002,7 +7355,7 @@ type DraftStandingConsentRequest struct {
 
 func (x *DraftStandingConsentRequest) Reset() {
 	*x = DraftStandingConsentRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[109]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[115]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7014,7 +7367,7 @@ func (x *DraftStandingConsentRequest) String() string {
 func (*DraftStandingConsentRequest) ProtoMessage() {}
 
 func (x *DraftStandingConsentRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[109]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[115]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7027,7 +7380,7 @@ func (x *DraftStandingConsentRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DraftStandingConsentRequest.ProtoReflect.Descriptor instead.
 func (*DraftStandingConsentRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{109}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{115}
 }
 
 func (x *DraftStandingConsentRequest) GetOrder() string {
@@ -7082,7 +7435,7 @@ type SubmitStandingConsentRequest struct {
 
 func (x *SubmitStandingConsentRequest) Reset() {
 	*x = SubmitStandingConsentRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[110]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[116]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7094,7 +7447,7 @@ func (x *SubmitStandingConsentRequest) String() string {
 func (*SubmitStandingConsentRequest) ProtoMessage() {}
 
 func (x *SubmitStandingConsentRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[110]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[116]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7107,7 +7460,7 @@ func (x *SubmitStandingConsentRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SubmitStandingConsentRequest.ProtoReflect.Descriptor instead.
 func (*SubmitStandingConsentRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{110}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{116}
 }
 
 func (x *SubmitStandingConsentRequest) GetOrder() string {
@@ -7133,7 +7486,7 @@ type ListStandingConsentsRequest struct {
 
 func (x *ListStandingConsentsRequest) Reset() {
 	*x = ListStandingConsentsRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[111]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[117]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7145,7 +7498,7 @@ func (x *ListStandingConsentsRequest) String() string {
 func (*ListStandingConsentsRequest) ProtoMessage() {}
 
 func (x *ListStandingConsentsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[111]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[117]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7158,7 +7511,7 @@ func (x *ListStandingConsentsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListStandingConsentsRequest.ProtoReflect.Descriptor instead.
 func (*ListStandingConsentsRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{111}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{117}
 }
 
 func (x *ListStandingConsentsRequest) GetOrder() string {
@@ -7177,7 +7530,7 @@ type ListStandingConsentsResponse struct {
 
 func (x *ListStandingConsentsResponse) Reset() {
 	*x = ListStandingConsentsResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[112]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[118]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7189,7 +7542,7 @@ func (x *ListStandingConsentsResponse) String() string {
 func (*ListStandingConsentsResponse) ProtoMessage() {}
 
 func (x *ListStandingConsentsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[112]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[118]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7202,7 +7555,7 @@ func (x *ListStandingConsentsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListStandingConsentsResponse.ProtoReflect.Descriptor instead.
 func (*ListStandingConsentsResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{112}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{118}
 }
 
 func (x *ListStandingConsentsResponse) GetConsents() []*StandingConsent {
@@ -7226,7 +7579,7 @@ type StandingConsent struct {
 
 func (x *StandingConsent) Reset() {
 	*x = StandingConsent{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[113]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[119]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7238,7 +7591,7 @@ func (x *StandingConsent) String() string {
 func (*StandingConsent) ProtoMessage() {}
 
 func (x *StandingConsent) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[113]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[119]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7251,7 +7604,7 @@ func (x *StandingConsent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StandingConsent.ProtoReflect.Descriptor instead.
 func (*StandingConsent) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{113}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{119}
 }
 
 func (x *StandingConsent) GetId() string {
@@ -7306,7 +7659,7 @@ type RevokeStandingConsentRequest struct {
 
 func (x *RevokeStandingConsentRequest) Reset() {
 	*x = RevokeStandingConsentRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[114]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[120]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7318,7 +7671,7 @@ func (x *RevokeStandingConsentRequest) String() string {
 func (*RevokeStandingConsentRequest) ProtoMessage() {}
 
 func (x *RevokeStandingConsentRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[114]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[120]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7331,7 +7684,7 @@ func (x *RevokeStandingConsentRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeStandingConsentRequest.ProtoReflect.Descriptor instead.
 func (*RevokeStandingConsentRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{114}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{120}
 }
 
 func (x *RevokeStandingConsentRequest) GetId() string {
@@ -7357,7 +7710,7 @@ type ListKeysRequest struct {
 
 func (x *ListKeysRequest) Reset() {
 	*x = ListKeysRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[115]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[121]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7369,7 +7722,7 @@ func (x *ListKeysRequest) String() string {
 func (*ListKeysRequest) ProtoMessage() {}
 
 func (x *ListKeysRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[115]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[121]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7382,7 +7735,7 @@ func (x *ListKeysRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListKeysRequest.ProtoReflect.Descriptor instead.
 func (*ListKeysRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{115}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{121}
 }
 
 func (x *ListKeysRequest) GetOrder() string {
@@ -7401,7 +7754,7 @@ type ListKeysResponse struct {
 
 func (x *ListKeysResponse) Reset() {
 	*x = ListKeysResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[116]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[122]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7413,7 +7766,7 @@ func (x *ListKeysResponse) String() string {
 func (*ListKeysResponse) ProtoMessage() {}
 
 func (x *ListKeysResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[116]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[122]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7426,7 +7779,7 @@ func (x *ListKeysResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListKeysResponse.ProtoReflect.Descriptor instead.
 func (*ListKeysResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{116}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{122}
 }
 
 func (x *ListKeysResponse) GetKeys() []*KeyInfo {
@@ -7451,7 +7804,7 @@ type KeyInfo struct {
 
 func (x *KeyInfo) Reset() {
 	*x = KeyInfo{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[117]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[123]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7463,7 +7816,7 @@ func (x *KeyInfo) String() string {
 func (*KeyInfo) ProtoMessage() {}
 
 func (x *KeyInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[117]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[123]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7476,7 +7829,7 @@ func (x *KeyInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeyInfo.ProtoReflect.Descriptor instead.
 func (*KeyInfo) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{117}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{123}
 }
 
 func (x *KeyInfo) GetSerial() string {
@@ -7533,7 +7886,7 @@ type ExportRecoveryPasswordRequest struct {
 
 func (x *ExportRecoveryPasswordRequest) Reset() {
 	*x = ExportRecoveryPasswordRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[118]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[124]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7545,7 +7898,7 @@ func (x *ExportRecoveryPasswordRequest) String() string {
 func (*ExportRecoveryPasswordRequest) ProtoMessage() {}
 
 func (x *ExportRecoveryPasswordRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[118]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[124]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7558,7 +7911,7 @@ func (x *ExportRecoveryPasswordRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportRecoveryPasswordRequest.ProtoReflect.Descriptor instead.
 func (*ExportRecoveryPasswordRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{118}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{124}
 }
 
 func (x *ExportRecoveryPasswordRequest) GetSerial() string {
@@ -7598,7 +7951,7 @@ type ExportRecoveryPasswordResponse struct {
 
 func (x *ExportRecoveryPasswordResponse) Reset() {
 	*x = ExportRecoveryPasswordResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[119]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[125]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7610,7 +7963,7 @@ func (x *ExportRecoveryPasswordResponse) String() string {
 func (*ExportRecoveryPasswordResponse) ProtoMessage() {}
 
 func (x *ExportRecoveryPasswordResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[119]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[125]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7623,7 +7976,7 @@ func (x *ExportRecoveryPasswordResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportRecoveryPasswordResponse.ProtoReflect.Descriptor instead.
 func (*ExportRecoveryPasswordResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{119}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{125}
 }
 
 func (x *ExportRecoveryPasswordResponse) GetRecoveryPassword() string {
@@ -7641,7 +7994,7 @@ type GetKeyStatusRequest struct {
 
 func (x *GetKeyStatusRequest) Reset() {
 	*x = GetKeyStatusRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[120]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[126]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7653,7 +8006,7 @@ func (x *GetKeyStatusRequest) String() string {
 func (*GetKeyStatusRequest) ProtoMessage() {}
 
 func (x *GetKeyStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[120]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[126]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7666,7 +8019,7 @@ func (x *GetKeyStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetKeyStatusRequest.ProtoReflect.Descriptor instead.
 func (*GetKeyStatusRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{120}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{126}
 }
 
 type RotateKeyRequest struct {
@@ -7677,7 +8030,7 @@ type RotateKeyRequest struct {
 
 func (x *RotateKeyRequest) Reset() {
 	*x = RotateKeyRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[121]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[127]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7689,7 +8042,7 @@ func (x *RotateKeyRequest) String() string {
 func (*RotateKeyRequest) ProtoMessage() {}
 
 func (x *RotateKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[121]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[127]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7702,7 +8055,7 @@ func (x *RotateKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateKeyRequest.ProtoReflect.Descriptor instead.
 func (*RotateKeyRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{121}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{127}
 }
 
 type KeyStatus struct {
@@ -7717,7 +8070,7 @@ type KeyStatus struct {
 
 func (x *KeyStatus) Reset() {
 	*x = KeyStatus{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[122]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[128]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7729,7 +8082,7 @@ func (x *KeyStatus) String() string {
 func (*KeyStatus) ProtoMessage() {}
 
 func (x *KeyStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[122]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[128]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7742,7 +8095,7 @@ func (x *KeyStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeyStatus.ProtoReflect.Descriptor instead.
 func (*KeyStatus) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{122}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{128}
 }
 
 func (x *KeyStatus) GetCurrent() string {
@@ -7785,7 +8138,7 @@ type WrappingKey struct {
 
 func (x *WrappingKey) Reset() {
 	*x = WrappingKey{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[123]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[129]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7797,7 +8150,7 @@ func (x *WrappingKey) String() string {
 func (*WrappingKey) ProtoMessage() {}
 
 func (x *WrappingKey) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[123]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[129]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7810,7 +8163,7 @@ func (x *WrappingKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WrappingKey.ProtoReflect.Descriptor instead.
 func (*WrappingKey) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{123}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{129}
 }
 
 func (x *WrappingKey) GetId() string {
@@ -7849,7 +8202,7 @@ type KeyRotation struct {
 
 func (x *KeyRotation) Reset() {
 	*x = KeyRotation{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[124]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[130]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7861,7 +8214,7 @@ func (x *KeyRotation) String() string {
 func (*KeyRotation) ProtoMessage() {}
 
 func (x *KeyRotation) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[124]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[130]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7874,7 +8227,7 @@ func (x *KeyRotation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeyRotation.ProtoReflect.Descriptor instead.
 func (*KeyRotation) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{124}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{130}
 }
 
 func (x *KeyRotation) GetTarget() string {
@@ -7935,7 +8288,7 @@ type GetOrderKeyRequest struct {
 
 func (x *GetOrderKeyRequest) Reset() {
 	*x = GetOrderKeyRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[125]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[131]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7947,7 +8300,7 @@ func (x *GetOrderKeyRequest) String() string {
 func (*GetOrderKeyRequest) ProtoMessage() {}
 
 func (x *GetOrderKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[125]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[131]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7960,7 +8313,7 @@ func (x *GetOrderKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetOrderKeyRequest.ProtoReflect.Descriptor instead.
 func (*GetOrderKeyRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{125}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{131}
 }
 
 func (x *GetOrderKeyRequest) GetOrder() string {
@@ -7983,7 +8336,7 @@ type SetOrderKeyRequest struct {
 
 func (x *SetOrderKeyRequest) Reset() {
 	*x = SetOrderKeyRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[126]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[132]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7995,7 +8348,7 @@ func (x *SetOrderKeyRequest) String() string {
 func (*SetOrderKeyRequest) ProtoMessage() {}
 
 func (x *SetOrderKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[126]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[132]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8008,7 +8361,7 @@ func (x *SetOrderKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetOrderKeyRequest.ProtoReflect.Descriptor instead.
 func (*SetOrderKeyRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{126}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{132}
 }
 
 func (x *SetOrderKeyRequest) GetOrder() string {
@@ -8046,7 +8399,7 @@ type OrderKey struct {
 
 func (x *OrderKey) Reset() {
 	*x = OrderKey{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[127]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[133]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8058,7 +8411,7 @@ func (x *OrderKey) String() string {
 func (*OrderKey) ProtoMessage() {}
 
 func (x *OrderKey) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[127]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[133]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8071,7 +8424,7 @@ func (x *OrderKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OrderKey.ProtoReflect.Descriptor instead.
 func (*OrderKey) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{127}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{133}
 }
 
 func (x *OrderKey) GetOrder() string {
@@ -8125,7 +8478,7 @@ type ListRecordsRequest struct {
 
 func (x *ListRecordsRequest) Reset() {
 	*x = ListRecordsRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[128]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[134]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8137,7 +8490,7 @@ func (x *ListRecordsRequest) String() string {
 func (*ListRecordsRequest) ProtoMessage() {}
 
 func (x *ListRecordsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[128]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[134]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8150,7 +8503,7 @@ func (x *ListRecordsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRecordsRequest.ProtoReflect.Descriptor instead.
 func (*ListRecordsRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{128}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{134}
 }
 
 func (x *ListRecordsRequest) GetOperation() string {
@@ -8219,7 +8572,7 @@ type AuditRecord struct {
 
 func (x *AuditRecord) Reset() {
 	*x = AuditRecord{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[129]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[135]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8231,7 +8584,7 @@ func (x *AuditRecord) String() string {
 func (*AuditRecord) ProtoMessage() {}
 
 func (x *AuditRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[129]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[135]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8244,7 +8597,7 @@ func (x *AuditRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuditRecord.ProtoReflect.Descriptor instead.
 func (*AuditRecord) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{129}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{135}
 }
 
 func (x *AuditRecord) GetIndex() int64 {
@@ -8271,7 +8624,7 @@ type ListRecordsResponse struct {
 
 func (x *ListRecordsResponse) Reset() {
 	*x = ListRecordsResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[130]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[136]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8283,7 +8636,7 @@ func (x *ListRecordsResponse) String() string {
 func (*ListRecordsResponse) ProtoMessage() {}
 
 func (x *ListRecordsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[130]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[136]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8296,7 +8649,7 @@ func (x *ListRecordsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRecordsResponse.ProtoReflect.Descriptor instead.
 func (*ListRecordsResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{130}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{136}
 }
 
 func (x *ListRecordsResponse) GetRecords() []*AuditRecord {
@@ -8332,7 +8685,7 @@ type LegalHold struct {
 
 func (x *LegalHold) Reset() {
 	*x = LegalHold{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[131]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[137]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8344,7 +8697,7 @@ func (x *LegalHold) String() string {
 func (*LegalHold) ProtoMessage() {}
 
 func (x *LegalHold) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[131]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[137]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8357,7 +8710,7 @@ func (x *LegalHold) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LegalHold.ProtoReflect.Descriptor instead.
 func (*LegalHold) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{131}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{137}
 }
 
 func (x *LegalHold) GetId() string {
@@ -8435,7 +8788,7 @@ type PlaceHoldRequest struct {
 
 func (x *PlaceHoldRequest) Reset() {
 	*x = PlaceHoldRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[132]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[138]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8447,7 +8800,7 @@ func (x *PlaceHoldRequest) String() string {
 func (*PlaceHoldRequest) ProtoMessage() {}
 
 func (x *PlaceHoldRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[132]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[138]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8460,7 +8813,7 @@ func (x *PlaceHoldRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlaceHoldRequest.ProtoReflect.Descriptor instead.
 func (*PlaceHoldRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{132}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{138}
 }
 
 func (x *PlaceHoldRequest) GetTenant() string {
@@ -8501,7 +8854,7 @@ type ReleaseHoldRequest struct {
 
 func (x *ReleaseHoldRequest) Reset() {
 	*x = ReleaseHoldRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[133]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[139]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8513,7 +8866,7 @@ func (x *ReleaseHoldRequest) String() string {
 func (*ReleaseHoldRequest) ProtoMessage() {}
 
 func (x *ReleaseHoldRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[133]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[139]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8526,7 +8879,7 @@ func (x *ReleaseHoldRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReleaseHoldRequest.ProtoReflect.Descriptor instead.
 func (*ReleaseHoldRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{133}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{139}
 }
 
 func (x *ReleaseHoldRequest) GetId() string {
@@ -8551,7 +8904,7 @@ type ListHoldsRequest struct {
 
 func (x *ListHoldsRequest) Reset() {
 	*x = ListHoldsRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[134]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[140]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8563,7 +8916,7 @@ func (x *ListHoldsRequest) String() string {
 func (*ListHoldsRequest) ProtoMessage() {}
 
 func (x *ListHoldsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[134]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[140]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8576,7 +8929,7 @@ func (x *ListHoldsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListHoldsRequest.ProtoReflect.Descriptor instead.
 func (*ListHoldsRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{134}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{140}
 }
 
 type ListHoldsResponse struct {
@@ -8589,7 +8942,7 @@ type ListHoldsResponse struct {
 
 func (x *ListHoldsResponse) Reset() {
 	*x = ListHoldsResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[135]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[141]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8601,7 +8954,7 @@ func (x *ListHoldsResponse) String() string {
 func (*ListHoldsResponse) ProtoMessage() {}
 
 func (x *ListHoldsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[135]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[141]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8614,7 +8967,7 @@ func (x *ListHoldsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListHoldsResponse.ProtoReflect.Descriptor instead.
 func (*ListHoldsResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{135}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{141}
 }
 
 func (x *ListHoldsResponse) GetHolds() []*LegalHold {
@@ -8649,7 +9002,7 @@ type Sink struct {
 
 func (x *Sink) Reset() {
 	*x = Sink{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[136]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[142]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8661,7 +9014,7 @@ func (x *Sink) String() string {
 func (*Sink) ProtoMessage() {}
 
 func (x *Sink) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[136]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[142]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8674,7 +9027,7 @@ func (x *Sink) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Sink.ProtoReflect.Descriptor instead.
 func (*Sink) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{136}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{142}
 }
 
 func (x *Sink) GetName() string {
@@ -8748,7 +9101,7 @@ type ListSinksRequest struct {
 
 func (x *ListSinksRequest) Reset() {
 	*x = ListSinksRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[137]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[143]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8760,7 +9113,7 @@ func (x *ListSinksRequest) String() string {
 func (*ListSinksRequest) ProtoMessage() {}
 
 func (x *ListSinksRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[137]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[143]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8773,7 +9126,7 @@ func (x *ListSinksRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSinksRequest.ProtoReflect.Descriptor instead.
 func (*ListSinksRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{137}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{143}
 }
 
 type ListSinksResponse struct {
@@ -8785,7 +9138,7 @@ type ListSinksResponse struct {
 
 func (x *ListSinksResponse) Reset() {
 	*x = ListSinksResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[138]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[144]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8797,7 +9150,7 @@ func (x *ListSinksResponse) String() string {
 func (*ListSinksResponse) ProtoMessage() {}
 
 func (x *ListSinksResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[138]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[144]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8810,7 +9163,7 @@ func (x *ListSinksResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSinksResponse.ProtoReflect.Descriptor instead.
 func (*ListSinksResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{138}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{144}
 }
 
 func (x *ListSinksResponse) GetSinks() []*Sink {
@@ -8828,7 +9181,7 @@ type ExportLogRequest struct {
 
 func (x *ExportLogRequest) Reset() {
 	*x = ExportLogRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[139]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[145]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8840,7 +9193,7 @@ func (x *ExportLogRequest) String() string {
 func (*ExportLogRequest) ProtoMessage() {}
 
 func (x *ExportLogRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[139]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[145]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8853,7 +9206,7 @@ func (x *ExportLogRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportLogRequest.ProtoReflect.Descriptor instead.
 func (*ExportLogRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{139}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{145}
 }
 
 type ExportLogResponse struct {
@@ -8865,7 +9218,7 @@ type ExportLogResponse struct {
 
 func (x *ExportLogResponse) Reset() {
 	*x = ExportLogResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[140]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[146]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8877,7 +9230,7 @@ func (x *ExportLogResponse) String() string {
 func (*ExportLogResponse) ProtoMessage() {}
 
 func (x *ExportLogResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[140]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[146]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8890,7 +9243,7 @@ func (x *ExportLogResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportLogResponse.ProtoReflect.Descriptor instead.
 func (*ExportLogResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{140}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{146}
 }
 
 func (x *ExportLogResponse) GetData() []byte {
@@ -8909,7 +9262,7 @@ type GetCheckpointRequest struct {
 
 func (x *GetCheckpointRequest) Reset() {
 	*x = GetCheckpointRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[141]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[147]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8921,7 +9274,7 @@ func (x *GetCheckpointRequest) String() string {
 func (*GetCheckpointRequest) ProtoMessage() {}
 
 func (x *GetCheckpointRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[141]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[147]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8934,7 +9287,7 @@ func (x *GetCheckpointRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetCheckpointRequest.ProtoReflect.Descriptor instead.
 func (*GetCheckpointRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{141}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{147}
 }
 
 func (x *GetCheckpointRequest) GetConsistentWith() int64 {
@@ -8955,7 +9308,7 @@ type GetCheckpointResponse struct {
 
 func (x *GetCheckpointResponse) Reset() {
 	*x = GetCheckpointResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[142]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[148]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8967,7 +9320,7 @@ func (x *GetCheckpointResponse) String() string {
 func (*GetCheckpointResponse) ProtoMessage() {}
 
 func (x *GetCheckpointResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[142]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[148]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8980,7 +9333,7 @@ func (x *GetCheckpointResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetCheckpointResponse.ProtoReflect.Descriptor instead.
 func (*GetCheckpointResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{142}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{148}
 }
 
 func (x *GetCheckpointResponse) GetCheckpoint() []byte {
@@ -9028,7 +9381,7 @@ type Delivery struct {
 
 func (x *Delivery) Reset() {
 	*x = Delivery{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[143]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[149]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9040,7 +9393,7 @@ func (x *Delivery) String() string {
 func (*Delivery) ProtoMessage() {}
 
 func (x *Delivery) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[143]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[149]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9053,7 +9406,7 @@ func (x *Delivery) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Delivery.ProtoReflect.Descriptor instead.
 func (*Delivery) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{143}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{149}
 }
 
 func (x *Delivery) GetId() string {
@@ -9174,7 +9527,7 @@ type ListNoticesRequest struct {
 
 func (x *ListNoticesRequest) Reset() {
 	*x = ListNoticesRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[144]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[150]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9186,7 +9539,7 @@ func (x *ListNoticesRequest) String() string {
 func (*ListNoticesRequest) ProtoMessage() {}
 
 func (x *ListNoticesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[144]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[150]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9199,7 +9552,7 @@ func (x *ListNoticesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNoticesRequest.ProtoReflect.Descriptor instead.
 func (*ListNoticesRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{144}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{150}
 }
 
 func (x *ListNoticesRequest) GetTenant() string {
@@ -9246,7 +9599,7 @@ type ListNoticesResponse struct {
 
 func (x *ListNoticesResponse) Reset() {
 	*x = ListNoticesResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[145]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[151]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9258,7 +9611,7 @@ func (x *ListNoticesResponse) String() string {
 func (*ListNoticesResponse) ProtoMessage() {}
 
 func (x *ListNoticesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[145]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[151]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9271,7 +9624,7 @@ func (x *ListNoticesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNoticesResponse.ProtoReflect.Descriptor instead.
 func (*ListNoticesResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{145}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{151}
 }
 
 func (x *ListNoticesResponse) GetDeliveries() []*Delivery {
@@ -9291,7 +9644,7 @@ type RetryNoticesRequest struct {
 
 func (x *RetryNoticesRequest) Reset() {
 	*x = RetryNoticesRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[146]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[152]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9303,7 +9656,7 @@ func (x *RetryNoticesRequest) String() string {
 func (*RetryNoticesRequest) ProtoMessage() {}
 
 func (x *RetryNoticesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[146]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[152]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9316,7 +9669,7 @@ func (x *RetryNoticesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RetryNoticesRequest.ProtoReflect.Descriptor instead.
 func (*RetryNoticesRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{146}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{152}
 }
 
 func (x *RetryNoticesRequest) GetIds() []string {
@@ -9342,7 +9695,7 @@ type RetryNoticesResponse struct {
 
 func (x *RetryNoticesResponse) Reset() {
 	*x = RetryNoticesResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[147]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[153]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9354,7 +9707,7 @@ func (x *RetryNoticesResponse) String() string {
 func (*RetryNoticesResponse) ProtoMessage() {}
 
 func (x *RetryNoticesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[147]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[153]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9367,7 +9720,7 @@ func (x *RetryNoticesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RetryNoticesResponse.ProtoReflect.Descriptor instead.
 func (*RetryNoticesResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{147}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{153}
 }
 
 func (x *RetryNoticesResponse) GetRetried() int32 {
@@ -9390,7 +9743,7 @@ type Webhook struct {
 
 func (x *Webhook) Reset() {
 	*x = Webhook{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[148]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[154]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9402,7 +9755,7 @@ func (x *Webhook) String() string {
 func (*Webhook) ProtoMessage() {}
 
 func (x *Webhook) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[148]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[154]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9415,7 +9768,7 @@ func (x *Webhook) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Webhook.ProtoReflect.Descriptor instead.
 func (*Webhook) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{148}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{154}
 }
 
 func (x *Webhook) GetId() string {
@@ -9464,7 +9817,7 @@ type CreateWebhookRequest struct {
 
 func (x *CreateWebhookRequest) Reset() {
 	*x = CreateWebhookRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[149]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[155]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9476,7 +9829,7 @@ func (x *CreateWebhookRequest) String() string {
 func (*CreateWebhookRequest) ProtoMessage() {}
 
 func (x *CreateWebhookRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[149]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[155]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9489,7 +9842,7 @@ func (x *CreateWebhookRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateWebhookRequest.ProtoReflect.Descriptor instead.
 func (*CreateWebhookRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{149}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{155}
 }
 
 func (x *CreateWebhookRequest) GetTenant() string {
@@ -9523,7 +9876,7 @@ type CreateWebhookResponse struct {
 
 func (x *CreateWebhookResponse) Reset() {
 	*x = CreateWebhookResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[150]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[156]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9535,7 +9888,7 @@ func (x *CreateWebhookResponse) String() string {
 func (*CreateWebhookResponse) ProtoMessage() {}
 
 func (x *CreateWebhookResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[150]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[156]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9548,7 +9901,7 @@ func (x *CreateWebhookResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateWebhookResponse.ProtoReflect.Descriptor instead.
 func (*CreateWebhookResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{150}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{156}
 }
 
 func (x *CreateWebhookResponse) GetWebhook() *Webhook {
@@ -9574,7 +9927,7 @@ type ListWebhooksRequest struct {
 
 func (x *ListWebhooksRequest) Reset() {
 	*x = ListWebhooksRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[151]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[157]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9586,7 +9939,7 @@ func (x *ListWebhooksRequest) String() string {
 func (*ListWebhooksRequest) ProtoMessage() {}
 
 func (x *ListWebhooksRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[151]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[157]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9599,7 +9952,7 @@ func (x *ListWebhooksRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListWebhooksRequest.ProtoReflect.Descriptor instead.
 func (*ListWebhooksRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{151}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{157}
 }
 
 func (x *ListWebhooksRequest) GetTenant() string {
@@ -9618,7 +9971,7 @@ type ListWebhooksResponse struct {
 
 func (x *ListWebhooksResponse) Reset() {
 	*x = ListWebhooksResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[152]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[158]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9630,7 +9983,7 @@ func (x *ListWebhooksResponse) String() string {
 func (*ListWebhooksResponse) ProtoMessage() {}
 
 func (x *ListWebhooksResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[152]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[158]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9643,7 +9996,7 @@ func (x *ListWebhooksResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListWebhooksResponse.ProtoReflect.Descriptor instead.
 func (*ListWebhooksResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{152}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{158}
 }
 
 func (x *ListWebhooksResponse) GetWebhooks() []*Webhook {
@@ -9662,7 +10015,7 @@ type RemoveWebhookRequest struct {
 
 func (x *RemoveWebhookRequest) Reset() {
 	*x = RemoveWebhookRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[153]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[159]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9674,7 +10027,7 @@ func (x *RemoveWebhookRequest) String() string {
 func (*RemoveWebhookRequest) ProtoMessage() {}
 
 func (x *RemoveWebhookRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[153]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[159]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9687,7 +10040,7 @@ func (x *RemoveWebhookRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveWebhookRequest.ProtoReflect.Descriptor instead.
 func (*RemoveWebhookRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{153}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{159}
 }
 
 func (x *RemoveWebhookRequest) GetId() string {
@@ -9706,7 +10059,7 @@ type TestWebhookRequest struct {
 
 func (x *TestWebhookRequest) Reset() {
 	*x = TestWebhookRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[154]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[160]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9718,7 +10071,7 @@ func (x *TestWebhookRequest) String() string {
 func (*TestWebhookRequest) ProtoMessage() {}
 
 func (x *TestWebhookRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[154]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[160]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9731,7 +10084,7 @@ func (x *TestWebhookRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TestWebhookRequest.ProtoReflect.Descriptor instead.
 func (*TestWebhookRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{154}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{160}
 }
 
 func (x *TestWebhookRequest) GetId() string {
@@ -9751,7 +10104,7 @@ type TestWebhookResponse struct {
 
 func (x *TestWebhookResponse) Reset() {
 	*x = TestWebhookResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[155]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[161]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9763,7 +10116,7 @@ func (x *TestWebhookResponse) String() string {
 func (*TestWebhookResponse) ProtoMessage() {}
 
 func (x *TestWebhookResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[155]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[161]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9776,7 +10129,7 @@ func (x *TestWebhookResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TestWebhookResponse.ProtoReflect.Descriptor instead.
 func (*TestWebhookResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{155}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{161}
 }
 
 func (x *TestWebhookResponse) GetDelivered() bool {
@@ -9815,11 +10168,36 @@ const file_lockbox_v1_lockbox_proto_rawDesc = "" +
 	"\x05chain\x18\x01 \x03(\fR\x05chain\x12!\n" +
 	"\fserver_roots\x18\x02 \x03(\fR\vserverRoots\x12*\n" +
 	"\x06person\x18\x03 \x01(\v2\x12.lockbox.v1.PersonR\x06person\"\x0f\n" +
-	"\rWhoAmIRequest\"\x7f\n" +
+	"\rWhoAmIRequest\"\x8e\x02\n" +
 	"\x0eWhoAmIResponse\x12*\n" +
 	"\x06person\x18\x01 \x01(\v2\x12.lockbox.v1.PersonR\x06person\x12/\n" +
 	"\x13certificate_expires\x18\x02 \x01(\x03R\x12certificateExpires\x12\x10\n" +
-	"\x03may\x18\x03 \x03(\tR\x03may\"+\n" +
+	"\x03may\x18\x03 \x03(\tR\x03may\x12 \n" +
+	"\fsigned_in_by\x18\x04 \x01(\tR\n" +
+	"signedInBy\x12\x1b\n" +
+	"\tsigned_in\x18\x05 \x01(\x03R\bsignedIn\x12\x10\n" +
+	"\x03mfa\x18\x06 \x01(\bR\x03mfa\x12\x1a\n" +
+	"\bisolated\x18\a \x01(\bR\bisolated\x12 \n" +
+	"\fsign_in_ends\x18\b \x01(\x03R\n" +
+	"signInEnds\"\x14\n" +
+	"\x12ListSignInsRequest\"O\n" +
+	"\x13ListSignInsResponse\x128\n" +
+	"\tproviders\x18\x01 \x03(\v2\x1a.lockbox.v1.SignInProviderR\tproviders\"\x8f\x02\n" +
+	"\x0eSignInProvider\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
+	"\x06issuer\x18\x02 \x01(\tR\x06issuer\x12\x1b\n" +
+	"\tclient_id\x18\x03 \x01(\tR\bclientId\x125\n" +
+	"\x16authorization_endpoint\x18\x04 \x01(\tR\x15authorizationEndpoint\x12%\n" +
+	"\x0etoken_endpoint\x18\x05 \x01(\tR\rtokenEndpoint\x12B\n" +
+	"\x1ddevice_authorization_endpoint\x18\x06 \x01(\tR\x1bdeviceAuthorizationEndpoint\x12\x16\n" +
+	"\x06scopes\x18\a \x03(\tR\x06scopes\"X\n" +
+	"\rSignInRequest\x12\x1a\n" +
+	"\bprovider\x18\x01 \x01(\tR\bprovider\x12\x19\n" +
+	"\bid_token\x18\x02 \x01(\tR\aidToken\x12\x10\n" +
+	"\x03csr\x18\x03 \x01(\fR\x03csr\"\x0f\n" +
+	"\rLogoutRequest\"&\n" +
+	"\x0eLogoutResponse\x12\x14\n" +
+	"\x05ended\x18\x01 \x01(\x05R\x05ended\"+\n" +
 	"\x17RenewCertificateRequest\x12\x10\n" +
 	"\x03csr\x18\x01 \x01(\fR\x03csr\"0\n" +
 	"\x18RenewCertificateResponse\x12\x14\n" +
@@ -10514,9 +10892,12 @@ const file_lockbox_v1_lockbox_proto_rawDesc = "" +
 	"\x02id\x18\x01 \x01(\tR\x02id\"I\n" +
 	"\x13TestWebhookResponse\x12\x1c\n" +
 	"\tdelivered\x18\x01 \x01(\bR\tdelivered\x12\x14\n" +
-	"\x05error\x18\x02 \x01(\tR\x05error2\xb8\x05\n" +
+	"\x05error\x18\x02 \x01(\tR\x05error2\x89\a\n" +
 	"\x0eAccountService\x12<\n" +
-	"\x05Login\x12\x18.lockbox.v1.LoginRequest\x1a\x19.lockbox.v1.LoginResponse\x12?\n" +
+	"\x05Login\x12\x18.lockbox.v1.LoginRequest\x1a\x19.lockbox.v1.LoginResponse\x12N\n" +
+	"\vListSignIns\x12\x1e.lockbox.v1.ListSignInsRequest\x1a\x1f.lockbox.v1.ListSignInsResponse\x12>\n" +
+	"\x06SignIn\x12\x19.lockbox.v1.SignInRequest\x1a\x19.lockbox.v1.LoginResponse\x12?\n" +
+	"\x06Logout\x12\x19.lockbox.v1.LogoutRequest\x1a\x1a.lockbox.v1.LogoutResponse\x12?\n" +
 	"\x06WhoAmI\x12\x19.lockbox.v1.WhoAmIRequest\x1a\x1a.lockbox.v1.WhoAmIResponse\x12]\n" +
 	"\x10RenewCertificate\x12#.lockbox.v1.RenewCertificateRequest\x1a$.lockbox.v1.RenewCertificateResponse\x12Q\n" +
 	"\fCreatePerson\x12\x1f.lockbox.v1.CreatePersonRequest\x1a .lockbox.v1.CreatePersonResponse\x12K\n" +
@@ -10629,7 +11010,7 @@ func file_lockbox_v1_lockbox_proto_rawDescGZIP() []byte {
 	return file_lockbox_v1_lockbox_proto_rawDescData
 }
 
-var file_lockbox_v1_lockbox_proto_msgTypes = make([]protoimpl.MessageInfo, 156)
+var file_lockbox_v1_lockbox_proto_msgTypes = make([]protoimpl.MessageInfo, 162)
 var file_lockbox_v1_lockbox_proto_goTypes = []any{
 	(*ErrorInfo)(nil),                      // 0: lockbox.v1.ErrorInfo
 	(*Person)(nil),                         // 1: lockbox.v1.Person
@@ -10637,377 +11018,390 @@ var file_lockbox_v1_lockbox_proto_goTypes = []any{
 	(*LoginResponse)(nil),                  // 3: lockbox.v1.LoginResponse
 	(*WhoAmIRequest)(nil),                  // 4: lockbox.v1.WhoAmIRequest
 	(*WhoAmIResponse)(nil),                 // 5: lockbox.v1.WhoAmIResponse
-	(*RenewCertificateRequest)(nil),        // 6: lockbox.v1.RenewCertificateRequest
-	(*RenewCertificateResponse)(nil),       // 7: lockbox.v1.RenewCertificateResponse
-	(*CreatePersonRequest)(nil),            // 8: lockbox.v1.CreatePersonRequest
-	(*CreatePersonResponse)(nil),           // 9: lockbox.v1.CreatePersonResponse
-	(*ListPeopleRequest)(nil),              // 10: lockbox.v1.ListPeopleRequest
-	(*ListPeopleResponse)(nil),             // 11: lockbox.v1.ListPeopleResponse
-	(*RemovePersonRequest)(nil),            // 12: lockbox.v1.RemovePersonRequest
-	(*RemovePersonResponse)(nil),           // 13: lockbox.v1.RemovePersonResponse
-	(*AddKeyRequest)(nil),                  // 14: lockbox.v1.AddKeyRequest
-	(*RemoveKeyRequest)(nil),               // 15: lockbox.v1.RemoveKeyRequest
-	(*CreateLoginTokenRequest)(nil),        // 16: lockbox.v1.CreateLoginTokenRequest
-	(*CreateLoginTokenResponse)(nil),       // 17: lockbox.v1.CreateLoginTokenResponse
-	(*ReportApplicabilityRequest)(nil),     // 18: lockbox.v1.ReportApplicabilityRequest
-	(*ApplicableResource)(nil),             // 19: lockbox.v1.ApplicableResource
-	(*ReportApplicabilityResponse)(nil),    // 20: lockbox.v1.ReportApplicabilityResponse
-	(*Tenant)(nil),                         // 21: lockbox.v1.Tenant
-	(*Subscription)(nil),                   // 22: lockbox.v1.Subscription
-	(*CreateTenantRequest)(nil),            // 23: lockbox.v1.CreateTenantRequest
-	(*GetTenantRequest)(nil),               // 24: lockbox.v1.GetTenantRequest
-	(*ListTenantsRequest)(nil),             // 25: lockbox.v1.ListTenantsRequest
-	(*ListTenantsResponse)(nil),            // 26: lockbox.v1.ListTenantsResponse
-	(*CreateSubscriptionRequest)(nil),      // 27: lockbox.v1.CreateSubscriptionRequest
-	(*EnableLockboxRequest)(nil),           // 28: lockbox.v1.EnableLockboxRequest
-	(*DisableLockboxRequest)(nil),          // 29: lockbox.v1.DisableLockboxRequest
-	(*SetTenantRequest)(nil),               // 30: lockbox.v1.SetTenantRequest
-	(*Order)(nil),                          // 31: lockbox.v1.Order
-	(*OrderNode)(nil),                      // 32: lockbox.v1.OrderNode
-	(*Destination)(nil),                    // 33: lockbox.v1.Destination
-	(*HistoryLine)(nil),                    // 34: lockbox.v1.HistoryLine
-	(*PlaceOrderRequest)(nil),              // 35: lockbox.v1.PlaceOrderRequest
-	(*GetOrderRequest)(nil),                // 36: lockbox.v1.GetOrderRequest
-	(*ListOrdersRequest)(nil),              // 37: lockbox.v1.ListOrdersRequest
-	(*ListOrdersResponse)(nil),             // 38: lockbox.v1.ListOrdersResponse
-	(*PrepareDeviceRequest)(nil),           // 39: lockbox.v1.PrepareDeviceRequest
-	(*PreparedDisk)(nil),                   // 40: lockbox.v1.PreparedDisk
-	(*PreparedManifest)(nil),               // 41: lockbox.v1.PreparedManifest
-	(*AdvanceOrderRequest)(nil),            // 42: lockbox.v1.AdvanceOrderRequest
-	(*DraftTrustPolicyRequest)(nil),        // 43: lockbox.v1.DraftTrustPolicyRequest
-	(*PolicyExclusion)(nil),                // 44: lockbox.v1.PolicyExclusion
-	(*PolicyGroup)(nil),                    // 45: lockbox.v1.PolicyGroup
-	(*Document)(nil),                       // 46: lockbox.v1.Document
-	(*GetPolicyDeliveryRequest)(nil),       // 47: lockbox.v1.GetPolicyDeliveryRequest
-	(*GetPolicyDeliveryResponse)(nil),      // 48: lockbox.v1.GetPolicyDeliveryResponse
-	(*NodePolicy)(nil),                     // 49: lockbox.v1.NodePolicy
-	(*ListPendingDocumentsRequest)(nil),    // 50: lockbox.v1.ListPendingDocumentsRequest
-	(*ListPendingDocumentsResponse)(nil),   // 51: lockbox.v1.ListPendingDocumentsResponse
-	(*SubmitTrustPolicyRequest)(nil),       // 52: lockbox.v1.SubmitTrustPolicyRequest
-	(*GetTrustPolicyRequest)(nil),          // 53: lockbox.v1.GetTrustPolicyRequest
-	(*DraftConsentRequest)(nil),            // 54: lockbox.v1.DraftConsentRequest
-	(*SubmitConsentRequest)(nil),           // 55: lockbox.v1.SubmitConsentRequest
-	(*RevokeConsentRequest)(nil),           // 56: lockbox.v1.RevokeConsentRequest
-	(*CreateJoinTokenRequest)(nil),         // 57: lockbox.v1.CreateJoinTokenRequest
-	(*CreateJoinTokenResponse)(nil),        // 58: lockbox.v1.CreateJoinTokenResponse
-	(*StartJobRequest)(nil),                // 59: lockbox.v1.StartJobRequest
-	(*ProgressEvent)(nil),                  // 60: lockbox.v1.ProgressEvent
-	(*GetCopyLogRequest)(nil),              // 61: lockbox.v1.GetCopyLogRequest
-	(*GetCopyLogResponse)(nil),             // 62: lockbox.v1.GetCopyLogResponse
-	(*GetManifestRequest)(nil),             // 63: lockbox.v1.GetManifestRequest
-	(*GetManifestResponse)(nil),            // 64: lockbox.v1.GetManifestResponse
-	(*ManifestVersion)(nil),                // 65: lockbox.v1.ManifestVersion
-	(*ListDevicesRequest)(nil),             // 66: lockbox.v1.ListDevicesRequest
-	(*ListDevicesResponse)(nil),            // 67: lockbox.v1.ListDevicesResponse
-	(*GetDeviceRequest)(nil),               // 68: lockbox.v1.GetDeviceRequest
-	(*RevokeDeviceRequest)(nil),            // 69: lockbox.v1.RevokeDeviceRequest
-	(*Device)(nil),                         // 70: lockbox.v1.Device
-	(*DeviceNode)(nil),                     // 71: lockbox.v1.DeviceNode
-	(*DeviceDisk)(nil),                     // 72: lockbox.v1.DeviceDisk
-	(*DeviceShare)(nil),                    // 73: lockbox.v1.DeviceShare
-	(*Ticket)(nil),                         // 74: lockbox.v1.Ticket
-	(*FileTicketRequest)(nil),              // 75: lockbox.v1.FileTicketRequest
-	(*GetTicketRequest)(nil),               // 76: lockbox.v1.GetTicketRequest
-	(*ListTicketsRequest)(nil),             // 77: lockbox.v1.ListTicketsRequest
-	(*ListTicketsResponse)(nil),            // 78: lockbox.v1.ListTicketsResponse
-	(*CommentTicketRequest)(nil),           // 79: lockbox.v1.CommentTicketRequest
-	(*AssignTicketRequest)(nil),            // 80: lockbox.v1.AssignTicketRequest
-	(*Session)(nil),                        // 81: lockbox.v1.Session
-	(*EnableSessionRequest)(nil),           // 82: lockbox.v1.EnableSessionRequest
-	(*GetSessionRequest)(nil),              // 83: lockbox.v1.GetSessionRequest
-	(*ListSessionsRequest)(nil),            // 84: lockbox.v1.ListSessionsRequest
-	(*ListSessionsResponse)(nil),           // 85: lockbox.v1.ListSessionsResponse
-	(*DisableSessionRequest)(nil),          // 86: lockbox.v1.DisableSessionRequest
-	(*DisableSessionResponse)(nil),         // 87: lockbox.v1.DisableSessionResponse
-	(*RelockResult)(nil),                   // 88: lockbox.v1.RelockResult
-	(*IssueCertificateRequest)(nil),        // 89: lockbox.v1.IssueCertificateRequest
-	(*IssueCertificateResponse)(nil),       // 90: lockbox.v1.IssueCertificateResponse
-	(*Request)(nil),                        // 91: lockbox.v1.Request
-	(*RequestComment)(nil),                 // 92: lockbox.v1.RequestComment
-	(*Evaluation)(nil),                     // 93: lockbox.v1.Evaluation
-	(*Factor)(nil),                         // 94: lockbox.v1.Factor
-	(*RequestDecision)(nil),                // 95: lockbox.v1.RequestDecision
-	(*CreateRequestRequest)(nil),           // 96: lockbox.v1.CreateRequestRequest
-	(*GetRequestRequest)(nil),              // 97: lockbox.v1.GetRequestRequest
-	(*ListRequestsRequest)(nil),            // 98: lockbox.v1.ListRequestsRequest
-	(*ListRequestsResponse)(nil),           // 99: lockbox.v1.ListRequestsResponse
-	(*DraftDecisionRequest)(nil),           // 100: lockbox.v1.DraftDecisionRequest
-	(*DecideRequest)(nil),                  // 101: lockbox.v1.DecideRequest
-	(*CancelRequestRequest)(nil),           // 102: lockbox.v1.CancelRequestRequest
-	(*ExecuteRequestRequest)(nil),          // 103: lockbox.v1.ExecuteRequestRequest
-	(*RevokeRequestRequest)(nil),           // 104: lockbox.v1.RevokeRequestRequest
-	(*RevokeRequestResponse)(nil),          // 105: lockbox.v1.RevokeRequestResponse
-	(*CommentRequestRequest)(nil),          // 106: lockbox.v1.CommentRequestRequest
-	(*ExtendRequestRequest)(nil),           // 107: lockbox.v1.ExtendRequestRequest
-	(*RaiseRequestAgainRequest)(nil),       // 108: lockbox.v1.RaiseRequestAgainRequest
-	(*DraftStandingConsentRequest)(nil),    // 109: lockbox.v1.DraftStandingConsentRequest
-	(*SubmitStandingConsentRequest)(nil),   // 110: lockbox.v1.SubmitStandingConsentRequest
-	(*ListStandingConsentsRequest)(nil),    // 111: lockbox.v1.ListStandingConsentsRequest
-	(*ListStandingConsentsResponse)(nil),   // 112: lockbox.v1.ListStandingConsentsResponse
-	(*StandingConsent)(nil),                // 113: lockbox.v1.StandingConsent
-	(*RevokeStandingConsentRequest)(nil),   // 114: lockbox.v1.RevokeStandingConsentRequest
-	(*ListKeysRequest)(nil),                // 115: lockbox.v1.ListKeysRequest
-	(*ListKeysResponse)(nil),               // 116: lockbox.v1.ListKeysResponse
-	(*KeyInfo)(nil),                        // 117: lockbox.v1.KeyInfo
-	(*ExportRecoveryPasswordRequest)(nil),  // 118: lockbox.v1.ExportRecoveryPasswordRequest
-	(*ExportRecoveryPasswordResponse)(nil), // 119: lockbox.v1.ExportRecoveryPasswordResponse
-	(*GetKeyStatusRequest)(nil),            // 120: lockbox.v1.GetKeyStatusRequest
-	(*RotateKeyRequest)(nil),               // 121: lockbox.v1.RotateKeyRequest
-	(*KeyStatus)(nil),                      // 122: lockbox.v1.KeyStatus
-	(*WrappingKey)(nil),                    // 123: lockbox.v1.WrappingKey
-	(*KeyRotation)(nil),                    // 124: lockbox.v1.KeyRotation
-	(*GetOrderKeyRequest)(nil),             // 125: lockbox.v1.GetOrderKeyRequest
-	(*SetOrderKeyRequest)(nil),             // 126: lockbox.v1.SetOrderKeyRequest
-	(*OrderKey)(nil),                       // 127: lockbox.v1.OrderKey
-	(*ListRecordsRequest)(nil),             // 128: lockbox.v1.ListRecordsRequest
-	(*AuditRecord)(nil),                    // 129: lockbox.v1.AuditRecord
-	(*ListRecordsResponse)(nil),            // 130: lockbox.v1.ListRecordsResponse
-	(*LegalHold)(nil),                      // 131: lockbox.v1.LegalHold
-	(*PlaceHoldRequest)(nil),               // 132: lockbox.v1.PlaceHoldRequest
-	(*ReleaseHoldRequest)(nil),             // 133: lockbox.v1.ReleaseHoldRequest
-	(*ListHoldsRequest)(nil),               // 134: lockbox.v1.ListHoldsRequest
-	(*ListHoldsResponse)(nil),              // 135: lockbox.v1.ListHoldsResponse
-	(*Sink)(nil),                           // 136: lockbox.v1.Sink
-	(*ListSinksRequest)(nil),               // 137: lockbox.v1.ListSinksRequest
-	(*ListSinksResponse)(nil),              // 138: lockbox.v1.ListSinksResponse
-	(*ExportLogRequest)(nil),               // 139: lockbox.v1.ExportLogRequest
-	(*ExportLogResponse)(nil),              // 140: lockbox.v1.ExportLogResponse
-	(*GetCheckpointRequest)(nil),           // 141: lockbox.v1.GetCheckpointRequest
-	(*GetCheckpointResponse)(nil),          // 142: lockbox.v1.GetCheckpointResponse
-	(*Delivery)(nil),                       // 143: lockbox.v1.Delivery
-	(*ListNoticesRequest)(nil),             // 144: lockbox.v1.ListNoticesRequest
-	(*ListNoticesResponse)(nil),            // 145: lockbox.v1.ListNoticesResponse
-	(*RetryNoticesRequest)(nil),            // 146: lockbox.v1.RetryNoticesRequest
-	(*RetryNoticesResponse)(nil),           // 147: lockbox.v1.RetryNoticesResponse
-	(*Webhook)(nil),                        // 148: lockbox.v1.Webhook
-	(*CreateWebhookRequest)(nil),           // 149: lockbox.v1.CreateWebhookRequest
-	(*CreateWebhookResponse)(nil),          // 150: lockbox.v1.CreateWebhookResponse
-	(*ListWebhooksRequest)(nil),            // 151: lockbox.v1.ListWebhooksRequest
-	(*ListWebhooksResponse)(nil),           // 152: lockbox.v1.ListWebhooksResponse
-	(*RemoveWebhookRequest)(nil),           // 153: lockbox.v1.RemoveWebhookRequest
-	(*TestWebhookRequest)(nil),             // 154: lockbox.v1.TestWebhookRequest
-	(*TestWebhookResponse)(nil),            // 155: lockbox.v1.TestWebhookResponse
+	(*ListSignInsRequest)(nil),             // 6: lockbox.v1.ListSignInsRequest
+	(*ListSignInsResponse)(nil),            // 7: lockbox.v1.ListSignInsResponse
+	(*SignInProvider)(nil),                 // 8: lockbox.v1.SignInProvider
+	(*SignInRequest)(nil),                  // 9: lockbox.v1.SignInRequest
+	(*LogoutRequest)(nil),                  // 10: lockbox.v1.LogoutRequest
+	(*LogoutResponse)(nil),                 // 11: lockbox.v1.LogoutResponse
+	(*RenewCertificateRequest)(nil),        // 12: lockbox.v1.RenewCertificateRequest
+	(*RenewCertificateResponse)(nil),       // 13: lockbox.v1.RenewCertificateResponse
+	(*CreatePersonRequest)(nil),            // 14: lockbox.v1.CreatePersonRequest
+	(*CreatePersonResponse)(nil),           // 15: lockbox.v1.CreatePersonResponse
+	(*ListPeopleRequest)(nil),              // 16: lockbox.v1.ListPeopleRequest
+	(*ListPeopleResponse)(nil),             // 17: lockbox.v1.ListPeopleResponse
+	(*RemovePersonRequest)(nil),            // 18: lockbox.v1.RemovePersonRequest
+	(*RemovePersonResponse)(nil),           // 19: lockbox.v1.RemovePersonResponse
+	(*AddKeyRequest)(nil),                  // 20: lockbox.v1.AddKeyRequest
+	(*RemoveKeyRequest)(nil),               // 21: lockbox.v1.RemoveKeyRequest
+	(*CreateLoginTokenRequest)(nil),        // 22: lockbox.v1.CreateLoginTokenRequest
+	(*CreateLoginTokenResponse)(nil),       // 23: lockbox.v1.CreateLoginTokenResponse
+	(*ReportApplicabilityRequest)(nil),     // 24: lockbox.v1.ReportApplicabilityRequest
+	(*ApplicableResource)(nil),             // 25: lockbox.v1.ApplicableResource
+	(*ReportApplicabilityResponse)(nil),    // 26: lockbox.v1.ReportApplicabilityResponse
+	(*Tenant)(nil),                         // 27: lockbox.v1.Tenant
+	(*Subscription)(nil),                   // 28: lockbox.v1.Subscription
+	(*CreateTenantRequest)(nil),            // 29: lockbox.v1.CreateTenantRequest
+	(*GetTenantRequest)(nil),               // 30: lockbox.v1.GetTenantRequest
+	(*ListTenantsRequest)(nil),             // 31: lockbox.v1.ListTenantsRequest
+	(*ListTenantsResponse)(nil),            // 32: lockbox.v1.ListTenantsResponse
+	(*CreateSubscriptionRequest)(nil),      // 33: lockbox.v1.CreateSubscriptionRequest
+	(*EnableLockboxRequest)(nil),           // 34: lockbox.v1.EnableLockboxRequest
+	(*DisableLockboxRequest)(nil),          // 35: lockbox.v1.DisableLockboxRequest
+	(*SetTenantRequest)(nil),               // 36: lockbox.v1.SetTenantRequest
+	(*Order)(nil),                          // 37: lockbox.v1.Order
+	(*OrderNode)(nil),                      // 38: lockbox.v1.OrderNode
+	(*Destination)(nil),                    // 39: lockbox.v1.Destination
+	(*HistoryLine)(nil),                    // 40: lockbox.v1.HistoryLine
+	(*PlaceOrderRequest)(nil),              // 41: lockbox.v1.PlaceOrderRequest
+	(*GetOrderRequest)(nil),                // 42: lockbox.v1.GetOrderRequest
+	(*ListOrdersRequest)(nil),              // 43: lockbox.v1.ListOrdersRequest
+	(*ListOrdersResponse)(nil),             // 44: lockbox.v1.ListOrdersResponse
+	(*PrepareDeviceRequest)(nil),           // 45: lockbox.v1.PrepareDeviceRequest
+	(*PreparedDisk)(nil),                   // 46: lockbox.v1.PreparedDisk
+	(*PreparedManifest)(nil),               // 47: lockbox.v1.PreparedManifest
+	(*AdvanceOrderRequest)(nil),            // 48: lockbox.v1.AdvanceOrderRequest
+	(*DraftTrustPolicyRequest)(nil),        // 49: lockbox.v1.DraftTrustPolicyRequest
+	(*PolicyExclusion)(nil),                // 50: lockbox.v1.PolicyExclusion
+	(*PolicyGroup)(nil),                    // 51: lockbox.v1.PolicyGroup
+	(*Document)(nil),                       // 52: lockbox.v1.Document
+	(*GetPolicyDeliveryRequest)(nil),       // 53: lockbox.v1.GetPolicyDeliveryRequest
+	(*GetPolicyDeliveryResponse)(nil),      // 54: lockbox.v1.GetPolicyDeliveryResponse
+	(*NodePolicy)(nil),                     // 55: lockbox.v1.NodePolicy
+	(*ListPendingDocumentsRequest)(nil),    // 56: lockbox.v1.ListPendingDocumentsRequest
+	(*ListPendingDocumentsResponse)(nil),   // 57: lockbox.v1.ListPendingDocumentsResponse
+	(*SubmitTrustPolicyRequest)(nil),       // 58: lockbox.v1.SubmitTrustPolicyRequest
+	(*GetTrustPolicyRequest)(nil),          // 59: lockbox.v1.GetTrustPolicyRequest
+	(*DraftConsentRequest)(nil),            // 60: lockbox.v1.DraftConsentRequest
+	(*SubmitConsentRequest)(nil),           // 61: lockbox.v1.SubmitConsentRequest
+	(*RevokeConsentRequest)(nil),           // 62: lockbox.v1.RevokeConsentRequest
+	(*CreateJoinTokenRequest)(nil),         // 63: lockbox.v1.CreateJoinTokenRequest
+	(*CreateJoinTokenResponse)(nil),        // 64: lockbox.v1.CreateJoinTokenResponse
+	(*StartJobRequest)(nil),                // 65: lockbox.v1.StartJobRequest
+	(*ProgressEvent)(nil),                  // 66: lockbox.v1.ProgressEvent
+	(*GetCopyLogRequest)(nil),              // 67: lockbox.v1.GetCopyLogRequest
+	(*GetCopyLogResponse)(nil),             // 68: lockbox.v1.GetCopyLogResponse
+	(*GetManifestRequest)(nil),             // 69: lockbox.v1.GetManifestRequest
+	(*GetManifestResponse)(nil),            // 70: lockbox.v1.GetManifestResponse
+	(*ManifestVersion)(nil),                // 71: lockbox.v1.ManifestVersion
+	(*ListDevicesRequest)(nil),             // 72: lockbox.v1.ListDevicesRequest
+	(*ListDevicesResponse)(nil),            // 73: lockbox.v1.ListDevicesResponse
+	(*GetDeviceRequest)(nil),               // 74: lockbox.v1.GetDeviceRequest
+	(*RevokeDeviceRequest)(nil),            // 75: lockbox.v1.RevokeDeviceRequest
+	(*Device)(nil),                         // 76: lockbox.v1.Device
+	(*DeviceNode)(nil),                     // 77: lockbox.v1.DeviceNode
+	(*DeviceDisk)(nil),                     // 78: lockbox.v1.DeviceDisk
+	(*DeviceShare)(nil),                    // 79: lockbox.v1.DeviceShare
+	(*Ticket)(nil),                         // 80: lockbox.v1.Ticket
+	(*FileTicketRequest)(nil),              // 81: lockbox.v1.FileTicketRequest
+	(*GetTicketRequest)(nil),               // 82: lockbox.v1.GetTicketRequest
+	(*ListTicketsRequest)(nil),             // 83: lockbox.v1.ListTicketsRequest
+	(*ListTicketsResponse)(nil),            // 84: lockbox.v1.ListTicketsResponse
+	(*CommentTicketRequest)(nil),           // 85: lockbox.v1.CommentTicketRequest
+	(*AssignTicketRequest)(nil),            // 86: lockbox.v1.AssignTicketRequest
+	(*Session)(nil),                        // 87: lockbox.v1.Session
+	(*EnableSessionRequest)(nil),           // 88: lockbox.v1.EnableSessionRequest
+	(*GetSessionRequest)(nil),              // 89: lockbox.v1.GetSessionRequest
+	(*ListSessionsRequest)(nil),            // 90: lockbox.v1.ListSessionsRequest
+	(*ListSessionsResponse)(nil),           // 91: lockbox.v1.ListSessionsResponse
+	(*DisableSessionRequest)(nil),          // 92: lockbox.v1.DisableSessionRequest
+	(*DisableSessionResponse)(nil),         // 93: lockbox.v1.DisableSessionResponse
+	(*RelockResult)(nil),                   // 94: lockbox.v1.RelockResult
+	(*IssueCertificateRequest)(nil),        // 95: lockbox.v1.IssueCertificateRequest
+	(*IssueCertificateResponse)(nil),       // 96: lockbox.v1.IssueCertificateResponse
+	(*Request)(nil),                        // 97: lockbox.v1.Request
+	(*RequestComment)(nil),                 // 98: lockbox.v1.RequestComment
+	(*Evaluation)(nil),                     // 99: lockbox.v1.Evaluation
+	(*Factor)(nil),                         // 100: lockbox.v1.Factor
+	(*RequestDecision)(nil),                // 101: lockbox.v1.RequestDecision
+	(*CreateRequestRequest)(nil),           // 102: lockbox.v1.CreateRequestRequest
+	(*GetRequestRequest)(nil),              // 103: lockbox.v1.GetRequestRequest
+	(*ListRequestsRequest)(nil),            // 104: lockbox.v1.ListRequestsRequest
+	(*ListRequestsResponse)(nil),           // 105: lockbox.v1.ListRequestsResponse
+	(*DraftDecisionRequest)(nil),           // 106: lockbox.v1.DraftDecisionRequest
+	(*DecideRequest)(nil),                  // 107: lockbox.v1.DecideRequest
+	(*CancelRequestRequest)(nil),           // 108: lockbox.v1.CancelRequestRequest
+	(*ExecuteRequestRequest)(nil),          // 109: lockbox.v1.ExecuteRequestRequest
+	(*RevokeRequestRequest)(nil),           // 110: lockbox.v1.RevokeRequestRequest
+	(*RevokeRequestResponse)(nil),          // 111: lockbox.v1.RevokeRequestResponse
+	(*CommentRequestRequest)(nil),          // 112: lockbox.v1.CommentRequestRequest
+	(*ExtendRequestRequest)(nil),           // 113: lockbox.v1.ExtendRequestRequest
+	(*RaiseRequestAgainRequest)(nil),       // 114: lockbox.v1.RaiseRequestAgainRequest
+	(*DraftStandingConsentRequest)(nil),    // 115: lockbox.v1.DraftStandingConsentRequest
+	(*SubmitStandingConsentRequest)(nil),   // 116: lockbox.v1.SubmitStandingConsentRequest
+	(*ListStandingConsentsRequest)(nil),    // 117: lockbox.v1.ListStandingConsentsRequest
+	(*ListStandingConsentsResponse)(nil),   // 118: lockbox.v1.ListStandingConsentsResponse
+	(*StandingConsent)(nil),                // 119: lockbox.v1.StandingConsent
+	(*RevokeStandingConsentRequest)(nil),   // 120: lockbox.v1.RevokeStandingConsentRequest
+	(*ListKeysRequest)(nil),                // 121: lockbox.v1.ListKeysRequest
+	(*ListKeysResponse)(nil),               // 122: lockbox.v1.ListKeysResponse
+	(*KeyInfo)(nil),                        // 123: lockbox.v1.KeyInfo
+	(*ExportRecoveryPasswordRequest)(nil),  // 124: lockbox.v1.ExportRecoveryPasswordRequest
+	(*ExportRecoveryPasswordResponse)(nil), // 125: lockbox.v1.ExportRecoveryPasswordResponse
+	(*GetKeyStatusRequest)(nil),            // 126: lockbox.v1.GetKeyStatusRequest
+	(*RotateKeyRequest)(nil),               // 127: lockbox.v1.RotateKeyRequest
+	(*KeyStatus)(nil),                      // 128: lockbox.v1.KeyStatus
+	(*WrappingKey)(nil),                    // 129: lockbox.v1.WrappingKey
+	(*KeyRotation)(nil),                    // 130: lockbox.v1.KeyRotation
+	(*GetOrderKeyRequest)(nil),             // 131: lockbox.v1.GetOrderKeyRequest
+	(*SetOrderKeyRequest)(nil),             // 132: lockbox.v1.SetOrderKeyRequest
+	(*OrderKey)(nil),                       // 133: lockbox.v1.OrderKey
+	(*ListRecordsRequest)(nil),             // 134: lockbox.v1.ListRecordsRequest
+	(*AuditRecord)(nil),                    // 135: lockbox.v1.AuditRecord
+	(*ListRecordsResponse)(nil),            // 136: lockbox.v1.ListRecordsResponse
+	(*LegalHold)(nil),                      // 137: lockbox.v1.LegalHold
+	(*PlaceHoldRequest)(nil),               // 138: lockbox.v1.PlaceHoldRequest
+	(*ReleaseHoldRequest)(nil),             // 139: lockbox.v1.ReleaseHoldRequest
+	(*ListHoldsRequest)(nil),               // 140: lockbox.v1.ListHoldsRequest
+	(*ListHoldsResponse)(nil),              // 141: lockbox.v1.ListHoldsResponse
+	(*Sink)(nil),                           // 142: lockbox.v1.Sink
+	(*ListSinksRequest)(nil),               // 143: lockbox.v1.ListSinksRequest
+	(*ListSinksResponse)(nil),              // 144: lockbox.v1.ListSinksResponse
+	(*ExportLogRequest)(nil),               // 145: lockbox.v1.ExportLogRequest
+	(*ExportLogResponse)(nil),              // 146: lockbox.v1.ExportLogResponse
+	(*GetCheckpointRequest)(nil),           // 147: lockbox.v1.GetCheckpointRequest
+	(*GetCheckpointResponse)(nil),          // 148: lockbox.v1.GetCheckpointResponse
+	(*Delivery)(nil),                       // 149: lockbox.v1.Delivery
+	(*ListNoticesRequest)(nil),             // 150: lockbox.v1.ListNoticesRequest
+	(*ListNoticesResponse)(nil),            // 151: lockbox.v1.ListNoticesResponse
+	(*RetryNoticesRequest)(nil),            // 152: lockbox.v1.RetryNoticesRequest
+	(*RetryNoticesResponse)(nil),           // 153: lockbox.v1.RetryNoticesResponse
+	(*Webhook)(nil),                        // 154: lockbox.v1.Webhook
+	(*CreateWebhookRequest)(nil),           // 155: lockbox.v1.CreateWebhookRequest
+	(*CreateWebhookResponse)(nil),          // 156: lockbox.v1.CreateWebhookResponse
+	(*ListWebhooksRequest)(nil),            // 157: lockbox.v1.ListWebhooksRequest
+	(*ListWebhooksResponse)(nil),           // 158: lockbox.v1.ListWebhooksResponse
+	(*RemoveWebhookRequest)(nil),           // 159: lockbox.v1.RemoveWebhookRequest
+	(*TestWebhookRequest)(nil),             // 160: lockbox.v1.TestWebhookRequest
+	(*TestWebhookResponse)(nil),            // 161: lockbox.v1.TestWebhookResponse
 }
 var file_lockbox_v1_lockbox_proto_depIdxs = []int32{
 	1,   // 0: lockbox.v1.LoginResponse.person:type_name -> lockbox.v1.Person
 	1,   // 1: lockbox.v1.WhoAmIResponse.person:type_name -> lockbox.v1.Person
-	1,   // 2: lockbox.v1.CreatePersonResponse.person:type_name -> lockbox.v1.Person
-	1,   // 3: lockbox.v1.ListPeopleResponse.people:type_name -> lockbox.v1.Person
-	19,  // 4: lockbox.v1.ReportApplicabilityResponse.resources:type_name -> lockbox.v1.ApplicableResource
-	22,  // 5: lockbox.v1.Tenant.subscriptions:type_name -> lockbox.v1.Subscription
-	21,  // 6: lockbox.v1.ListTenantsResponse.tenants:type_name -> lockbox.v1.Tenant
-	32,  // 7: lockbox.v1.Order.nodes:type_name -> lockbox.v1.OrderNode
-	33,  // 8: lockbox.v1.Order.destinations:type_name -> lockbox.v1.Destination
-	34,  // 9: lockbox.v1.Order.history:type_name -> lockbox.v1.HistoryLine
-	33,  // 10: lockbox.v1.PlaceOrderRequest.destinations:type_name -> lockbox.v1.Destination
-	31,  // 11: lockbox.v1.ListOrdersResponse.orders:type_name -> lockbox.v1.Order
-	40,  // 12: lockbox.v1.PrepareDeviceRequest.disks:type_name -> lockbox.v1.PreparedDisk
-	41,  // 13: lockbox.v1.PreparedDisk.manifests:type_name -> lockbox.v1.PreparedManifest
-	45,  // 14: lockbox.v1.DraftTrustPolicyRequest.customer_groups:type_name -> lockbox.v1.PolicyGroup
-	45,  // 15: lockbox.v1.DraftTrustPolicyRequest.provider_groups:type_name -> lockbox.v1.PolicyGroup
-	44,  // 16: lockbox.v1.DraftTrustPolicyRequest.exclusions:type_name -> lockbox.v1.PolicyExclusion
-	45,  // 17: lockbox.v1.PolicyExclusion.groups:type_name -> lockbox.v1.PolicyGroup
-	49,  // 18: lockbox.v1.GetPolicyDeliveryResponse.nodes:type_name -> lockbox.v1.NodePolicy
-	46,  // 19: lockbox.v1.ListPendingDocumentsResponse.documents:type_name -> lockbox.v1.Document
-	65,  // 20: lockbox.v1.GetManifestResponse.manifests:type_name -> lockbox.v1.ManifestVersion
-	70,  // 21: lockbox.v1.ListDevicesResponse.devices:type_name -> lockbox.v1.Device
-	71,  // 22: lockbox.v1.Device.nodes:type_name -> lockbox.v1.DeviceNode
-	72,  // 23: lockbox.v1.DeviceNode.disks:type_name -> lockbox.v1.DeviceDisk
-	73,  // 24: lockbox.v1.DeviceNode.shares:type_name -> lockbox.v1.DeviceShare
-	34,  // 25: lockbox.v1.Ticket.history:type_name -> lockbox.v1.HistoryLine
-	74,  // 26: lockbox.v1.ListTicketsResponse.tickets:type_name -> lockbox.v1.Ticket
-	81,  // 27: lockbox.v1.ListSessionsResponse.sessions:type_name -> lockbox.v1.Session
-	81,  // 28: lockbox.v1.DisableSessionResponse.session:type_name -> lockbox.v1.Session
-	88,  // 29: lockbox.v1.DisableSessionResponse.relocked:type_name -> lockbox.v1.RelockResult
-	93,  // 30: lockbox.v1.Request.evaluation:type_name -> lockbox.v1.Evaluation
-	46,  // 31: lockbox.v1.Request.statement:type_name -> lockbox.v1.Document
-	95,  // 32: lockbox.v1.Request.decisions:type_name -> lockbox.v1.RequestDecision
-	34,  // 33: lockbox.v1.Request.history:type_name -> lockbox.v1.HistoryLine
-	92,  // 34: lockbox.v1.Request.comments:type_name -> lockbox.v1.RequestComment
-	143, // 35: lockbox.v1.Request.told:type_name -> lockbox.v1.Delivery
-	94,  // 36: lockbox.v1.Evaluation.factors:type_name -> lockbox.v1.Factor
-	91,  // 37: lockbox.v1.ListRequestsResponse.requests:type_name -> lockbox.v1.Request
-	91,  // 38: lockbox.v1.RevokeRequestResponse.request:type_name -> lockbox.v1.Request
-	88,  // 39: lockbox.v1.RevokeRequestResponse.relocked:type_name -> lockbox.v1.RelockResult
-	81,  // 40: lockbox.v1.RevokeRequestResponse.sessions:type_name -> lockbox.v1.Session
-	113, // 41: lockbox.v1.ListStandingConsentsResponse.consents:type_name -> lockbox.v1.StandingConsent
-	46,  // 42: lockbox.v1.StandingConsent.document:type_name -> lockbox.v1.Document
-	117, // 43: lockbox.v1.ListKeysResponse.keys:type_name -> lockbox.v1.KeyInfo
-	123, // 44: lockbox.v1.KeyStatus.keys:type_name -> lockbox.v1.WrappingKey
-	124, // 45: lockbox.v1.KeyStatus.rotation:type_name -> lockbox.v1.KeyRotation
-	129, // 46: lockbox.v1.ListRecordsResponse.records:type_name -> lockbox.v1.AuditRecord
-	131, // 47: lockbox.v1.ListHoldsResponse.holds:type_name -> lockbox.v1.LegalHold
-	136, // 48: lockbox.v1.ListSinksResponse.sinks:type_name -> lockbox.v1.Sink
-	143, // 49: lockbox.v1.ListNoticesResponse.deliveries:type_name -> lockbox.v1.Delivery
-	148, // 50: lockbox.v1.CreateWebhookResponse.webhook:type_name -> lockbox.v1.Webhook
-	148, // 51: lockbox.v1.ListWebhooksResponse.webhooks:type_name -> lockbox.v1.Webhook
-	2,   // 52: lockbox.v1.AccountService.Login:input_type -> lockbox.v1.LoginRequest
-	4,   // 53: lockbox.v1.AccountService.WhoAmI:input_type -> lockbox.v1.WhoAmIRequest
-	6,   // 54: lockbox.v1.AccountService.RenewCertificate:input_type -> lockbox.v1.RenewCertificateRequest
-	8,   // 55: lockbox.v1.AccountService.CreatePerson:input_type -> lockbox.v1.CreatePersonRequest
-	10,  // 56: lockbox.v1.AccountService.ListPeople:input_type -> lockbox.v1.ListPeopleRequest
-	12,  // 57: lockbox.v1.AccountService.RemovePerson:input_type -> lockbox.v1.RemovePersonRequest
-	14,  // 58: lockbox.v1.AccountService.AddKey:input_type -> lockbox.v1.AddKeyRequest
-	15,  // 59: lockbox.v1.AccountService.RemoveKey:input_type -> lockbox.v1.RemoveKeyRequest
-	16,  // 60: lockbox.v1.AccountService.CreateLoginToken:input_type -> lockbox.v1.CreateLoginTokenRequest
-	23,  // 61: lockbox.v1.TenantService.CreateTenant:input_type -> lockbox.v1.CreateTenantRequest
-	24,  // 62: lockbox.v1.TenantService.GetTenant:input_type -> lockbox.v1.GetTenantRequest
-	25,  // 63: lockbox.v1.TenantService.ListTenants:input_type -> lockbox.v1.ListTenantsRequest
-	27,  // 64: lockbox.v1.TenantService.CreateSubscription:input_type -> lockbox.v1.CreateSubscriptionRequest
-	28,  // 65: lockbox.v1.TenantService.EnableLockbox:input_type -> lockbox.v1.EnableLockboxRequest
-	29,  // 66: lockbox.v1.TenantService.DisableLockbox:input_type -> lockbox.v1.DisableLockboxRequest
-	30,  // 67: lockbox.v1.TenantService.SetTenant:input_type -> lockbox.v1.SetTenantRequest
-	18,  // 68: lockbox.v1.TenantService.ReportApplicability:input_type -> lockbox.v1.ReportApplicabilityRequest
-	35,  // 69: lockbox.v1.OrderService.PlaceOrder:input_type -> lockbox.v1.PlaceOrderRequest
-	36,  // 70: lockbox.v1.OrderService.GetOrder:input_type -> lockbox.v1.GetOrderRequest
-	37,  // 71: lockbox.v1.OrderService.ListOrders:input_type -> lockbox.v1.ListOrdersRequest
-	39,  // 72: lockbox.v1.OrderService.PrepareDevice:input_type -> lockbox.v1.PrepareDeviceRequest
-	42,  // 73: lockbox.v1.OrderService.AdvanceOrder:input_type -> lockbox.v1.AdvanceOrderRequest
-	43,  // 74: lockbox.v1.OrderService.DraftTrustPolicy:input_type -> lockbox.v1.DraftTrustPolicyRequest
-	52,  // 75: lockbox.v1.OrderService.SubmitTrustPolicy:input_type -> lockbox.v1.SubmitTrustPolicyRequest
-	53,  // 76: lockbox.v1.OrderService.GetTrustPolicy:input_type -> lockbox.v1.GetTrustPolicyRequest
-	47,  // 77: lockbox.v1.OrderService.GetPolicyDelivery:input_type -> lockbox.v1.GetPolicyDeliveryRequest
-	50,  // 78: lockbox.v1.OrderService.ListPendingDocuments:input_type -> lockbox.v1.ListPendingDocumentsRequest
-	54,  // 79: lockbox.v1.OrderService.DraftConsent:input_type -> lockbox.v1.DraftConsentRequest
-	55,  // 80: lockbox.v1.OrderService.SubmitConsent:input_type -> lockbox.v1.SubmitConsentRequest
-	56,  // 81: lockbox.v1.OrderService.RevokeConsent:input_type -> lockbox.v1.RevokeConsentRequest
-	57,  // 82: lockbox.v1.OrderService.CreateJoinToken:input_type -> lockbox.v1.CreateJoinTokenRequest
-	59,  // 83: lockbox.v1.OrderService.StartJob:input_type -> lockbox.v1.StartJobRequest
-	61,  // 84: lockbox.v1.OrderService.GetCopyLog:input_type -> lockbox.v1.GetCopyLogRequest
-	63,  // 85: lockbox.v1.OrderService.GetManifest:input_type -> lockbox.v1.GetManifestRequest
-	66,  // 86: lockbox.v1.DeviceService.ListDevices:input_type -> lockbox.v1.ListDevicesRequest
-	68,  // 87: lockbox.v1.DeviceService.GetDevice:input_type -> lockbox.v1.GetDeviceRequest
-	69,  // 88: lockbox.v1.DeviceService.RevokeDevice:input_type -> lockbox.v1.RevokeDeviceRequest
-	75,  // 89: lockbox.v1.TicketService.FileTicket:input_type -> lockbox.v1.FileTicketRequest
-	76,  // 90: lockbox.v1.TicketService.GetTicket:input_type -> lockbox.v1.GetTicketRequest
-	77,  // 91: lockbox.v1.TicketService.ListTickets:input_type -> lockbox.v1.ListTicketsRequest
-	79,  // 92: lockbox.v1.TicketService.CommentTicket:input_type -> lockbox.v1.CommentTicketRequest
-	80,  // 93: lockbox.v1.TicketService.AssignTicket:input_type -> lockbox.v1.AssignTicketRequest
-	82,  // 94: lockbox.v1.SessionService.EnableSession:input_type -> lockbox.v1.EnableSessionRequest
-	83,  // 95: lockbox.v1.SessionService.GetSession:input_type -> lockbox.v1.GetSessionRequest
-	84,  // 96: lockbox.v1.SessionService.ListSessions:input_type -> lockbox.v1.ListSessionsRequest
-	86,  // 97: lockbox.v1.SessionService.DisableSession:input_type -> lockbox.v1.DisableSessionRequest
-	89,  // 98: lockbox.v1.SessionService.IssueCertificate:input_type -> lockbox.v1.IssueCertificateRequest
-	96,  // 99: lockbox.v1.RequestService.CreateRequest:input_type -> lockbox.v1.CreateRequestRequest
-	97,  // 100: lockbox.v1.RequestService.GetRequest:input_type -> lockbox.v1.GetRequestRequest
-	98,  // 101: lockbox.v1.RequestService.ListRequests:input_type -> lockbox.v1.ListRequestsRequest
-	100, // 102: lockbox.v1.RequestService.DraftDecision:input_type -> lockbox.v1.DraftDecisionRequest
-	101, // 103: lockbox.v1.RequestService.Decide:input_type -> lockbox.v1.DecideRequest
-	102, // 104: lockbox.v1.RequestService.CancelRequest:input_type -> lockbox.v1.CancelRequestRequest
-	103, // 105: lockbox.v1.RequestService.ExecuteRequest:input_type -> lockbox.v1.ExecuteRequestRequest
-	104, // 106: lockbox.v1.RequestService.RevokeRequest:input_type -> lockbox.v1.RevokeRequestRequest
-	106, // 107: lockbox.v1.RequestService.CommentRequest:input_type -> lockbox.v1.CommentRequestRequest
-	107, // 108: lockbox.v1.RequestService.ExtendRequest:input_type -> lockbox.v1.ExtendRequestRequest
-	108, // 109: lockbox.v1.RequestService.RaiseRequestAgain:input_type -> lockbox.v1.RaiseRequestAgainRequest
-	109, // 110: lockbox.v1.StandingService.DraftStandingConsent:input_type -> lockbox.v1.DraftStandingConsentRequest
-	110, // 111: lockbox.v1.StandingService.SubmitStandingConsent:input_type -> lockbox.v1.SubmitStandingConsentRequest
-	111, // 112: lockbox.v1.StandingService.ListStandingConsents:input_type -> lockbox.v1.ListStandingConsentsRequest
-	114, // 113: lockbox.v1.StandingService.RevokeStandingConsent:input_type -> lockbox.v1.RevokeStandingConsentRequest
-	115, // 114: lockbox.v1.KeyService.ListKeys:input_type -> lockbox.v1.ListKeysRequest
-	118, // 115: lockbox.v1.KeyService.ExportRecoveryPassword:input_type -> lockbox.v1.ExportRecoveryPasswordRequest
-	120, // 116: lockbox.v1.KeyService.GetKeyStatus:input_type -> lockbox.v1.GetKeyStatusRequest
-	121, // 117: lockbox.v1.KeyService.RotateKey:input_type -> lockbox.v1.RotateKeyRequest
-	125, // 118: lockbox.v1.KeyService.GetOrderKey:input_type -> lockbox.v1.GetOrderKeyRequest
-	126, // 119: lockbox.v1.KeyService.SetOrderKey:input_type -> lockbox.v1.SetOrderKeyRequest
-	128, // 120: lockbox.v1.AuditService.ListRecords:input_type -> lockbox.v1.ListRecordsRequest
-	139, // 121: lockbox.v1.AuditService.ExportLog:input_type -> lockbox.v1.ExportLogRequest
-	141, // 122: lockbox.v1.AuditService.GetCheckpoint:input_type -> lockbox.v1.GetCheckpointRequest
-	132, // 123: lockbox.v1.AuditService.PlaceHold:input_type -> lockbox.v1.PlaceHoldRequest
-	133, // 124: lockbox.v1.AuditService.ReleaseHold:input_type -> lockbox.v1.ReleaseHoldRequest
-	134, // 125: lockbox.v1.AuditService.ListHolds:input_type -> lockbox.v1.ListHoldsRequest
-	137, // 126: lockbox.v1.AuditService.ListSinks:input_type -> lockbox.v1.ListSinksRequest
-	144, // 127: lockbox.v1.NoticeService.ListNotices:input_type -> lockbox.v1.ListNoticesRequest
-	146, // 128: lockbox.v1.NoticeService.RetryNotices:input_type -> lockbox.v1.RetryNoticesRequest
-	149, // 129: lockbox.v1.NoticeService.CreateWebhook:input_type -> lockbox.v1.CreateWebhookRequest
-	151, // 130: lockbox.v1.NoticeService.ListWebhooks:input_type -> lockbox.v1.ListWebhooksRequest
-	153, // 131: lockbox.v1.NoticeService.RemoveWebhook:input_type -> lockbox.v1.RemoveWebhookRequest
-	154, // 132: lockbox.v1.NoticeService.TestWebhook:input_type -> lockbox.v1.TestWebhookRequest
-	3,   // 133: lockbox.v1.AccountService.Login:output_type -> lockbox.v1.LoginResponse
-	5,   // 134: lockbox.v1.AccountService.WhoAmI:output_type -> lockbox.v1.WhoAmIResponse
-	7,   // 135: lockbox.v1.AccountService.RenewCertificate:output_type -> lockbox.v1.RenewCertificateResponse
-	9,   // 136: lockbox.v1.AccountService.CreatePerson:output_type -> lockbox.v1.CreatePersonResponse
-	11,  // 137: lockbox.v1.AccountService.ListPeople:output_type -> lockbox.v1.ListPeopleResponse
-	13,  // 138: lockbox.v1.AccountService.RemovePerson:output_type -> lockbox.v1.RemovePersonResponse
-	1,   // 139: lockbox.v1.AccountService.AddKey:output_type -> lockbox.v1.Person
-	1,   // 140: lockbox.v1.AccountService.RemoveKey:output_type -> lockbox.v1.Person
-	17,  // 141: lockbox.v1.AccountService.CreateLoginToken:output_type -> lockbox.v1.CreateLoginTokenResponse
-	21,  // 142: lockbox.v1.TenantService.CreateTenant:output_type -> lockbox.v1.Tenant
-	21,  // 143: lockbox.v1.TenantService.GetTenant:output_type -> lockbox.v1.Tenant
-	26,  // 144: lockbox.v1.TenantService.ListTenants:output_type -> lockbox.v1.ListTenantsResponse
-	22,  // 145: lockbox.v1.TenantService.CreateSubscription:output_type -> lockbox.v1.Subscription
-	21,  // 146: lockbox.v1.TenantService.EnableLockbox:output_type -> lockbox.v1.Tenant
-	21,  // 147: lockbox.v1.TenantService.DisableLockbox:output_type -> lockbox.v1.Tenant
-	21,  // 148: lockbox.v1.TenantService.SetTenant:output_type -> lockbox.v1.Tenant
-	20,  // 149: lockbox.v1.TenantService.ReportApplicability:output_type -> lockbox.v1.ReportApplicabilityResponse
-	31,  // 150: lockbox.v1.OrderService.PlaceOrder:output_type -> lockbox.v1.Order
-	31,  // 151: lockbox.v1.OrderService.GetOrder:output_type -> lockbox.v1.Order
-	38,  // 152: lockbox.v1.OrderService.ListOrders:output_type -> lockbox.v1.ListOrdersResponse
-	31,  // 153: lockbox.v1.OrderService.PrepareDevice:output_type -> lockbox.v1.Order
-	31,  // 154: lockbox.v1.OrderService.AdvanceOrder:output_type -> lockbox.v1.Order
-	46,  // 155: lockbox.v1.OrderService.DraftTrustPolicy:output_type -> lockbox.v1.Document
-	46,  // 156: lockbox.v1.OrderService.SubmitTrustPolicy:output_type -> lockbox.v1.Document
-	46,  // 157: lockbox.v1.OrderService.GetTrustPolicy:output_type -> lockbox.v1.Document
-	48,  // 158: lockbox.v1.OrderService.GetPolicyDelivery:output_type -> lockbox.v1.GetPolicyDeliveryResponse
-	51,  // 159: lockbox.v1.OrderService.ListPendingDocuments:output_type -> lockbox.v1.ListPendingDocumentsResponse
-	46,  // 160: lockbox.v1.OrderService.DraftConsent:output_type -> lockbox.v1.Document
-	46,  // 161: lockbox.v1.OrderService.SubmitConsent:output_type -> lockbox.v1.Document
-	31,  // 162: lockbox.v1.OrderService.RevokeConsent:output_type -> lockbox.v1.Order
-	58,  // 163: lockbox.v1.OrderService.CreateJoinToken:output_type -> lockbox.v1.CreateJoinTokenResponse
-	60,  // 164: lockbox.v1.OrderService.StartJob:output_type -> lockbox.v1.ProgressEvent
-	62,  // 165: lockbox.v1.OrderService.GetCopyLog:output_type -> lockbox.v1.GetCopyLogResponse
-	64,  // 166: lockbox.v1.OrderService.GetManifest:output_type -> lockbox.v1.GetManifestResponse
-	67,  // 167: lockbox.v1.DeviceService.ListDevices:output_type -> lockbox.v1.ListDevicesResponse
-	70,  // 168: lockbox.v1.DeviceService.GetDevice:output_type -> lockbox.v1.Device
-	70,  // 169: lockbox.v1.DeviceService.RevokeDevice:output_type -> lockbox.v1.Device
-	74,  // 170: lockbox.v1.TicketService.FileTicket:output_type -> lockbox.v1.Ticket
-	74,  // 171: lockbox.v1.TicketService.GetTicket:output_type -> lockbox.v1.Ticket
-	78,  // 172: lockbox.v1.TicketService.ListTickets:output_type -> lockbox.v1.ListTicketsResponse
-	74,  // 173: lockbox.v1.TicketService.CommentTicket:output_type -> lockbox.v1.Ticket
-	74,  // 174: lockbox.v1.TicketService.AssignTicket:output_type -> lockbox.v1.Ticket
-	81,  // 175: lockbox.v1.SessionService.EnableSession:output_type -> lockbox.v1.Session
-	81,  // 176: lockbox.v1.SessionService.GetSession:output_type -> lockbox.v1.Session
-	85,  // 177: lockbox.v1.SessionService.ListSessions:output_type -> lockbox.v1.ListSessionsResponse
-	87,  // 178: lockbox.v1.SessionService.DisableSession:output_type -> lockbox.v1.DisableSessionResponse
-	90,  // 179: lockbox.v1.SessionService.IssueCertificate:output_type -> lockbox.v1.IssueCertificateResponse
-	91,  // 180: lockbox.v1.RequestService.CreateRequest:output_type -> lockbox.v1.Request
-	91,  // 181: lockbox.v1.RequestService.GetRequest:output_type -> lockbox.v1.Request
-	99,  // 182: lockbox.v1.RequestService.ListRequests:output_type -> lockbox.v1.ListRequestsResponse
-	46,  // 183: lockbox.v1.RequestService.DraftDecision:output_type -> lockbox.v1.Document
-	91,  // 184: lockbox.v1.RequestService.Decide:output_type -> lockbox.v1.Request
-	91,  // 185: lockbox.v1.RequestService.CancelRequest:output_type -> lockbox.v1.Request
-	60,  // 186: lockbox.v1.RequestService.ExecuteRequest:output_type -> lockbox.v1.ProgressEvent
-	105, // 187: lockbox.v1.RequestService.RevokeRequest:output_type -> lockbox.v1.RevokeRequestResponse
-	91,  // 188: lockbox.v1.RequestService.CommentRequest:output_type -> lockbox.v1.Request
-	91,  // 189: lockbox.v1.RequestService.ExtendRequest:output_type -> lockbox.v1.Request
-	91,  // 190: lockbox.v1.RequestService.RaiseRequestAgain:output_type -> lockbox.v1.Request
-	46,  // 191: lockbox.v1.StandingService.DraftStandingConsent:output_type -> lockbox.v1.Document
-	46,  // 192: lockbox.v1.StandingService.SubmitStandingConsent:output_type -> lockbox.v1.Document
-	112, // 193: lockbox.v1.StandingService.ListStandingConsents:output_type -> lockbox.v1.ListStandingConsentsResponse
-	113, // 194: lockbox.v1.StandingService.RevokeStandingConsent:output_type -> lockbox.v1.StandingConsent
-	116, // 195: lockbox.v1.KeyService.ListKeys:output_type -> lockbox.v1.ListKeysResponse
-	119, // 196: lockbox.v1.KeyService.ExportRecoveryPassword:output_type -> lockbox.v1.ExportRecoveryPasswordResponse
-	122, // 197: lockbox.v1.KeyService.GetKeyStatus:output_type -> lockbox.v1.KeyStatus
-	122, // 198: lockbox.v1.KeyService.RotateKey:output_type -> lockbox.v1.KeyStatus
-	127, // 199: lockbox.v1.KeyService.GetOrderKey:output_type -> lockbox.v1.OrderKey
-	127, // 200: lockbox.v1.KeyService.SetOrderKey:output_type -> lockbox.v1.OrderKey
-	130, // 201: lockbox.v1.AuditService.ListRecords:output_type -> lockbox.v1.ListRecordsResponse
-	140, // 202: lockbox.v1.AuditService.ExportLog:output_type -> lockbox.v1.ExportLogResponse
-	142, // 203: lockbox.v1.AuditService.GetCheckpoint:output_type -> lockbox.v1.GetCheckpointResponse
-	131, // 204: lockbox.v1.AuditService.PlaceHold:output_type -> lockbox.v1.LegalHold
-	131, // 205: lockbox.v1.AuditService.ReleaseHold:output_type -> lockbox.v1.LegalHold
-	135, // 206: lockbox.v1.AuditService.ListHolds:output_type -> lockbox.v1.ListHoldsResponse
-	138, // 207: lockbox.v1.AuditService.ListSinks:output_type -> lockbox.v1.ListSinksResponse
-	145, // 208: lockbox.v1.NoticeService.ListNotices:output_type -> lockbox.v1.ListNoticesResponse
-	147, // 209: lockbox.v1.NoticeService.RetryNotices:output_type -> lockbox.v1.RetryNoticesResponse
-	150, // 210: lockbox.v1.NoticeService.CreateWebhook:output_type -> lockbox.v1.CreateWebhookResponse
-	152, // 211: lockbox.v1.NoticeService.ListWebhooks:output_type -> lockbox.v1.ListWebhooksResponse
-	148, // 212: lockbox.v1.NoticeService.RemoveWebhook:output_type -> lockbox.v1.Webhook
-	155, // 213: lockbox.v1.NoticeService.TestWebhook:output_type -> lockbox.v1.TestWebhookResponse
-	133, // [133:214] is the sub-list for method output_type
-	52,  // [52:133] is the sub-list for method input_type
-	52,  // [52:52] is the sub-list for extension type_name
-	52,  // [52:52] is the sub-list for extension extendee
-	0,   // [0:52] is the sub-list for field type_name
+	8,   // 2: lockbox.v1.ListSignInsResponse.providers:type_name -> lockbox.v1.SignInProvider
+	1,   // 3: lockbox.v1.CreatePersonResponse.person:type_name -> lockbox.v1.Person
+	1,   // 4: lockbox.v1.ListPeopleResponse.people:type_name -> lockbox.v1.Person
+	25,  // 5: lockbox.v1.ReportApplicabilityResponse.resources:type_name -> lockbox.v1.ApplicableResource
+	28,  // 6: lockbox.v1.Tenant.subscriptions:type_name -> lockbox.v1.Subscription
+	27,  // 7: lockbox.v1.ListTenantsResponse.tenants:type_name -> lockbox.v1.Tenant
+	38,  // 8: lockbox.v1.Order.nodes:type_name -> lockbox.v1.OrderNode
+	39,  // 9: lockbox.v1.Order.destinations:type_name -> lockbox.v1.Destination
+	40,  // 10: lockbox.v1.Order.history:type_name -> lockbox.v1.HistoryLine
+	39,  // 11: lockbox.v1.PlaceOrderRequest.destinations:type_name -> lockbox.v1.Destination
+	37,  // 12: lockbox.v1.ListOrdersResponse.orders:type_name -> lockbox.v1.Order
+	46,  // 13: lockbox.v1.PrepareDeviceRequest.disks:type_name -> lockbox.v1.PreparedDisk
+	47,  // 14: lockbox.v1.PreparedDisk.manifests:type_name -> lockbox.v1.PreparedManifest
+	51,  // 15: lockbox.v1.DraftTrustPolicyRequest.customer_groups:type_name -> lockbox.v1.PolicyGroup
+	51,  // 16: lockbox.v1.DraftTrustPolicyRequest.provider_groups:type_name -> lockbox.v1.PolicyGroup
+	50,  // 17: lockbox.v1.DraftTrustPolicyRequest.exclusions:type_name -> lockbox.v1.PolicyExclusion
+	51,  // 18: lockbox.v1.PolicyExclusion.groups:type_name -> lockbox.v1.PolicyGroup
+	55,  // 19: lockbox.v1.GetPolicyDeliveryResponse.nodes:type_name -> lockbox.v1.NodePolicy
+	52,  // 20: lockbox.v1.ListPendingDocumentsResponse.documents:type_name -> lockbox.v1.Document
+	71,  // 21: lockbox.v1.GetManifestResponse.manifests:type_name -> lockbox.v1.ManifestVersion
+	76,  // 22: lockbox.v1.ListDevicesResponse.devices:type_name -> lockbox.v1.Device
+	77,  // 23: lockbox.v1.Device.nodes:type_name -> lockbox.v1.DeviceNode
+	78,  // 24: lockbox.v1.DeviceNode.disks:type_name -> lockbox.v1.DeviceDisk
+	79,  // 25: lockbox.v1.DeviceNode.shares:type_name -> lockbox.v1.DeviceShare
+	40,  // 26: lockbox.v1.Ticket.history:type_name -> lockbox.v1.HistoryLine
+	80,  // 27: lockbox.v1.ListTicketsResponse.tickets:type_name -> lockbox.v1.Ticket
+	87,  // 28: lockbox.v1.ListSessionsResponse.sessions:type_name -> lockbox.v1.Session
+	87,  // 29: lockbox.v1.DisableSessionResponse.session:type_name -> lockbox.v1.Session
+	94,  // 30: lockbox.v1.DisableSessionResponse.relocked:type_name -> lockbox.v1.RelockResult
+	99,  // 31: lockbox.v1.Request.evaluation:type_name -> lockbox.v1.Evaluation
+	52,  // 32: lockbox.v1.Request.statement:type_name -> lockbox.v1.Document
+	101, // 33: lockbox.v1.Request.decisions:type_name -> lockbox.v1.RequestDecision
+	40,  // 34: lockbox.v1.Request.history:type_name -> lockbox.v1.HistoryLine
+	98,  // 35: lockbox.v1.Request.comments:type_name -> lockbox.v1.RequestComment
+	149, // 36: lockbox.v1.Request.told:type_name -> lockbox.v1.Delivery
+	100, // 37: lockbox.v1.Evaluation.factors:type_name -> lockbox.v1.Factor
+	97,  // 38: lockbox.v1.ListRequestsResponse.requests:type_name -> lockbox.v1.Request
+	97,  // 39: lockbox.v1.RevokeRequestResponse.request:type_name -> lockbox.v1.Request
+	94,  // 40: lockbox.v1.RevokeRequestResponse.relocked:type_name -> lockbox.v1.RelockResult
+	87,  // 41: lockbox.v1.RevokeRequestResponse.sessions:type_name -> lockbox.v1.Session
+	119, // 42: lockbox.v1.ListStandingConsentsResponse.consents:type_name -> lockbox.v1.StandingConsent
+	52,  // 43: lockbox.v1.StandingConsent.document:type_name -> lockbox.v1.Document
+	123, // 44: lockbox.v1.ListKeysResponse.keys:type_name -> lockbox.v1.KeyInfo
+	129, // 45: lockbox.v1.KeyStatus.keys:type_name -> lockbox.v1.WrappingKey
+	130, // 46: lockbox.v1.KeyStatus.rotation:type_name -> lockbox.v1.KeyRotation
+	135, // 47: lockbox.v1.ListRecordsResponse.records:type_name -> lockbox.v1.AuditRecord
+	137, // 48: lockbox.v1.ListHoldsResponse.holds:type_name -> lockbox.v1.LegalHold
+	142, // 49: lockbox.v1.ListSinksResponse.sinks:type_name -> lockbox.v1.Sink
+	149, // 50: lockbox.v1.ListNoticesResponse.deliveries:type_name -> lockbox.v1.Delivery
+	154, // 51: lockbox.v1.CreateWebhookResponse.webhook:type_name -> lockbox.v1.Webhook
+	154, // 52: lockbox.v1.ListWebhooksResponse.webhooks:type_name -> lockbox.v1.Webhook
+	2,   // 53: lockbox.v1.AccountService.Login:input_type -> lockbox.v1.LoginRequest
+	6,   // 54: lockbox.v1.AccountService.ListSignIns:input_type -> lockbox.v1.ListSignInsRequest
+	9,   // 55: lockbox.v1.AccountService.SignIn:input_type -> lockbox.v1.SignInRequest
+	10,  // 56: lockbox.v1.AccountService.Logout:input_type -> lockbox.v1.LogoutRequest
+	4,   // 57: lockbox.v1.AccountService.WhoAmI:input_type -> lockbox.v1.WhoAmIRequest
+	12,  // 58: lockbox.v1.AccountService.RenewCertificate:input_type -> lockbox.v1.RenewCertificateRequest
+	14,  // 59: lockbox.v1.AccountService.CreatePerson:input_type -> lockbox.v1.CreatePersonRequest
+	16,  // 60: lockbox.v1.AccountService.ListPeople:input_type -> lockbox.v1.ListPeopleRequest
+	18,  // 61: lockbox.v1.AccountService.RemovePerson:input_type -> lockbox.v1.RemovePersonRequest
+	20,  // 62: lockbox.v1.AccountService.AddKey:input_type -> lockbox.v1.AddKeyRequest
+	21,  // 63: lockbox.v1.AccountService.RemoveKey:input_type -> lockbox.v1.RemoveKeyRequest
+	22,  // 64: lockbox.v1.AccountService.CreateLoginToken:input_type -> lockbox.v1.CreateLoginTokenRequest
+	29,  // 65: lockbox.v1.TenantService.CreateTenant:input_type -> lockbox.v1.CreateTenantRequest
+	30,  // 66: lockbox.v1.TenantService.GetTenant:input_type -> lockbox.v1.GetTenantRequest
+	31,  // 67: lockbox.v1.TenantService.ListTenants:input_type -> lockbox.v1.ListTenantsRequest
+	33,  // 68: lockbox.v1.TenantService.CreateSubscription:input_type -> lockbox.v1.CreateSubscriptionRequest
+	34,  // 69: lockbox.v1.TenantService.EnableLockbox:input_type -> lockbox.v1.EnableLockboxRequest
+	35,  // 70: lockbox.v1.TenantService.DisableLockbox:input_type -> lockbox.v1.DisableLockboxRequest
+	36,  // 71: lockbox.v1.TenantService.SetTenant:input_type -> lockbox.v1.SetTenantRequest
+	24,  // 72: lockbox.v1.TenantService.ReportApplicability:input_type -> lockbox.v1.ReportApplicabilityRequest
+	41,  // 73: lockbox.v1.OrderService.PlaceOrder:input_type -> lockbox.v1.PlaceOrderRequest
+	42,  // 74: lockbox.v1.OrderService.GetOrder:input_type -> lockbox.v1.GetOrderRequest
+	43,  // 75: lockbox.v1.OrderService.ListOrders:input_type -> lockbox.v1.ListOrdersRequest
+	45,  // 76: lockbox.v1.OrderService.PrepareDevice:input_type -> lockbox.v1.PrepareDeviceRequest
+	48,  // 77: lockbox.v1.OrderService.AdvanceOrder:input_type -> lockbox.v1.AdvanceOrderRequest
+	49,  // 78: lockbox.v1.OrderService.DraftTrustPolicy:input_type -> lockbox.v1.DraftTrustPolicyRequest
+	58,  // 79: lockbox.v1.OrderService.SubmitTrustPolicy:input_type -> lockbox.v1.SubmitTrustPolicyRequest
+	59,  // 80: lockbox.v1.OrderService.GetTrustPolicy:input_type -> lockbox.v1.GetTrustPolicyRequest
+	53,  // 81: lockbox.v1.OrderService.GetPolicyDelivery:input_type -> lockbox.v1.GetPolicyDeliveryRequest
+	56,  // 82: lockbox.v1.OrderService.ListPendingDocuments:input_type -> lockbox.v1.ListPendingDocumentsRequest
+	60,  // 83: lockbox.v1.OrderService.DraftConsent:input_type -> lockbox.v1.DraftConsentRequest
+	61,  // 84: lockbox.v1.OrderService.SubmitConsent:input_type -> lockbox.v1.SubmitConsentRequest
+	62,  // 85: lockbox.v1.OrderService.RevokeConsent:input_type -> lockbox.v1.RevokeConsentRequest
+	63,  // 86: lockbox.v1.OrderService.CreateJoinToken:input_type -> lockbox.v1.CreateJoinTokenRequest
+	65,  // 87: lockbox.v1.OrderService.StartJob:input_type -> lockbox.v1.StartJobRequest
+	67,  // 88: lockbox.v1.OrderService.GetCopyLog:input_type -> lockbox.v1.GetCopyLogRequest
+	69,  // 89: lockbox.v1.OrderService.GetManifest:input_type -> lockbox.v1.GetManifestRequest
+	72,  // 90: lockbox.v1.DeviceService.ListDevices:input_type -> lockbox.v1.ListDevicesRequest
+	74,  // 91: lockbox.v1.DeviceService.GetDevice:input_type -> lockbox.v1.GetDeviceRequest
+	75,  // 92: lockbox.v1.DeviceService.RevokeDevice:input_type -> lockbox.v1.RevokeDeviceRequest
+	81,  // 93: lockbox.v1.TicketService.FileTicket:input_type -> lockbox.v1.FileTicketRequest
+	82,  // 94: lockbox.v1.TicketService.GetTicket:input_type -> lockbox.v1.GetTicketRequest
+	83,  // 95: lockbox.v1.TicketService.ListTickets:input_type -> lockbox.v1.ListTicketsRequest
+	85,  // 96: lockbox.v1.TicketService.CommentTicket:input_type -> lockbox.v1.CommentTicketRequest
+	86,  // 97: lockbox.v1.TicketService.AssignTicket:input_type -> lockbox.v1.AssignTicketRequest
+	88,  // 98: lockbox.v1.SessionService.EnableSession:input_type -> lockbox.v1.EnableSessionRequest
+	89,  // 99: lockbox.v1.SessionService.GetSession:input_type -> lockbox.v1.GetSessionRequest
+	90,  // 100: lockbox.v1.SessionService.ListSessions:input_type -> lockbox.v1.ListSessionsRequest
+	92,  // 101: lockbox.v1.SessionService.DisableSession:input_type -> lockbox.v1.DisableSessionRequest
+	95,  // 102: lockbox.v1.SessionService.IssueCertificate:input_type -> lockbox.v1.IssueCertificateRequest
+	102, // 103: lockbox.v1.RequestService.CreateRequest:input_type -> lockbox.v1.CreateRequestRequest
+	103, // 104: lockbox.v1.RequestService.GetRequest:input_type -> lockbox.v1.GetRequestRequest
+	104, // 105: lockbox.v1.RequestService.ListRequests:input_type -> lockbox.v1.ListRequestsRequest
+	106, // 106: lockbox.v1.RequestService.DraftDecision:input_type -> lockbox.v1.DraftDecisionRequest
+	107, // 107: lockbox.v1.RequestService.Decide:input_type -> lockbox.v1.DecideRequest
+	108, // 108: lockbox.v1.RequestService.CancelRequest:input_type -> lockbox.v1.CancelRequestRequest
+	109, // 109: lockbox.v1.RequestService.ExecuteRequest:input_type -> lockbox.v1.ExecuteRequestRequest
+	110, // 110: lockbox.v1.RequestService.RevokeRequest:input_type -> lockbox.v1.RevokeRequestRequest
+	112, // 111: lockbox.v1.RequestService.CommentRequest:input_type -> lockbox.v1.CommentRequestRequest
+	113, // 112: lockbox.v1.RequestService.ExtendRequest:input_type -> lockbox.v1.ExtendRequestRequest
+	114, // 113: lockbox.v1.RequestService.RaiseRequestAgain:input_type -> lockbox.v1.RaiseRequestAgainRequest
+	115, // 114: lockbox.v1.StandingService.DraftStandingConsent:input_type -> lockbox.v1.DraftStandingConsentRequest
+	116, // 115: lockbox.v1.StandingService.SubmitStandingConsent:input_type -> lockbox.v1.SubmitStandingConsentRequest
+	117, // 116: lockbox.v1.StandingService.ListStandingConsents:input_type -> lockbox.v1.ListStandingConsentsRequest
+	120, // 117: lockbox.v1.StandingService.RevokeStandingConsent:input_type -> lockbox.v1.RevokeStandingConsentRequest
+	121, // 118: lockbox.v1.KeyService.ListKeys:input_type -> lockbox.v1.ListKeysRequest
+	124, // 119: lockbox.v1.KeyService.ExportRecoveryPassword:input_type -> lockbox.v1.ExportRecoveryPasswordRequest
+	126, // 120: lockbox.v1.KeyService.GetKeyStatus:input_type -> lockbox.v1.GetKeyStatusRequest
+	127, // 121: lockbox.v1.KeyService.RotateKey:input_type -> lockbox.v1.RotateKeyRequest
+	131, // 122: lockbox.v1.KeyService.GetOrderKey:input_type -> lockbox.v1.GetOrderKeyRequest
+	132, // 123: lockbox.v1.KeyService.SetOrderKey:input_type -> lockbox.v1.SetOrderKeyRequest
+	134, // 124: lockbox.v1.AuditService.ListRecords:input_type -> lockbox.v1.ListRecordsRequest
+	145, // 125: lockbox.v1.AuditService.ExportLog:input_type -> lockbox.v1.ExportLogRequest
+	147, // 126: lockbox.v1.AuditService.GetCheckpoint:input_type -> lockbox.v1.GetCheckpointRequest
+	138, // 127: lockbox.v1.AuditService.PlaceHold:input_type -> lockbox.v1.PlaceHoldRequest
+	139, // 128: lockbox.v1.AuditService.ReleaseHold:input_type -> lockbox.v1.ReleaseHoldRequest
+	140, // 129: lockbox.v1.AuditService.ListHolds:input_type -> lockbox.v1.ListHoldsRequest
+	143, // 130: lockbox.v1.AuditService.ListSinks:input_type -> lockbox.v1.ListSinksRequest
+	150, // 131: lockbox.v1.NoticeService.ListNotices:input_type -> lockbox.v1.ListNoticesRequest
+	152, // 132: lockbox.v1.NoticeService.RetryNotices:input_type -> lockbox.v1.RetryNoticesRequest
+	155, // 133: lockbox.v1.NoticeService.CreateWebhook:input_type -> lockbox.v1.CreateWebhookRequest
+	157, // 134: lockbox.v1.NoticeService.ListWebhooks:input_type -> lockbox.v1.ListWebhooksRequest
+	159, // 135: lockbox.v1.NoticeService.RemoveWebhook:input_type -> lockbox.v1.RemoveWebhookRequest
+	160, // 136: lockbox.v1.NoticeService.TestWebhook:input_type -> lockbox.v1.TestWebhookRequest
+	3,   // 137: lockbox.v1.AccountService.Login:output_type -> lockbox.v1.LoginResponse
+	7,   // 138: lockbox.v1.AccountService.ListSignIns:output_type -> lockbox.v1.ListSignInsResponse
+	3,   // 139: lockbox.v1.AccountService.SignIn:output_type -> lockbox.v1.LoginResponse
+	11,  // 140: lockbox.v1.AccountService.Logout:output_type -> lockbox.v1.LogoutResponse
+	5,   // 141: lockbox.v1.AccountService.WhoAmI:output_type -> lockbox.v1.WhoAmIResponse
+	13,  // 142: lockbox.v1.AccountService.RenewCertificate:output_type -> lockbox.v1.RenewCertificateResponse
+	15,  // 143: lockbox.v1.AccountService.CreatePerson:output_type -> lockbox.v1.CreatePersonResponse
+	17,  // 144: lockbox.v1.AccountService.ListPeople:output_type -> lockbox.v1.ListPeopleResponse
+	19,  // 145: lockbox.v1.AccountService.RemovePerson:output_type -> lockbox.v1.RemovePersonResponse
+	1,   // 146: lockbox.v1.AccountService.AddKey:output_type -> lockbox.v1.Person
+	1,   // 147: lockbox.v1.AccountService.RemoveKey:output_type -> lockbox.v1.Person
+	23,  // 148: lockbox.v1.AccountService.CreateLoginToken:output_type -> lockbox.v1.CreateLoginTokenResponse
+	27,  // 149: lockbox.v1.TenantService.CreateTenant:output_type -> lockbox.v1.Tenant
+	27,  // 150: lockbox.v1.TenantService.GetTenant:output_type -> lockbox.v1.Tenant
+	32,  // 151: lockbox.v1.TenantService.ListTenants:output_type -> lockbox.v1.ListTenantsResponse
+	28,  // 152: lockbox.v1.TenantService.CreateSubscription:output_type -> lockbox.v1.Subscription
+	27,  // 153: lockbox.v1.TenantService.EnableLockbox:output_type -> lockbox.v1.Tenant
+	27,  // 154: lockbox.v1.TenantService.DisableLockbox:output_type -> lockbox.v1.Tenant
+	27,  // 155: lockbox.v1.TenantService.SetTenant:output_type -> lockbox.v1.Tenant
+	26,  // 156: lockbox.v1.TenantService.ReportApplicability:output_type -> lockbox.v1.ReportApplicabilityResponse
+	37,  // 157: lockbox.v1.OrderService.PlaceOrder:output_type -> lockbox.v1.Order
+	37,  // 158: lockbox.v1.OrderService.GetOrder:output_type -> lockbox.v1.Order
+	44,  // 159: lockbox.v1.OrderService.ListOrders:output_type -> lockbox.v1.ListOrdersResponse
+	37,  // 160: lockbox.v1.OrderService.PrepareDevice:output_type -> lockbox.v1.Order
+	37,  // 161: lockbox.v1.OrderService.AdvanceOrder:output_type -> lockbox.v1.Order
+	52,  // 162: lockbox.v1.OrderService.DraftTrustPolicy:output_type -> lockbox.v1.Document
+	52,  // 163: lockbox.v1.OrderService.SubmitTrustPolicy:output_type -> lockbox.v1.Document
+	52,  // 164: lockbox.v1.OrderService.GetTrustPolicy:output_type -> lockbox.v1.Document
+	54,  // 165: lockbox.v1.OrderService.GetPolicyDelivery:output_type -> lockbox.v1.GetPolicyDeliveryResponse
+	57,  // 166: lockbox.v1.OrderService.ListPendingDocuments:output_type -> lockbox.v1.ListPendingDocumentsResponse
+	52,  // 167: lockbox.v1.OrderService.DraftConsent:output_type -> lockbox.v1.Document
+	52,  // 168: lockbox.v1.OrderService.SubmitConsent:output_type -> lockbox.v1.Document
+	37,  // 169: lockbox.v1.OrderService.RevokeConsent:output_type -> lockbox.v1.Order
+	64,  // 170: lockbox.v1.OrderService.CreateJoinToken:output_type -> lockbox.v1.CreateJoinTokenResponse
+	66,  // 171: lockbox.v1.OrderService.StartJob:output_type -> lockbox.v1.ProgressEvent
+	68,  // 172: lockbox.v1.OrderService.GetCopyLog:output_type -> lockbox.v1.GetCopyLogResponse
+	70,  // 173: lockbox.v1.OrderService.GetManifest:output_type -> lockbox.v1.GetManifestResponse
+	73,  // 174: lockbox.v1.DeviceService.ListDevices:output_type -> lockbox.v1.ListDevicesResponse
+	76,  // 175: lockbox.v1.DeviceService.GetDevice:output_type -> lockbox.v1.Device
+	76,  // 176: lockbox.v1.DeviceService.RevokeDevice:output_type -> lockbox.v1.Device
+	80,  // 177: lockbox.v1.TicketService.FileTicket:output_type -> lockbox.v1.Ticket
+	80,  // 178: lockbox.v1.TicketService.GetTicket:output_type -> lockbox.v1.Ticket
+	84,  // 179: lockbox.v1.TicketService.ListTickets:output_type -> lockbox.v1.ListTicketsResponse
+	80,  // 180: lockbox.v1.TicketService.CommentTicket:output_type -> lockbox.v1.Ticket
+	80,  // 181: lockbox.v1.TicketService.AssignTicket:output_type -> lockbox.v1.Ticket
+	87,  // 182: lockbox.v1.SessionService.EnableSession:output_type -> lockbox.v1.Session
+	87,  // 183: lockbox.v1.SessionService.GetSession:output_type -> lockbox.v1.Session
+	91,  // 184: lockbox.v1.SessionService.ListSessions:output_type -> lockbox.v1.ListSessionsResponse
+	93,  // 185: lockbox.v1.SessionService.DisableSession:output_type -> lockbox.v1.DisableSessionResponse
+	96,  // 186: lockbox.v1.SessionService.IssueCertificate:output_type -> lockbox.v1.IssueCertificateResponse
+	97,  // 187: lockbox.v1.RequestService.CreateRequest:output_type -> lockbox.v1.Request
+	97,  // 188: lockbox.v1.RequestService.GetRequest:output_type -> lockbox.v1.Request
+	105, // 189: lockbox.v1.RequestService.ListRequests:output_type -> lockbox.v1.ListRequestsResponse
+	52,  // 190: lockbox.v1.RequestService.DraftDecision:output_type -> lockbox.v1.Document
+	97,  // 191: lockbox.v1.RequestService.Decide:output_type -> lockbox.v1.Request
+	97,  // 192: lockbox.v1.RequestService.CancelRequest:output_type -> lockbox.v1.Request
+	66,  // 193: lockbox.v1.RequestService.ExecuteRequest:output_type -> lockbox.v1.ProgressEvent
+	111, // 194: lockbox.v1.RequestService.RevokeRequest:output_type -> lockbox.v1.RevokeRequestResponse
+	97,  // 195: lockbox.v1.RequestService.CommentRequest:output_type -> lockbox.v1.Request
+	97,  // 196: lockbox.v1.RequestService.ExtendRequest:output_type -> lockbox.v1.Request
+	97,  // 197: lockbox.v1.RequestService.RaiseRequestAgain:output_type -> lockbox.v1.Request
+	52,  // 198: lockbox.v1.StandingService.DraftStandingConsent:output_type -> lockbox.v1.Document
+	52,  // 199: lockbox.v1.StandingService.SubmitStandingConsent:output_type -> lockbox.v1.Document
+	118, // 200: lockbox.v1.StandingService.ListStandingConsents:output_type -> lockbox.v1.ListStandingConsentsResponse
+	119, // 201: lockbox.v1.StandingService.RevokeStandingConsent:output_type -> lockbox.v1.StandingConsent
+	122, // 202: lockbox.v1.KeyService.ListKeys:output_type -> lockbox.v1.ListKeysResponse
+	125, // 203: lockbox.v1.KeyService.ExportRecoveryPassword:output_type -> lockbox.v1.ExportRecoveryPasswordResponse
+	128, // 204: lockbox.v1.KeyService.GetKeyStatus:output_type -> lockbox.v1.KeyStatus
+	128, // 205: lockbox.v1.KeyService.RotateKey:output_type -> lockbox.v1.KeyStatus
+	133, // 206: lockbox.v1.KeyService.GetOrderKey:output_type -> lockbox.v1.OrderKey
+	133, // 207: lockbox.v1.KeyService.SetOrderKey:output_type -> lockbox.v1.OrderKey
+	136, // 208: lockbox.v1.AuditService.ListRecords:output_type -> lockbox.v1.ListRecordsResponse
+	146, // 209: lockbox.v1.AuditService.ExportLog:output_type -> lockbox.v1.ExportLogResponse
+	148, // 210: lockbox.v1.AuditService.GetCheckpoint:output_type -> lockbox.v1.GetCheckpointResponse
+	137, // 211: lockbox.v1.AuditService.PlaceHold:output_type -> lockbox.v1.LegalHold
+	137, // 212: lockbox.v1.AuditService.ReleaseHold:output_type -> lockbox.v1.LegalHold
+	141, // 213: lockbox.v1.AuditService.ListHolds:output_type -> lockbox.v1.ListHoldsResponse
+	144, // 214: lockbox.v1.AuditService.ListSinks:output_type -> lockbox.v1.ListSinksResponse
+	151, // 215: lockbox.v1.NoticeService.ListNotices:output_type -> lockbox.v1.ListNoticesResponse
+	153, // 216: lockbox.v1.NoticeService.RetryNotices:output_type -> lockbox.v1.RetryNoticesResponse
+	156, // 217: lockbox.v1.NoticeService.CreateWebhook:output_type -> lockbox.v1.CreateWebhookResponse
+	158, // 218: lockbox.v1.NoticeService.ListWebhooks:output_type -> lockbox.v1.ListWebhooksResponse
+	154, // 219: lockbox.v1.NoticeService.RemoveWebhook:output_type -> lockbox.v1.Webhook
+	161, // 220: lockbox.v1.NoticeService.TestWebhook:output_type -> lockbox.v1.TestWebhookResponse
+	137, // [137:221] is the sub-list for method output_type
+	53,  // [53:137] is the sub-list for method input_type
+	53,  // [53:53] is the sub-list for extension type_name
+	53,  // [53:53] is the sub-list for extension extendee
+	0,   // [0:53] is the sub-list for field type_name
 }
 
 func init() { file_lockbox_v1_lockbox_proto_init() }
@@ -11021,7 +11415,7 @@ func file_lockbox_v1_lockbox_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_lockbox_v1_lockbox_proto_rawDesc), len(file_lockbox_v1_lockbox_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   156,
+			NumMessages:   162,
 			NumExtensions: 0,
 			NumServices:   11,
 		},

@@ -79,9 +79,9 @@ var (
 	Mallory = auth.Caller{Person: "mallory@fabrikam.example", Role: auth.Owner, Tenant: "fabrikam"}
 )
 
-// SignedIn is c as they come in by the API: with a certificate.
+// SignedIn is c as they come in by the API: with a certificate for a login token.
 func SignedIn(c auth.Caller, now time.Time) auth.Caller {
-	c.Expires = now.Add(12 * time.Hour)
+	c.Expires, c.Isolated = now.Add(12*time.Hour), true
 	return c
 }
 
