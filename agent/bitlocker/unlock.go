@@ -19,8 +19,8 @@ type Unlocked struct {
 
 // UnlockAll unlocks volumes with a credential each, as [Volume.Unlock] does, and
 // returns what came of each in their order. All passwords and passphrases are
-// stretched together, on all processors and several on each: seventy of them take
-// as long as a dozen one after the other.
+// stretched together, on all processors and several on each: on two, seventy of
+// them take as long as sixteen one after the other.
 //
 // The caller wipes the credentials, and every Plaintext when done. One volume may
 // be tried with several credentials.

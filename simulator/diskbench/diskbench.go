@@ -53,8 +53,9 @@ type target struct {
 	atLeast, atMost    float64
 }
 
-// The peers.
+// Who is measured.
 const (
+	ours           = "ours"
 	peerOpenSSL    = "openssl"
 	peerDislocker  = "dislocker"
 	peerBdemount   = "bdemount"

@@ -30,30 +30,28 @@ func (b *bench) mounts(ctx context.Context) error {
 	}
 	defer keys.Wipe()
 	defer os.Remove(b.path("volume.img"))
-	volumes, files := map[string][]float64{}, map[string][]float64{}
+	speeds := map[string]map[string][]float64{"mount_read": {}, "ntfs_read": {}}
 	for i := range b.Runs {
 		b.note("mounts, run %d of %d", i+1, b.Runs)
-		for name, mount := range b.mounters(keys) {
-			if name == peerBdemount && !b.wants("mount_read") {
+		for _, r := range b.readers(keys) {
+			if !b.wants(r.figure) {
 				continue
 			}
-			err := mount(ctx, func(volume string) error {
-				return b.readInto(ctx, volumes, name, "mount_read", volume)
-			}, func(root string) error {
-				return b.readInto(ctx, files, name, "ntfs_read", filepath.Join(root, fileName))
+			err := r.mount(ctx, func(path string) error {
+				speed, err := readSpeed(ctx, path)
+				b.note("  %s, %s: %.2f GB/s", r.figure, r.who, speed)
+				speeds[r.figure][r.who] = append(speeds[r.figure][r.who], speed)
+				return err
 			})
 			if err != nil {
-				return fmt.Errorf("%s: %w", name, err)
+				return fmt.Errorf("%s of %s: %w", r.figure, r.who, err)
 			}
 		}
 	}
-	if b.wants("mount_read") {
-		for _, peer := range []string{peerDislocker, peerBdemount} {
-			b.show(figure.Figure{Name: "mount_read", Value: median(volumes, "ours"), Unit: "GB/s", More: true, Peer: peer, PeerValue: median(volumes, peer)})
+	for _, t := range targets {
+		if all, ok := speeds[t.figure]; ok && b.wants(t.figure) {
+			b.show(figure.Figure{Name: t.figure, Value: median(all, ours), Unit: "GB/s", More: true, Peer: t.peer, PeerValue: median(all, t.peer)})
 		}
-	}
-	if b.wants("ntfs_read") {
-		b.show(figure.Figure{Name: "ntfs_read", Value: median(files, "ours"), Unit: "GB/s", More: true, Peer: peerDislocker, PeerValue: median(files, peerDislocker)})
 	}
 	return nil
 }
@@ -100,56 +98,59 @@ func (b *bench) settle() error {
 	return err
 }
 
-// mounter mounts the volume and has its parts read, if they are to be: the
-// decrypted volume, and the file system in it.
-type mounter func(ctx context.Context, volume, files func(path string) error) error
+// reader is a way to read the volume or a file in it.
+type reader struct {
+	figure, who string
+	// mount mounts what use gets the path of, and unmounts it.
+	mount func(ctx context.Context, use func(path string) error) error
+}
 
-// mounters returns ours and those of the peers, by name.
-func (b *bench) mounters(keys image.Keys) map[string]mounter {
+func (b *bench) readers(keys image.Keys) []reader {
 	img, bek := b.path("volume.img"), b.path("volume.bek")
-	return map[string]mounter{
-		"ours": func(ctx context.Context, volume, files func(string) error) (err error) {
-			m, err := agent.MountDisk(ctx, img, b.path("run"), keys.ExternalKey, false)
-			if err != nil {
-				return err
-			}
-			defer func() { err = errors.Join(err, m.Close(ctx), b.settle()) }()
-			return errors.Join(volume(m.Volume), files(m.Files))
-		},
-		peerDislocker: func(ctx context.Context, volume, files func(string) error) error {
-			dir := b.path("dislocker")
-			command := []string{"dislocker-fuse", "-q", "-V", img, "-f", bek, "--", dir}
-			err := withMount(ctx, dir, command, func() error { return volume(filepath.Join(dir, "dislocker-file")) })
-			if err != nil {
-				return err
-			}
-			return withMount(ctx, dir, command, func() error {
-				root := b.path("ntfs")
-				return withMount(ctx, root, []string{"ntfs-3g", "-o", "ro", filepath.Join(dir, "dislocker-file"), root}, func() error { return files(root) })
-			})
-		},
-		peerBdemount: func(ctx context.Context, volume, _ func(string) error) error {
+	mounted := func(ctx context.Context, use func(*agent.MountedDisk) error) (err error) {
+		m, err := agent.MountDisk(ctx, img, b.path("run"), keys.ExternalKey, false)
+		if err != nil {
+			return err
+		}
+		// Closing it drops the image from the page cache.
+		defer func() { err = errors.Join(err, m.Close(ctx), b.settle()) }()
+		return use(m)
+	}
+	dislocker := func(ctx context.Context, use func(path string) error) error {
+		dir := b.path("dislocker")
+		command := []string{"dislocker-fuse", "-q", "-V", img, "-f", bek, "--", dir}
+		return withMount(ctx, dir, command, func() error { return use(filepath.Join(dir, "dislocker-file")) })
+	}
+	return []reader{
+		{"mount_read", ours, func(ctx context.Context, use func(string) error) error {
+			return mounted(ctx, func(m *agent.MountedDisk) error { return use(m.Volume) })
+		}},
+		{"mount_read", peerDislocker, dislocker},
+		{"mount_read", peerBdemount, func(ctx context.Context, use func(string) error) error {
 			dir := b.path("bdemount")
-			return withMount(ctx, dir, []string{"bdemount", "-s", bek, img, dir}, func() error { return volume(filepath.Join(dir, "bde1")) })
-		},
+			return withMount(ctx, dir, []string{"bdemount", "-s", bek, img, dir}, func() error { return use(filepath.Join(dir, "bde1")) })
+		}},
+		{"ntfs_read", ours, func(ctx context.Context, use func(string) error) error {
+			return mounted(ctx, func(m *agent.MountedDisk) error { return use(filepath.Join(m.Files, fileName)) })
+		}},
+		{"ntfs_read", peerDislocker, func(ctx context.Context, use func(string) error) error {
+			return dislocker(ctx, func(volume string) error {
+				dir := b.path("ntfs")
+				return withMount(ctx, dir, []string{"ntfs-3g", "-o", "ro", volume, dir}, func() error { return use(filepath.Join(dir, fileName)) })
+			})
+		}},
 	}
 }
 
-// readInto reads the file at path, if its figure is wanted, and books how fast it
-// was, in GB/s.
-func (b *bench) readInto(ctx context.Context, all map[string][]float64, name, wanted, path string) error {
-	if !b.wants(wanted) {
-		return nil
-	}
+// readSpeed returns how fast dd reads the file at path, in GB/s.
+func readSpeed(ctx context.Context, path string) (float64, error) {
 	info, err := os.Stat(path)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	s, err := run(ctx, nil, "dd", "if="+path, "of=/dev/null", "bs=1M", "status=none")
 	if err != nil {
-		return err
+		return 0, err
 	}
-	b.note("  %s, %s: %.2fs", wanted, name, s.wall.Seconds())
-	all[name] = append(all[name], float64(info.Size())/s.wall.Seconds()/1e9)
-	return nil
+	return float64(info.Size()) / s.wall.Seconds() / 1e9, nil
 }

@@ -109,6 +109,7 @@ func withMount(ctx context.Context, dir string, mount []string, use func() error
 	}
 	defer func() { err = errors.Join(err, os.Remove(dir)) }()
 	if _, err := run(ctx, nil, mount[0], mount[1:]...); err != nil {
+		_ = syscall.Unmount(dir, syscall.MNT_DETACH) // it may have got that far
 		return err
 	}
 	defer func() { err = errors.Join(err, unmount(dir)) }()

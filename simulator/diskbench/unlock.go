@@ -38,7 +38,7 @@ func (b *bench) unlockOne(ctx context.Context) error {
 	all := map[string][]float64{}
 	for range 3 * b.Runs { // they are short
 		for name, command := range map[string][]string{
-			"ours":         append(b.Self, img),
+			ours:           append(b.Self, img),
 			peerCryptsetup: {"cryptsetup", "open", "--type", "bitlk", "--test-passphrase", "--readonly", img},
 			// dislocker takes the password from its command line or a terminal only.
 			peerDislocker: {"dislocker-file", "-q", "-V", img, "-p" + string(password), "--", plain},
@@ -52,7 +52,7 @@ func (b *bench) unlockOne(ctx context.Context) error {
 		}
 	}
 	for _, peer := range []string{peerCryptsetup, peerDislocker} {
-		b.show(figure.Figure{Name: "unlock_recovery_cpu", Value: median(all, "ours"), Unit: "s", Peer: peer, PeerValue: median(all, peer)})
+		b.show(figure.Figure{Name: "unlock_recovery_cpu", Value: median(all, ours), Unit: "s", Peer: peer, PeerValue: median(all, peer)})
 	}
 	return nil
 }
