@@ -35,7 +35,6 @@ func (s *sealer) appendProtector(b []byte, p ProtectorKey) ([]byte, error) {
 		return nil, err
 	}
 	children = appendEntry(children, typeProperty, valueSealed, s.seal(key, keyVMK, s.vmk))
-	defer clear(children) // a clear key is in there
 	kind := uint32(p.Key.protects()) << 16
 	return appendEntry(b, typeVMK, valueVMK, p.ID[:], u64(uint64(s.now)), u32(kind), children), nil
 }
