@@ -249,7 +249,7 @@ func showPerson(w io.Writer, p *lockboxv1.Person) {
 }
 
 func (a *app) personCommand() *cobra.Command {
-	return group("person", "People: who they are and what keys they hold", a.personCreate(), a.personList(), a.personRemove(), a.personToken())
+	return group("person", "People: who they are and what keys they hold", a.personCreate(), a.personList(), a.personRemove(), a.personToken(), a.personAddKey(), a.personRemoveKey())
 }
 
 func (a *app) personCreate() *cobra.Command {
@@ -342,6 +342,45 @@ given to anybody else. Nobody can remove themselves.`,
 				return err
 			}
 			return a.print(cmd, resp, func(w io.Writer) { fields(w, "Removed", args[0]) })
+		}),
+	}
+}
+
+func (a *app) personAddKey() *cobra.Command {
+	return &cobra.Command{
+		Use:   "add-key NAME FILE.pub",
+		Short: "Register another SSH key of a person",
+		Long: `Register another SSH key of a person. An approver's key counts once the customer
+has signed a trust policy that names it: 'lockbox trust-policy sign'.`,
+		Args: args("NAME", "FILE.pub"),
+		RunE: a.connected(func(ctx context.Context, c *client.Client, cmd *cobra.Command, args []string) error {
+			line, err := readPublicKey(args[1])
+			if err != nil {
+				return err
+			}
+			p, err := c.Accounts.AddKey(ctx, &lockboxv1.AddKeyRequest{Person: args[0], SshKey: line})
+			if err != nil {
+				return err
+			}
+			return a.print(cmd, p, func(w io.Writer) { showPerson(w, p) })
+		}),
+	}
+}
+
+func (a *app) personRemoveKey() *cobra.Command {
+	return &cobra.Command{
+		Use:   "remove-key NAME FINGERPRINT",
+		Short: "Remove an SSH key of a person: nothing that it signs counts any more",
+		Long: `Remove an SSH key of a person, and end the sessions and requests they have. The
+control plane takes nothing more that it signs; devices trust it until the
+customer has signed a trust policy without it: 'lockbox trust-policy sign'.`,
+		Args: args("NAME", "FINGERPRINT"),
+		RunE: a.connected(func(ctx context.Context, c *client.Client, cmd *cobra.Command, args []string) error {
+			p, err := c.Accounts.RemoveKey(ctx, &lockboxv1.RemoveKeyRequest{Person: args[0], Fingerprint: args[1]})
+			if err != nil {
+				return err
+			}
+			return a.print(cmd, p, func(w io.Writer) { showPerson(w, p) })
 		}),
 	}
 }

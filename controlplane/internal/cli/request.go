@@ -30,18 +30,30 @@ func (a *app) requestCreate() *cobra.Command {
 	req := &lockboxv1.CreateRequestRequest{}
 	var lasts time.Duration
 	c := &cobra.Command{
-		Use:   "create --device SERIAL --ticket TICKET --reason-code CODE --justification TEXT",
+		Use:   "create --device SERIAL --ticket TICKET (--reason-code CODE | --exclusion KIND) --justification TEXT",
 		Short: "Raise a just-in-time request to unlock a device",
 		Long: `Raise a just-in-time request to unlock a device. It is evaluated at once and
 every factor is shown. Nothing is granted yet: internal approvers decide, then
 the customer. Ask for the least that will do: --access, --disk, --share, --for. The
 device enforces each.
 
-Reason codes: prepare-to-ship-not-run, copied-to-wrong-folder, incorrect-data-format.`,
+Reason codes: prepare-to-ship-not-run, copied-to-wrong-folder, incorrect-data-format.
+
+With --exclusion the customer is told, at once and before anything is opened, and
+not asked: two internal approvers decide. It is only for work outside of standard
+procedure to restore service (break-glass), data that was seen while something
+else was troubleshot (inadvertent-exposure) and demands by law
+(external-legal-demand), and only where the device's trust policy, which the
+customer signed, allows it.`,
 		Args: args(),
 		RunE: a.connected(func(ctx context.Context, c *client.Client, cmd *cobra.Command, _ []string) error {
-			if err := need(cmd, "device", "ticket", "reason-code", "justification"); err != nil {
+			if err := need(cmd, "device", "ticket", "justification"); err != nil {
 				return err
+			}
+			if req.Exclusion == "" {
+				if err := need(cmd, "reason-code"); err != nil {
+					return err
+				}
 			}
 			var err error
 			if req.DurationSeconds, err = seconds(cmd, lasts); err != nil {
@@ -62,7 +74,9 @@ Reason codes: prepare-to-ship-not-run, copied-to-wrong-folder, incorrect-data-fo
 	f.StringArrayVar(&req.Disks, "disk", nil, "only this disk, as NODE/DISK; may be given several times")
 	f.StringArrayVar(&req.Shares, "share", nil, "only this share, as contosodata_BlockBlob; may be given several times")
 	choices(c, "reason-code", "prepare-to-ship-not-run", "copied-to-wrong-folder", "incorrect-data-format")
+	f.StringVar(&req.Exclusion, "exclusion", "", "WITHOUT ASKING THE CUSTOMER: break-glass, inadvertent-exposure or external-legal-demand")
 	choices(c, "access", "read-only", "read-write", "delete")
+	choices(c, "exclusion", "break-glass", "inadvertent-exposure", "external-legal-demand")
 	f.StringVar(&req.SshKey, "ssh-key", "", "fingerprint of the key you will use, if you have several")
 	return c
 }

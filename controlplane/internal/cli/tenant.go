@@ -54,18 +54,32 @@ needed.`,
 				return a.showTenant(cmd, t, err)
 			}),
 		},
-		&cobra.Command{
-			Use:   "disable-lockbox TENANT",
-			Short: "Turn Lockbox off; devices keep the trust policy they have",
-			Long: `Turn Lockbox off for a tenant. Devices keep the trust policy they have, and go on
-demanding the signatures it names.`,
-			Args: args("TENANT"),
-			RunE: a.connected(func(ctx context.Context, c *client.Client, cmd *cobra.Command, args []string) error {
-				t, err := c.Tenants.DisableLockbox(ctx, &lockboxv1.DisableLockboxRequest{Tenant: args[0]})
-				return a.showTenant(cmd, t, err)
-			}),
-		},
+		a.tenantDisable(),
 	)
+}
+
+func (a *app) tenantDisable() *cobra.Command {
+	req := &lockboxv1.DisableLockboxRequest{}
+	c := &cobra.Command{
+		Use:   "disable-lockbox TENANT [--without deny|provider-approval]",
+		Short: "Turn Lockbox off; devices keep the trust policy they have",
+		Long: `Turn Lockbox off for a tenant. Devices keep the trust policy they have, and go on
+demanding the signatures it names.
+
+--without says what holds then: 'deny', which is the default, lets nobody in;
+'provider-approval' lets the provider in by two approvals of its own, and the
+customer is told at once. That takes a trust policy that allows it too: see
+--exclusion lockbox-off of 'lockbox trust-policy sign'.`,
+		Args: args("TENANT"),
+		RunE: a.connected(func(ctx context.Context, c *client.Client, cmd *cobra.Command, args []string) error {
+			req.Tenant = args[0]
+			t, err := c.Tenants.DisableLockbox(ctx, req)
+			return a.showTenant(cmd, t, err)
+		}),
+	}
+	c.Flags().StringVar(&req.WithoutLockbox, "without", "", "what holds without Lockbox: deny or provider-approval; without this, what did before")
+	choices(c, "without", "deny", "provider-approval")
+	return c
 }
 
 func (a *app) tenantSet() *cobra.Command {

@@ -63,6 +63,9 @@ func (sub *subject) loadRequest(ctx context.Context, tx *store.Tx, id protocol.R
 	if err != nil {
 		return err
 	}
+	if err := checkTold(ctx, tx, r, st.Exclusion); err != nil {
+		return err
+	}
 	decisions, err := tx.Decisions(ctx, id)
 	if err != nil {
 		return err
@@ -73,6 +76,23 @@ func (sub *subject) loadRequest(ctx context.Context, tx *store.Tx, id protocol.R
 	sub.id, sub.purpose, sub.statement, sub.exclusion = string(id), st.Purpose, r.Statement, st.Exclusion
 	sub.digest, sub.nodes, sub.disks = approval.DigestOf(r.Statement), st.Nodes, st.Disks
 	sub.order, err = tx.Order(ctx, r.Order)
+	return err
+}
+
+// toldFirst is the kind of notice without which nothing is opened unless the
+// customer agreed: notify.BreakGlass.
+const toldFirst = "break-glass"
+
+// checkTold refuses to open without the customer what the customer was not told of
+// first.
+func checkTold(ctx context.Context, tx *store.Tx, r store.Request, x approval.Exclusion) error {
+	if x == "" {
+		return nil
+	}
+	told, err := tx.HasNotice(ctx, toldFirst, string(r.ID))
+	if err == nil && !told {
+		err = protocol.Errorf(protocol.CodeNotRecorded, "nothing was opened: the customer was not told of request %d (%s) first", r.Number, x)
+	}
 	return err
 }
 

@@ -44,6 +44,11 @@ func (s *Service) raise(ctx context.Context, d *draft) (*lockboxv1.Request, erro
 	if err != nil {
 		return nil, err
 	}
+	if d.denied {
+		if err := s.tellDenied(context.WithoutCancel(ctx), d.caller, id); err != nil {
+			return nil, err
+		}
+	}
 	return s.GetRequest(ctx, d.caller, &lockboxv1.GetRequestRequest{Id: string(id)})
 }
 
@@ -53,6 +58,7 @@ type draft struct {
 	caller auth.Caller
 	in     *lockboxv1.CreateRequestRequest
 	follow *follow // of another request; nil if it stands alone
+	denied bool    // by a standing consent, as soon as it was made
 
 	tenant store.Tenant
 	order  store.Order
@@ -75,6 +81,7 @@ func (e *blockedError) Unwrap() error { return e.why }
 
 func (d *draft) check() error {
 	d.access = cmp.Or(approval.Access(d.in.Access), approval.ReadWrite)
+	d.in.ReasonCode = cmp.Or(d.in.ReasonCode, d.in.Exclusion)
 	switch {
 	case d.in.Action != policy.ActionUnlock:
 		return invalid("action %q is unknown: the one action is %q", d.in.Action, policy.ActionUnlock)
@@ -87,7 +94,7 @@ func (d *draft) check() error {
 	case d.in.DurationSeconds < 0 || d.in.DurationSeconds > int64(1000*time.Hour/time.Second):
 		return invalid("a duration of %d seconds makes no sense", d.in.DurationSeconds)
 	}
-	return nil
+	return d.checkExclusion()
 }
 
 func (d *draft) create(ctx context.Context, tx *store.Tx) (store.Request, error) {
@@ -106,14 +113,18 @@ func (d *draft) create(ctx context.Context, tx *store.Tx) (store.Request, error)
 	if err != nil {
 		return store.Request{}, err
 	}
-	if err := d.mayAsk(evaluation); err != nil {
+	exclusion, err := d.mayAsk(evaluation)
+	if err != nil {
 		return store.Request{}, err
 	}
 	trust, err := orders.TrustPolicy(ctx, tx, d.order)
 	if err != nil {
 		return store.Request{}, err
 	}
-	statement, err := d.statement(ctx, tx, trust)
+	statement, err := d.statement(ctx, tx, trust, exclusion)
+	if err != nil && protocol.CodeOf(err) == protocol.CodeAction || protocol.CodeOf(err) == protocol.CodeNotEnabled {
+		err = &blockedError{err, d.order, d.ticket.ID, evaluation}
+	}
 	if err != nil {
 		return store.Request{}, err
 	}
@@ -127,7 +138,27 @@ func (d *draft) create(ctx context.Context, tx *store.Tx) (store.Request, error)
 	if err := d.recordEvaluation(ctx, tx, r, evaluation); err != nil {
 		return store.Request{}, err
 	}
-	return r, d.s.created(ctx, tx, d.caller, r, trust, evaluation)
+	if err := d.s.created(ctx, tx, d.caller, r, trust); err != nil {
+		return store.Request{}, err
+	}
+	return r, d.ask(ctx, tx, r, trust, statement, evaluation)
+}
+
+// ask tells those who decide first, unless the customer has decided before.
+func (d *draft) ask(ctx context.Context, tx *store.Tx, r store.Request, trust *approval.Policy, st approval.Statement, e policy.Evaluation) (err error) {
+	if st.Exclusion != "" {
+		return d.s.askWithoutCustomer(ctx, tx, d.caller, r, st.Exclusion, e.ApproverGroups)
+	}
+	if d.denied, err = d.s.deniedByStanding(ctx, tx, trust, r, st); d.denied || err != nil {
+		return err
+	}
+	if rule, _ := trust.Rule(approval.UnlockDatabox); len(rule.ProviderGroups) == 0 {
+		return d.s.providerDone(ctx, tx, d.caller, r)
+	}
+	if err := d.s.addHistory(ctx, tx, r, Initializing.Shown(), strings.Join(e.ApproverGroups, ", ")); err != nil {
+		return err
+	}
+	return d.s.askProvider(ctx, tx, r, e.ApproverGroups)
 }
 
 func (d *draft) load(ctx context.Context, tx *store.Tx) error {
@@ -200,23 +231,17 @@ func (d *draft) locked(ctx context.Context, tx *store.Tx) (bool, error) {
 }
 
 // mayAsk refuses what the rules block, and what a tenant without Lockbox does
-// not allow.
-func (d *draft) mayAsk(e policy.Evaluation) error {
-	block := func(code protocol.Code, format string, args ...any) error {
-		return &blockedError{protocol.Errorf(code, format, args...), d.order, d.ticket.ID, e}
-	}
+// not allow. It returns why the customer is not to be asked, "" if they are.
+func (d *draft) mayAsk(e policy.Evaluation) (approval.Exclusion, error) {
+	exclusion, err := d.exclusion()
 	if !e.Passed {
-		return block(protocol.CodeJITBlocked, "the request is blocked:\n%s", factorLines(e))
+		err = protocol.Errorf(protocol.CodeJITBlocked, "the request is blocked:\n%s", factorLines(e))
 	}
-	switch t := d.tenant; {
-	case t.LockboxEnabled:
-		return nil
-	case t.WithoutLockbox == "provider-approval":
-		return block(protocol.CodeNotEnabled, "Lockbox is off for tenant %s, and access by the provider's approval alone is not offered yet: have the tenant enable Lockbox", t.ID)
+	if err != nil {
+		return "", &blockedError{err, d.order, d.ticket.ID, e}
 	}
-	return block(protocol.CodeNotEnabled, "Lockbox is off for tenant %s, and without it nobody gets access: have the tenant enable Lockbox", d.tenant.ID)
+	return exclusion, nil
 }
-
 func factorLines(e policy.Evaluation) string {
 	var lines []string
 	for _, f := range e.Factors {
@@ -263,7 +288,7 @@ func resourceID(o store.Order) string {
 }
 
 // statement makes what everyone decides over.
-func (d *draft) statement(ctx context.Context, tx *store.Tx, trust *approval.Policy) (approval.Statement, error) {
+func (d *draft) statement(ctx context.Context, tx *store.Tx, trust *approval.Policy, exclusion approval.Exclusion) (approval.Statement, error) {
 	key, err := engineerKey(ctx, tx, d.caller.Person, d.in.SshKey)
 	if err != nil {
 		return approval.Statement{}, err
@@ -279,18 +304,23 @@ func (d *draft) statement(ctx context.Context, tx *store.Tx, trust *approval.Pol
 	if err != nil {
 		return approval.Statement{}, err
 	}
-	if err := d.fit(trust); err != nil {
-		return approval.Statement{}, err
-	}
 	created := d.s.now()
-	return approval.Statement{
+	st := approval.Statement{
 		RequestID: protocol.RequestID("LockboxRequest_" + newGUID()), Action: approval.UnlockDatabox,
 		TenantID: d.order.Tenant, SubscriptionID: d.order.Subscription, OrderID: d.order.ID,
 		Nodes: nodes, Disks: disks, Shares: shares, Purpose: protocol.SupportAccess, Access: d.access,
 		ReasonCode: d.in.ReasonCode, Ticket: d.ticket.ID, Engineer: approval.Engineer{Person: d.caller.Person, SSHKey: key},
-		MaxDuration: int64(d.length / time.Second), PolicyDigest: trust.Digest(),
-		Created: created.Unix(), Expires: created.Truncate(time.Second).Add(d.expiry()).Unix(),
-	}, nil
+		PolicyDigest: trust.Digest(),
+		Created:      created.Unix(), Expires: created.Truncate(time.Second).Add(d.expiry()).Unix(),
+		Exclusion: exclusion,
+	}
+	rule, err := d.allowed(trust, st)
+	if err != nil {
+		return approval.Statement{}, err
+	}
+	err = d.fit(rule)
+	st.MaxDuration = int64(d.length / time.Second)
+	return st, err
 }
 
 // expiry is how long the request waits to be decided.
@@ -301,15 +331,12 @@ func (d *draft) expiry() time.Duration {
 
 // fit keeps the duration within what the device's trust policy gives, whoever
 // approves: who named a longer one is told.
-func (d *draft) fit(trust *approval.Policy) error {
-	rule, ok := trust.Rule(approval.UnlockDatabox)
+func (d *draft) fit(rule approval.Rule) error {
 	most := time.Duration(rule.MaxDuration) * time.Second
-	if ok && d.in.DurationSeconds != 0 && d.length > most {
+	if d.in.DurationSeconds != 0 && d.length > most {
 		return invalid("the trust policy of the device gives %s at most: ask for no more", most)
 	}
-	if ok {
-		d.length = min(d.length, most)
-	}
+	d.length = min(d.length, most)
 	return nil
 }
 
@@ -419,8 +446,8 @@ func (d *draft) recordEvaluation(ctx context.Context, tx *store.Tx, r store.Requ
 }
 
 // created does what the birth of a request brings with it: its record, its
-// timers, and word to those who decide first.
-func (s *Service) created(ctx context.Context, tx *store.Tx, caller auth.Caller, r store.Request, trust *approval.Policy, e policy.Evaluation) error {
+// timers, and who may decide about it.
+func (s *Service) created(ctx context.Context, tx *store.Tx, caller auth.Caller, r store.Request, trust *approval.Policy) error {
 	// A statement that can never be approved under this policy is refused here:
 	// without decisions the only thing missing may be decisions.
 	_, err := trust.Authorize(approval.Request{Statement: r.Statement, Now: s.now()})
@@ -444,17 +471,7 @@ func (s *Service) created(ctx context.Context, tx *store.Tx, caller auth.Caller,
 	if err := tx.SetTimer(ctx, timerExpiry, string(r.ID), r.Expires); err != nil {
 		return err
 	}
-	if err := tx.SetTimer(ctx, timerWarning, string(r.ID), before(r.Created, r.Expires, warnBefore)); err != nil {
-		return err
-	}
-	rule, _ := trust.Rule(approval.UnlockDatabox)
-	if len(rule.ProviderGroups) == 0 {
-		return s.providerDone(ctx, tx, caller, r)
-	}
-	if err := s.addHistory(ctx, tx, r, Initializing.Shown(), strings.Join(e.ApproverGroups, ", ")); err != nil {
-		return err
-	}
-	return s.askProvider(ctx, tx, r, e.ApproverGroups)
+	return tx.SetTimer(ctx, timerWarning, string(r.ID), before(r.Created, r.Expires, warnBefore))
 }
 
 // before is when to warn of an end: so long before it, or a quarter of the time

@@ -81,7 +81,10 @@ func (s *Service) judge(ctx context.Context, tx *store.Tx, caller auth.Caller, n
 		return j, err
 	}
 	state := StateOf(j.request.Status)
+	exclusion, _ := exclusionOf(j.request) // what cannot be read fails below
 	switch {
+	case exclusion != "" && j.side == approval.Customer && state.Open():
+		return j, forbidden("the customer is not asked about request %d (%s): to stop it, revoke it", j.request.Number, exclusion)
 	case !state.Open():
 		return j, conflict("request %d is %s: there is nothing left to decide", j.request.Number, state)
 	case !s.now().Before(j.request.Expires):
@@ -153,14 +156,14 @@ func (s *Service) Decide(ctx context.Context, caller auth.Caller, in *lockboxv1.
 	if err != nil {
 		return nil, err
 	}
-	var denied store.Request
+	var denied protocol.RequestID
 	err = s.change(ctx, func(tx *store.Tx) error {
 		j, err := s.judge(ctx, tx, caller, in.Id)
 		if err == nil {
 			err = s.decide(ctx, tx, caller, j, decision, in.Envelope)
 		}
 		if err == nil && decision.Verdict == approval.Deny {
-			denied, err = tx.Request(ctx, j.request.ID)
+			denied = j.request.ID
 		}
 		if err != nil && j.request.ID != "" {
 			return &refusedError{err, j.request}
@@ -176,12 +179,22 @@ func (s *Service) Decide(ctx context.Context, caller auth.Caller, in *lockboxv1.
 	if err != nil {
 		return nil, err
 	}
-	if denied.ID != "" {
-		if _, err := s.relock(context.WithoutCancel(ctx), caller, denied); err != nil {
+	if denied != "" {
+		if err := s.tellDenied(context.WithoutCancel(ctx), caller, denied); err != nil {
 			return nil, err
 		}
 	}
 	return s.GetRequest(ctx, caller, &lockboxv1.GetRequestRequest{Id: in.Id})
+}
+
+// tellDenied tells the devices that a request was denied.
+func (s *Service) tellDenied(ctx context.Context, caller auth.Caller, id protocol.RequestID) error {
+	r, err := view(ctx, s.cfg.Store, func(tx *store.Tx) (store.Request, error) { return tx.Request(ctx, id) })
+	if err != nil {
+		return err
+	}
+	_, err = s.relock(ctx, caller, r)
+	return err
 }
 
 // operationOf names a decision in the activity log.
@@ -331,7 +344,7 @@ func (s *Service) decided(ctx context.Context, tx *store.Tx, caller auth.Caller,
 	case CustomerAgreed:
 		return s.move(ctx, tx, &r, CustomerAgreed)
 	case Refused:
-		return s.denied(ctx, tx, caller, r, d)
+		return s.denied(ctx, tx, r)
 	}
 	return nil
 }
@@ -349,9 +362,12 @@ func (s *Service) move(ctx context.Context, tx *store.Tx, r *store.Request, e Ev
 	return tx.UpdateRequest(ctx, r)
 }
 
-// providerDone puts a request before the customer: they are notified in the
-// same transaction.
+// providerDone puts a request before the customer, unless they have decided
+// before: they are notified in the same transaction.
 func (s *Service) providerDone(ctx context.Context, tx *store.Tx, caller auth.Caller, r store.Request) error {
+	if done, err := s.decidedBefore(ctx, tx, caller, r); done || err != nil {
+		return err
+	}
 	to, err := s.customersOf(ctx, tx, r)
 	if err != nil {
 		return err
@@ -366,13 +382,32 @@ func (s *Service) providerDone(ctx context.Context, tx *store.Tx, caller auth.Ca
 	return s.askCustomer(ctx, tx, caller, r)
 }
 
-// approved opens the window of access.
+// approved opens the window of access to which the customer agreed.
 func (s *Service) approved(ctx context.Context, tx *store.Tx, r store.Request, grant approval.Grant) error {
-	r.AccessStart, r.AccessEnd = grant.Start, grant.End
-	if err := s.move(ctx, tx, &r, CustomerApproved); err != nil {
+	if err := s.openWindow(ctx, tx, &r, grant, CustomerApproved); err != nil {
 		return err
 	}
-	if err := s.stopWaiting(ctx, tx, r); err != nil {
+	return s.tellApproved(ctx, tx, r, "")
+}
+
+func (s *Service) tellApproved(ctx context.Context, tx *store.Tx, r store.Request, how string) error {
+	if err := s.tellCustomer(ctx, tx, notify.RequestApproved, r, how); err != nil {
+		return err
+	}
+	return s.tellEngineer(ctx, tx, notify.RequestApproved, r, executeWith(r))
+}
+
+func executeWith(r store.Request) string {
+	return fmt.Sprintf("To open the disks, type\n\n    lockbox request execute %d", r.Number)
+}
+
+// openWindow opens the window of access.
+func (s *Service) openWindow(ctx context.Context, tx *store.Tx, r *store.Request, grant approval.Grant, e Event) error {
+	r.AccessStart, r.AccessEnd = grant.Start, grant.End
+	if err := s.move(ctx, tx, r, e); err != nil {
+		return err
+	}
+	if err := s.stopWaiting(ctx, tx, *r); err != nil {
 		return err
 	}
 	if err := tx.SetTimer(ctx, timerAccessEnd, string(r.ID), r.AccessEnd); err != nil {
@@ -381,18 +416,12 @@ func (s *Service) approved(ctx context.Context, tx *store.Tx, r store.Request, g
 	if err := tx.SetTimer(ctx, timerAccessWarning, string(r.ID), before(r.AccessStart, r.AccessEnd, warnAccess)); err != nil {
 		return err
 	}
-	if err := s.addHistory(ctx, tx, r, string(Approved), "access until "+r.AccessEnd.Format(time.RFC3339)); err != nil {
-		return err
-	}
-	if err := s.tellCustomer(ctx, tx, notify.RequestApproved, r, ""); err != nil {
-		return err
-	}
-	return s.tellEngineer(ctx, tx, notify.RequestApproved, r, fmt.Sprintf("To open the disks, type\n\n    lockbox request execute %d", r.Number))
+	return s.addHistory(ctx, tx, *r, string(Approved), "access until "+r.AccessEnd.Format(time.RFC3339))
 }
 
 // denied ends a request for good. The devices are told too: approvals that were
 // given, or will be, must open nothing, whoever brings them.
-func (s *Service) denied(ctx context.Context, tx *store.Tx, caller auth.Caller, r store.Request, d approval.Decision) error {
+func (s *Service) denied(ctx context.Context, tx *store.Tx, r store.Request) error {
 	r.CloseReason = "denied"
 	if err := s.move(ctx, tx, &r, Refused); err != nil {
 		return err

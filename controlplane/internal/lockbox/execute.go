@@ -73,6 +73,13 @@ func (s *Service) beginExecution(ctx context.Context, caller auth.Caller, name s
 			return err
 		}
 		done = begun{r, first}
+		x, err := exclusionOf(r)
+		if err == nil && x != "" {
+			err = s.tellExclusion(ctx, tx, caller, r, x, auditlog.Start, "The device is about to be opened")
+		}
+		if err != nil {
+			return err
+		}
 		return s.record(ctx, tx, caller, auditlog.OpExecuteRequest, auditlog.Start, r, nil)
 	})
 	if err != nil {

@@ -10,6 +10,7 @@ import (
 	"github.com/databox-lockbox/lockbox/controlplane/internal/auth"
 	"github.com/databox-lockbox/lockbox/controlplane/internal/store"
 	"github.com/databox-lockbox/lockbox/protocol"
+	"github.com/databox-lockbox/lockbox/protocol/approval"
 	lockboxv1 "github.com/databox-lockbox/lockbox/protocol/lockbox/v1"
 )
 
@@ -56,6 +57,11 @@ func (f *follow) adopt(ctx context.Context, tx *store.Tx, d *draft) (err error) 
 		Action: r.Action, Serial: string(r.Serial), Ticket: string(r.Ticket), ReasonCode: r.ReasonCode,
 		Justification: cmp.Or(f.justification, r.Justification), Access: r.Access, DurationSeconds: f.length,
 		SshKey: r.EngineerKey, Shares: r.Shares,
+	}
+	if x, err := exclusionOf(r); err != nil {
+		return err
+	} else if x != approval.LockboxOff { // that is for the tenant to say, each time
+		d.in.Exclusion = string(x)
 	}
 	for _, disk := range r.Disks { // "<serial>/<n> <disk>"
 		_, name, _ := strings.Cut(disk, "/")

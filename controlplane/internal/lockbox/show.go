@@ -123,6 +123,9 @@ func showRequest(ctx context.Context, tx *store.Tx, caller auth.Caller, r store.
 		return nil, err
 	}
 	for _, d := range decisions {
+		if e, err := approval.ParseEnvelope(d.Envelope); err == nil && e.PayloadType == approval.KindStanding {
+			out.StandingConsent = string(d.Person)
+		}
 		out.Decisions = append(out.Decisions, &lockboxv1.RequestDecision{
 			Role: d.Role, Person: string(d.Person), Verdict: d.Verdict, Time: d.Time.Unix(), Reason: d.Reason, Envelope: d.Envelope,
 		})
@@ -150,8 +153,9 @@ func showRow(r store.Request) (*lockboxv1.Request, error) {
 	if err := proto.Unmarshal(r.Evaluation, evaluation); err != nil {
 		return nil, err
 	}
+	exclusion, _ := exclusionOf(r) // a request whose statement was damaged is shown all the same
 	return &lockboxv1.Request{
-		Id: string(r.ID), Number: r.Number, Action: r.Action, Status: string(StateOf(r.Status)), ShownStatus: shownStatus(r),
+		Exclusion: string(exclusion), Id: string(r.ID), Number: r.Number, Action: r.Action, Status: string(StateOf(r.Status)), ShownStatus: shownStatus(r),
 		Subscription: string(r.Subscription), Tenant: string(r.Tenant), Order: string(r.Order), Ticket: string(r.Ticket),
 		Serial: string(r.Serial), Disks: r.Disks, Shares: r.Shares, Engineer: string(r.Engineer), EngineerKey: r.EngineerKey,
 		ReasonCode: r.ReasonCode, Justification: r.Justification, Access: r.Access, Purpose: string(r.Purpose),

@@ -47,6 +47,7 @@ const (
 	ProviderApproved Event = "provider-approved" // the last approval needed on the provider's side
 	CustomerAgreed   Event = "customer-agreed"   // an approval of the customer's, and more are needed
 	CustomerApproved Event = "customer-approved" // the last approval needed on the customer's side
+	Granted          Event = "granted"           // the last approval needed, where the customer has decided before
 	Refused          Event = "denied"            // by anyone who was asked
 	Lapsed           Event = "lapsed"            // nobody answered in time
 	Cancelled        Event = "cancelled"         // by the engineer, before it was approved
@@ -59,15 +60,15 @@ const (
 
 // Events are all events.
 var Events = []Event{
-	ProviderApproved, CustomerAgreed, CustomerApproved, Refused, Lapsed, Cancelled, TakenBack, Voided, Finished, Relocked, Failed,
+	ProviderApproved, CustomerAgreed, CustomerApproved, Granted, Refused, Lapsed, Cancelled, TakenBack, Voided, Finished, Relocked, Failed,
 }
 
 // transitions is the one table of what follows from what. What is not in it is
 // refused. Nothing leaves Denied, Expired, Revoked, Completed and Error.
 var transitions = map[State]map[Event]State{
 	Initializing: {
-		ProviderApproved: Pending,
-		Refused:          Denying, Lapsed: Expired, Cancelled: Revoked, TakenBack: Revoked, Voided: Revoked, Failed: Error,
+		ProviderApproved: Pending, Granted: Approved,
+		Refused: Denying, Lapsed: Expired, Cancelled: Revoked, TakenBack: Revoked, Voided: Revoked, Failed: Error,
 	},
 	Pending: {
 		CustomerAgreed: Approving, CustomerApproved: Approved,

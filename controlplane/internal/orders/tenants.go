@@ -26,6 +26,12 @@ var (
 	guidForm   = regexp.MustCompile(`^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$`)
 )
 
+// What holds for a tenant while Lockbox is off.
+const (
+	Deny             = "deny"              // nobody gets in
+	ProviderApproval = "provider-approval" // the provider, by two approvals of its own, where the device's trust policy allows it
+)
+
 const (
 	maxName    = 128 // bytes of a name that people give
 	maxAddress = 254 // bytes of a mail address
@@ -58,7 +64,7 @@ func (s *Service) CreateTenant(ctx context.Context, caller auth.Caller, in *lock
 	if in.Name == "" || len(in.Name) > maxName {
 		return nil, invalid("a tenant's name has 1 to %d bytes", maxName)
 	}
-	t := store.Tenant{ID: protocol.TenantID(in.Id), Name: in.Name, WithoutLockbox: "deny", Created: s.now()}
+	t := store.Tenant{ID: protocol.TenantID(in.Id), Name: in.Name, WithoutLockbox: Deny, Created: s.now()}
 	err := s.change(ctx, string(caller.Person), auditlog.OpCreateTenant, func(tx *store.Tx, rec *auditlog.Record) error {
 		aboutTenant(rec, t)
 		return tx.InsertTenant(ctx, &t)
@@ -154,7 +160,7 @@ func (s *Service) EnableLockbox(ctx context.Context, caller auth.Caller, in *loc
 		}
 		return nil, s.refused(ctx, string(caller.Person), auditlog.OpEnableLockbox, "/tenants/"+in.Tenant, map[string]string{audit.PropertyTenant: in.Tenant}, err)
 	}
-	return s.setLockbox(ctx, caller, auditlog.OpEnableLockbox, in.Tenant, true)
+	return s.setLockbox(ctx, caller, auditlog.OpEnableLockbox, in.Tenant, true, "")
 }
 
 func (s *Service) mayEnable(ctx context.Context, caller auth.Caller, id string) error {
@@ -183,18 +189,26 @@ func (s *Service) mayEnable(ctx context.Context, caller auth.Caller, id string) 
 
 // DisableLockbox turns Lockbox off for a tenant. No device changes by that: what
 // their trust policies ask for stays.
+// What holds then is what the tenant has chosen: nobody gets in, or the provider
+// by its own approvals, where the device's trust policy allows that.
 func (s *Service) DisableLockbox(ctx context.Context, caller auth.Caller, in *lockboxv1.DisableLockboxRequest) (*lockboxv1.Tenant, error) {
-	return s.setLockbox(ctx, caller, auditlog.OpDisableLockbox, in.Tenant, false)
+	if !slices.Contains([]string{"", Deny, ProviderApproval}, in.WithoutLockbox) {
+		return nil, invalid("without Lockbox %q: want %s or %s", in.WithoutLockbox, Deny, ProviderApproval)
+	}
+	return s.setLockbox(ctx, caller, auditlog.OpDisableLockbox, in.Tenant, false, in.WithoutLockbox)
 }
 
-func (s *Service) setLockbox(ctx context.Context, caller auth.Caller, op auditlog.Operation, id string, on bool) (*lockboxv1.Tenant, error) {
+// setLockbox turns Lockbox on or off. without is what holds while it is off; "" is
+// what did before.
+func (s *Service) setLockbox(ctx context.Context, caller auth.Caller, op auditlog.Operation, id string, on bool, without string) (*lockboxv1.Tenant, error) {
 	err := s.change(ctx, string(caller.Person), op, func(tx *store.Tx, rec *auditlog.Record) error {
 		t, err := tenant(ctx, tx, caller, id)
 		if err != nil {
 			return err
 		}
 		aboutTenant(rec, t)
-		t.LockboxEnabled = on
+		t.LockboxEnabled, t.WithoutLockbox = on, cmp.Or(without, t.WithoutLockbox)
+		rec.Properties["withoutLockbox"] = t.WithoutLockbox
 		return tx.UpdateTenant(ctx, &t)
 	})
 	if err != nil {

@@ -15,6 +15,7 @@ import (
 
 	"github.com/databox-lockbox/lockbox/protocol"
 	"github.com/databox-lockbox/lockbox/protocol/approval"
+	"github.com/databox-lockbox/lockbox/protocol/auditlog"
 	devicev1 "github.com/databox-lockbox/lockbox/protocol/device/v1"
 	"github.com/databox-lockbox/lockbox/protocol/sealing"
 )
@@ -88,8 +89,8 @@ func (n *Node) SetOffline(offline bool) {
 	n.offline = offline
 }
 
-// Break has a step fail from now on: challenge, unlock, commit, lock, session;
-// "" mends the node.
+// Break has a step fail from now on: challenge, unlock, commit, lock, session,
+// update; "" mends the node.
 func (n *Node) Break(step string) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -101,6 +102,13 @@ func (n *Node) State() protocol.LockState {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	return n.state
+}
+
+// Policy is the trust policy that the node holds.
+func (n *Node) Policy() *approval.Policy {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.policy
 }
 
 // Opened is how often the node's disks have been opened.
@@ -241,6 +249,9 @@ func (n *Node) open(in *devicev1.UnlockRequest) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := sayExclusion(order, in.Statement); err != nil {
+		return nil, err
+	}
 	if slices.Contains(n.spent, subject) {
 		return nil, protocol.Errorf(protocol.CodeSpent, "the approval is spent")
 	}
@@ -261,6 +272,20 @@ func (n *Node) open(in *devicev1.UnlockRequest) ([]byte, error) {
 		Node: approval.NameOf(n.ID), NodeKey: n.public(), OrderDigest: digest, IntentDigest: n.intent,
 		RequestDigest: subject, OpenedAt: n.now().Unix(),
 	}, n.Key)
+}
+
+// sayExclusion refuses an order whose logged intent does not say that the
+// customer was not asked, or says so where they were.
+func sayExclusion(order approval.Order, statement []byte) error {
+	var x approval.Exclusion
+	if st, err := approval.ParseStatement(statement); err == nil {
+		x = st.Exclusion
+	}
+	rec, err := auditlog.ParseRecord(order.LogRecord)
+	if err != nil || rec.Properties[auditlog.PropertyExclusion] != string(x) {
+		return protocol.Errorf(protocol.CodeCheckpoint, "the logged intent keeps silent about exclusion %q", x)
+	}
+	return nil
 }
 
 func (n *Node) authorizeLocked(in *devicev1.UnlockRequest) (subject, decisions approval.Digest, err error) {

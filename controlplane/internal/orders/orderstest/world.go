@@ -61,6 +61,9 @@ type World struct {
 	Now       func() time.Time
 	Service   ed25519.PrivateKey // the service key
 
+	// PolicyReplaced is what follows when a trust policy is replaced; nil: nothing.
+	PolicyReplaced func(context.Context, *store.Tx, auth.Caller, store.Order, *approval.Policy) (func(context.Context), error)
+
 	mu           sync.Mutex
 	disconnected []protocol.NodeID
 }
@@ -106,6 +109,12 @@ func New(t testing.TB, nodes int, keys Keys, now func() time.Time) *World {
 		Store: w.Store, Audit: w.Audit, Tunnels: w, Authority: w.Authority, Custody: w.Custody,
 		ServiceKey: w.Service.Public().(ed25519.PublicKey), TunnelAddress: "127.0.0.1:7443", Heartbeat: 15 * time.Second,
 		Now: now, Logger: zerolog.Nop(),
+		PolicyReplaced: func(ctx context.Context, tx *store.Tx, caller auth.Caller, o store.Order, next *approval.Policy) (func(context.Context), error) {
+			if w.PolicyReplaced == nil {
+				return nil, nil
+			}
+			return w.PolicyReplaced(ctx, tx, caller, o, next)
+		},
 	})
 	for n := range nodes {
 		w.Nodes = append(w.Nodes, newNode(protocol.NodeID{Serial: Serial, Node: n + 1}, now, "disk1", "disk2"))
@@ -172,8 +181,14 @@ func (w *World) People() {
 	for _, id := range []string{Tenant, "fabrikam"} {
 		must(w.Orders.CreateTenant(ctx, Admin, &lockboxv1.CreateTenantRequest{Id: id, Name: strings.ToUpper(id)}))(w.T)
 	}
+	w.Register(Admin, Staff, Erin, Eve, Ian, Olga, Adam, Mallory)
+}
+
+// Register registers people, each with the key that [Keys] has for them.
+func (w *World) Register(people ...auth.Caller) {
+	w.T.Helper()
 	storetest.Tx(w.T, w.Store, func(ctx context.Context, tx *store.Tx) error {
-		for _, c := range []auth.Caller{Admin, Staff, Erin, Eve, Ian, Olga, Adam, Mallory} {
+		for _, c := range people {
 			now := w.Now()
 			if err := tx.InsertPerson(ctx, &store.Person{Name: c.Person, Role: string(c.Role), Tenant: c.Tenant, Created: now}); err != nil {
 				return err
