@@ -1,6 +1,7 @@
 package disk
 
 import (
+	"bufio"
 	"bytes"
 	"crypto/rand"
 	"encoding/binary"
@@ -9,8 +10,10 @@ import (
 	"hash/crc32"
 	"io"
 	"io/fs"
+	"math"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -37,21 +40,25 @@ import (
 //
 // Numbers are little-endian, CRCs are CRC-32C. A record's covers the epoch and all
 // that follows it, so that remains of an earlier epoch never count. A record of
-// length 0 is the mark.
+// length 0 is the mark. Once what it holds is in the image, durably, the log begins
+// a new epoch over the old one: to write what is allocated already costs the host's
+// file system no change of its own.
 type redoImage struct {
 	image *os.File
-	path  string // of the log
-	id    bitlocker.GUID
+	path  string        // of the log
+	full  chan struct{} // 1 slot: the log is due for a sync
 
-	mu      sync.RWMutex
+	writing sync.Mutex // held while writing and syncing; guards what follows
+	id      bitlocker.GUID
 	log     *os.File // nil before the first write
 	epoch   uint64
 	end     int64 // of the log
 	batch   []redoRecord
-	pending map[int64]int64 // sector → where in the log its latest content is
 	scratch []byte
-	failed  error         // of a sync that may have lost something: nothing is written any more
-	full    chan struct{} // 1 slot: the log is due for a sync
+	failed  error // of a sync that may have lost something: nothing is written any more
+
+	reading sync.RWMutex    // held while reading; guards what follows, and keeps log open as long as there is any
+	pending map[int64]int64 // sector → where in the log its latest content is
 }
 
 // redoRecord is one write in the log.
@@ -69,6 +76,8 @@ const (
 
 	// redoMaxWrite is the longest write that goes into one record, in bytes.
 	redoMaxWrite = 1 << 20
+	// redoBuffer is how much of a log is read at a time, in bytes.
+	redoBuffer = 64 << 10
 	// redoFull is the length from which the log is emptied at a sync, and a sync
 	// asked for.
 	redoFull = 64 << 20
@@ -92,8 +101,8 @@ func newRedoImage(image *os.File, id bitlocker.GUID) *redoImage {
 
 // ReadAt implements [io.ReaderAt]: it returns what was written last, synced or not.
 func (r *redoImage) ReadAt(b []byte, off int64) (int, error) {
-	r.mu.RLock()
-	defer r.mu.RUnlock()
+	r.reading.RLock()
+	defer r.reading.RUnlock()
 	n, err := r.image.ReadAt(b, off)
 	if len(r.pending) == 0 {
 		return n, err
@@ -132,8 +141,8 @@ func (r *redoImage) WriteAt(b []byte, off int64) (int, error) {
 	if off%redoSector != 0 || len(b)%redoSector != 0 {
 		return 0, fmt.Errorf("write of %d bytes at %d: not whole sectors", len(b), off)
 	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
+	r.writing.Lock()
+	defer r.writing.Unlock()
 	if r.failed != nil {
 		return 0, r.failed
 	}
@@ -144,10 +153,7 @@ func (r *redoImage) WriteAt(b []byte, off int64) (int, error) {
 		if err != nil {
 			return n, err
 		}
-		r.batch = append(r.batch, redoRecord{off + int64(n), at, len(piece)})
-		for i := int64(0); i < int64(len(piece)); i += redoSector {
-			r.pending[(off+int64(n)+i)/redoSector] = at + i
-		}
+		r.pend(redoRecord{off + int64(n), at, len(piece)})
 		n += len(piece)
 	}
 	if r.end > redoFull {
@@ -157,6 +163,16 @@ func (r *redoImage) WriteAt(b []byte, off int64) (int, error) {
 		}
 	}
 	return n, nil
+}
+
+// pend makes rec, which is in the log, part of the batch.
+func (r *redoImage) pend(rec redoRecord) {
+	r.batch = append(r.batch, rec)
+	r.reading.Lock()
+	defer r.reading.Unlock()
+	for i := int64(0); i < int64(rec.n); i += redoSector {
+		r.pending[(rec.off+i)/redoSector] = rec.at + i
+	}
 }
 
 // appendLocked appends a record and returns where its data is.
@@ -199,10 +215,12 @@ func (r *redoImage) createLocked() error {
 	return syncDir(filepath.Dir(r.path))
 }
 
-// restartLocked empties the log. What it held is in the image, durably.
+// restartLocked begins a new epoch. What the log held is in the image, durably.
 func (r *redoImage) restartLocked() error {
-	if err := r.log.Truncate(0); err != nil {
-		return err
+	if r.end > 2*redoFull { // keep no more than is of use
+		if err := r.log.Truncate(redoFull); err != nil {
+			return err
+		}
 	}
 	r.epoch++
 	header := append([]byte(redoMagic), r.id[:]...)
@@ -212,14 +230,14 @@ func (r *redoImage) restartLocked() error {
 		return err
 	}
 	r.end = redoHeader
-	return r.log.Sync()
+	return syncData(r.log)
 }
 
 // Sync makes everything written so far take effect, durably and all at once. After
 // an error nothing has, or it will when the disk is next opened.
 func (r *redoImage) Sync() error {
-	r.mu.Lock()
-	defer r.mu.Unlock()
+	r.writing.Lock()
+	defer r.writing.Unlock()
 	if r.failed != nil {
 		return r.failed
 	}
@@ -239,9 +257,10 @@ func (r *redoImage) Sync() error {
 	return nil
 }
 
-// applyLocked makes the batch durable in the log, and copies it to the image.
+// applyLocked makes the batch durable in the log, and copies it to the image. Those
+// who read meanwhile find it in the log.
 func (r *redoImage) applyLocked() error {
-	if err := r.log.Sync(); err != nil {
+	if err := syncData(r.log); err != nil {
 		return err
 	}
 	for _, rec := range r.batch {
@@ -250,6 +269,8 @@ func (r *redoImage) applyLocked() error {
 		}
 	}
 	r.batch = r.batch[:0]
+	r.reading.Lock()
+	defer r.reading.Unlock()
 	clear(r.pending)
 	return nil
 }
@@ -272,9 +293,9 @@ func (r *redoImage) copyLocked(rec redoRecord) error {
 	return err
 }
 
-// checkpointLocked empties a log without a batch.
+// checkpointLocked ends the use of a log without a batch.
 func (r *redoImage) checkpointLocked() error {
-	if err := r.image.Sync(); err != nil {
+	if err := syncData(r.image); err != nil {
 		return err
 	}
 	return r.restartLocked()
@@ -285,12 +306,12 @@ func (r *redoImage) finish() error {
 	if err := r.Sync(); err != nil {
 		return err
 	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
+	r.writing.Lock()
+	defer r.writing.Unlock()
 	if r.log == nil {
 		return nil
 	}
-	if err := r.image.Sync(); err != nil {
+	if err := syncData(r.image); err != nil {
 		return err
 	}
 	if err := os.Remove(r.path); err != nil {
@@ -304,8 +325,8 @@ func (r *redoImage) finish() error {
 // close drops what was not synced. It leaves the log, if any, to be used when the
 // disk is next opened.
 func (r *redoImage) close() {
-	r.mu.Lock()
-	defer r.mu.Unlock()
+	r.writing.Lock()
+	defer r.writing.Unlock()
 	if r.log != nil {
 		r.log.Close()
 	}
@@ -342,9 +363,9 @@ func (d Disk) Recover() error {
 	return os.Remove(log.Name())
 }
 
-// redo copies the complete batches of log to image. A log of another volume, or
-// one that was just begun, has none.
-func redo(image *os.File, log io.Reader, id bitlocker.GUID) error {
+// redo copies the complete batches of log to image, with one record in memory at a
+// time. A log of another volume, or one that was just begun, has none.
+func redo(image *os.File, log io.ReadSeeker, id bitlocker.GUID) error {
 	header := make([]byte, redoHeader)
 	if _, err := io.ReadFull(log, header); err != nil {
 		return ignoreEnd(err)
@@ -354,43 +375,66 @@ func redo(image *os.File, log io.Reader, id bitlocker.GUID) error {
 		return nil
 	}
 	epoch := binary.LittleEndian.Uint64(header[8+16:])
-	for {
-		batch, err := readBatch(log, epoch)
-		if err != nil || batch == nil {
-			return errors.Join(err, image.Sync())
+	marked := int64(redoHeader) // where the last complete batch ends
+	_, err := eachRecord(log, epoch, math.MaxInt64, func(rec []byte, end int64) error {
+		if len(rec) == redoRecHdr {
+			marked = end
 		}
-		for _, rec := range batch {
-			if _, err := image.WriteAt(rec[redoRecHdr:], int64(binary.LittleEndian.Uint64(rec[8:]))); err != nil {
-				return err
-			}
-		}
+		return nil
+	})
+	if err != nil || marked == redoHeader {
+		return err
 	}
+	end, err := eachRecord(log, epoch, marked, func(rec []byte, _ int64) error {
+		if len(rec) == redoRecHdr {
+			return nil
+		}
+		_, err := image.WriteAt(rec[redoRecHdr:], int64(binary.LittleEndian.Uint64(rec[8:])))
+		return err
+	})
+	if err == nil && end != marked {
+		err = errors.New("its log has changed while it was read")
+	}
+	return errors.Join(err, syncData(image))
 }
 
-// readBatch reads records up to the next mark; nil if the log ends before it.
-func readBatch(log io.Reader, epoch uint64) ([][]byte, error) {
-	batch := [][]byte{}
-	for {
-		rec := make([]byte, redoRecHdr)
-		if _, err := io.ReadFull(log, rec); err != nil {
-			return nil, ignoreEnd(err)
+// eachRecord calls f with the valid records of the epoch that end at limit or
+// before, from the first one on, and with where each ends. It returns where the
+// last one ends. f does not keep rec.
+func eachRecord(log io.ReadSeeker, epoch uint64, limit int64, f func(rec []byte, end int64) error) (end int64, err error) {
+	end, err = log.Seek(redoHeader, io.SeekStart)
+	in := bufio.NewReaderSize(log, redoBuffer)
+	rec := make([]byte, redoRecHdr)
+	for err == nil && end < limit {
+		rec, err = readRecord(in, epoch, rec)
+		if len(rec) == 0 {
+			break
 		}
-		n := binary.LittleEndian.Uint32(rec[4:])
-		if n > redoMaxWrite {
-			return nil, nil
-		}
-		rec = append(rec, make([]byte, n)...)
-		if _, err := io.ReadFull(log, rec[redoRecHdr:]); err != nil {
-			return nil, ignoreEnd(err)
-		}
-		switch {
-		case binary.LittleEndian.Uint32(rec) != redoSum(epoch, rec):
-			return nil, nil
-		case n == 0:
-			return batch, nil
-		}
-		batch = append(batch, rec)
+		end += int64(len(rec))
+		err = f(rec, end)
 	}
+	return end, err
+}
+
+// readRecord reads a record into b, or a longer buffer if it needs one. It returns
+// nothing if the log ends before the record does, or the record is not valid.
+func readRecord(log io.Reader, epoch uint64, b []byte) ([]byte, error) {
+	b = b[:redoRecHdr]
+	if _, err := io.ReadFull(log, b); err != nil {
+		return nil, ignoreEnd(err)
+	}
+	n := int(binary.LittleEndian.Uint32(b[4:]))
+	if n > redoMaxWrite {
+		return nil, nil
+	}
+	b = slices.Grow(b, n)[:redoRecHdr+n]
+	if _, err := io.ReadFull(log, b[redoRecHdr:]); err != nil {
+		return nil, ignoreEnd(err)
+	}
+	if binary.LittleEndian.Uint32(b) != redoSum(epoch, b) {
+		return nil, nil
+	}
+	return b, nil
 }
 
 func ignoreEnd(err error) error {
@@ -398,6 +442,22 @@ func ignoreEnd(err error) error {
 		return nil
 	}
 	return err
+}
+
+// syncData makes what was written to file durable, and no more of its metadata than
+// it takes to find that again.
+func syncData(file *os.File) error {
+	conn, err := file.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var syncErr error
+	err = conn.Control(func(fd uintptr) {
+		for syncErr = unix.EINTR; syncErr == unix.EINTR; {
+			syncErr = unix.Fdatasync(int(fd))
+		}
+	})
+	return errors.Join(err, os.NewSyscallError("fdatasync", syncErr))
 }
 
 func syncDir(path string) error {

@@ -2,11 +2,15 @@ package disk
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"io/fs"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"runtime"
+	"sync"
+	"sync/atomic"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -26,7 +30,7 @@ type redoTest struct {
 	model []byte // with what was not synced
 }
 
-func newRedoTest(t *testing.T) *redoTest {
+func newRedoTest(t testing.TB) *redoTest {
 	t.Helper()
 	rt := &redoTest{path: filepath.Join(t.TempDir(), "image"), model: random(redoTestSize)}
 	if err := os.WriteFile(rt.path, rt.model, 0o600); err != nil {
@@ -52,14 +56,14 @@ func (rt *redoTest) write(t *testing.T) {
 	}
 }
 
-func (rt *redoTest) sync(t *testing.T) {
+func (rt *redoTest) sync(t testing.TB) {
 	t.Helper()
 	if err := rt.redo.Sync(); err != nil {
 		t.Fatal(err)
 	}
 }
 
-func read(t *testing.T, path string) []byte {
+func read(t testing.TB, path string) []byte {
 	t.Helper()
 	data, err := os.ReadFile(path)
 	if err != nil {
@@ -167,9 +171,9 @@ func TestRedoIgnoresWhatIsNotItsOwn(t *testing.T) {
 	rt.write(t)
 	rt.sync(t)
 	old := read(t, redoPath(rt.path))
-	rt.redo.mu.Lock()
+	rt.redo.writing.Lock()
 	err := rt.redo.checkpointLocked()
-	rt.redo.mu.Unlock()
+	rt.redo.writing.Unlock()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -198,13 +202,93 @@ func TestRedoIgnoresWhatIsNotItsOwn(t *testing.T) {
 	}
 }
 
+// TestRedoTakesLittleMemory replays one batch that is longer than memory is given to.
+func TestRedoTakesLittleMemory(t *testing.T) {
+	rt := newRedoTest(t)
+	for range 40 {
+		if _, err := rt.redo.WriteAt(random(redoTestSize), 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	rt.sync(t)
+	log, err := os.Open(redoPath(rt.path))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer log.Close()
+	want := read(t, rt.path)
+	if err := rt.redo.image.Truncate(0); err != nil {
+		t.Fatal(err)
+	}
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	if err := redo(rt.redo.image, log, redoTestID); err != nil {
+		t.Fatal(err)
+	}
+	runtime.ReadMemStats(&after)
+	if used := after.TotalAlloc - before.TotalAlloc; used > 5*redoMaxWrite {
+		t.Errorf("replaying %d bytes took %d bytes of memory", rt.redo.end, used)
+	}
+	if !bytes.Equal(read(t, rt.path), want) {
+		t.Error("the image is not what was synced")
+	}
+}
+
+// TestRedoReadsDuringSync reads while others write and sync: each sector, filled
+// with one number, is as written last, or the time before.
+func TestRedoReadsDuringSync(t *testing.T) {
+	rt := newRedoTest(t)
+	var readers sync.WaitGroup
+	var ended atomic.Bool
+	var written atomic.Uint32 // the last number that is everywhere
+	write := func(number uint32) {
+		data := bytes.Repeat(binary.LittleEndian.AppendUint32(nil, number), redoTestSize/4)
+		if _, err := rt.redo.WriteAt(data, 0); err != nil {
+			t.Error(err)
+		}
+		written.Store(number)
+	}
+	write(1)
+	for range 3 {
+		readers.Go(func() {
+			b := make([]byte, redoTestSize)
+			for !ended.Load() {
+				oldest := written.Load()
+				if _, err := rt.redo.ReadAt(b, 0); err != nil {
+					t.Error(err)
+					return
+				}
+				for i := 0; i < len(b); i += redoSector {
+					first := b[i : i+4]
+					if number := binary.LittleEndian.Uint32(first); number < oldest || !bytes.Equal(b[i:i+redoSector], bytes.Repeat(first, redoSector/4)) {
+						t.Errorf("sector %d has number %d after %d, or parts of two", i/redoSector, number, oldest)
+						return
+					}
+				}
+			}
+		})
+	}
+	for number := range uint32(200) {
+		write(2 + number)
+		rt.sync(t)
+	}
+	ended.Store(true)
+	readers.Wait()
+}
+
 func FuzzRedo(f *testing.F) {
+	rt := newRedoTest(f)
+	if _, err := rt.redo.WriteAt(random(redoSector), 0); err != nil {
+		f.Fatal(err)
+	}
+	rt.sync(f)
+	f.Add([]byte(redoMagic))
+	f.Add(read(f, redoPath(rt.path)))
 	image, err := os.OpenFile(filepath.Join(f.TempDir(), "image"), os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		f.Fatal(err)
 	}
 	defer image.Close()
-	f.Add([]byte(redoMagic))
 	f.Fuzz(func(t *testing.T, log []byte) {
 		if err := redo(image, bytes.NewReader(log), redoTestID); err != nil {
 			t.Error(err)
@@ -234,7 +318,6 @@ func TestRecover(t *testing.T) {
 	}
 }
 
-// TestFullHost fills the host's file system while the disk is written.
 // A sync that failed may have lost something, and the next one would not know: the
 // disk is given up, and what was synced is found when it is next opened.
 func TestFailedSyncIsRemembered(t *testing.T) {
@@ -256,6 +339,7 @@ func TestFailedSyncIsRemembered(t *testing.T) {
 	}
 }
 
+// TestFullHost fills the host's file system while the disk is written.
 func TestFullHost(t *testing.T) {
 	spec, key := newSpec(t)
 	dir := t.TempDir()
