@@ -51,10 +51,8 @@ func (s *Story) target() world.Node { return s.w.Device.Nodes[0] }
 
 // good is an attempt with everything right.
 func (s *Story) good() actor.Attempt {
-	policy, err := os.ReadFile(s.policyPath(s.w.Device.Order))
-	s.must(err)
 	a := actor.Attempt{
-		Statement: s.statement, Decisions: [][]byte{s.provider, s.customer}, Policy: policy,
+		Statement: s.statement, Decisions: [][]byte{s.provider, s.customer}, Policy: s.policy(),
 		Keys: make(map[protocol.DiskID][]byte), Correlation: protocol.RequestID(s.requestID),
 	}
 	for _, d := range s.target().Disks {
@@ -120,12 +118,17 @@ func (s *Story) sign(statement []byte, signer actor.Person, keyID string, role a
 	return envelope
 }
 
+// policy is the device's trust policy, of which there is only the first version.
+func (s *Story) policy() []byte {
+	data, err := os.ReadFile(s.policyPath(s.w.Device.Order))
+	s.must(err)
+	return bytes.TrimSpace(data)
+}
+
 // keyID returns the id of a person's key in the trust policy; for somebody it
 // does not name, what the id would be.
 func (s *Story) keyID(short string) string {
-	data, err := os.ReadFile(s.policyPath(s.w.Device.Order))
-	s.must(err)
-	policy, err := approval.VerifyPolicyV1(data)
+	policy, err := approval.VerifyPolicyV1(s.policy())
 	s.must(err)
 	fingerprint, err := s.w.People[short].Fingerprint()
 	s.must(err)
