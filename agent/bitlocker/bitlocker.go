@@ -31,7 +31,7 @@ type Volume struct {
 	size       int64
 	sectorSize int
 	toGo       bool
-	copies     []*metadata            // the whole ones that differ, those without a problem first; never empty
+	copies     []*metadata            // the whole ones that differ, those without a problem first, newer before older; never empty
 	damage     [numberOfCopies]string // what is wrong with each copy
 	refused    *RefusedError          // why it is not opened
 }

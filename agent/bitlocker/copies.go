@@ -73,7 +73,9 @@ func (v *Volume) addCopy(i int, off int64) error {
 		return m.problem
 	}
 	v.copies = append(v.copies, m)
-	slices.SortStableFunc(v.copies, func(a, b *metadata) int { return cmp.Compare(a.rank(), b.rank()) })
+	slices.SortStableFunc(v.copies, func(a, b *metadata) int {
+		return cmp.Or(cmp.Compare(a.rank(), b.rank()), cmp.Compare(b.nextNonce, a.nextNonce))
+	})
 	return m.problem
 }
 

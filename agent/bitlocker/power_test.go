@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"testing"
 )
 
@@ -223,14 +224,13 @@ func finishRotation(t *testing.T, b []byte, size int64, c Credential, o FormatOp
 		t.Fatal(err)
 	}
 	var gone []GUID
-	opened, err := v.open(c)
-	if err != nil {
-		t.Fatal(err)
+	if p, err := v.Unlock(externalKey(o)); err == nil { // by an older copy, maybe
+		p.Wipe()
+		gone = append(gone, o.Protectors[0].ID)
 	}
-	for _, p := range v.newest(opened.vmk).protectors {
-		gone = append(gone, p.ID)
+	if slices.ContainsFunc(v.Info().Protectors, func(p Protector) bool { return p.ID == GUID{9} }) {
+		gone = append(gone, GUID{9})
 	}
-	opened.wipe()
 	rotate(t, m, size, c, ProtectorChange{Remove: gone, Add: []ProtectorKey{{GUID{8}, next}}, Rand: testRand(100 + seed), Now: testNow})
 	collectNonces(t, b, o, seen)
 	first := b[o.Metadata[0]:][:areaSize]

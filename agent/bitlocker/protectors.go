@@ -19,7 +19,8 @@ type ProtectorKey struct {
 }
 
 // ProtectorChange is a change of a volume's protectors, done as one: to rotate a
-// key, remove its protector and add another.
+// key, remove its protector and add another. A change of nothing makes damaged
+// metadata copies whole again.
 type ProtectorChange struct {
 	Remove []GUID
 	Add    []ProtectorKey
@@ -62,7 +63,7 @@ func (v *Volume) changedArea(c Credential, change ProtectorChange) (*metadata, [
 	}
 	defer opened.wipe()
 	base := v.newest(opened.vmk)
-	entries, err := base.keep(change)
+	entries, err := v.kept(base, change)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -70,16 +71,8 @@ func (v *Volume) changedArea(c Credential, change ProtectorChange) (*metadata, [
 	if err := v.drawNonces(&s); err != nil {
 		return nil, nil, err
 	}
-	for _, p := range change.Add {
-		b, err := s.appendProtector(nil, p)
-		if err != nil {
-			return nil, nil, err
-		}
-		added, err := parseEntries(b)
-		if err != nil {
-			return nil, nil, err
-		}
-		entries = slices.Insert(entries, afterProtectors(entries), added...)
+	if entries, err = addProtectors(entries, &s, change.Add); err != nil {
+		return nil, nil, err
 	}
 	block, err := s.block(base.raw, encodeEntries(recoveryLast(entries)))
 	if err != nil {
@@ -88,6 +81,22 @@ func (v *Volume) changedArea(c Credential, change ProtectorChange) (*metadata, [
 	area := make([]byte, areaSize)
 	copy(area, block)
 	return base, area, nil
+}
+
+// addProtectors puts new protectors behind those among the entries.
+func addProtectors(entries []entry, s *sealer, add []ProtectorKey) ([]entry, error) {
+	for _, p := range add {
+		b, err := s.appendProtector(nil, p)
+		if err != nil {
+			return nil, err
+		}
+		added, err := parseEntries(b)
+		if err != nil {
+			return nil, err
+		}
+		entries = slices.Insert(entries, afterProtectors(entries), added...)
+	}
+	return entries, nil
 }
 
 // newest returns the latest of the copies that vmk proves genuine: after a change
@@ -103,7 +112,7 @@ func (v *Volume) newest(vmk []byte) *metadata {
 }
 
 // drawNonces sets s to nonces that were never used under the volume's master key.
-// The counter goes on behind that of every whole copy. What an interrupted change
+// The counter goes on behind that of every genuine copy. What an interrupted change
 // has sealed is in no whole copy, maybe; for that the other part is random.
 func (v *Volume) drawNonces(s *sealer) error {
 	var b [8]byte
@@ -115,7 +124,9 @@ func (v *Volume) drawNonces(s *sealer) error {
 	}
 	s.epoch = le.Uint64(b[:])
 	for _, m := range v.copies {
-		s.next = max(s.next, m.nextNonce)
+		if m.verify(s.vmk) == nil {
+			s.next = max(s.next, m.nextNonce)
+		}
 	}
 	if s.next > math.MaxUint32-areaSize {
 		return errors.New("the volume's nonces are used up")
@@ -123,21 +134,22 @@ func (v *Volume) drawNonces(s *sealer) error {
 	return nil
 }
 
-// keep returns the entries that stay, having checked the change.
-func (m *metadata) keep(change ProtectorChange) ([]entry, error) {
-	entries := slices.Clone(m.entries)
+// kept returns the entries of base that stay, having checked the change. What only
+// an older copy still has is removed from all of them by any change.
+func (v *Volume) kept(base *metadata, change ProtectorChange) ([]entry, error) {
+	entries := slices.Clone(base.entries)
 	for _, id := range change.Remove {
-		i := slices.IndexFunc(entries, func(e entry) bool { return e.isProtector(id) })
-		if i < 0 {
+		named := func(e entry) bool { return e.isProtector(id) }
+		i := slices.IndexFunc(entries, named)
+		switch {
+		case i >= 0:
+			entries = slices.Delete(entries, i, i+1)
+		case !slices.ContainsFunc(v.copies, func(m *metadata) bool { return m != base && slices.ContainsFunc(m.entries, named) }):
 			return nil, fmt.Errorf("no protector %v", id)
 		}
-		entries = slices.Delete(entries, i, i+1)
 	}
-	left := slices.DeleteFunc(slices.Clone(m.protectors), func(p protector) bool { return slices.Contains(change.Remove, p.ID) })
-	if err := checkProtectors(left, change.Add); err != nil {
-		return nil, err
-	}
-	return entries, nil
+	left := slices.DeleteFunc(slices.Clone(base.protectors), func(p protector) bool { return slices.Contains(change.Remove, p.ID) })
+	return entries, checkProtectors(left, change.Add)
 }
 
 // checkProtectors demands that the protectors of a volume have a key each, and
