@@ -11,8 +11,8 @@ help: ## show this list
 deps: ## install the Debian packages that tests and demo need, if any is missing
 	@./.ci/deps
 
-build: ## build the four programs into bin/
-	@go build -o bin/ ./agent/cmd/... ./controlplane/cmd/... ./simulator/cmd/...
+build: ## build the programs into bin/; only lockbox-hsm needs C
+	@CGO_ENABLED=0 go build -o bin/ ./agent/cmd/... ./controlplane/cmd/... ./simulator/cmd/... && CGO_ENABLED=1 go build -o bin/ ./controlplane/cmd/lockbox-hsm
 
 test: deps ## run all tests, race detector on, foreign judges included (root runs them all)
 	@$(SUDO) ./.ci/test

@@ -28,6 +28,8 @@ var plan = strings.Fields(`
 	controlplane/internal/auth controlplane/internal/policy controlplane/internal/audit
 	controlplane/internal/broker controlplane/internal/custody controlplane/internal/notify
 	controlplane/internal/custody/keyvault controlplane/internal/custody/keyvault/keyvaulttest
+	controlplane/internal/custody/hsm controlplane/internal/custody/hsm/wire controlplane/internal/custody/hsm/token controlplane/internal/custody/hsm/hsmtest
+	controlplane/cmd/lockbox-hsm
 	controlplane/internal/orders controlplane/internal/orders/orderstest controlplane/internal/lockbox
 	controlplane/internal/api
 	controlplane/internal/cli
@@ -77,12 +79,20 @@ var impure = "os net net/http log log/slog github.com/rs/zerolog"
 
 // owners are the only packages that may import a given library.
 var owners = map[string]string{
-	"github.com/hashicorp/yamux": "protocol/tunnel",
-	"github.com/spf13/viper":     "configs",
-	"golang.org/x/crypto/ssh":    "certs protocol/approval agent/internal/support controlplane/internal/cli simulator/actor",
-	"os/exec":                    "agent/internal/disk agent/internal/share controlplane/internal/cli simulator/image simulator/fleet simulator/diskbench simulator/scenario",
-	"unsafe":                     "protocol/device/v1 protocol/lockbox/v1", // generated
+	"github.com/hashicorp/yamux":      "protocol/tunnel",
+	"github.com/spf13/viper":          "configs",
+	"golang.org/x/crypto/ssh":         "certs protocol/approval agent/internal/support controlplane/internal/cli simulator/actor",
+	"os/exec":                         "agent/internal/disk agent/internal/share controlplane/internal/cli controlplane/internal/custody/hsm simulator/image simulator/fleet simulator/diskbench simulator/scenario",
+	"github.com/ThalesGroup/crypto11": cgoPackage,
+	"github.com/miekg/pkcs11":         cgoPackage,
+	"unsafe":                          "protocol/device/v1 protocol/lockbox/v1", // generated
 }
+
+// cgoPackage is the only one that needs C. Only cgoProgram contains it.
+const (
+	cgoPackage = "controlplane/internal/custody/hsm/token"
+	cgoProgram = "controlplane/cmd/lockbox-hsm"
+)
 
 const module = "github.com/databox-lockbox/lockbox"
 
@@ -137,6 +147,8 @@ func forbidden(name, imp string) string {
 	}
 	from, to := top(name), top(dep)
 	switch {
+	case dep == cgoPackage && name != cgoProgram:
+		return "it needs C: only " + cgoProgram + " contains it"
 	case strings.HasPrefix(dep, name+"/"): // its own inner packages
 		return ""
 	case has(pure, name) && to != "protocol":

@@ -34,12 +34,16 @@ import (
 // withVault lets customers of a world bring keys, and makes one.
 func (w *world) withVault() (*keyvaulttest.Server, string) {
 	s := keyvaulttest.New(w.t)
-	w.custody.CustomerKeys = keyvault.New(keyvault.Config{
+	w.custody.CustomerKeys = vaultClient(s)
+	return s, s.AddKey("orders", 2048)
+}
+
+func vaultClient(s *keyvaulttest.Server) *keyvault.Client {
+	return keyvault.New(keyvault.Config{
 		Authority: s.URL, Hosts: []string{s.Host()}, ClientID: keyvaulttest.ClientID,
 		Secret:    func() ([]byte, error) { return []byte(keyvaulttest.Secret), nil },
 		Transport: s.Transport(),
 	})
-	return s, s.AddKey("orders", 2048)
 }
 
 func (w *world) setKey(caller auth.Caller, address string) (*lockboxv1.OrderKey, error) {

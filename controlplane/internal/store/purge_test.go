@@ -88,7 +88,11 @@ func TestPurgeLeavesNothing(t *testing.T) {
 			return nil
 		})
 	}
-	for name, what := range map[string][][]byte{"told what to look for": old, "not told": nil} {
+	for _, name := range []string{"told what to look for", "not told"} {
+		what := old
+		if name == "not told" {
+			what = nil
+		}
 		if err := s.Purge(t.Context(), what...); err != nil {
 			t.Fatalf("%s: %v", name, err)
 		}
