@@ -320,7 +320,7 @@ func (s *stage) storeFull() {
 	s.locksWithoutRoom("revoke", func(ctx context.Context) command {
 		return s.lockbox(ctx, "olga", "request", "revoke", s.number)
 	})
-	s.play("7", "9")
+	s.play("6", "7", "9") // the revocation has closed the session, too
 	s.locksWithoutRoom("disable the session", func(ctx context.Context) command {
 		return s.lockbox(ctx, "erin", "session", "disable", s.session)
 	})
