@@ -22,7 +22,7 @@ func machineKernels() []kernel {
 		newKey:         newOwnKey,
 		encryptNumbers: encryptNumbers,
 		encryptXTS:     encrypting(encryptXTSAESNI), decryptXTS: decrypting(decryptXTSAESNI),
-		encryptCBC: encrypting(encryptCBCAESNI), decryptCBC: decrypting(decryptCBCAESNI),
+		encryptCBC: encrypting(encryptCBCAESNI), decryptCBC: decryptCBC,
 		diffuser: machineDiffuser(),
 	}
 	vaes := kernel{
@@ -110,9 +110,6 @@ func decryptXTSVAES(keys *byte, rounds int, tweaks, sectors *byte, sectorSize, c
 
 //go:noescape
 func encryptCBCAESNI(keys *byte, rounds int, ivs, sectors *byte, sectorSize, count int)
-
-//go:noescape
-func decryptCBCAESNI(keys *byte, rounds int, ivs, sectors *byte, sectorSize, count int)
 
 //go:noescape
 func decryptCBCVAES(keys *byte, rounds int, ivs, sectors *byte, sectorSize, count int)
