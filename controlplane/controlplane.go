@@ -53,6 +53,7 @@ type Config = config.Config
 type (
 	ListenerConfig = config.Listener
 	TimersConfig   = config.Timers
+	ProviderConfig = config.Provider
 )
 
 // DefaultConfig returns the defaults of all settings that have one.
