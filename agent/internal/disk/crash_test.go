@@ -26,12 +26,12 @@ import (
 type agentProcess struct {
 	cmd    *exec.Cmd
 	stdout *bufio.Scanner
-	dir    string // the mounted folder
+	dir    string // the mounted folder, or the decrypted volume
 }
 
 // startAgent starts an agent with the words of mode: "keeper" for one that has a
 // keeper, "write" for one that writes files and prints the name of each once it is
-// synced.
+// synced, "volume" for one that mounts nothing but the decrypted volume.
 func startAgent(t *testing.T, spec Spec, key bitlocker.ExternalKey, mode string) *agentProcess {
 	t.Helper()
 	exe, err := os.Executable()
@@ -75,6 +75,9 @@ func playAgent() {
 	}
 	opened, err := Open(context.Background(), spec, key)
 	must(err)
+	if strings.Contains(mode, "volume") {
+		playVolume(opened)
+	}
 	dir, err := opened.Mount(context.Background())
 	must(err)
 	must(writeFile(filepath.Join(dir, "secret"), secret))
@@ -84,6 +87,16 @@ func playAgent() {
 			go writeForever(dir, worker)
 		}
 	}
+	select {}
+}
+
+// playVolume shows nothing but the decrypted volume.
+func playVolume(opened *Opened) {
+	places, err := makePlaces(opened.spec)
+	must(err)
+	export, err := newExport(opened.spec, places.export, opened.view(), opened.sync)
+	must(err)
+	os.Stdout.WriteString(export.file + "\n")
 	select {}
 }
 

@@ -162,7 +162,8 @@ func TestWriteAndReadBack(t *testing.T) {
 	checkNTFS(t, m)
 }
 
-// checkNTFS lets ntfsfix judge the file system inside the image.
+// checkNTFS lets ntfsfix judge the file system inside the image, and ntfsresize
+// count its clusters.
 func checkNTFS(t *testing.T, m *mountTest) {
 	t.Helper()
 	opened, err := Open(t.Context(), m.spec, m.key)
@@ -178,9 +179,10 @@ func checkNTFS(t *testing.T, m *mountTest) {
 	if err := os.WriteFile(path, plain, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	out, err := exec.Command("ntfsfix", "-n", path).CombinedOutput()
-	if err != nil {
-		t.Errorf("ntfsfix: %v: %s", err, out)
+	for _, judge := range [][]string{{"ntfsfix", "-n", path}, {"ntfsresize", "-i", "-f", path}} {
+		if out, err := exec.Command(judge[0], judge[1:]...).CombinedOutput(); err != nil {
+			t.Errorf("%v: %v: %s", judge, err, out)
+		}
 	}
 }
 
