@@ -130,26 +130,29 @@ func (s stretching) hash(first, n int) {
 //	48 – 63  of the second block's W[t-32], the same
 //	64 – 71  room for the hash of the first block
 //
-// Of the second block's W[20] … W[31], the kernels compute σ1(W[t-2]) themselves.
-const laneWords = 72
-
-// secondBlock is where the second block begins among the lane's words; there,
-// countWord holds the low half of the count, with its bytes reversed.
+// The count is in word 4 of the second block, its low half with the bytes
+// reversed. Of the second block's W[20] to W[31], the kernels compute σ1(W[t-2])
+// even where it is the same.
 const (
-	secondBlock = 32
-	countWord   = 4
+	laneWords   = 72
+	secondBlock = 32 // where its words begin
 	messageBits = 8 * (2*keySize + saltSize + 8)
 )
 
-// load fills a lane's words for a last of zero.
+// load fills a lane's words for a last of zero. They are zero before.
 func (k *stretchKernel) load(lane []uint32, s stretching) {
 	w := make([]uint32, 16)
 	defer clear(w)
+	k.loadFirst(lane, w, s.key)
+	clear(w)
+	k.loadSecond(lane[secondBlock*k.wordStep:], w, s.salt)
+}
+
+func (k *stretchKernel) loadFirst(lane, w []uint32, initial []byte) {
 	put := func(t int, v uint32) { lane[t*k.wordStep] = v }
-	for i := range 8 {
-		put(i, 0)
-		w[8+i] = be.Uint32(s.key[4*i:])
-		put(8+i, sha256K[8+i]+w[8+i])
+	for t := 8; t < 16; t++ {
+		w[t] = be.Uint32(initial[4*(t-8):])
+		put(t, sha256K[t]+w[t])
 	}
 	put(16, w[9]+sigma1(w[14]))
 	put(17, w[10]+sigma1(w[15]))
@@ -161,30 +164,28 @@ func (k *stretchKernel) load(lane []uint32, s stretching) {
 		put(t, w[t-16]+sigma0(w[t-15]))
 	}
 	put(31, w[15])
+}
 
-	clear(w)
-	for i := range 4 {
-		w[i] = be.Uint32(s.salt[4*i:])
+func (k *stretchKernel) loadSecond(lane, w []uint32, salt []byte) {
+	put := func(t int, v uint32) { lane[t*k.wordStep] = v }
+	for t := range saltSize / 4 {
+		w[t] = be.Uint32(salt[4*t:])
 	}
 	w[6], w[15] = 1<<31, messageBits
 	for t := range 16 {
-		put(secondBlock+t, sha256K[t]+w[t])
+		put(t, sha256K[t]+w[t])
 	}
 	w16 := w[0] + sigma0(w[1])
 	w17 := w[1] + sigma0(w[2]) + sigma1(w[15])
-	put(secondBlock+16, w16)
-	put(secondBlock+17, w17)
-	put(secondBlock+18, w[2]+sigma0(w[3])+sigma1(w16))
-	put(secondBlock+19, w[3]+sigma1(w17)) // and σ0 of the count
-	put(secondBlock+20, 0)                // and the count
-	put(secondBlock+21, sigma0(w[6]))
-	put(secondBlock+22, w[6]+w[15])
-	put(secondBlock+23, w16)
-	for t := 24; t < 30; t++ {
-		put(secondBlock+t, 0)
-	}
-	put(secondBlock+30, sigma0(w[15]))
-	put(secondBlock+31, w[15]+sigma0(w16))
+	put(16, w16)
+	put(17, w17)
+	put(18, w[2]+sigma0(w[3])+sigma1(w16))
+	put(19, w[3]+sigma1(w17)) // and σ0 of the count; the count itself in 20
+	put(21, sigma0(w[6]))
+	put(22, w[6]+w[15])
+	put(23, w16)
+	put(30, sigma0(w[15]))
+	put(31, w[15]+sigma0(w16))
 }
 
 func sigma0(w uint32) uint32 {
