@@ -75,8 +75,8 @@ func passphraseOpener(t *testing.T, text string) opener {
 	return opener{bitlocker.PassphraseProtector, text, p}
 }
 
-// open unlocks the volume with our own reader.
-func (v volume) open(t *testing.T, c bitlocker.Credential) *bitlocker.Plaintext {
+// locked opens the volume with our own reader, to be written as well.
+func (v volume) locked(t *testing.T) *bitlocker.Volume {
 	t.Helper()
 	f, err := os.OpenFile(v.path, os.O_RDWR, 0)
 	if err != nil {
@@ -91,7 +91,13 @@ func (v volume) open(t *testing.T, c bitlocker.Credential) *bitlocker.Plaintext 
 	if err != nil {
 		t.Fatal(err)
 	}
-	p, err := locked.Unlock(c)
+	return locked
+}
+
+// open unlocks the volume.
+func (v volume) open(t *testing.T, c bitlocker.Credential) *bitlocker.Plaintext {
+	t.Helper()
+	p, err := v.locked(t).Unlock(c)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -271,21 +277,8 @@ func TestJudges(t *testing.T) {
 // change changes the protectors of the volume.
 func (v volume) change(t *testing.T, key opener, c bitlocker.ProtectorChange) {
 	t.Helper()
-	f, err := os.OpenFile(v.path, os.O_RDWR, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	info, err := f.Stat()
-	if err != nil {
-		t.Fatal(err)
-	}
-	locked, err := bitlocker.Open(f, info.Size())
-	if err != nil {
-		t.Fatal(err)
-	}
 	c.Rand, c.Now = rand.Reader, time.Now()
-	if err := locked.ChangeProtectors(key.own, c); err != nil {
+	if err := v.locked(t).ChangeProtectors(key.own, c); err != nil {
 		t.Fatal(err)
 	}
 }
