@@ -37,6 +37,7 @@ type liar struct {
 	policy     func(*lockboxv1.Document)
 	checkpoint func(*lockboxv1.GetCheckpointRequest, *lockboxv1.GetCheckpointResponse)
 	draft      func(*approval.TrustPolicy)
+	pending    func(*lockboxv1.Document)
 	decided    [][]byte
 	signed     [][]byte // trust policies
 }

@@ -37,13 +37,14 @@ func Gather(ctx context.Context, tx *store.Tx, caller auth.Caller, o store.Order
 	if err != nil && protocol.CodeOf(err) != protocol.CodeNotFound {
 		return Gathered{}, err
 	}
-	all := envelope
-	if known {
+	all, missing := envelope, verify(envelope) // alone first: a recovery key signs alone
+	if known && protocol.CodeOf(missing) == protocol.CodeDecisionMissing {
 		if all, err = merge(row.Envelope, e); err != nil {
 			return Gathered{}, err
 		}
+		missing = verify(all)
 	}
-	switch missing := verify(all); {
+	switch {
 	case missing == nil:
 		return Gathered{Envelope: all}, tx.DeletePendingDocument(ctx, string(e.Digest()))
 	case protocol.CodeOf(missing) != protocol.CodeDecisionMissing:
