@@ -405,6 +405,58 @@ func TestTrustPolicyIsReplacedByItsSuccessorOnly(t *testing.T) {
 	}
 }
 
+// A policy that was replaced before its device enrols comes as the chain that led
+// to it; the recovery key's use is recorded by the device itself.
+func TestAChainOfPoliciesIsInstalled(t *testing.T) {
+	p := newPlane(t)
+	cfg := nodeConfig(t, "DBX0001")
+	first := trustPolicy(t, "ORD-1001", nil)
+	second := trustPolicy(t, "ORD-1001", must(approval.VerifyPolicyV1(first)))
+	chain := slices.Concat(first, []byte("\n"), second, []byte("\n"))
+	last := must(approval.VerifyPolicies(first, second))
+	digest, text, err := describePolicy(chain)
+	if err != nil || digest != string(last.Digest()) || !strings.Contains(text, "version 2") {
+		t.Errorf("%s, %v:\n%s", digest, err, text)
+	}
+	for name, bad := range map[string][]byte{
+		"the wrong way round": slices.Concat(second, []byte("\n"), first), "without the first": second,
+		"of two orders": slices.Concat(trustPolicy(t, "ORD-1002", nil), []byte("\n"), second),
+	} {
+		if err := Enroll(t.Context(), cfg, p.api, p.token(), bad); err == nil {
+			t.Errorf("%s: it was installed", name)
+		}
+	}
+	if err := Enroll(t.Context(), cfg, p.api, p.token(), chain); err != nil || p.enrolled.TrustPolicyDigest != string(last.Digest()) {
+		t.Fatalf("%v, %s", err, p.enrolled.TrustPolicyDigest)
+	}
+	a, _ := start(t, cfg)
+	third := last.Document()
+	third.Version, third.PreviousDigest, third.NoRecovery = 3, last.Digest(), false
+	safe := must(ssh.NewSignerFromKey(must(certs.NewKey())))
+	recovery := must(approval.NewSSHKey("safe", "safe@contoso.example", string(ssh.MarshalAuthorizedKey(safe.PublicKey()))))
+	third.RecoveryKey = &recovery
+	sign := func(doc approval.TrustPolicy, id string, signer ssh.Signer) []byte {
+		e := must(approval.NewEnvelope(doc))
+		if err := e.SignSSH(id, signer); err != nil {
+			t.Fatal(err)
+		}
+		return must(e.Encode())
+	}
+	if _, _, err := a.replacePolicy(t.Context(), sign(third, "safe", safe)); protocol.CodeOf(err) != protocol.CodeSignerUnknown {
+		t.Errorf("a recovery key named itself: %v", err)
+	}
+	_, named, err := a.replacePolicy(t.Context(), sign(third, "alice-laptop", must(ssh.NewSignerFromKey(alice))))
+	if err != nil {
+		t.Fatal(err)
+	}
+	fourth := third
+	fourth.Version, fourth.PreviousDigest = 4, named
+	if version, _, err := a.replacePolicy(t.Context(), sign(fourth, "safe", safe)); err != nil || version != 4 {
+		t.Fatalf("version %d, %v", version, err)
+	}
+	eventually(t, "the recovery is in the activity log", func() bool { return p.has(auditlog.OpRecoverTrustPolicy) })
+}
+
 func TestDescribePolicy(t *testing.T) {
 	policy := trustPolicy(t, "ORD-1001", nil)
 	digest, text, err := describePolicy(policy)
@@ -436,6 +488,10 @@ func TestDescribeShowsAllThatIsTrusted(t *testing.T) {
 		ID: "bob-passkey", Person: "bob@contoso.example", Kind: approval.WebAuthnKey,
 		PublicKey: base64.StdEncoding.EncodeToString(spki), RPID: "contoso.example", Origins: []string{"https://portal.contoso.example"},
 	})
+	doc.Exclusions = []approval.ExclusionRule{{
+		Kind: approval.BreakGlass, Access: approval.Delete, MaxDuration: 3600,
+		ProviderGroups: []approval.Group{{Name: "duty managers", Threshold: 1, Keys: []string{"bob-passkey"}}},
+	}}
 	text := describe(doc)
 	first, _, _ := strings.Cut(text, "Trust policy version")
 	for what, where := range map[string]string{"MAY REPLACE THIS POLICY ALONE": first, "mallory@example.com, ssh SHA256:": first} {
@@ -446,6 +502,7 @@ func TestDescribeShowsAllThatIsTrusted(t *testing.T) {
 	for _, want := range []string{
 		"alice@contoso.example, ssh " + doc.Keys[0].Fingerprint(),
 		"bob@contoso.example, webauthn " + string(approval.DigestOf(spki)), "https://portal.contoso.example by contoso.example",
+		"WITHOUT THE CUSTOMER, for break-glass, delete, at most 1h0m0s", "1 of provider group duty managers: bob@contoso.example",
 		"Service key " + string(approval.KeyFingerprint(doc.ServiceKeys[0])), "Log key " + doc.LogKey,
 	} {
 		if !strings.Contains(text, want) {
