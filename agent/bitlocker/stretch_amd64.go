@@ -53,3 +53,12 @@ func stretchSHA2(words *uint32, first, n int)
 func stretchAVX512(words *uint32, first, n int)
 
 func hasSHAInstructions() bool
+
+// sha256Start is the hash before the first block (section 5.3.3), in the order
+// in which SHA instructions want it: F E B A, H G D C.
+//
+//lint:ignore U1000 assembly reads it
+var sha256Start = [8]uint32{
+	0x9b05688c, 0x510e527f, 0xbb67ae85, 0x6a09e667,
+	0x5be0cd19, 0x1f83d9ab, 0xa54ff53a, 0x3c6ef372,
+}
