@@ -83,13 +83,16 @@ func TestCloseWithBusyWriters(t *testing.T) {
 	var writers sync.WaitGroup
 	for i := range 3 {
 		writers.Go(func() {
-			for n := 0; root.WriteFile(fmt.Sprintf("w%d-%d", i, n), random(300_000), 0o600) == nil; n++ {
+			for n := range 1000 {
+				if root.WriteFile(fmt.Sprintf("w%d-%d", i, n), random(300_000), 0o600) != nil {
+					return
+				}
 			}
 		})
 	}
 	writers.Go(func() {
 		file, err := root.Create("endless")
-		for err == nil {
+		for n := 0; n < 300 && err == nil; n++ {
 			_, err = file.Write(random(1 << 20))
 		}
 		file.Close()
@@ -307,7 +310,9 @@ func TestDirtyDataIsBounded(t *testing.T) {
 		t.Errorf("strict_limit: %q", strict)
 	}
 	m.mustClose(t)
-	if strict, _ = os.ReadFile("/sys/block/" + name + "/bdi/strict_limit"); string(strict) != "0\n" {
+	strict, _ = os.ReadFile("/sys/block/" + name + "/bdi/strict_limit")
+	if string(strict) != "0\n" && readTag("/dev/"+name) == "" { // else somebody else has taken the device
+
 		t.Errorf("strict_limit after Close: %q", strict)
 	}
 }

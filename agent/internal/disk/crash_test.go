@@ -100,9 +100,10 @@ func playVolume(opened *Opened) {
 	select {}
 }
 
-// writeForever writes files whose content follows from their name.
+// writeForever writes files whose content follows from their name, more than it
+// has time for.
 func writeForever(dir string, worker int) {
-	for n := 0; ; n++ {
+	for n := range 5000 {
 		name := fmt.Sprintf("%d-%d", worker, n)
 		if n%20 == 0 {
 			dir = filepath.Join(dir, "d"+name)

@@ -268,7 +268,7 @@ func TestRedoReadsDuringSync(t *testing.T) {
 			}
 		})
 	}
-	for number := range uint32(200) {
+	for number := range uint32(50) {
 		write(2 + number)
 		rt.sync(t)
 	}
