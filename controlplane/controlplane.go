@@ -86,6 +86,7 @@ type ControlPlane struct {
 	api         *api.Server
 	lock        *os.File
 	streams     streams
+	closers     []func() error // of what the key services hold open
 
 	apiListener, tunnelListener net.Listener
 }
@@ -125,7 +126,7 @@ func New(cfg Config, opts Options) (_ *ControlPlane, err error) {
 // keys are the service's own.
 type keys struct {
 	service, log ed25519.PrivateKey
-	master       *custody.Local
+	wrapping     wrapping
 }
 
 // open opens what lies on disk.
@@ -148,12 +149,16 @@ func (c *ControlPlane) open() (k keys, err error) {
 	if k.log, err = openKey(c.cfg.LogKeyPath(), fresh); err != nil {
 		return k, fmt.Errorf("cannot open the log's key: %w", err)
 	}
-	if k.master, err = custody.OpenMasterKey(c.cfg.MasterKeyPath(), fresh); err != nil {
+	local, err := openMaster(c.cfg, fresh)
+	if err != nil {
 		return k, err
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
-	c.store, err = store.Open(ctx, c.cfg.StorePath())
+	if c.store, err = store.Open(ctx, c.cfg.StorePath()); err != nil {
+		return k, err
+	}
+	k.wrapping, err = c.openWrapping(ctx, local)
 	return k, err
 }
 
@@ -212,7 +217,8 @@ func (c *ControlPlane) assemble(k keys) error {
 	tunnels := c.newTunnels(log)
 	c.broker = broker.New(tunnels)
 	keeper := custody.New(custody.Config{
-		Store: c.store, Audit: log, Nodes: c.broker, Keys: k.master, Signer: k.service,
+		Store: c.store, Audit: log, Nodes: c.broker, Signer: k.service,
+		Keys: k.wrapping.current, OlderKeys: k.wrapping.older, CustomerKeys: k.wrapping.customers, AllowReturn: c.cfg.Keys.AllowReturn,
 		DeadMan: c.cfg.DeadMan, Now: c.opts.Now, Logger: c.opts.Log,
 	})
 	if c.notify, err = c.newNotify(log, k.service); err != nil {
@@ -471,6 +477,9 @@ func (c *ControlPlane) close() error {
 				errs = append(errs, err)
 			}
 		}
+	}
+	for _, closeIt := range c.closers {
+		errs = append(errs, closeIt())
 	}
 	if c.store != nil {
 		errs = append(errs, c.store.Close())

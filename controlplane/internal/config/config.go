@@ -28,10 +28,13 @@ type Config struct {
 	// DataDir holds the store, the authorities and the service's keys.
 	// Absolute, on a durable file system, used by one process. Required.
 	DataDir string `mapstructure:"data_dir"`
-	// MasterKeyFile is the key under which disk keys are stored: 32 bytes,
-	// mode 0600, made at the first start. Absolute; best on another file system
-	// than DataDir. Default <data_dir>/master.key.
+	// MasterKeyFile holds the key that wraps the keys of orders, if Keys.Service
+	// is local: mode 0600, 32 bytes made at the first start; text once it was
+	// rotated. Absolute; best on another file system than DataDir, alone in its
+	// directory. Default <data_dir>/master.key.
 	MasterKeyFile string `mapstructure:"master_key_file"`
+	// Keys configures what wraps the keys of orders.
+	Keys Keys `mapstructure:"keys"`
 	// PoliciesDir holds JIT policies instead of the built-in ones. Absolute.
 	// Default none.
 	PoliciesDir string `mapstructure:"policies_dir"`
@@ -112,6 +115,7 @@ func Default() Config {
 	return Config{
 		API:     Listener{Address: "127.0.0.1:8443", Names: []string{"localhost", "127.0.0.1"}},
 		Tunnel:  Listener{Address: "127.0.0.1:8444", Names: []string{"localhost", "127.0.0.1"}},
+		Keys:    defaultKeys(),
 		Notify:  defaultNotify(),
 		SignIn:  []Provider{},
 		DeadMan: 60 * time.Second,
@@ -162,6 +166,7 @@ func (c Config) Validate() error {
 	var p problems
 	p.folder("data_dir", c.DataDir)
 	p.optional("master_key_file", c.MasterKeyFile)
+	p.keys(c.Keys)
 	p.optional("policies_dir", c.PoliciesDir)
 	p.listener("api", c.API)
 	p.listener("tunnel", c.Tunnel)

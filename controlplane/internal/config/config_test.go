@@ -128,3 +128,30 @@ func TestLoad(t *testing.T) {
 		t.Error("an unknown key was accepted")
 	}
 }
+
+func TestKeysAreChecked(t *testing.T) {
+	for name, c := range map[string]struct {
+		keys config.Keys
+		want []string
+	}{
+		"nothing":          {config.Keys{}, []string{"keys.service"}},
+		"no token":         {config.Keys{Service: config.PKCS11Keys}, []string{"keys.pkcs11.module"}},
+		"half a token":     {config.Keys{Service: "local", PKCS11: config.PKCS11{Module: "lib.so", Helper: "x"}}, []string{"keys.pkcs11.module", "keys.pkcs11.helper", "keys.pkcs11.pin_file", "keys.pkcs11.token", "keys.pkcs11.label"}},
+		"no key":           {config.Keys{Service: config.KeyVaultKeys}, []string{"keys.key_vault.key"}},
+		"half an identity": {config.Keys{Service: "local", KeyVault: config.KeyVault{ClientID: "x", Authority: "http://a/b", Hosts: []string{"https://x/"}, CAFile: "y"}}, []string{"keys.key_vault.client_secret_file", "keys.key_vault.authority", "keys.key_vault.hosts", "keys.key_vault.ca_file"}},
+		"a key alone":      {config.Keys{Service: "local", KeyVault: config.KeyVault{Key: "https://a/keys/b", Authority: "https://a"}}, []string{"keys.key_vault.client_id", "keys.key_vault.client_secret_file", "keys.key_vault.hosts"}},
+	} {
+		cfg := config.Default()
+		cfg.DataDir, cfg.Keys = "/var/lib/lockboxd", c.keys
+		err := cfg.Validate()
+		if err == nil {
+			t.Errorf("%s: accepted", name)
+			continue
+		}
+		for _, key := range c.want {
+			if !strings.Contains(err.Error(), key+": ") {
+				t.Errorf("%s: %s is not reported in: %v", name, key, err)
+			}
+		}
+	}
+}

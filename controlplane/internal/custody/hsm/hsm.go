@@ -67,9 +67,13 @@ func (s *Service) Close() error {
 	return nil
 }
 
-// prefix begins the IDs of the service's keys, a PKCS#11 URI (RFC 7512).
+// IDPrefix begins the IDs of all keys in tokens, which are PKCS#11 URIs
+// (RFC 7512).
+const IDPrefix = "pkcs11:"
+
+// prefix begins the IDs of the service's keys.
 func (s *Service) prefix() string {
-	return "pkcs11:token=" + url.PathEscape(s.cfg.Token) + ";object=" + url.PathEscape(s.cfg.Label) + ";type=secret-key;id="
+	return IDPrefix + "token=" + url.PathEscape(s.cfg.Token) + ";object=" + url.PathEscape(s.cfg.Label) + ";type=secret-key;id="
 }
 
 // Current returns the key of the highest version.

@@ -61,15 +61,21 @@ type Server struct {
 
 // New starts a server that ends with the test.
 func New(t testing.TB) *Server {
+	s := Start()
+	t.Cleanup(s.Close)
+	return s
+}
+
+// Start starts a server. [Server.Close] must be called.
+func Start() *Server {
 	s := &Server{keys: map[string]*Key{}, newest: map[string]string{}, tokens: map[string]bool{}}
 	s.http = httptest.NewTLSServer(http.HandlerFunc(s.serve))
 	s.URL = s.http.URL
 	s.Challenge = fmt.Sprintf(`Bearer authorization="%s/%s", resource="%s"`, s.URL, Directory, s.URL)
-	t.Cleanup(s.http.Close)
 	return s
 }
 
-// Close ends the server before its test does.
+// Close ends the server. It may be called twice.
 func (s *Server) Close() { s.http.Close() }
 
 // Host is the host and port of the vault.
