@@ -15,11 +15,15 @@ import (
 	"time"
 
 	"github.com/databox-lockbox/lockbox/certs"
+	"github.com/databox-lockbox/lockbox/controlplane/internal/config"
+	"github.com/databox-lockbox/lockbox/controlplane/internal/custody"
 	"github.com/databox-lockbox/lockbox/controlplane/internal/store"
 )
 
-// What a backup holds, by name within the archive. The master key is in it: a
-// backup opens every disk in custody, and is to be kept like the disks.
+// What a backup holds, by name within the archive. The master key is in it, if
+// there is one: then a backup opens every disk in custody that is not under a
+// customer's key, and is to be kept like the disks. Keys in a token or a vault
+// cannot be in it.
 const (
 	backupStore     = "store.db"
 	backupAuthority = "authority/" + certs.FileName
@@ -75,6 +79,12 @@ func writeBackup(ctx context.Context, cfg Config, out io.Writer) (err error) {
 	}
 	files := backupFiles(cfg)
 	files[backupStore] = snapshot
+	if files[backupMaster], err = copyMaster(ctx, cfg, dir, snapshot); err != nil {
+		return err
+	}
+	if files[backupMaster] == "" {
+		delete(files, backupMaster)
+	}
 	archive := tar.NewWriter(out)
 	for _, name := range sortedNames(files) {
 		if err := addFile(archive, name, files[name]); err != nil {
@@ -82,6 +92,51 @@ func writeBackup(ctx context.Context, cfg Config, out io.Writer) (err error) {
 		}
 	}
 	return archive.Close()
+}
+
+// copyMaster copies the master key file beside a snapshot of the store and makes
+// sure that both belong together: a rotation may have ended in between. It
+// returns "" if there is no master key, and none is needed.
+func copyMaster(ctx context.Context, cfg Config, dir, snapshot string) (string, error) {
+	to := filepath.Join(dir, backupMaster)
+	data, err := os.ReadFile(cfg.MasterKeyPath())
+	switch {
+	case errors.Is(err, fs.ErrNotExist) && cfg.Keys.Service != config.LocalKeys:
+		to = ""
+	case err != nil:
+		return "", err
+	default:
+		defer clear(data)
+		if err := os.WriteFile(to, data, 0o600); err != nil {
+			return "", err
+		}
+	}
+	return to, checkMaster(ctx, snapshot, to)
+}
+
+// checkMaster refuses a store of which keys are wrapped by master keys that are
+// not in the file at master, which may be "" for none.
+func checkMaster(ctx context.Context, path, master string) (err error) {
+	s, err := store.Open(ctx, path)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, s.Close()) }()
+	var there []string
+	if master != "" {
+		if there, err = custody.MasterKeyIDs(master); err != nil {
+			return err
+		}
+	}
+	return s.View(ctx, func(tx *store.Tx) error {
+		uses, err := tx.WrapperUses(ctx)
+		for _, u := range uses {
+			if custody.IsMasterKeyID(u.Wrapper) && !slices.Contains(there, u.Wrapper) {
+				return fmt.Errorf("master key %q is missing, which wraps the keys of %d orders: if keys are being rotated, try again", u.Wrapper, u.Orders)
+			}
+		}
+		return err
+	})
 }
 
 func sortedNames(files map[string]string) []string { return slices.Sorted(maps.Keys(files)) }
@@ -186,10 +241,11 @@ func makeDirs(cfg Config, files map[string]string) (made []string, err error) {
 // there and durable, then under their own; the store last, for with it the
 // control plane is whole.
 func place(archive io.Reader, files map[string]string) error {
-	if err := unpack(archive, files); err != nil {
+	files, err := unpack(archive, files)
+	if err != nil {
 		return err
 	}
-	if err := closeTokens(files[backupStore] + restoring); err != nil {
+	if err := prepareStore(files); err != nil {
 		return err
 	}
 	for _, name := range sortedNames(files) {
@@ -203,11 +259,24 @@ func place(archive io.Reader, files map[string]string) error {
 	return nil
 }
 
-// closeTokens ends all tokens of a restored store that nobody had used: each was
-// for once, and a backup would make them good again.
-func closeTokens(path string) (err error) {
+// prepareStore makes sure that a restored store has the master keys it needs, and
+// ends its open tokens.
+func prepareStore(files map[string]string) error {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
+	path, master := files[backupStore]+restoring, ""
+	if files[backupMaster] != "" {
+		master = files[backupMaster] + restoring
+	}
+	if err := checkMaster(ctx, path, master); err != nil {
+		return err
+	}
+	return closeTokens(ctx, path)
+}
+
+// closeTokens ends all tokens of a restored store that nobody had used: each was
+// for once, and a backup would make them good again.
+func closeTokens(ctx context.Context, path string) (err error) {
 	s, err := store.Open(ctx, path)
 	if err != nil {
 		return err
@@ -216,8 +285,11 @@ func closeTokens(path string) (err error) {
 	return s.Tx(ctx, func(tx *store.Tx) error { return tx.DeleteOpenTokens(ctx) })
 }
 
-func unpack(r io.Reader, files map[string]string) error {
-	missing := sortedNames(files)
+// unpack writes the parts of an archive under their temporary names, and returns
+// those of files that are in it: all, but for the master key, which the keys may
+// not need.
+func unpack(r io.Reader, files map[string]string) (map[string]string, error) {
+	got := make(map[string]string)
 	archive := tar.NewReader(r)
 	for {
 		h, err := archive.Next()
@@ -225,21 +297,27 @@ func unpack(r io.Reader, files map[string]string) error {
 			break
 		}
 		if err != nil {
-			return fmt.Errorf("it is not a whole backup of lockboxd: %w", err)
+			return nil, fmt.Errorf("it is not a whole backup of lockboxd: %w", err)
 		}
-		i := slices.Index(missing, h.Name)
-		if i < 0 || h.Typeflag != tar.TypeReg || h.Size > maxBackupFile {
-			return fmt.Errorf("it is not a backup of lockboxd: unexpected %q", h.Name)
+		path := files[h.Name]
+		if path == "" || got[h.Name] != "" || h.Typeflag != tar.TypeReg || h.Size > maxBackupFile {
+			return nil, fmt.Errorf("it is not a backup of lockboxd: unexpected %q", h.Name)
 		}
-		missing = slices.Delete(missing, i, i+1)
-		if err := writePart(files[h.Name]+restoring, archive, h.Size); err != nil {
-			return err
+		got[h.Name] = path
+		if err := writePart(path+restoring, archive, h.Size); err != nil {
+			return nil, err
+		}
+	}
+	var missing []string
+	for _, name := range sortedNames(files) {
+		if got[name] == "" && name != backupMaster {
+			missing = append(missing, name)
 		}
 	}
 	if len(missing) > 0 {
-		return fmt.Errorf("it is not a whole backup of lockboxd: %s missing", strings.Join(missing, ", "))
+		return nil, fmt.Errorf("it is not a whole backup of lockboxd: %s missing", strings.Join(missing, ", "))
 	}
-	return nil
+	return got, nil
 }
 
 func writePart(path string, r io.Reader, size int64) (err error) {

@@ -123,8 +123,12 @@ func backupCommand(load func() (Config, error)) *cobra.Command {
 		Use:   "backup --out FILE",
 		Short: "Write the store and all keys to a file; the daemon may be running",
 		Long: `Write the store and all keys to a new file, mode 0600; the daemon may be running.
-The master key is in it: the file opens every disk in custody. Keep it like the
-disks themselves.`,
+With keys.service local the master key is in it: the file opens every disk in
+custody that is not under its customer's key. Keep it like the disks themselves.
+Keys in a token or in a vault are not in it: back them up as their makers say, or
+the backup opens nothing.
+Wrappings that an order's former key made are in backups of before it moved: destroy
+those once the customer relies on it.`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cfg, err := load()

@@ -77,7 +77,7 @@ func exitCode(err error) int {
 		return ExitUsage
 	}
 	switch protocol.CodeOf(err) {
-	case protocol.CodeInternal, protocol.CodeUnavailable, protocol.CodeTimeout: // nobody refused anything
+	case protocol.CodeInternal, protocol.CodeUnavailable, protocol.CodeTimeout, protocol.CodeKeyService: // nobody refused anything
 		return ExitFailed
 	}
 	return ExitRefused
@@ -96,6 +96,8 @@ func advise(err error) string {
 		return "It may have been done all the same: look before you repeat it."
 	case protocol.CodeOffline:
 		return "'lockbox device show SERIAL' says when the device was last seen."
+	case protocol.CodeKeyService:
+		return "Administrators see with 'lockbox key show' what the key service says."
 	case protocol.CodeNotApproved:
 		return "'lockbox request show N' says what is still missing."
 	}

@@ -28,6 +28,7 @@ import (
 	"github.com/databox-lockbox/lockbox/controlplane"
 	"github.com/databox-lockbox/lockbox/controlplane/client"
 	"github.com/databox-lockbox/lockbox/controlplane/internal/cli"
+	"github.com/databox-lockbox/lockbox/controlplane/internal/custody/keyvault/keyvaulttest"
 	"github.com/databox-lockbox/lockbox/protocol"
 	devicev1 "github.com/databox-lockbox/lockbox/protocol/device/v1"
 	lockboxv1 "github.com/databox-lockbox/lockbox/protocol/lockbox/v1"
@@ -58,6 +59,8 @@ func TestScripts(t *testing.T) {
 			env.Values[worldKey{}] = w
 			env.Defer(w.stop)
 			env.Setenv("SERVER", w.server())
+			env.Setenv("VAULT_KEY", w.vaultKey)
+			env.Setenv("VAULT_NEWEST", keyvaulttest.Address(w.vaultKey))
 			env.Setenv("LOCKBOX_HOME", filepath.Join(env.WorkDir, "admin"))
 			env.Setenv("TZ", "UTC")
 			return nil
@@ -74,6 +77,8 @@ func TestScripts(t *testing.T) {
 			"hostile":  hostile,
 			"session":  session,
 			"logkey":   logkey,
+			"vault":    vault,
+			"rotated":  rotated,
 			"flip":     flip,
 		},
 	})
@@ -154,21 +159,26 @@ func visible(ts *testscript.TestScript, _ bool, _ []string) {
 
 // world is a control plane in this process, and what reaches it.
 type world struct {
-	dir     string
-	control *controlplane.ControlPlane
-	cfg     controlplane.Config
-	admin   *client.Client
-	end     context.CancelFunc
-	offline func() // cuts the device off
-	running sync.WaitGroup
-	failed  error
+	dir      string
+	control  *controlplane.ControlPlane
+	cfg      controlplane.Config
+	admin    *client.Client
+	end      context.CancelFunc
+	offline  func() // cuts the device off
+	running  sync.WaitGroup
+	failed   error
+	vault    *keyvaulttest.Server
+	vaultKey string
 }
 
 func start(dir string) (*world, error) {
 	w := &world{dir: dir, cfg: controlplane.DefaultConfig()}
 	w.cfg.DataDir = filepath.Join(dir, ".controlplane")
 	w.cfg.API.Address, w.cfg.Tunnel.Address = "127.0.0.1:0", "127.0.0.1:0"
-	var err error
+	err := w.startVault()
+	if err != nil {
+		return nil, err
+	}
 	if w.control, err = controlplane.New(w.cfg, controlplane.Options{Log: zerolog.Nop()}); err != nil {
 		return nil, err
 	}
@@ -185,7 +195,48 @@ func start(dir string) (*world, error) {
 	return w, err
 }
 
+// startVault starts a customer's vault with a key, and gives the control plane an
+// identity for it.
+func (w *world) startVault() error {
+	w.vault = keyvaulttest.Start()
+	w.vaultKey = w.vault.AddKey("orders", 2048)
+	v := &w.cfg.Keys.KeyVault
+	v.ClientID, v.Authority, v.Hosts = keyvaulttest.ClientID, w.vault.URL, []string{w.vault.Host()}
+	v.CAFile, v.ClientSecretFile = filepath.Join(w.dir, ".vault-roots"), filepath.Join(w.dir, ".vault-secret")
+	return errors.Join(
+		os.WriteFile(v.CAFile, w.vault.Certificate(), 0o600),
+		os.WriteFile(v.ClientSecretFile, []byte(keyvaulttest.Secret+"\n"), 0o600),
+	)
+}
+
+// vault changes the customer's key: disable, enable, or version for another
+// version of it.
+func vault(ts *testscript.TestScript, _ bool, args []string) {
+	w := worldOf(ts)
+	switch args[0] {
+	case "version":
+		w.vault.AddKey("orders", 2048)
+	default:
+		w.vault.Change(w.vaultKey, func(k *keyvaulttest.Key) { k.Enabled = args[0] == "enable" })
+	}
+}
+
+// rotated waits until a rotation has ended.
+func rotated(ts *testscript.TestScript, _ bool, _ []string) {
+	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+		s, err := worldOf(ts).admin.Keys.GetKeyStatus(context.Background(), &lockboxv1.GetKeyStatusRequest{})
+		ts.Check(err)
+		if s.Rotation.GetFinished() != 0 {
+			return
+		}
+		if time.Now().After(deadline) {
+			ts.Fatalf("the rotation does not end: %v", s)
+		}
+	}
+}
+
 func (w *world) stop() {
+	defer w.vault.Close()
 	if w.admin != nil {
 		w.admin.Close()
 	}

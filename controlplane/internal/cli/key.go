@@ -13,7 +13,7 @@ import (
 )
 
 func (a *app) keyCommand() *cobra.Command {
-	return group("key", "BitLocker keys in custody", a.keyList(), a.keyExport())
+	return group("key", "BitLocker keys in custody, and what wraps them", a.keyList(), a.keyExport(), a.keyShow(), a.keyRotate())
 }
 
 func (a *app) keyList() *cobra.Command {
@@ -80,4 +80,60 @@ consent. That, who and why is recorded before it is revealed.`,
 	f.StringVar(&req.Reason, "reason", "", "why, for the record (required)")
 	f.StringVar(&out, "out", "", "new file for the recovery password, mode 0600")
 	return c
+}
+
+func (a *app) keyShow() *cobra.Command {
+	return &cobra.Command{
+		Use:   "show",
+		Short: "Show what wraps the keys of orders, and how a rotation stands",
+		Long: `Show which keys wrap the keys of orders, of how many each, and how the newest
+rotation stands: how far it is, and what it waits for.`,
+		Args: args(),
+		RunE: a.connected(func(ctx context.Context, c *client.Client, cmd *cobra.Command, _ []string) error {
+			s, err := c.Keys.GetKeyStatus(ctx, &lockboxv1.GetKeyStatusRequest{})
+			return a.showKeyStatus(cmd, s, err)
+		}),
+	}
+}
+
+func (a *app) keyRotate() *cobra.Command {
+	return &cobra.Command{
+		Use:   "rotate",
+		Short: "Wrap the keys of all orders anew, under another key of the service",
+		Long: `Make another key at the key service, and wrap the keys of all orders that the
+service manages under it. Nothing stands still meanwhile: each order opens with its
+old wrapping until it has its new one. It goes on by itself, also after a restart;
+'lockbox key show' says how far it is. At its end the old keys are destroyed.
+
+After lockboxd was set to another key service, this moves the orders to it. In
+Azure Key Vault, make the new version of the key there first; this moves the orders
+to it, and the old version stays with the vault.`,
+		Args: args(),
+		RunE: a.connected(func(ctx context.Context, c *client.Client, cmd *cobra.Command, _ []string) error {
+			s, err := c.Keys.RotateKey(ctx, &lockboxv1.RotateKeyRequest{})
+			return a.showKeyStatus(cmd, s, err)
+		}),
+	}
+}
+
+func (a *app) showKeyStatus(cmd *cobra.Command, s *lockboxv1.KeyStatus, err error) error {
+	if err != nil {
+		return err
+	}
+	return a.print(cmd, s, func(w io.Writer) {
+		fields(w, "Wraps now", s.Current, "Problem", s.Problem)
+		var rows [][]string
+		for _, k := range s.Keys {
+			rows = append(rows, []string{k.Id, k.KekType, strconv.FormatInt(k.Orders, 10)})
+		}
+		table(w, "KEY TYPE ORDERS", rows)
+		if r := s.Rotation; r != nil {
+			state := "under way"
+			if r.Finished != 0 {
+				state = "ended " + when(r.Finished)
+			}
+			fields(w, "Rotation", state, "  to", r.Target, "  by", r.Person, "  begun", when(r.Started),
+				"  orders", fmt.Sprintf("%d of %d", r.Done, r.Orders), "  waits for", r.Problem)
+		}
+	})
 }

@@ -55,6 +55,9 @@ func MasterKeyID(version int) string {
 	return ServiceKey + "/" + strconv.Itoa(version)
 }
 
+// IsMasterKeyID reports whether an ID is one of a master key.
+func IsMasterKeyID(id string) bool { return id == ServiceKey || strings.HasPrefix(id, ServiceKey+"/") }
+
 func (k masterKey) ID() string { return MasterKeyID(k.version) }
 
 // Wrap encrypts key under the master key.
@@ -128,7 +131,7 @@ func (l *Local) Current(context.Context) (KeyWrapper, error) {
 
 // Key returns the master key of that ID.
 func (l *Local) Key(_ context.Context, id string) (KeyWrapper, error) {
-	if id != ServiceKey && !strings.HasPrefix(id, ServiceKey+"/") {
+	if !IsMasterKeyID(id) {
 		return nil, ErrForeignKey
 	}
 	l.mu.Lock()
