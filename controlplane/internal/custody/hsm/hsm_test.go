@@ -95,6 +95,22 @@ func TestWrapAndUnwrap(t *testing.T) {
 	}
 }
 
+// The program that make builds does the same as this test binary.
+func TestTheProgram(t *testing.T) {
+	cfg := hsmtest.New(t)
+	cfg.Helper = filepath.Join(t.TempDir(), "lockbox-hsm")
+	cmd := exec.Command("go", "build", "-o", cfg.Helper, "github.com/databox-lockbox/lockbox/controlplane/cmd/lockbox-hsm")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=1")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("go build: %v: %s", err, out)
+	}
+	w := must(open(t, cfg).Current(t.Context()))(t)
+	wrapped := must(w.Wrap(t.Context(), secret, aad))(t)
+	if key := must(w.Unwrap(t.Context(), wrapped, aad))(t); !bytes.Equal(key, secret) {
+		t.Errorf("it unwraps to %x", key)
+	}
+}
+
 func TestRotateAndRetire(t *testing.T) {
 	s, _ := service(t)
 	var ids []string
