@@ -97,11 +97,7 @@ func (s *Service) lockAnyway(ctx context.Context, caller auth.Caller, r store.Re
 	if StateOf(r.Status) != Approved || !unwritten(why) {
 		return why
 	}
-	lock, err := lockOf(caller, r)
-	if err != nil {
-		return err
-	}
-	for _, result := range s.cfg.Custody.Lock(ctx, lock) {
+	for _, result := range s.cfg.Custody.Lock(ctx, lockOf(caller, r)) {
 		if !result.Confirmed {
 			return why
 		}
@@ -200,33 +196,38 @@ func (s *Service) relock(ctx context.Context, caller auth.Caller, r store.Reques
 	if !tellsDevice(r) {
 		return nil, nil
 	}
-	lock, err := lockOf(caller, r)
-	if err != nil {
-		return nil, err
-	}
-	results := s.cfg.Custody.Lock(ctx, lock)
-	err = s.change(ctx, func(tx *store.Tx) error { return s.relocked(ctx, tx, r.ID, results) })
+	results := s.cfg.Custody.Lock(ctx, lockOf(caller, r))
+	err := s.change(ctx, func(tx *store.Tx) error { return s.relocked(ctx, tx, r.ID, results) })
 	return results, err
 }
 
-// lockOf says what to lock: the nodes of the request's disks, of which it has
-// some on each.
-func lockOf(caller auth.Caller, r store.Request) (custody.LockIn, error) {
-	in := custody.LockIn{
-		Caller: caller, Reason: r.CloseReason, Subject: approval.Digest(r.StatementDigest), Spend: true,
+func lockOf(caller auth.Caller, r store.Request) custody.LockIn {
+	return custody.LockIn{
+		Caller: caller, Nodes: nodesOf(r), Reason: r.CloseReason, Subject: approval.Digest(r.StatementDigest), Spend: true,
 		Tenant: r.Tenant, Correlation: string(r.ID),
 	}
+}
+
+// nodesOf returns the nodes of a request's device: it has disks of each. Where its
+// record does not say, they are all that a device can have; locking one that does
+// not exist is no harm.
+func nodesOf(r store.Request) []protocol.NodeID {
+	var nodes []protocol.NodeID
 	for _, disk := range r.Disks { // "<serial>/<n> <disk>"
 		name, _, _ := strings.Cut(disk, " ")
 		id, err := protocol.ParseNodeID(name)
-		if err != nil {
-			return custody.LockIn{}, err
+		if err != nil || id.Serial != r.Serial {
+			nodes = nil
+			break
 		}
-		if !slices.Contains(in.Nodes, id) {
-			in.Nodes = append(in.Nodes, id)
+		if !slices.Contains(nodes, id) {
+			nodes = append(nodes, id)
 		}
 	}
-	return in, nil
+	if nodes == nil {
+		return []protocol.NodeID{{Serial: r.Serial, Node: 1}, {Serial: r.Serial, Node: 2}}
+	}
+	return nodes
 }
 
 // relocked finishes a request whose device was told to lock, and writes down

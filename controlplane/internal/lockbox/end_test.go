@@ -97,6 +97,24 @@ func TestDamagedRecords(t *testing.T) {
 	}
 }
 
+// A record that does not even say which disks it is about is locked and ended all
+// the same.
+func TestRevokingNeedsNoRecordOfDisks(t *testing.T) {
+	for _, disks := range []string{`[]`, `["nonsense"]`, `["DBX0009/1 disk1"]`} {
+		w := halted(t, 2, time.Now)
+		r := w.approved()
+		if err := w.execute(orderstest.Erin, r.Id); err != nil {
+			t.Fatal(err)
+		}
+		storetest.Exec(t, w.Store, `UPDATE requests SET disks = $1 WHERE id = $2`, disks, r.Id)
+		resp, err := w.lockbox.RevokeRequest(t.Context(), w.as(orderstest.Olga), &lockboxv1.RevokeRequestRequest{Id: r.Id})
+		if err != nil || resp.Request.Status != string(lockbox.Revoked) {
+			t.Errorf("%s: %v, %v", disks, resp, err)
+		}
+		w.wantNodes(protocol.Locked)
+	}
+}
+
 // A state of another version is shown as Unknown, and nothing is done with it.
 func TestUnknownStatesAreLeftAlone(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
