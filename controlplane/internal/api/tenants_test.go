@@ -262,4 +262,3 @@ func learnsNothing(t *testing.T, role, procedure string, a answer) {
 		t.Errorf("Fabrikam's %s calls %s: %d %q", role, procedure, a.status, a.body)
 	}
 }
-
