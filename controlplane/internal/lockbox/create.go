@@ -122,7 +122,7 @@ func (d *draft) create(ctx context.Context, tx *store.Tx) (store.Request, error)
 		return store.Request{}, err
 	}
 	statement, err := d.statement(ctx, tx, trust, exclusion)
-	if err != nil && protocol.CodeOf(err) == protocol.CodeAction || protocol.CodeOf(err) == protocol.CodeNotEnabled {
+	if code := protocol.CodeOf(err); code == protocol.CodeAction || code == protocol.CodeNotEnabled {
 		err = &blockedError{err, d.order, d.ticket.ID, evaluation}
 	}
 	if err != nil {

@@ -2,6 +2,7 @@ package orders
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -123,14 +124,16 @@ func signerOf(e approval.Envelope, policy *approval.Policy, keyID string) string
 	return keyID
 }
 
+// message is what an error says, without its code.
 func message(err error) string {
-	if e, ok := err.(*protocol.Error); ok {
+	if e, ok := errors.AsType[*protocol.Error](err); ok {
 		return e.Message
 	}
 	return err.Error()
 }
 
-// kinds of documents that several people sign, as they are shown.
+// documentKinds are the kinds of documents that several people sign, as they are
+// shown.
 var documentKinds = map[approval.Kind]string{
 	approval.KindPolicy: "trust-policy", approval.KindConsent: "consent", approval.KindStanding: "standing-consent",
 }
