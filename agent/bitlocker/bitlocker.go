@@ -53,6 +53,7 @@ type Info struct {
 	HeaderCopy    int64       // offset of the file system's own beginning
 	HeaderSize    int64       // its length in bytes
 	NextNonce     uint32      // counter of sealed items
+	KeyData       int         // bytes of the sealed volume key, with its header of 12
 	Damage        [3]string   // what is wrong with each metadata copy; empty if nothing
 	Protectors    []Protector // in the order on disk
 
@@ -67,6 +68,8 @@ type Protector struct {
 	Kind     ProtectorKind
 	Name     string    // often empty
 	Modified time.Time // to 100 ns
+	Salt     [16]byte  // of a password's or passphrase's stretch; zero for other kinds
+	KeyData  int       // bytes of the sealed master key, with its header of 12; 0 if there is none
 }
 
 // Open reads the metadata of the volume r, which is size bytes long. If r is
@@ -104,7 +107,7 @@ func (v *Volume) Info() Info {
 		Size: v.size, EncryptedSize: m.encryptedSize, ToGo: v.toGo,
 		State: le.Uint16(m.raw[12:]), NextState: le.Uint16(m.raw[14:]),
 		Metadata: m.geometry.metadata, HeaderCopy: m.headerCopy, HeaderSize: m.headerSize,
-		NextNonce: m.nextNonce, Damage: v.damage, Refused: v.refused,
+		NextNonce: m.nextNonce, KeyData: m.fvek.size(), Damage: v.damage, Refused: v.refused,
 	}
 	if info.Refused == nil {
 		info.Refused = m.checkOpenable()

@@ -15,6 +15,9 @@ const (
 // sealed is a sealed item as it lies on disk: nonce, MAC, ciphertext.
 type sealed []byte
 
+// size returns the length of the plaintext in bytes.
+func (s sealed) size() int { return max(0, len(s)-nonceSize-macSize) }
+
 // open returns the plaintext, or false if key does not fit. The caller clears
 // the plaintext after use.
 func (s sealed) open(key []byte) ([]byte, bool) {

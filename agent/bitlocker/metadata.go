@@ -274,8 +274,10 @@ func parseProtector(e entry) (protector, error) {
 			return protector{}, fmt.Errorf("sealed key of %d bytes", len(p.vmk))
 		}
 	}
+	p.KeyData = p.vmk.size()
 	if c, ok := find(children, valueStretch); ok && len(c.data) >= 4+saltSize {
 		p.salt = c.data[4 : 4+saltSize]
+		copy(p.Salt[:], p.salt)
 	}
 	if c, ok := find(children, valueKey); ok && len(c.data) == 4+keySize {
 		p.clearKey = c.data[4:]

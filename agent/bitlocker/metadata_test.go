@@ -43,15 +43,19 @@ func TestInfo(t *testing.T) {
 		t.Fatal(err)
 	}
 	created := testNow.Truncate(100 * time.Nanosecond)
+	salt := v.Info().Protectors[1].Salt
+	if salt == [16]byte{} {
+		t.Error("no salt")
+	}
 	protectors := []Protector{ // the recovery password last
-		{o.Protectors[1].ID, ExternalKeyProtector, "ExternalKey", created},
-		{second.ID, RecoveryPasswordProtector, "", created},
+		{o.Protectors[1].ID, ExternalKeyProtector, "ExternalKey", created, [16]byte{}, 44},
+		{second.ID, RecoveryPasswordProtector, "", created, salt, 44},
 	}
 	want := Info{
 		ID: o.ID, Description: o.Description, Created: created,
 		Method: AES256XTS, SectorSize: 4096, Size: testSize, EncryptedSize: testSize,
 		State: 4, NextState: 4, Metadata: o.Metadata, HeaderCopy: o.HeaderCopy, HeaderSize: headerSize,
-		NextNonce: 9, Protectors: protectors,
+		NextNonce: 9, KeyData: 76, Protectors: protectors,
 	}
 	if diff := cmp.Diff(want, v.Info()); diff != "" {
 		t.Error(diff)

@@ -1,5 +1,5 @@
 // Package cli is the databox-sim command line: it plays the story, keeps its
-// world up, and measures.
+// world up, measures, and handles BitLocker images.
 package cli
 
 import (
@@ -14,18 +14,55 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/databox-lockbox/lockbox/agent/bitlocker"
 	"github.com/databox-lockbox/lockbox/simulator/profile"
 	"github.com/databox-lockbox/lockbox/simulator/scenario"
 )
 
-// Exit codes of the command.
+// Exit codes of the command. Those above 2 are of 'image'.
 const (
-	exitOK     = 0
-	exitFailed = 1
-	exitUsage  = 2
+	exitOK       = 0
+	exitFailed   = 1
+	exitUsage    = 2
+	exitWrongKey = 3
+	exitRefused  = 4 // a kind of volume that is not opened here
+	exitDamaged  = 5 // or truncated, or no BitLocker volume
 )
 
 type usageError struct{ error }
+
+func (e usageError) Unwrap() error { return e.error }
+
+func usagef(format string, args ...any) error { return usageError{fmt.Errorf(format, args...)} }
+
+// volumeError is an error about a volume, which has exit codes of its own.
+type volumeError struct{ error }
+
+func (e volumeError) Unwrap() error { return e.error }
+
+func exitCode(err error) int {
+	var usage usageError
+	var volume volumeError
+	switch {
+	case errors.As(err, &usage):
+		return exitUsage
+	case errors.As(err, &volume):
+		return volume.exitCode()
+	}
+	return exitFailed
+}
+
+func (e volumeError) exitCode() int {
+	switch bitlocker.ClassOf(e.error) {
+	case bitlocker.ClassWrongKey:
+		return exitWrongKey
+	case bitlocker.ClassRefused:
+		return exitRefused
+	case bitlocker.ClassDamaged, bitlocker.ClassNotBitLocker:
+		return exitDamaged
+	}
+	return exitFailed
+}
 
 // Main runs the command with the process's arguments and returns its exit code.
 func Main() int {
@@ -35,12 +72,16 @@ func Main() int {
 	if err == nil {
 		return exitOK
 	}
-	fmt.Fprintln(os.Stderr, "databox-sim: "+err.Error())
-	var usage usageError
-	if errors.As(err, &usage) {
-		return exitUsage
+	fmt.Fprintln(os.Stderr, "databox-sim: "+oneLine(err))
+	return exitCode(err)
+}
+
+// oneLine is what err says, of however many errors it consists.
+func oneLine(err error) string {
+	if errors.Is(err, context.Canceled) {
+		return "interrupted"
 	}
-	return exitFailed
+	return strings.ReplaceAll(strings.TrimSpace(err.Error()), "\n", "; ")
 }
 
 func newRoot() *cobra.Command {
@@ -53,7 +94,8 @@ func newRoot() *cobra.Command {
   databox-sim up          play it until the copy job has halted, and leave it running
   databox-sim down        end what 'up' left running
   databox-sim bench       measure unlocking, relocking, and a fleet of idle devices
-  databox-sim bench-disk  measure the disk engine beside its peers`,
+  databox-sim bench-disk  measure the disk engine beside its peers
+  databox-sim image       make, read, check and re-key BitLocker images`,
 		SilenceErrors: true,
 		SilenceUsage:  true,
 		Args:          noArgs,
@@ -62,7 +104,7 @@ func newRoot() *cobra.Command {
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
 		return usageError{fmt.Errorf("%w; see '%s --help'", err, c.CommandPath())}
 	})
-	root.AddCommand(demoCommand(), upCommand(), downCommand(), benchCommand(), partCommand(), benchDiskCommand(), unlockPartCommand())
+	root.AddCommand(demoCommand(), upCommand(), downCommand(), benchCommand(), partCommand(), benchDiskCommand(), unlockPartCommand(), imageCommand())
 	return root
 }
 

@@ -216,7 +216,7 @@ func TestBadSpec(t *testing.T) {
 func TestParseRun(t *testing.T) {
 	const list = "\tRunlist:\tVCN\t\tLCN\t\tLength\n"
 	good := "some lines\n\t0x1\t0x2\t0x3\n" + list + "\t\t\t0x0\t\t0x1200\t\t0x10\nEnd of inode reached\n"
-	if at, err := parseRun([]byte(good), "f", metadataSize); err != nil || at != 0x1200*sizeUnit {
+	if at, err := parseRun([]byte(good), "f", MetadataSize, sizeUnit); err != nil || at != 0x1200*sizeUnit {
 		t.Errorf("%#x, %v", at, err)
 	}
 	for name, out := range map[string]string{
@@ -226,7 +226,7 @@ func TestParseRun(t *testing.T) {
 		"too short": list + "\t\t\t0x0\t\t0x1200\t\t0xf\n",
 		"too large": list + "\t\t\t0x0\t\t0xffffffffffffff\t\t0x10\n",
 	} {
-		if _, err := parseRun([]byte(out), "f", metadataSize); err == nil {
+		if _, err := parseRun([]byte(out), "f", MetadataSize, sizeUnit); err == nil {
 			t.Errorf("%s: accepted", name)
 		}
 	}

@@ -30,9 +30,13 @@ import (
 
 // Spec says what image to make. Only Path and SizeBytes are needed.
 type Spec struct {
-	Path      string // of the image; a file of this name is refused
+	Path      string // of the image; a file of this name is refused unless Overwrite is set
 	SizeBytes int64  // a multiple of 4096; at least [MinSize], or [MinBareSize]
 	Label     string // of the file system, and in the volume's description
+
+	// From is a file with an NTFS, which is copied and becomes the volume's, if it
+	// is not empty: SizeBytes is its length. Source is then ignored.
+	From string
 
 	// Source is copied into the file system: folders and regular files, with
 	// their modification times. Nil copies nothing. [CreateBare] ignores it.
@@ -41,9 +45,20 @@ type Spec struct {
 	Method     bitlocker.Method // 0 is AES-XTS-128
 	SectorSize int              // bytes, 512 or 4096; 0 is 512
 
+	// Protectors are the keys of the volume. Nil draws an external key and a
+	// recovery password, and returns them.
+	Protectors []bitlocker.ProtectorKey
+
 	// NoRecoveryPassword leaves out the recovery password, which costs a tenth of
 	// a second or more to make.
 	NoRecoveryPassword bool
+
+	// Durable has the image survive a power cut from when it is there.
+	Durable bool
+
+	// Overwrite replaces a file that has the image's name, when the image is
+	// complete.
+	Overwrite bool
 
 	// Progress is called from time to time, if it is not nil, with bytes done and
 	// to do in the given stage. It must not block.
@@ -55,7 +70,7 @@ type Stage string
 
 // The stages, in order.
 const (
-	StageFileSystem Stage = "making file system"
+	StageFileSystem Stage = "making file system" // or copying it
 	StageCopy       Stage = "copying content"
 	StageEncrypt    Stage = "encrypting"
 )
@@ -71,7 +86,7 @@ const (
 const sizeUnit = 4096
 
 // Keys open the volume. Both protectors are on it, unless the Spec asked for no
-// recovery password.
+// recovery password. They are empty if the Spec has Protectors.
 type Keys struct {
 	ExternalKey      bitlocker.ExternalKey
 	RecoveryPassword bitlocker.RecoveryPassword
@@ -87,14 +102,13 @@ func (k Keys) Wipe() {
 // Create makes the image. The caller wipes the keys.
 func Create(ctx context.Context, s Spec) (Keys, error) {
 	return s.make(MinSize, func(file *os.File, opts *bitlocker.FormatOptions) error {
-		s.report(StageFileSystem, 0, s.SizeBytes)
-		if err := makeNTFS(ctx, s, file.Name()); err != nil {
+		if err := s.fileSystem(ctx, file); err != nil {
 			return err
 		}
 		if err := fill(ctx, s, file.Name()); err != nil {
 			return err
 		}
-		if err := findAreas(ctx, file.Name(), opts); err != nil {
+		if err := findAreas(ctx, file, opts); err != nil {
 			return err
 		}
 		rw := &watchedFile{file: file, check: ctx.Err, wrote: func(n int64) { s.report(StageEncrypt, n, s.SizeBytes) }}
@@ -114,18 +128,23 @@ func CreateBare(ctx context.Context, s Spec) (Keys, error) {
 	})
 }
 
+// fileSystem makes the file system, or copies it.
+func (s Spec) fileSystem(ctx context.Context, file *os.File) error {
+	if s.From != "" {
+		return copyFrom(ctx, s, file)
+	}
+	s.report(StageFileSystem, 0, s.SizeBytes)
+	return makeNTFS(ctx, s, file.Name())
+}
+
 // Inspect reads what a volume tells without a key, as [bitlocker.Inspect] does.
 func Inspect(path string) (bitlocker.Info, error) {
-	f, err := os.Open(path)
+	f, err := Open(path, Look)
 	if err != nil {
-		return bitlocker.Info{}, fmt.Errorf("cannot inspect the image: %w", err)
+		return bitlocker.Info{}, err
 	}
 	defer f.Close()
-	info, err := f.Stat()
-	if err != nil {
-		return bitlocker.Info{}, fmt.Errorf("cannot inspect the image: %w", err)
-	}
-	told, err := bitlocker.Inspect(f, info.Size())
+	told, err := bitlocker.Inspect(f, f.Size)
 	if err != nil {
 		return bitlocker.Info{}, fmt.Errorf("cannot inspect %s: %w", path, err)
 	}
@@ -164,7 +183,34 @@ func (s Spec) make(minimum int64, build func(*os.File, *bitlocker.FormatOptions)
 	if err := build(file, &opts); err != nil {
 		return keys, err
 	}
-	return keys, os.Link(file.Name(), path)
+	return keys, s.publish(file, path)
+}
+
+// publish gives a complete image its own name.
+func (s Spec) publish(file *os.File, path string) error {
+	if s.Durable {
+		if err := file.Sync(); err != nil {
+			return err
+		}
+	}
+	name := os.Link
+	if s.Overwrite {
+		name = os.Rename
+	}
+	if err := name(file.Name(), path); err != nil || !s.Durable {
+		return err
+	}
+	return SyncFolder(path)
+}
+
+// SyncFolder has the name of a file survive a power cut.
+func SyncFolder(path string) error {
+	dir, err := os.Open(filepath.Dir(path))
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	return dir.Sync()
 }
 
 func (s Spec) check(minimum int64) error {
@@ -176,8 +222,16 @@ func (s Spec) check(minimum int64) error {
 	case len(s.Label) > 32:
 		return fmt.Errorf("label %q is longer than 32 bytes", s.Label)
 	}
-	if _, err := os.Lstat(s.Path); !errors.Is(err, fs.ErrNotExist) {
+	there, err := os.Lstat(s.Path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil
+	case err != nil:
+		return fmt.Errorf("cannot make the image: %w", err)
+	case !s.Overwrite:
 		return fmt.Errorf("cannot make the image %s: it is there already", s.Path)
+	case !there.Mode().IsRegular():
+		return fmt.Errorf("cannot make the image %s: what is there is no regular file", s.Path)
 	}
 	return nil
 }
@@ -192,6 +246,9 @@ func (s Spec) options(now time.Time) (bitlocker.FormatOptions, Keys, error) {
 	var err error
 	if o.ID, err = bitlocker.NewGUID(rand.Reader); err != nil {
 		return o, Keys{}, err
+	}
+	if o.Protectors = s.Protectors; o.Protectors != nil {
+		return o, Keys{}, nil
 	}
 	var keys Keys
 	if keys.ExternalKey, err = bitlocker.GenerateExternalKey(rand.Reader); err != nil {

@@ -439,7 +439,7 @@ func TestContent(t *testing.T) {
 	}
 	for n := range 3 {
 		name := areaFolder + "/" + metadataFile + strconv.Itoa(n+1)
-		if got := judged(t, "", "ntfscat", plain, name); got != string(make([]byte, metadataSize)) {
+		if got := judged(t, "", "ntfscat", plain, name); got != string(make([]byte, MetadataSize)) {
 			t.Errorf("%s does not show zeros", name)
 		}
 	}

@@ -3,6 +3,7 @@ package image
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"io/fs"
@@ -20,10 +21,12 @@ import (
 const (
 	areaFolder     = "System Volume Information"
 	metadataFile   = "FVE2.{e40ad34d-dae9-4bc7-95bd-b16218c10f72}."
-	metadataSize   = 64 << 10
 	headerFile     = "FVE2.{24e6f0ae-6a00-4f73-984b-75ce9942852d}"
 	headerCopySize = 8 << 10
 )
+
+// MetadataSize is the size of a metadata area, in bytes.
+const MetadataSize = 64 << 10
 
 // makeNTFS makes a file system that spans the whole image.
 func makeNTFS(ctx context.Context, s Spec, image string) error {
@@ -43,7 +46,7 @@ func fill(ctx context.Context, s Spec, image string) error {
 		if err := makeAreaFiles(filepath.Join(root, areaFolder)); err != nil {
 			return fmt.Errorf("cannot make room for the BitLocker metadata: %w", err)
 		}
-		if s.Source == nil {
+		if s.Source == nil || s.From != "" {
 			return nil
 		}
 		if err := copyTree(ctx, s, root); err != nil {
@@ -53,29 +56,69 @@ func fill(ctx context.Context, s Spec, image string) error {
 	})
 }
 
+// copyFrom copies an existing file system.
+func copyFrom(ctx context.Context, s Spec, file *os.File) error {
+	in, err := os.Open(s.From)
+	if err != nil {
+		return err
+	}
+	defer in.Close()
+	var done int64
+	counted := readerFunc(func(b []byte) (int, error) {
+		n, err := in.Read(b)
+		done += int64(n)
+		s.report(StageFileSystem, min(done, s.SizeBytes), s.SizeBytes)
+		return n, err
+	})
+	buf := make([]byte, 1<<20)
+	n, err := io.CopyBuffer(struct{ io.Writer }{file}, stoppable(ctx, counted), buf)
+	if err == nil && n != s.SizeBytes {
+		err = fmt.Errorf("%s has %d bytes: want %d", s.From, n, s.SizeBytes)
+	}
+	return err
+}
+
 // makeAreaFiles must come before anything else is written: on an empty file
-// system each file is one contiguous run.
+// system each file is one contiguous run. Files that are there, as in what was a
+// BitLocker volume before, keep their places.
 func makeAreaFiles(folder string) error {
-	if err := os.Mkdir(folder, 0o700); err != nil {
+	if err := os.Mkdir(folder, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 		return err
 	}
 	for n := range 3 {
-		if err := os.WriteFile(filepath.Join(folder, metadataFile+strconv.Itoa(n+1)), make([]byte, metadataSize), 0o600); err != nil {
+		if err := makeAreaFile(filepath.Join(folder, metadataFile+strconv.Itoa(n+1)), MetadataSize); err != nil {
 			return err
 		}
 	}
-	return os.WriteFile(filepath.Join(folder, headerFile), make([]byte, headerCopySize), 0o600)
+	return makeAreaFile(filepath.Join(folder, headerFile), headerCopySize)
+}
+
+func makeAreaFile(name string, size int) error {
+	f, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(make([]byte, size))
+	return errors.Join(err, f.Close())
 }
 
 // findAreas sets where the file system put the areas' files.
-func findAreas(ctx context.Context, image string, opts *bitlocker.FormatOptions) error {
-	var err error
+func findAreas(ctx context.Context, image *os.File, opts *bitlocker.FormatOptions) error {
+	boot := make([]byte, ntfsBootSize)
+	if _, err := image.ReadAt(boot, 0); err != nil {
+		return err
+	}
+	ntfs, err := parseNTFS(boot)
+	if err != nil {
+		return err
+	}
 	for n := range opts.Metadata {
-		if opts.Metadata[n], err = findRun(ctx, image, metadataFile+strconv.Itoa(n+1), metadataSize); err != nil {
+		name := metadataFile + strconv.Itoa(n+1)
+		if opts.Metadata[n], err = findRun(ctx, image.Name(), name, MetadataSize, ntfs.clusterSize); err != nil {
 			return err
 		}
 	}
-	opts.HeaderCopy, err = findRun(ctx, image, headerFile, headerCopySize)
+	opts.HeaderCopy, err = findRun(ctx, image.Name(), headerFile, headerCopySize, ntfs.clusterSize)
 	return err
 }
 
@@ -84,15 +127,17 @@ func findAreas(ctx context.Context, image string, opts *bitlocker.FormatOptions)
 var runLine = regexp.MustCompile(`(?m)^\s+0x([0-9a-f]+)\s+0x([0-9a-f]+)\s+0x([0-9a-f]+)\s*$`)
 
 // findRun returns the offset of a file that is one contiguous run, in bytes.
-func findRun(ctx context.Context, image, name string, size int64) (int64, error) {
+func findRun(ctx context.Context, image, name string, size, cluster int64) (int64, error) {
 	out, err := run(ctx, "ntfsinfo", "--verbose", "--file", areaFolder+"/"+name, image)
 	if err != nil {
 		return 0, err
 	}
-	return parseRun(out, name, size)
+	return parseRun(out, name, size, cluster)
 }
 
-func parseRun(out []byte, name string, size int64) (int64, error) {
+// parseRun reads what ntfsinfo says of a file, on a file system of the given
+// cluster size. The file may own more clusters than its size takes.
+func parseRun(out []byte, name string, size, cluster int64) (int64, error) {
 	_, list, _ := bytes.Cut(out, []byte("Runlist:"))
 	runs := runLine.FindAllSubmatch(list, -1)
 	if len(runs) != 1 {
@@ -100,10 +145,10 @@ func parseRun(out []byte, name string, size int64) (int64, error) {
 	}
 	start, errStart := strconv.ParseInt(string(runs[0][2]), 16, 48)
 	count, errCount := strconv.ParseInt(string(runs[0][3]), 16, 48)
-	if errStart != nil || errCount != nil || count*sizeUnit != size {
+	if errStart != nil || errCount != nil || count*cluster < size || count > size/cluster+1 {
 		return 0, fmt.Errorf("file %s has an unreadable run of clusters %q", name, runs[0][0])
 	}
-	return start * sizeUnit, nil
+	return start * cluster, nil
 }
 
 // copyTree copies s.Source into the folder root.
