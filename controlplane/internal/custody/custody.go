@@ -90,6 +90,7 @@ type Service struct {
 
 	mu   sync.Mutex
 	live map[protocol.DeviceSerial]bool // devices with an attempt under way in this process; guarded by mu
+	gone map[protocol.OrderID][][]byte  // what is to be erased, if this process replaced it; guarded by mu
 }
 
 // New returns a service.
@@ -97,7 +98,7 @@ func New(cfg Config) *Service {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
-	return &Service{Config: cfg, wake: make(chan struct{}, 1), keysWake: make(chan struct{}, 1), live: map[protocol.DeviceSerial]bool{}}
+	return &Service{Config: cfg, wake: make(chan struct{}, 1), keysWake: make(chan struct{}, 1), live: map[protocol.DeviceSerial]bool{}, gone: map[protocol.OrderID][][]byte{}}
 }
 
 // Run locks the nodes of attempts that failed or were cut off, until each has

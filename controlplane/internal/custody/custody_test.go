@@ -850,6 +850,35 @@ func TestMasterKeyFile(t *testing.T) {
 	if _, err := custody.OpenMasterKey(short, true); err == nil || !strings.Contains(err.Error(), "31 bytes") {
 		t.Errorf("a short key: %v", err)
 	}
+	line := func(version, key string) string { return version + " " + key + "\n" }
+	good := strings.Repeat("0a", 32)
+	for text, fine := range map[string]bool{
+		line("2", good):                       true,
+		line("1", good) + line("3", good):     true,
+		"":                                    false,
+		"\n":                                  false,
+		line("0", good):                       false,
+		line("-1", good):                      false,
+		line("x", good):                       false,
+		line("1", good[2:]):                   false,
+		line("1", good+"00"):                  false,
+		line("1", "zz"+good[2:]):              false,
+		line("2", good) + line("2", good):     false,
+		line("2", good) + line("1", good):     false,
+		line("1", good) + "\n":                false,
+		strings.Repeat(line("1", good), 2):    false,
+		line("1", good) + "2 " + good[:10]:    false,
+		strings.Repeat("x", 1<<16):            false,
+		line("1", good) + line("2", good)[:5]: false,
+	} {
+		odd := filepath.Join(dir, "odd.key")
+		if err := os.WriteFile(odd, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := custody.OpenMasterKey(odd, true); (err == nil) != fine || err != nil && strings.Contains(err.Error(), good) {
+			t.Errorf("%.80q: %v", text, err)
+		}
+	}
 	link := filepath.Join(dir, "link.key")
 	if err := os.Symlink(short, link); err != nil {
 		t.Fatal(err)

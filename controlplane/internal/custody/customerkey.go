@@ -27,17 +27,14 @@ func kekType(customer bool) string {
 
 // GetOrderKey tells which key wraps the keys of an order.
 func (s *Service) GetOrderKey(ctx context.Context, caller auth.Caller, in *lockboxv1.GetOrderKeyRequest) (*lockboxv1.OrderKey, error) {
-	out := &lockboxv1.OrderKey{Order: in.Order, KekType: MicrosoftManaged, OldDestroyed: true}
+	out := &lockboxv1.OrderKey{Order: in.Order, KekType: MicrosoftManaged}
 	err := s.Store.View(ctx, func(tx *store.Tx) error {
 		if _, err := visibleOrder(ctx, tx, caller, in.Order); err != nil {
 			return err
 		}
-		waiting, err := tx.Erasures(ctx)
-		if err != nil {
+		_, err := tx.Erasure(ctx, protocol.OrderID(in.Order))
+		if out.OldDestroyed = errors.Is(err, store.ErrNotFound); err != nil && !out.OldDestroyed {
 			return err
-		}
-		for _, order := range waiting {
-			out.OldDestroyed = out.OldDestroyed && order != protocol.OrderID(in.Order)
 		}
 		k, err := tx.OrderKey(ctx, protocol.OrderID(in.Order))
 		if errors.Is(err, store.ErrNotFound) {

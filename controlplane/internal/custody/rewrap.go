@@ -108,41 +108,56 @@ const (
 	eraseLater   = 10 * time.Minute
 )
 
-// eraseNow erases what the former key of an order wrapped, and reports whether
-// nothing is left. What cannot be done now is left to [Service.Run].
-func (s *Service) eraseNow(ctx context.Context, order protocol.OrderID, gone [][]byte) bool {
+// eraseNow erases what the former key of an order wrapped. What cannot be done
+// now is left to [Service.Run].
+func (s *Service) eraseNow(ctx context.Context, order protocol.OrderID, gone [][]byte) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), eraseTimeout)
 	defer cancel()
-	err := s.Store.Purge(ctx, gone...)
+	s.mu.Lock()
+	s.gone[order] = append(s.gone[order], gone...)
+	s.mu.Unlock()
+	var due store.Erasure
+	err := s.Store.View(ctx, func(tx *store.Tx) (err error) { due, err = tx.Erasure(ctx, order); return err })
 	if err == nil {
-		err = s.erased(ctx, order)
+		err = s.eraseOne(ctx, due)
 	}
 	if err != nil {
 		s.Logger.Warn().Err(err).Str("order", string(order)).Msg("old wrappings of an order's key are not erased yet")
 		signal(s.keysWake)
 	}
-	return err == nil
 }
 
-// erase erases what earlier moves left, of which nobody knows any more what it
-// looks like.
+// erase erases what earlier moves left.
 func (s *Service) erase(ctx context.Context) error {
-	var waiting []protocol.OrderID
-	err := s.Store.View(ctx, func(tx *store.Tx) (err error) { waiting, err = tx.Erasures(ctx); return err })
-	if err != nil || len(waiting) == 0 {
+	var due []store.Erasure
+	err := s.Store.View(ctx, func(tx *store.Tx) (err error) { due, err = tx.Erasures(ctx); return err })
+	if err != nil {
 		return err
 	}
 	ctx, cancel := context.WithTimeout(ctx, eraseLater)
 	defer cancel()
-	if err := s.Store.Purge(ctx); err != nil {
-		return err
-	}
-	for _, order := range waiting {
-		err = errors.Join(err, s.erased(ctx, order))
+	for _, d := range due {
+		err = errors.Join(err, s.eraseOne(ctx, d))
 	}
 	return err
 }
 
-func (s *Service) erased(ctx context.Context, order protocol.OrderID) error {
-	return s.Store.Tx(ctx, func(tx *store.Tx) error { return tx.DeleteErasure(ctx, order) })
+// eraseOne erases what former keys of an order wrapped. What an earlier process
+// replaced nobody knows any more, so that the store is written anew.
+func (s *Service) eraseOne(ctx context.Context, due store.Erasure) error {
+	s.mu.Lock()
+	gone := s.gone[due.Order]
+	s.mu.Unlock()
+	if err := s.Store.Purge(ctx, gone...); err != nil {
+		return err
+	}
+	if err := s.Store.Tx(ctx, func(tx *store.Tx) error { return tx.DeleteErasure(ctx, due) }); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.gone[due.Order] = s.gone[due.Order][len(gone):]; len(s.gone[due.Order]) == 0 {
+		delete(s.gone, due.Order)
+	}
+	return nil
 }

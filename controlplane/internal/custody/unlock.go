@@ -504,6 +504,9 @@ func (g *saga) abort(ctx context.Context, cause error) {
 	}
 	rec := g.record(auditlog.OpRefuseUnlock, auditlog.Refused)
 	rec.Properties["code"], rec.Properties["step"] = string(next.ErrorCode), g.attempt.State
+	if next.ErrorCode == protocol.CodeCustomerKey || next.ErrorCode == protocol.CodeKeyService {
+		rec.Properties["reason"] = cause.Error() // names what the key's owner can do
+	}
 	ctx, cancel := context.WithTimeout(ctx, failureTimeout)
 	defer cancel()
 	err = g.s.Store.Tx(ctx, func(tx *store.Tx) error {

@@ -104,34 +104,38 @@ func (tx *Tx) ReplaceDiskKey(ctx context.Context, old DiskKey, wrapper string, w
 	return err
 }
 
-// AddErasure notes that replaced wrappings of an order may lie in the
-// database's files.
+// Erasure says that replaced wrappings of an order may lie in the database's
+// files.
+type Erasure struct {
+	Order protocol.OrderID
+	Since time.Time // another one for each replacement
+}
+
+var erasures = table{"key_erasures", "erasure", 1, "order_id, since"}
+
+func (r *Erasure) fields() []any { return []any{&r.Order, ms{&r.Since}} }
+
+// AddErasure notes that wrappings of an order were replaced.
 func (tx *Tx) AddErasure(ctx context.Context, order protocol.OrderID, at time.Time) error {
-	_, err := exec(ctx, tx, `INSERT INTO key_erasures (order_id, since) VALUES ($1, $2) ON CONFLICT DO NOTHING`, order, millis(at))
+	_, err := exec(ctx, tx, `INSERT INTO key_erasures (order_id, since) VALUES ($1, $2)
+		ON CONFLICT (order_id) DO UPDATE SET since = MAX(since + 1, excluded.since)`, order, millis(at))
 	return err
 }
 
-// Erasures reads the orders of [Tx.AddErasure].
-func (tx *Tx) Erasures(ctx context.Context) ([]protocol.OrderID, error) {
-	rows, err := tx.tx.QueryContext(ctx, `SELECT order_id FROM key_erasures ORDER BY order_id`)
-	if err != nil {
-		return nil, refine(err)
-	}
-	defer rows.Close()
-	var out []protocol.OrderID
-	for rows.Next() {
-		var id protocol.OrderID
-		if err := rows.Scan(&id); err != nil {
-			return nil, refine(err)
-		}
-		out = append(out, id)
-	}
-	return out, refine(rows.Err())
+// Erasures reads what is to be erased.
+func (tx *Tx) Erasures(ctx context.Context) ([]Erasure, error) {
+	return list[Erasure](ctx, tx, erasures, `ORDER BY order_id`)
 }
 
-// DeleteErasure notes that none lies there any more.
-func (tx *Tx) DeleteErasure(ctx context.Context, order protocol.OrderID) error {
-	_, err := exec(ctx, tx, `DELETE FROM key_erasures WHERE order_id = $1`, order)
+// Erasure reads what is to be erased of an order.
+func (tx *Tx) Erasure(ctx context.Context, order protocol.OrderID) (Erasure, error) {
+	return get[Erasure](ctx, tx, erasures, `WHERE order_id = $1`, order)
+}
+
+// DeleteErasure notes that it is erased. What was replaced since r was read
+// stays to be.
+func (tx *Tx) DeleteErasure(ctx context.Context, r Erasure) error {
+	_, err := exec(ctx, tx, `DELETE FROM key_erasures WHERE order_id = $1 AND since = $2`, r.Order, millis(r.Since))
 	return err
 }
 

@@ -24,13 +24,19 @@ const (
 // it finds any, or if it is not told what to look for, it writes the whole
 // database anew, during which nothing else is written.
 //
-// It waits for readers and takes as long as the database is large; ctx bounds
+// One purge runs at a time. It waits for readers and takes as long as the database is large; ctx bounds
 // it. Values have at least 16 bytes; also a part of one is found.
 func (s *Store) Purge(ctx context.Context, gone ...[]byte) error {
 	if !s.enter() {
 		return protocol.Errorf(protocol.CodeUnavailable, "the store is closed")
 	}
 	defer s.running.Done()
+	select {
+	case s.purging <- struct{}{}:
+		defer func() { <-s.purging }()
+	case <-ctx.Done():
+		return refine(ctx.Err())
+	}
 	if err := s.emptyWAL(ctx); err != nil {
 		return err
 	}

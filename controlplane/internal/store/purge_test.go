@@ -48,7 +48,7 @@ func TestPurgeLeavesNothing(t *testing.T) {
 	now := time.Now()
 	storetest.Fill(t, s, now, 1)
 	node := protocol.NodeID{Serial: storetest.Serial, Node: 1}
-	const disks = 120
+	const disks = 70
 	var old, current [][]byte
 	storetest.Tx(t, s, func(ctx context.Context, tx *store.Tx) error {
 		for i := range disks {
@@ -68,7 +68,7 @@ func TestPurgeLeavesNothing(t *testing.T) {
 	if len(filesWith(onDisk(t, s), old...)) == 0 {
 		t.Fatal("the search does not find what is there")
 	}
-	for round := range 3 {
+	for round := range 2 {
 		storetest.Tx(t, s, func(ctx context.Context, tx *store.Tx) error {
 			rows, err := tx.DiskKeys(ctx, storetest.Order)
 			if err != nil {
@@ -156,7 +156,9 @@ func TestPurgeWaitsForReadersAndKeepsNobodyOut(t *testing.T) {
 	purged := make(chan error, 1)
 	go func() { purged <- s.Purge(t.Context(), []byte("nowhere to be found")) }()
 	begin := time.Now()
-	storetest.Tx(t, s, func(ctx context.Context, tx *store.Tx) error { return tx.DeleteErasure(ctx, storetest.Order) })
+	storetest.Tx(t, s, func(ctx context.Context, tx *store.Tx) error {
+		return tx.DeleteErasure(ctx, store.Erasure{Order: storetest.Order})
+	})
 	if took := time.Since(begin); took > 2*time.Second {
 		t.Errorf("a writer waited %s", took)
 	}
@@ -178,4 +180,35 @@ func random(n int) []byte {
 	b := make([]byte, n)
 	rand.Read(b)
 	return b
+}
+
+func TestAnErasureOutlivesTheOneBeforeIt(t *testing.T) {
+	s := storetest.New(t)
+	now := time.Now()
+	storetest.Fill(t, s, now, 1)
+	add := func() (e store.Erasure) {
+		storetest.Tx(t, s, func(ctx context.Context, tx *store.Tx) (err error) {
+			if err := tx.AddErasure(ctx, storetest.Order, now); err != nil {
+				return err
+			}
+			e, err = tx.Erasure(ctx, storetest.Order)
+			return err
+		})
+		return e
+	}
+	first, second := add(), add() // in the same millisecond
+	for _, e := range []store.Erasure{first, second} {
+		storetest.Tx(t, s, func(ctx context.Context, tx *store.Tx) error {
+			if _, err := tx.Erasure(ctx, storetest.Order); err != nil {
+				t.Errorf("it is gone with the first: %v", err)
+			}
+			return tx.DeleteErasure(ctx, e)
+		})
+	}
+	storetest.Tx(t, s, func(ctx context.Context, tx *store.Tx) error {
+		if list, err := tx.Erasures(ctx); err != nil || len(list) > 0 {
+			t.Errorf("left: %v, %v", list, err)
+		}
+		return nil
+	})
 }

@@ -48,6 +48,7 @@ type Store struct {
 	path    string
 	db      *sql.DB
 	writing chan struct{} // held by the one transaction that writes; first come, first served
+	purging chan struct{} // held by the one purge
 
 	mu      sync.Mutex
 	closed  bool           // guarded by mu
@@ -72,7 +73,7 @@ func Open(ctx context.Context, path string) (*Store, error) {
 		db.Close()
 		return nil, fmt.Errorf("cannot open the store %s: %w", path, refine(err))
 	}
-	return &Store{path: path, db: db, writing: make(chan struct{}, 1)}, nil
+	return &Store{path: path, db: db, writing: make(chan struct{}, 1), purging: make(chan struct{}, 1)}, nil
 }
 
 func migrate(ctx context.Context, db *sql.DB) error {

@@ -102,6 +102,9 @@ func TestRecordsComeBackAsTheyWere(t *testing.T) {
 	same(t, s, store.OrderKey{Order: "o", Tenant: "t", Customer: true, Wrapper: "w", Wrapped: []byte{9}, Created: at(1)},
 		func(c ctx, x tx, r *store.OrderKey) error { return x.InsertOrderKey(c, r) },
 		func(c ctx, x tx) (store.OrderKey, error) { return x.OrderKey(c, "o") })
+	same(t, s, store.Erasure{Order: "o", Since: at(1)},
+		func(c ctx, x tx, r *store.Erasure) error { return x.AddErasure(c, r.Order, r.Since) },
+		func(c ctx, x tx) (store.Erasure, error) { return first(x.Erasures(c)) })
 	same(t, s, store.KeyRotation{ID: 1, Target: "w", Person: "p", Total: 1, Done: 2, Problem: "x", Started: at(1), Finished: at(2)},
 		func(c ctx, x tx, r *store.KeyRotation) error { return x.InsertKeyRotation(c, r) },
 		func(c ctx, x tx) (store.KeyRotation, error) { return x.LastKeyRotation(c) })

@@ -25,6 +25,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/databox-lockbox/lockbox/controlplane/internal/custody"
@@ -51,6 +52,7 @@ type Service struct {
 	refused time.Time // of the PIN file whose PIN the token refused
 	closed  bool
 
+	seen  atomic.Bool    // a key was there: another that is not was lost
 	ended sync.WaitGroup // helpers that were ended and are still to be waited for
 }
 
@@ -79,7 +81,7 @@ func (s *Service) prefix() string {
 // Current returns the key of the highest version.
 func (s *Service) Current(ctx context.Context) (custody.KeyWrapper, error) {
 	newest, err := s.newest(ctx)
-	if err == nil && newest == 0 && s.cfg.Create {
+	if err == nil && newest == 0 && s.cfg.Create && !s.seen.Load() {
 		newest = 1
 		_, err = s.call(ctx, wire.OpGenerate, []byte("1"))
 	}
@@ -89,6 +91,7 @@ func (s *Service) Current(ctx context.Context) (custody.KeyWrapper, error) {
 	if newest == 0 {
 		return nil, fmt.Errorf("token %q has no key %q: it was lost, or this is another token", s.cfg.Token, s.cfg.Label)
 	}
+	s.seen.Store(true)
 	return wrapper{s, newest}, nil
 }
 

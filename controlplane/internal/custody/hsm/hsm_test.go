@@ -349,12 +349,38 @@ func TestATokenThatIsGoneMeansAnError(t *testing.T) {
 	}
 }
 
+// A key that was there and is not any more is not replaced in silence.
+func TestALostKeyIsNotReplaced(t *testing.T) {
+	s, cfg := service(t)
+	must(s.Current(t.Context()))(t)
+	args := []string{"--module", cfg.Module, "--token-label", cfg.Token, "--login", "--pin", hsmtest.PIN, "--delete-object", "--type", "secrkey", "--label", cfg.Label}
+	if out, err := exec.Command("pkcs11-tool", args...).CombinedOutput(); err != nil {
+		if os.Getenv("CI") == "true" {
+			t.Fatalf("pkcs11-tool: %v: %s", err, out)
+		}
+		t.Skipf("the test needs pkcs11-tool: %v: %s", err, out)
+	}
+	if w, err := s.Current(t.Context()); err == nil {
+		t.Errorf("another was made: %s", w.ID())
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	cfg.Create = false // as the control plane says where keys are in use
+	if w, err := open(t, cfg).Current(t.Context()); err == nil {
+		t.Errorf("another was made after a restart: %s", w.ID())
+	}
+}
+
 // The keys cannot leave the token: another program with the PIN sees that.
 func TestKeysCannotLeaveTheToken(t *testing.T) {
 	s, cfg := service(t)
 	must(s.Current(t.Context()))(t)
 	out, err := exec.Command("pkcs11-tool", "--module", cfg.Module, "--token-label", cfg.Token, "--login", "--pin", hsmtest.PIN, "--list-objects").CombinedOutput()
 	if err != nil {
+		if os.Getenv("CI") == "true" {
+			t.Fatalf("pkcs11-tool: %v: %s", err, out)
+		}
 		t.Skipf("the test needs pkcs11-tool: %v", err)
 	}
 	for _, want := range []string{"Secret Key Object; AES length 32", "lockbox-master", "sensitive", "always sensitive", "never extractable"} {
