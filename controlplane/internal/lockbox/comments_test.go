@@ -9,6 +9,7 @@ import (
 
 	"github.com/databox-lockbox/lockbox/controlplane/internal/auth"
 	"github.com/databox-lockbox/lockbox/controlplane/internal/orders/orderstest"
+	"github.com/databox-lockbox/lockbox/controlplane/internal/store/storetest"
 	"github.com/databox-lockbox/lockbox/protocol"
 	"github.com/databox-lockbox/lockbox/protocol/approval"
 	"github.com/databox-lockbox/lockbox/protocol/auditlog"
@@ -92,12 +93,13 @@ func TestCommentsAreRefused(t *testing.T) {
 		_, err := w.comment(test.who, r.Id, test.text, test.replyTo, false)
 		wantCode(t, err, test.code)
 	}
-	for n := len(w.get(r.Id).Comments); n < 200; n++ {
-		if _, err := w.comment(orderstest.Erin, r.Id, "more", 0, false); err != nil {
-			t.Fatal(err)
-		}
+	for n := len(w.get(r.Id).Comments) + 1; n < 200; n++ {
+		storetest.Exec(t, w.Store, `INSERT INTO request_comments (request, number, reply_to, person, side, question, text, created)
+			VALUES ($1, $2, 0, 'erin@provider.example', 'provider', 0, 'more', 0)`, r.Id, n)
 	}
-	_, err := w.comment(orderstest.Erin, r.Id, "more", 0, false)
+	_, err := w.comment(orderstest.Erin, r.Id, "the last", 0, false)
+	wantCode(t, err, "")
+	_, err = w.comment(orderstest.Erin, r.Id, "more", 0, false)
 	wantCode(t, err, protocol.CodeConflict)
 
 	denied := w.create()

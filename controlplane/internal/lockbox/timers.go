@@ -32,8 +32,10 @@ const (
 	// daemon may have set one.
 	lookAgain = time.Minute
 	// lookAtClock is how often the clock is looked at while none is due: it may be
-	// set.
-	lookAtClock = time.Second
+	// set. Nothing is decided or executed late by that: both look at the clock.
+	lookAtClock = 10 * time.Second
+	// lookForLost is how often it is looked for timers that are missing.
+	lookForLost = 10 * time.Minute
 	// afterError is the pause after a failure, so that it is not repeated in a
 	// tight loop.
 	afterError = time.Second
@@ -47,7 +49,7 @@ func (s *Service) RunTimers(ctx context.Context) error {
 	var mended time.Time // when it was last looked for timers that are missing
 	for {
 		pause, err := s.fireDue(ctx)
-		if err == nil && pause > 0 && time.Since(mended) >= lookAgain {
+		if err == nil && pause > 0 && time.Since(mended) >= lookForLost {
 			var again bool
 			if again, err = s.mend(ctx); again {
 				pause = 0
