@@ -110,7 +110,7 @@ func MasterKeyIDs(path string) ([]string, error) {
 func (l *Local) use(ring keyring) error {
 	var keys []masterKey
 	for _, k := range ring {
-		aead, err := newAEAD(k.key)
+		aead, err := NewAEAD(k.key)
 		if err != nil {
 			return fmt.Errorf("cannot use the master key: %w", err)
 		}

@@ -39,7 +39,7 @@ func (k *OrderKey) Wipe() {
 
 func (k *OrderKey) use(key []byte) (err error) {
 	k.key = key
-	k.aead, err = newAEAD(key)
+	k.aead, err = NewAEAD(key)
 	return err
 }
 

@@ -91,8 +91,8 @@ func keyError(customer bool, err error) error {
 // that aad.
 var ErrNotWrapped = errors.New("it was wrapped by another key or for another disk, or was changed: restore the store and the keys from one backup")
 
-// newAEAD is AES-256-GCM with random nonces, which precede the ciphertext.
-func newAEAD(key []byte) (cipher.AEAD, error) {
+// NewAEAD is AES-256-GCM with random nonces, which precede the ciphertext.
+func NewAEAD(key []byte) (cipher.AEAD, error) {
 	block, err := aes.NewCipher(key)
 	if err != nil {
 		return nil, err

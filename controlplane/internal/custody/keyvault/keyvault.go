@@ -15,8 +15,6 @@ package keyvault
 
 import (
 	"context"
-	"crypto/aes"
-	"crypto/cipher"
 	"crypto/rand"
 	"encoding/base64"
 	"encoding/binary"
@@ -165,7 +163,7 @@ func (w wrapper) Wrap(ctx context.Context, key, aad []byte) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	aead, err := gcm(inner)
+	aead, err := custody.NewAEAD(inner)
 	if err != nil {
 		return nil, err
 	}
@@ -194,7 +192,7 @@ func (w wrapper) Unwrap(ctx context.Context, wrapped, aad []byte) ([]byte, error
 	if len(inner) != innerKeySize {
 		return nil, custody.ErrNotWrapped
 	}
-	aead, err := gcm(inner)
+	aead, err := custody.NewAEAD(inner)
 	if err != nil {
 		return nil, err
 	}
@@ -203,14 +201,6 @@ func (w wrapper) Unwrap(ctx context.Context, wrapped, aad []byte) ([]byte, error
 		return nil, custody.ErrNotWrapped
 	}
 	return key, nil
-}
-
-func gcm(key []byte) (cipher.AEAD, error) {
-	block, err := aes.NewCipher(key)
-	if err != nil {
-		return nil, err
-	}
-	return cipher.NewGCMWithRandomNonce(block)
 }
 
 func (w wrapper) operate(ctx context.Context, operation string, value []byte) ([]byte, error) {

@@ -7,6 +7,7 @@ package token
 
 import (
 	"bytes"
+	"crypto/cipher"
 	"crypto/rand"
 	"errors"
 	"flag"
@@ -224,12 +225,17 @@ func (t *token) key(version []byte) (*crypto11.SecretKey, error) {
 	return keys[0], nil
 }
 
-func (t *token) wrap(version, key, aad []byte) ([][]byte, error) {
+// aead encrypts in the token, under the key of a version.
+func (t *token) aead(version []byte) (cipher.AEAD, error) {
 	k, err := t.key(version)
 	if err != nil {
 		return nil, err
 	}
-	aead, err := k.NewGCM()
+	return k.NewGCM()
+}
+
+func (t *token) wrap(version, key, aad []byte) ([][]byte, error) {
+	aead, err := t.aead(version)
 	if err != nil {
 		return nil, err
 	}
@@ -242,11 +248,7 @@ func (t *token) wrap(version, key, aad []byte) ([][]byte, error) {
 var errMismatch = errors.New("mismatch")
 
 func (t *token) unwrap(version, wrapped, aad []byte) ([][]byte, error) {
-	k, err := t.key(version)
-	if err != nil {
-		return nil, err
-	}
-	aead, err := k.NewGCM()
+	aead, err := t.aead(version)
 	if err != nil {
 		return nil, err
 	}
