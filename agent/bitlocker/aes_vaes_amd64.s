@@ -44,14 +44,20 @@
 	VPSLLDQ    $8, Z26, Z26; \
 	VPTERNLOGQ $0x96, Z26, Z27, to
 
-// TIMES_BYTES sets to = from * x^8n for n up to 4.
+// TIMES_BYTES sets to = from * x^8n for n up to 4. The unit that multiplies is one of
+// those for AES; what is times the polynomial here is the sum of four shifts instead,
+// two of which are additions.
 #define TIMES_BYTES(n, from, to) \
 	VPSRLDQ    $(16-n), from, Z26; \
 	VPSLLDQ    $n, from, to; \
-	VPCLMULQDQ $0, Z31, Z26, Z26; \
-	VPXORQ     Z26, to, to
+	VPADDQ     Z26, Z26, Z27; \
+	VPTERNLOGQ $0x96, Z26, Z27, to; \
+	VPADDQ     Z27, Z27, Z27; \
+	VPSLLQ     $7, Z26, Z26; \
+	VPTERNLOGQ $0x96, Z26, Z27, to
 
-// TIMES_BYTES_PLUS sets to = from * x^8n + plus.
+// TIMES_BYTES_PLUS sets to = from * x^8n + plus. It multiplies, since a new sector
+// already needs many shifts.
 #define TIMES_BYTES_PLUS(n, from, plus, to) \
 	VPSRLDQ    $(16-n), from, Z26; \
 	VPSLLDQ    $n, from, to; \
