@@ -12,10 +12,10 @@ import (
 // concurrently, but not after wipe.
 //
 // Two things set it apart from [aes.NewCipher]: its schedule can be overwritten;
-// and where the processor allows, no round key is ever held in a register. The
-// standard library's decryption leaves the raw key in one, and there it is copied
-// into the process's memory by every signal and preemption that comes at that
-// moment, out of anyone's reach.
+// and where the processor allows, which is on amd64, no round key is ever held in a
+// register, but only what has been mixed with one. The standard library's decryption
+// leaves the raw key in one, and there it is copied into the process's memory by
+// every signal and preemption that comes at that moment, out of anyone's reach.
 type aesKey struct {
 	rounds   int
 	enc, dec []byte       // round keys in the order of use, keyStride bytes apart

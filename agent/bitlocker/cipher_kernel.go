@@ -24,12 +24,12 @@ type kernel struct {
 	available bool // on this processor
 
 	newKey func(key []byte) *aesKey
-	// encryptNumbers sets dst to the encrypted 128-bit numbers first, first+step,
-	// and so on, one a block.
+	// encryptNumbers sets dst to the encrypted numbers first, first+step (below
+	// 2^32), and so on, one a block.
 	encryptNumbers func(k *aesKey, dst []byte, first, step uint64)
 	// encryptXTS and decryptXTS take the sectors' encrypted numbers.
 	encryptXTS, decryptXTS sectorLoop
-	// encryptCBC and decryptCBC take initialization vectors, and may change them.
+	// encryptCBC and decryptCBC take initialization vectors.
 	encryptCBC, decryptCBC sectorLoop
 	diffuser               diffuser
 }

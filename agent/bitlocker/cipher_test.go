@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"math/bits"
 	"math/rand/v2"
+	"reflect"
 	"testing"
 )
 
@@ -229,6 +230,19 @@ func TestEncryptNumbers(t *testing.T) {
 			k.encryptNumbers(k.newKey(key), got[:blocks*blockSize], first, step)
 			if !bytes.Equal(got, want) {
 				t.Fatalf("%s: %d numbers are wrong, or too many", k.name, blocks)
+			}
+		}
+	}
+}
+
+// TestScheduleAlignment guards what scheduleSize relies on: a memory operand across two
+// cache lines takes half as long again.
+func TestScheduleAlignment(t *testing.T) {
+	for range 100 {
+		k := newOwnKey(make([]byte, 32))
+		for _, schedule := range [][]byte{k.enc, k.dec} {
+			if at := reflect.ValueOf(schedule).Pointer(); at%keyStride != 0 {
+				t.Fatalf("round keys are at %#x", at)
 			}
 		}
 	}
