@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -296,23 +297,30 @@ func TestManyDisksAtOnce(t *testing.T) {
 	disktest.NothingLeft(t, runDir, 0)
 }
 
-func TestDirtyDataIsBounded(t *testing.T) {
+// TestLoopSettings checks that what is dirty is bounded, how far the kernel reads
+// ahead, and that the next user of the device finds the settings as they were.
+func TestLoopSettings(t *testing.T) {
 	m := mounted(t)
-	name := filepath.Base(m.opened.parts.loop.path)
-	strict, err := os.ReadFile("/sys/block/" + name + "/bdi/strict_limit")
-	if err != nil && os.Getenv("CI") == "true" {
-		t.Fatal(err)
-	}
-	if err != nil {
+	l := m.opened.parts.loop
+	strict, ahead := l.setting("strict_limit"), l.setting("read_ahead_kb")
+	if _, err := os.Stat(strict); err != nil && os.Getenv("CI") != "true" {
 		t.Skip("the kernel has no strict_limit")
 	}
-	if string(strict) != "1\n" {
-		t.Errorf("strict_limit: %q", strict)
+	files := "/sys/class/bdi/" + m.opened.parts.files.device + "/read_ahead_kb"
+	for path, want := range map[string]string{strict: "1", ahead: loopReadAhead, files: filesReadAhead} {
+		if got := readSetting(t, path); got != want {
+			t.Errorf("%s is %s, want %s", path, got, want)
+		}
 	}
 	m.mustClose(t)
-	strict, _ = os.ReadFile("/sys/block/" + name + "/bdi/strict_limit")
-	if string(strict) != "0\n" && readTag("/dev/"+name) == "" { // else somebody else has taken the device
-
-		t.Errorf("strict_limit after Close: %q", strict)
+	for path, want := range map[string]string{strict: "0", ahead: l.ahead} {
+		if got := readSetting(t, path); got != want && readTag(l.path) == "" { // else somebody else has taken the device
+			t.Errorf("after Close %s is %s, want %s", path, got, want)
+		}
 	}
+}
+
+func readSetting(t *testing.T, path string) string {
+	t.Helper()
+	return strings.TrimSpace(string(read(t, path)))
 }

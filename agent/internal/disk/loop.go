@@ -19,13 +19,18 @@ import (
 // bytes: what a relock has to sync within a second, and a crash may lose.
 const maxDirty = 16 << 20
 
+// loopReadAhead is how far the kernel reads ahead in the device, in KiB: far enough
+// to keep the agent decrypting while ntfs-3g and its clients copy.
+const loopReadAhead = "8192"
+
 // loop is a loop device over the decrypted volume. The kernel detaches it when
 // the last process that has it open is gone.
 type loop struct {
 	path   string // of the device, e.g. /dev/loop0
 	tag    string // its name
 	device *os.File
-	before owner // of the device's node, which is root's alone while it is ours
+	before owner  // of the device's node, which is root's alone while it is ours
+	ahead  string // how far the kernel read ahead before, in KiB
 }
 
 // owner is who may open a device's node.
@@ -62,7 +67,7 @@ func attachLoop(file, tag string) (*loop, error) {
 		return nil, fmt.Errorf("cannot attach a loop device: %w", err)
 	}
 	l := &loop{path: device.Name(), tag: tag, device: device, before: before}
-	l.boundDirty()
+	l.tune()
 	return l, nil
 }
 
@@ -125,21 +130,36 @@ func (o owner) restore(path string) error {
 	return errors.Join(unix.Chown(path, o.uid, o.gid), unix.Chmod(path, o.mode))
 }
 
-// boundDirty bounds dirty pages where the kernel lets us. Without, a relock
-// loses more of what was not synced, and is no slower.
-func (l *loop) boundDirty() {
-	l.setQueue("bdi/strict_limit", "1")
-	l.setQueue("bdi/max_bytes", strconv.Itoa(maxDirty))
+// tune bounds dirty pages and reads ahead, where the kernel lets us. Without the
+// bound, a relock loses more of what was not synced, and is no slower.
+func (l *loop) tune() {
+	l.set("strict_limit", "1")
+	l.set("max_bytes", strconv.Itoa(maxDirty))
+	if before, err := os.ReadFile(l.setting("read_ahead_kb")); err == nil {
+		l.ahead = strings.TrimSpace(string(before))
+	}
+	l.set("read_ahead_kb", loopReadAhead)
 }
 
-// unboundDirty gives the next user of the device the kernel's defaults.
-func (l *loop) unboundDirty() {
-	l.setQueue("bdi/max_ratio", "100")
-	l.setQueue("bdi/strict_limit", "0")
+// untune gives the next user of the device the kernel's defaults. None of the
+// settings makes the kernel wait for what the device has under way, as those of its
+// queue would.
+func (l *loop) untune() {
+	l.set("max_ratio", "100")
+	l.set("strict_limit", "0")
+	l.set("read_ahead_kb", l.ahead)
 }
 
-func (l *loop) setQueue(name, value string) {
-	file, err := os.OpenFile(filepath.Join("/sys/block", filepath.Base(l.path), name), os.O_WRONLY, 0)
+func (l *loop) set(name, value string) { writeSetting(l.setting(name), value) }
+
+// setting returns the file in which a setting of the device's cache is.
+func (l *loop) setting(name string) string {
+	return filepath.Join("/sys/block", filepath.Base(l.path), "bdi", name)
+}
+
+// writeSetting writes to a file in /sys, unless it is not there.
+func writeSetting(path, value string) {
+	file, err := os.OpenFile(path, os.O_WRONLY, 0)
 	if err != nil {
 		return
 	}
@@ -160,7 +180,7 @@ func (l *loop) sync() error {
 // after an error, udev does that.
 func (l *loop) detach(limit time.Duration) error {
 	flushDevice(l.device)
-	l.unboundDirty()
+	l.untune()
 	l.device.Close()
 	for end := time.Now().Add(limit); readTag(l.path) == l.tag; time.Sleep(pollTime) {
 		if time.Now().After(end) {

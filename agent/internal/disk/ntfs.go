@@ -28,6 +28,10 @@ type fileSystem struct {
 	released chan struct{} // closed when we have nothing open in it any more
 }
 
+// filesReadAhead is how far the kernel reads ahead in a file of ntfs-3g's, in KiB:
+// far enough to keep ntfs-3g, which does one thing at a time, always busy.
+const filesReadAhead = "1024"
+
 // exitCorrupt is how ntfs-3g ends where its writes were cut off in the middle.
 const exitCorrupt = 13
 
@@ -187,6 +191,7 @@ func (f *fileSystem) show(tree int, keeper *Keeper) error {
 		return fmt.Errorf("the mount at %s is gone", f.dir)
 	}
 	f.device = mount.device
+	writeSetting("/sys/class/bdi/"+f.device+"/read_ahead_kb", filesReadAhead)
 	if err := keeper.watch(thing{Cache: f.device}); err != nil {
 		return err
 	}
