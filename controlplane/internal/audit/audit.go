@@ -146,13 +146,13 @@ func (s *Service) Record(ctx context.Context, tx *store.Tx, rec auditlog.Record)
 	return s.append(ctx, tx, rec, about(rec))
 }
 
-// RecordIntent appends rec in a transaction of its own. When it returns
-// without error, the record is on disk. Any error carries
-// [protocol.CodeNotRecorded] and comes within [store.Limit]: what rec announces
-// must not be done then.
+// RecordIntent appends rec in a transaction of its own, which it shares only with
+// other intents. When it returns without error, the record is on disk. Any error
+// carries [protocol.CodeNotRecorded] and comes within [store.Limit]: what rec
+// announces must not be done then.
 func (s *Service) RecordIntent(ctx context.Context, rec auditlog.Record) (int64, error) {
 	var index int64
-	err := s.store.Tx(ctx, func(tx *store.Tx) error {
+	err := s.store.Shared(ctx, func(ctx context.Context, tx *store.Tx) error {
 		i, err := s.Record(ctx, tx, rec)
 		index = i
 		return err

@@ -4,6 +4,7 @@
 //
 //   - Everything happens in a transaction: [Store.Tx] to change, [Store.View]
 //     to read one consistent state. When Tx returns nil, the change is on disk.
+//     Many small changes at once can share one ([Store.Shared]).
 //   - A row that changes carries a Rev. Update methods compare and set it:
 //     whoever comes second gets [ErrConflict] and reads again.
 //   - No call takes longer than [Limit], whatever the disk does. What the disk
@@ -49,6 +50,7 @@ type Store struct {
 	db      *sql.DB
 	writing chan struct{} // held by the one transaction that writes; first come, first served
 	purging chan struct{} // held by the one purge
+	shares  shares        // what waits to share a transaction
 
 	mu      sync.Mutex
 	closed  bool           // guarded by mu
