@@ -224,7 +224,8 @@ func (c *ControlPlane) assemble(k keys) error {
 	if c.notify, err = c.newNotify(log, k.service); err != nil {
 		return err
 	}
-	rules, err := policy.Load(c.policies())
+	files := c.policies()
+	rules, err := policy.Load(files)
 	if err != nil {
 		return err
 	}
@@ -239,7 +240,7 @@ func (c *ControlPlane) assemble(k keys) error {
 	})
 	requests := lockbox.New(lockbox.Config{
 		Store: c.store, Audit: log, Custody: keeper, Notify: c.notify, Nodes: c.broker, Authority: c.authorities,
-		Policies: rules, Expiry: c.cfg.Timers.RequestExpiry, Now: c.opts.Now, Logger: c.opts.Log,
+		Policies: rules, PolicyFiles: c.watched(files), Expiry: c.cfg.Timers.RequestExpiry, Now: c.opts.Now, Logger: c.opts.Log,
 	})
 	c.services = api.Services{Accounts: people, Orders: order, Lockbox: requests, Custody: keeper, Audit: log, Notices: c.notify}
 	c.api = c.newAPI(people)
@@ -311,6 +312,14 @@ func (c *ControlPlane) policies() fs.FS {
 		return os.DirFS(c.cfg.PoliciesDir)
 	}
 	return configs.JIT()
+}
+
+// watched are files if they can change under a running daemon.
+func (c *ControlPlane) watched(files fs.FS) fs.FS {
+	if c.cfg.PoliciesDir == "" {
+		return nil
+	}
+	return files
 }
 
 // newTunnels makes the server of the device port. Its handler reaches the
@@ -453,6 +462,7 @@ func (c *ControlPlane) Run(ctx context.Context) error {
 	g.Go(func() error { return ignoreEnd(ctx, c.services.Custody.Run(ctx)) })
 	g.Go(func() error { return ignoreEnd(ctx, c.services.Orders.Run(ctx)) })
 	g.Go(func() error { return ignoreEnd(ctx, c.services.Lockbox.RunTimers(ctx)) })
+	g.Go(func() error { return ignoreEnd(ctx, c.services.Lockbox.RunPolicies(ctx)) })
 	g.Go(func() error { return ignoreEnd(ctx, c.notify.Run(ctx)) })
 	g.Go(func() error { return ignoreEnd(ctx, c.services.Audit.Run(ctx)) })
 	g.Go(func() error { return ignoreEnd(ctx, c.broker.Serve(ctx, c.tunnelListener)) })

@@ -44,7 +44,10 @@ func (s *Service) WhoAmI(ctx context.Context, caller Caller, _ *lockboxv1.WhoAmI
 // register anyone; an owner registers owners and approvers of their own tenant,
 // by names of the domain of their own.
 func (s *Service) CreatePerson(ctx context.Context, caller Caller, in *lockboxv1.CreatePersonRequest) (*lockboxv1.CreatePersonResponse, error) {
-	row := store.Person{Name: protocol.Person(in.Name), Role: in.Role, Tenant: protocol.TenantID(in.Tenant), Created: s.Now()}
+	row := store.Person{Name: protocol.Person(in.Name), Role: in.Role, Tenant: protocol.TenantID(in.Tenant), Groups: in.Groups, Created: s.Now()}
+	if len(row.Groups) == 0 && Role(row.Role) == InternalApprover {
+		row.Groups = []string{DefaultGroup}
+	}
 	if err := checkPerson(row, len(in.SshKeys)); err != nil {
 		return nil, err
 	}
@@ -96,7 +99,9 @@ func insertPerson(ctx context.Context, tx *store.Tx, row store.Person, keys []st
 	return nil
 }
 
-// ListPeople lists the people that the caller may see.
+// ListPeople lists the people that the caller may see. A customer's name is an
+// address by which they can be reached: of the provider's people, only those who
+// manage people and those who audit them read it there.
 func (s *Service) ListPeople(ctx context.Context, caller Caller, in *lockboxv1.ListPeopleRequest) (*lockboxv1.ListPeopleResponse, error) {
 	tenant := protocol.TenantID(in.Tenant)
 	if scope := caller.Scope(); scope != "" {
@@ -112,6 +117,9 @@ func (s *Service) ListPeople(ctx context.Context, caller Caller, in *lockboxv1.L
 			p, err := show(ctx, tx, row)
 			if err != nil {
 				return err
+			}
+			if row.Tenant != "" && caller.Is(Staff, Engineer, InternalApprover) {
+				p.Name, p.SshKeys = Masked(p.Name), nil // a key's comment is often an address
 			}
 			out.People = append(out.People, p)
 		}
@@ -234,10 +242,12 @@ func checkPerson(p store.Person, keys int) error {
 		return refuse("role %s belongs to a tenant: name one", p.Role)
 	case !role.OfCustomer() && p.Tenant != "":
 		return refuse("role %s belongs to the provider: leave the tenant out", p.Role)
+	case len(p.Groups) > 0 && role != InternalApprover:
+		return refuse("role %s is in no group: groups are for internal approvers", p.Role)
 	case keys > maxKeys:
 		return refuse("%d SSH keys: at most %d are allowed", keys, maxKeys)
 	}
-	return nil
+	return checkGroups(p.Groups)
 }
 
 func readKeys(p store.Person, lines []string) ([]store.PersonKey, error) {
@@ -265,7 +275,7 @@ func show(ctx context.Context, tx *store.Tx, p store.Person) (*lockboxv1.Person,
 	if err != nil {
 		return nil, err
 	}
-	out := &lockboxv1.Person{Name: string(p.Name), Role: p.Role, Tenant: string(p.Tenant), Created: p.Created.Unix()}
+	out := &lockboxv1.Person{Name: string(p.Name), Role: p.Role, Tenant: string(p.Tenant), Groups: p.Groups, Created: p.Created.Unix()}
 	for _, k := range keys {
 		out.SshKeys = append(out.SshKeys, k.PublicKey)
 		out.KeyFingerprints = append(out.KeyFingerprints, k.Fingerprint)

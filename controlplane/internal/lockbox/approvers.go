@@ -34,7 +34,7 @@ func noteApprovers(ctx context.Context, tx *store.Tx, r store.Request) error {
 				return err
 			}
 			for _, p := range people {
-				if err := tx.InsertRequestApprover(ctx, &store.RequestApprover{Request: r.ID, Person: p.Name, Role: p.Role}); err != nil {
+				if err := tx.InsertRequestApprover(ctx, &store.RequestApprover{Request: r.ID, Person: p.Name, Role: p.Role, Groups: p.Groups}); err != nil {
 					return err
 				}
 			}
@@ -49,8 +49,7 @@ func heldRole(ctx context.Context, tx *store.Tx, caller auth.Caller, r store.Req
 	if err != nil {
 		return err
 	}
-	held := store.RequestApprover{Request: r.ID, Person: caller.Person, Role: string(caller.Role)}
-	if !slices.Contains(list, held) {
+	if !slices.ContainsFunc(list, func(a store.RequestApprover) bool { return a.Person == caller.Person && a.Role == string(caller.Role) }) {
 		return forbidden("%s was not %s yet when request %d was made: those decide who were", caller.Person, caller.Role, r.Number)
 	}
 	return nil

@@ -117,12 +117,18 @@ func (d *draft) create(ctx context.Context, tx *store.Tx) (store.Request, error)
 	if err != nil {
 		return store.Request{}, err
 	}
+	if d.in.DurationSeconds == 0 && evaluation.Longest != 0 {
+		d.length = min(d.length, evaluation.Longest)
+	}
 	trust, err := orders.TrustPolicy(ctx, tx, d.order)
 	if err != nil {
 		return store.Request{}, err
 	}
 	statement, err := d.statement(ctx, tx, trust, exclusion)
-	if code := protocol.CodeOf(err); code == protocol.CodeAction || code == protocol.CodeNotEnabled {
+	if err == nil {
+		err = d.canBeMet(ctx, tx, trust, statement, evaluation)
+	}
+	if slices.Contains([]protocol.Code{protocol.CodeAction, protocol.CodeNotEnabled, protocol.CodeJITBlocked}, protocol.CodeOf(err)) {
 		err = &blockedError{err, d.order, d.ticket.ID, evaluation}
 	}
 	if err != nil {
@@ -147,7 +153,7 @@ func (d *draft) create(ctx context.Context, tx *store.Tx) (store.Request, error)
 // ask tells those who decide first, unless the customer has decided before.
 func (d *draft) ask(ctx context.Context, tx *store.Tx, r store.Request, trust *approval.Policy, st approval.Statement, e policy.Evaluation) (err error) {
 	if st.Exclusion != "" {
-		return d.s.askWithoutCustomer(ctx, tx, d.caller, r, st.Exclusion, e.ApproverGroups)
+		return d.s.askWithoutCustomer(ctx, tx, d.caller, r, st.Exclusion, e.Approvers)
 	}
 	if d.denied, err = d.s.deniedByStanding(ctx, tx, trust, r, st); d.denied || err != nil {
 		return err
@@ -155,10 +161,10 @@ func (d *draft) ask(ctx context.Context, tx *store.Tx, r store.Request, trust *a
 	if rule, _ := trust.Rule(approval.UnlockDatabox); len(rule.ProviderGroups) == 0 {
 		return d.s.providerDone(ctx, tx, d.caller, r)
 	}
-	if err := d.s.addHistory(ctx, tx, r, Initializing.Shown(), strings.Join(e.ApproverGroups, ", ")); err != nil {
+	if err := d.s.addHistory(ctx, tx, r, Initializing.Shown(), demanded(e.Approvers)); err != nil {
 		return err
 	}
-	return d.s.askProvider(ctx, tx, r, e.ApproverGroups)
+	return d.s.askProvider(ctx, tx, r, e.Approvers)
 }
 
 func (d *draft) load(ctx context.Context, tx *store.Tx) error {
@@ -196,7 +202,7 @@ func (d *draft) evaluate(ctx context.Context, tx *store.Tx) (policy.Evaluation, 
 		return policy.Evaluation{}, err
 	}
 	_, longest := orders.TimesOf(d.tenant)
-	return d.s.cfg.Policies.Evaluate(policy.Input{
+	return d.s.rules.Load().set.Evaluate(policy.Input{
 		Action: d.in.Action,
 		Caller: policy.Caller{Person: d.caller.Person, Role: string(d.caller.Role), IsolatedIdentity: d.caller.Isolated, MFA: d.caller.MFA},
 		Device: policy.Device{
@@ -207,7 +213,7 @@ func (d *draft) evaluate(ctx context.Context, tx *store.Tx) (policy.Evaluation, 
 			ID: d.ticket.ID, Order: d.ticket.Order, Subscription: ticketOrder.Subscription,
 			Owner: d.ticket.Owner, EscalatedTo: d.ticket.EscalatedTo,
 		},
-		ReasonCode: d.in.ReasonCode, Access: string(d.access), Duration: d.length, Longest: longest,
+		ReasonCode: d.in.ReasonCode, Access: string(d.access), Duration: d.length, Flexible: d.in.DurationSeconds == 0, Longest: longest,
 	}), nil
 }
 
@@ -263,6 +269,7 @@ func factorProperties(e policy.Evaluation) map[string]string {
 		}
 		out["factor."+f.Name] = word + f.Reason
 	}
+	out["policy"], out["rules"] = e.Policy, strings.Join(e.Rules, ", ")
 	return out
 }
 
@@ -413,7 +420,7 @@ func (d *draft) row(ctx context.Context, tx *store.Tx, st approval.Statement, e 
 	if err != nil {
 		return store.Request{}, err
 	}
-	evaluation, err := proto.Marshal(showEvaluation(e))
+	evaluation, err := proto.Marshal(showEvaluation(e, d.caller, d.s.now()))
 	if err != nil {
 		return store.Request{}, err
 	}
@@ -441,7 +448,7 @@ func (d *draft) row(ctx context.Context, tx *store.Tx, st approval.Statement, e 
 
 func (d *draft) recordEvaluation(ctx context.Context, tx *store.Tx, r store.Request, e policy.Evaluation) error {
 	properties := factorProperties(e)
-	properties["approverGroups"] = strings.Join(e.ApproverGroups, ", ")
+	properties["approverGroups"] = demanded(e.Approvers)
 	return d.s.record(ctx, tx, d.caller, auditlog.OpEvaluateJIT, auditlog.Success, r, properties)
 }
 
@@ -478,12 +485,4 @@ func (s *Service) created(ctx context.Context, tx *store.Tx, caller auth.Caller,
 // since start if that is less.
 func before(start, end time.Time, long time.Duration) time.Time {
 	return end.Add(-min(long, end.Sub(start)/4))
-}
-
-func showEvaluation(e policy.Evaluation) *lockboxv1.Evaluation {
-	out := &lockboxv1.Evaluation{Passed: e.Passed}
-	for _, f := range e.Factors {
-		out.Factors = append(out.Factors, &lockboxv1.Factor{Name: f.Name, Passed: f.Passed, Reason: f.Reason})
-	}
-	return out
 }

@@ -10,6 +10,7 @@ import (
 	"github.com/databox-lockbox/lockbox/controlplane/internal/auth"
 	"github.com/databox-lockbox/lockbox/controlplane/internal/notify"
 	"github.com/databox-lockbox/lockbox/controlplane/internal/orders"
+	"github.com/databox-lockbox/lockbox/controlplane/internal/policy"
 	"github.com/databox-lockbox/lockbox/controlplane/internal/store"
 	"github.com/databox-lockbox/lockbox/protocol"
 	"github.com/databox-lockbox/lockbox/protocol/approval"
@@ -65,6 +66,7 @@ type judgement struct {
 	trust   *approval.Policy
 	rule    approval.Rule
 	earlier []store.Decision
+	unmet   []policy.Demand // of the JIT rules, once the decision at hand counts
 }
 
 // judge reads a request that caller may decide on now.
@@ -222,6 +224,12 @@ func (s *Service) decide(ctx context.Context, tx *store.Tx, caller auth.Caller, 
 		all = append(all, e.Envelope)
 	}
 	grant, verdict := j.trust.Authorize(approval.Request{Statement: j.request.Statement, Decisions: append(all, envelope), Now: s.now()})
+	if d.Role == approval.Provider {
+		var err error
+		if j.unmet, err = j.demandsUnmet(ctx, tx, caller); err != nil {
+			return err
+		}
+	}
 	event, err := j.event(d, verdict)
 	if err != nil {
 		return err
@@ -232,6 +240,9 @@ func (s *Service) decide(ctx context.Context, tx *store.Tx, caller auth.Caller, 
 		Time: time.Unix(d.DecidedAt, 0).UTC(), Envelope: envelope,
 	})
 	if err != nil {
+		return err
+	}
+	if err := s.stillAsked(ctx, tx, j, event); err != nil {
 		return err
 	}
 	return s.decided(ctx, tx, caller, j.request, d, event, grant)
@@ -271,7 +282,7 @@ func (j judgement) event(d approval.Decision, verdict error) (Event, error) {
 		return "", verdict
 	case d.Role == approval.Provider && state != Initializing:
 		return "", conflict("request %d has the provider's approvals already", j.request.Number)
-	case d.Role == approval.Provider && j.complete(approval.Provider, d):
+	case d.Role == approval.Provider && len(j.unmet) == 0 && j.complete(approval.Provider, d):
 		return ProviderApproved, nil
 	case d.Role == approval.Provider:
 		return "", nil

@@ -10,6 +10,7 @@ import (
 	"github.com/databox-lockbox/lockbox/controlplane/internal/auth"
 	"github.com/databox-lockbox/lockbox/controlplane/internal/notify"
 	"github.com/databox-lockbox/lockbox/controlplane/internal/orders"
+	"github.com/databox-lockbox/lockbox/controlplane/internal/policy"
 	"github.com/databox-lockbox/lockbox/controlplane/internal/store"
 	"github.com/databox-lockbox/lockbox/protocol"
 	"github.com/databox-lockbox/lockbox/protocol/approval"
@@ -94,7 +95,7 @@ func (s *Service) tellExclusion(ctx context.Context, tx *store.Tx, caller auth.C
 
 // askWithoutCustomer puts a request before the provider alone. The customer is
 // told first.
-func (s *Service) askWithoutCustomer(ctx context.Context, tx *store.Tx, caller auth.Caller, r store.Request, x approval.Exclusion, groups []string) error {
+func (s *Service) askWithoutCustomer(ctx context.Context, tx *store.Tx, caller auth.Caller, r store.Request, x approval.Exclusion, demands []policy.Demand) error {
 	to, err := s.customersOf(ctx, tx, r)
 	if err != nil {
 		return err
@@ -106,10 +107,10 @@ func (s *Service) askWithoutCustomer(ctx context.Context, tx *store.Tx, caller a
 	if err := s.tellExclusion(ctx, tx, caller, r, x, auditlog.Start, "An engineer asks for it, and the provider's people decide"); err != nil {
 		return err
 	}
-	if err := s.addHistory(ctx, tx, r, Initializing.Shown(), strings.Join(groups, ", ")); err != nil {
+	if err := s.addHistory(ctx, tx, r, Initializing.Shown(), demanded(demands)); err != nil {
 		return err
 	}
-	return s.askProvider(ctx, tx, r, groups)
+	return s.askProvider(ctx, tx, r, demands)
 }
 
 // decidedBefore completes a request of which the provider has approved, if the

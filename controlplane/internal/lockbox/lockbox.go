@@ -22,6 +22,8 @@ import (
 	"crypto/rand"
 	"encoding/hex"
 	"fmt"
+	"io/fs"
+	"sync/atomic"
 	"time"
 
 	"github.com/rs/zerolog"
@@ -65,23 +67,26 @@ type Nodes interface {
 
 // Config are the parts of a [Service]. All but Expiry and Now are needed.
 type Config struct {
-	Store     *store.Store
-	Audit     *audit.Service
-	Custody   *custody.Service
-	Notify    *notify.Service
-	Nodes     Nodes
-	Authority *certs.Authorities
-	Policies  *policy.Set
-	Expiry    time.Duration    // unanswered requests live no longer, in whole seconds; RequestExpiry if 0, anything else is for demonstrations
-	Now       func() time.Time // default time.Now
-	Logger    zerolog.Logger
+	Store       *store.Store
+	Audit       *audit.Service
+	Custody     *custody.Service
+	Notify      *notify.Service
+	Nodes       Nodes
+	Authority   *certs.Authorities
+	Policies    *policy.Set      // in force from the start
+	PolicyFiles fs.FS            // looked at for others, see [Service.RunPolicies]; nil: Policies stay
+	Expiry      time.Duration    // unanswered requests live no longer, in whole seconds; RequestExpiry if 0, anything else is for demonstrations
+	Now         func() time.Time // default time.Now
+	Logger      zerolog.Logger
 }
 
 // Service answers RequestService and SessionService. Its methods may be called
 // concurrently.
 type Service struct {
-	cfg  Config
-	wake chan struct{} // one slot: a timer may have been set
+	cfg    Config
+	wake   chan struct{} // one slot: a timer may have been set
+	rules  atomic.Pointer[ruleSet]
+	unused atomic.Pointer[refusedSet] // what lies in PolicyFiles instead; nil if that is what is in force
 }
 
 // New returns a service. Timers wait for [Service.RunTimers].
@@ -92,7 +97,9 @@ func New(cfg Config) *Service {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
-	return &Service{cfg: cfg, wake: make(chan struct{}, 1)}
+	s := &Service{cfg: cfg, wake: make(chan struct{}, 1)}
+	s.rules.Store(&ruleSet{cfg.Policies, s.now()})
+	return s
 }
 
 // now is the time as it is stored: in UTC, to the millisecond.

@@ -9,6 +9,7 @@ import (
 
 	"github.com/databox-lockbox/lockbox/controlplane/internal/auth"
 	"github.com/databox-lockbox/lockbox/controlplane/internal/notify"
+	"github.com/databox-lockbox/lockbox/controlplane/internal/policy"
 	"github.com/databox-lockbox/lockbox/controlplane/internal/store"
 	"github.com/databox-lockbox/lockbox/protocol/auditlog"
 )
@@ -67,12 +68,12 @@ func facts(r store.Request) []notify.Fact {
 }
 
 // askProvider tells the provider's own approvers.
-func (s *Service) askProvider(ctx context.Context, tx *store.Tx, r store.Request, groups []string) error {
+func (s *Service) askProvider(ctx context.Context, tx *store.Tx, r store.Request, demands []policy.Demand) error {
 	to, err := internalApprovers(ctx, tx)
 	if err != nil {
 		return err
 	}
-	return s.tell(ctx, tx, notify.InternalApproval, r, false, to, "To be decided by: "+strings.Join(groups, ", "))
+	return s.tell(ctx, tx, notify.InternalApproval, r, false, to, "To be decided by: "+demanded(demands))
 }
 
 func internalApprovers(ctx context.Context, tx *store.Tx) ([]string, error) {

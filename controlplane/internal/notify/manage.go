@@ -124,18 +124,9 @@ func Show(caller auth.Caller, w store.Word) *lockboxv1.Delivery {
 		d.NextAttempt = w.NextAttempt.Unix()
 	}
 	if w.Audience == store.ToCustomer && !caller.Role.OfCustomer() && !caller.Is(auth.Admin, auth.Auditor, auth.System) {
-		d.Recipient, d.LastError = masked(w.Recipient), ""
+		d.Recipient, d.LastError = auth.Masked(w.Recipient), ""
 	}
 	return d
-}
-
-// masked leaves of an address what tells one from another to those who know them.
-func masked(address string) string {
-	at := strings.LastIndexByte(address, '@')
-	if at < 1 {
-		return address
-	}
-	return address[:1] + "…" + address[at:]
 }
 
 // CreateWebhook has what a tenant's people are told sent to a URL as well.

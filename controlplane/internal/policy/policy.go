@@ -9,13 +9,17 @@
 //   - A factor is blocked when any forbidding rule of it applies, or fails to
 //     evaluate; the request passes only when no factor is blocked and a
 //     permitting rule applies.
-//   - The outcome of every factor is shown, passed ones too.
+//   - The outcome of every factor is shown, passed ones too, with the rules that
+//     it comes from and the digest of the set that they stand in.
+//   - What several permitting rules demand is demanded together: every approver
+//     of each, the shortest time.
 //
 // The package is pure: it reads no clock, file or network.
 package policy
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -36,6 +40,7 @@ type Input struct {
 	ReasonCode string
 	Access     string // read-only, read-write or delete
 	Duration   time.Duration
+	Flexible   bool          // nobody asked for that duration: it may be shortened
 	Longest    time.Duration // that the tenant lets one access last
 }
 
@@ -69,16 +74,21 @@ type Ticket struct {
 
 // Evaluation is the outcome, to be shown and recorded whole.
 type Evaluation struct {
-	Factors        []Factor `json:"factors"` // in the order of the rules
-	Passed         bool     `json:"passed"`
-	ApproverGroups []string `json:"approverGroups,omitempty"` // who decides on the provider's side, by the permitting rule
+	Factors   []Factor      // in the order of the rules
+	Passed    bool          // no factor is blocked, and a rule permits it
+	Approvers []Demand      // who decides on the provider's side, by the permitting rules
+	Longest   time.Duration // by the permitting rules; 0: as the tenant says
+	MFA       bool          // a second factor is demanded
+	Rules     []string      // ids of the permitting rules
+	Policy    string        // digest of the set
 }
 
 // Factor is one thing looked at, with its own outcome.
 type Factor struct {
-	Name   string `json:"name"` // e.g. "resource-scope"
-	Passed bool   `json:"passed"`
-	Reason string `json:"reason"` // for people
+	Name   string // e.g. "resource-scope"
+	Passed bool
+	Reason string   // for people
+	Rules  []string // ids of the rules that decided it
 }
 
 // Blocked returns one line per blocked factor, "" when none is.
@@ -94,52 +104,94 @@ func (e Evaluation) Blocked() string {
 
 // Evaluate applies the rules to in. It may be called concurrently.
 func (s *Set) Evaluate(in Input) Evaluation {
-	decision, diagnostic := cedar.Authorize(s.policies, entities(in), request(in))
-	hit := make(map[cedar.PolicyID]bool)
-	for _, r := range diagnostic.Reasons {
-		hit[r.PolicyID] = true
-	}
-	failed := make(map[cedar.PolicyID]bool)
-	for _, e := range diagnostic.Errors {
-		failed[e.PolicyID] = true
-	}
-	e := Evaluation{Factors: s.factors(hit, failed, facts(in))}
-	e.Passed = decision == cedar.Allow && len(failed) == 0
+	entities, request := entities(in), request(in)
+	decision, diagnostic := cedar.Authorize(s.policies, entities, request)
+	hit, failed := idsOf(diagnostic)
+	_, permits := cedar.Authorize(s.permits, entities, request)
+	permitted, _ := idsOf(permits)
+	e := Evaluation{Factors: s.factors(hit, failed, facts(in)), Policy: s.digest}
 	for _, r := range s.rules {
-		if e.Passed && hit[r.id] {
-			e.ApproverGroups = append(e.ApproverGroups, r.approvers...)
+		if permitted[r.id] {
+			e.demand(r)
 		}
 	}
+	e.Factors = append(e.Factors, e.demanded(in)...)
+	e.Passed = decision == cedar.Allow && len(failed) == 0 && e.Blocked() == ""
 	if !e.Passed && e.Blocked() == "" {
 		e.Factors = append(e.Factors, Factor{Name: "rule", Reason: fmt.Sprintf("no rule permits the action %q", in.Action)})
 	}
 	return e
 }
 
+// idsOf returns which rules applied, and which could not be evaluated.
+func idsOf(d cedar.Diagnostic) (hit, failed map[cedar.PolicyID]bool) {
+	hit, failed = make(map[cedar.PolicyID]bool), make(map[cedar.PolicyID]bool)
+	for _, r := range d.Reasons {
+		hit[r.PolicyID] = true
+	}
+	for _, e := range d.Errors {
+		failed[e.PolicyID] = true
+	}
+	return hit, failed
+}
+
+// demand adds what a permitting rule demands.
+func (e *Evaluation) demand(r rule) {
+	e.Rules = append(e.Rules, string(r.id))
+	for _, d := range r.demands.approvers {
+		if !slices.ContainsFunc(e.Approvers, func(other Demand) bool { return slices.Equal(other, d) }) {
+			e.Approvers = append(e.Approvers, d)
+		}
+	}
+	if longest := r.demands.longest; longest != 0 && (e.Longest == 0 || longest < e.Longest) {
+		e.Longest = longest
+	}
+	e.MFA = e.MFA || r.demands.mfa
+}
+
+// demanded are the factors that come from what the permitting rules demand.
+func (e *Evaluation) demanded(in Input) []Factor {
+	var list []Factor
+	if e.Longest != 0 {
+		f := Factor{Name: "max-duration", Passed: in.Flexible || in.Duration <= e.Longest, Rules: e.Rules}
+		f.Reason = fmt.Sprintf("the rules give %s at most", e.Longest)
+		if !f.Passed {
+			f.Reason += fmt.Sprintf(", %s was asked for: ask for no more", in.Duration)
+		}
+		list = append(list, f)
+	}
+	if e.MFA {
+		f := Factor{Name: "second-factor", Passed: in.Caller.MFA, Rules: e.Rules}
+		f.Reason = fmt.Sprintf("%s signed in with a second factor, which the rules demand", in.Caller.Person)
+		if !f.Passed {
+			f.Reason = fmt.Sprintf("%s signed in without the second factor that the rules demand: sign in by an identity provider that asks for one", in.Caller.Person)
+		}
+		list = append(list, f)
+	}
+	return list
+}
+
 // factors gathers the outcome of each factor from those of its rules.
 func (s *Set) factors(hit, failed map[cedar.PolicyID]bool, facts *strings.Replacer) []Factor {
 	var list []Factor
 	for _, name := range s.names {
-		f := Factor{Name: name, Passed: true}
-		var passed, blocked []string
+		var passed, blocked, agreed, objected []string
 		for _, r := range s.rules {
 			switch {
 			case r.factor != name:
 			case failed[r.id]:
-				f.Passed = false
-				blocked = append(blocked, fmt.Sprintf("rule %s could not be evaluated", r.id))
+				blocked, objected = append(blocked, fmt.Sprintf("rule %s could not be evaluated", r.id)), append(objected, string(r.id))
 			case hit[r.id]:
-				f.Passed = false
-				blocked = append(blocked, facts.Replace(r.blocked))
+				blocked, objected = append(blocked, facts.Replace(r.blocked)), append(objected, string(r.id))
 			default:
-				passed = append(passed, facts.Replace(r.passed))
+				passed, agreed = append(passed, facts.Replace(r.passed)), append(agreed, string(r.id))
 			}
 		}
-		f.Reason = strings.Join(passed, "; ")
-		if !f.Passed {
-			f.Reason = strings.Join(blocked, "; ")
+		if len(objected) > 0 {
+			list = append(list, Factor{Name: name, Reason: strings.Join(blocked, "; "), Rules: objected})
+		} else {
+			list = append(list, Factor{Name: name, Passed: true, Reason: strings.Join(passed, "; "), Rules: agreed})
 		}
-		list = append(list, f)
 	}
 	return list
 }

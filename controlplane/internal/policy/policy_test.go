@@ -89,8 +89,8 @@ func TestEachFactorBlocksAlone(t *testing.T) {
 			if e.Passed != (test.factor == "") {
 				t.Errorf("passed: %v", e.Passed)
 			}
-			if e.Passed != (len(e.ApproverGroups) > 0) {
-				t.Errorf("passed %v, approvers %q", e.Passed, e.ApproverGroups)
+			if permitted := test.factor != "rule"; permitted != (len(e.Approvers) > 0) {
+				t.Errorf("permitted %v, approvers %q", permitted, e.Approvers)
 			}
 		})
 	}
@@ -109,7 +109,7 @@ func TestEveryFactorIsShown(t *testing.T) {
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)
 	}
-	if diff := cmp.Diff([]string{"Customer support lead", "DevOps manager"}, e.ApproverGroups); diff != "" {
+	if diff := cmp.Diff([]Demand{{"Customer support lead", "DevOps manager"}}, e.Approvers); diff != "" {
 		t.Error(diff)
 	}
 }

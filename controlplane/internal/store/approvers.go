@@ -13,11 +13,14 @@ type RequestApprover struct {
 	Request protocol.RequestID
 	Person  protocol.Person
 	Role    string
+	Groups  []string // of internal approvers
 }
 
-var requestApprovers = table{"request_approvers", "approver", 2, "request, person, role"}
+var requestApprovers = table{"request_approvers", "approver", 2, "request, person, role, member_of"}
 
-func (r *RequestApprover) fields() []any { return []any{&r.Request, &r.Person, &r.Role} }
+func (r *RequestApprover) fields() []any {
+	return []any{&r.Request, &r.Person, &r.Role, js[string]{&r.Groups}}
+}
 
 // InsertRequestApprover adds r.
 func (tx *Tx) InsertRequestApprover(ctx context.Context, r *RequestApprover) error {

@@ -15,13 +15,14 @@ type Person struct {
 	Tenant  protocol.TenantID // "" for people of the provider
 	Created time.Time
 	Removed time.Time
+	Groups  []string // of internal approvers
 	Rev     int64
 }
 
-var people = table{"people", "person", 1, "name, role, tenant, created, removed, rev"}
+var people = table{"people", "person", 1, "name, role, tenant, created, removed, member_of, rev"}
 
 func (r *Person) fields() []any {
-	return []any{&r.Name, &r.Role, &r.Tenant, ms{&r.Created}, ms{&r.Removed}, &r.Rev}
+	return []any{&r.Name, &r.Role, &r.Tenant, ms{&r.Created}, ms{&r.Removed}, js[string]{&r.Groups}, &r.Rev}
 }
 
 // InsertPerson adds r.

@@ -157,6 +157,20 @@ func (m msd) Scan(src any) error {
 	return nil
 }
 
+// text stores JSON as it is.
+type text struct{ json *json.RawMessage }
+
+func (t text) Value() (driver.Value, error) { return string(*t.json), nil }
+
+func (t text) Scan(src any) error {
+	s, ok := src.(string)
+	if !ok {
+		return fmt.Errorf("%T is no text", src)
+	}
+	*t.json = json.RawMessage(s)
+	return nil
+}
+
 // js stores a list as JSON text.
 type js[T any] struct{ list *[]T }
 

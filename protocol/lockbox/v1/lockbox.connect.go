@@ -35,6 +35,12 @@ const (
 	AuditServiceName = "lockbox.v1.AuditService"
 	// NoticeServiceName is the fully-qualified name of the NoticeService service.
 	NoticeServiceName = "lockbox.v1.NoticeService"
+	// PolicyServiceName is the fully-qualified name of the PolicyService service.
+	PolicyServiceName = "lockbox.v1.PolicyService"
+	// ContactServiceName is the fully-qualified name of the ContactService service.
+	ContactServiceName = "lockbox.v1.ContactService"
+	// CatalogueServiceName is the fully-qualified name of the CatalogueService service.
+	CatalogueServiceName = "lockbox.v1.CatalogueService"
 )
 
 // These constants are the procedure names of the RPCs defined in this package. They're exposed at
@@ -73,6 +79,8 @@ const (
 	// AccountServiceCreateLoginTokenProcedure is the procedure name of the AccountService's
 	// CreateLoginToken RPC.
 	AccountServiceCreateLoginTokenProcedure = "/lockbox.v1.AccountService/CreateLoginToken"
+	// AccountServiceSetGroupsProcedure is the procedure name of the AccountService's SetGroups RPC.
+	AccountServiceSetGroupsProcedure = "/lockbox.v1.AccountService/SetGroups"
 	// TenantServiceCreateTenantProcedure is the procedure name of the TenantService's CreateTenant RPC.
 	TenantServiceCreateTenantProcedure = "/lockbox.v1.TenantService/CreateTenant"
 	// TenantServiceGetTenantProcedure is the procedure name of the TenantService's GetTenant RPC.
@@ -248,6 +256,26 @@ const (
 	NoticeServiceRemoveWebhookProcedure = "/lockbox.v1.NoticeService/RemoveWebhook"
 	// NoticeServiceTestWebhookProcedure is the procedure name of the NoticeService's TestWebhook RPC.
 	NoticeServiceTestWebhookProcedure = "/lockbox.v1.NoticeService/TestWebhook"
+	// PolicyServiceGetPoliciesProcedure is the procedure name of the PolicyService's GetPolicies RPC.
+	PolicyServiceGetPoliciesProcedure = "/lockbox.v1.PolicyService/GetPolicies"
+	// PolicyServiceWhyRequestProcedure is the procedure name of the PolicyService's WhyRequest RPC.
+	PolicyServiceWhyRequestProcedure = "/lockbox.v1.PolicyService/WhyRequest"
+	// PolicyServiceWhoCouldUnlockProcedure is the procedure name of the PolicyService's WhoCouldUnlock
+	// RPC.
+	PolicyServiceWhoCouldUnlockProcedure = "/lockbox.v1.PolicyService/WhoCouldUnlock"
+	// ContactServiceAskContactProcedure is the procedure name of the ContactService's AskContact RPC.
+	ContactServiceAskContactProcedure = "/lockbox.v1.ContactService/AskContact"
+	// ContactServiceDecideContactProcedure is the procedure name of the ContactService's DecideContact
+	// RPC.
+	ContactServiceDecideContactProcedure = "/lockbox.v1.ContactService/DecideContact"
+	// ContactServiceReadContactProcedure is the procedure name of the ContactService's ReadContact RPC.
+	ContactServiceReadContactProcedure = "/lockbox.v1.ContactService/ReadContact"
+	// ContactServiceListContactsProcedure is the procedure name of the ContactService's ListContacts
+	// RPC.
+	ContactServiceListContactsProcedure = "/lockbox.v1.ContactService/ListContacts"
+	// CatalogueServiceListOperationsProcedure is the procedure name of the CatalogueService's
+	// ListOperations RPC.
+	CatalogueServiceListOperationsProcedure = "/lockbox.v1.CatalogueService/ListOperations"
 )
 
 var (
@@ -335,6 +363,13 @@ var (
 			Procedure:  AccountServiceCreateLoginTokenProcedure,
 		}
 	})
+	accountServiceSetGroupsSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeUnary,
+			Schema:     File_lockbox_v1_lockbox_proto.Services().ByName("AccountService").Methods().ByName("SetGroups"),
+			Procedure:  AccountServiceSetGroupsProcedure,
+		}
+	})
 )
 
 // AccountServiceClient is a client for the lockbox.v1.AccountService service.
@@ -361,6 +396,8 @@ type AccountServiceClient interface {
 	RemoveKey(context.Context, *RemoveKeyRequest) (*Person, error)
 	// CreateLoginToken makes a fresh one-time token for somebody.
 	CreateLoginToken(context.Context, *CreateLoginTokenRequest) (*CreateLoginTokenResponse, error)
+	// SetGroups says which groups of internal approvers somebody is in.
+	SetGroups(context.Context, *SetGroupsRequest) (*Person, error)
 }
 
 // NewAccountServiceClient constructs a client for the lockbox.v1.AccountService service. Multiple
@@ -393,6 +430,8 @@ type AccountServiceHandler interface {
 	RemoveKey(context.Context, *RemoveKeyRequest) (*Person, error)
 	// CreateLoginToken makes a fresh one-time token for somebody.
 	CreateLoginToken(context.Context, *CreateLoginTokenRequest) (*CreateLoginTokenResponse, error)
+	// SetGroups says which groups of internal approvers somebody is in.
+	SetGroups(context.Context, *SetGroupsRequest) (*Person, error)
 }
 
 // RegisterAccountServiceHandler registers svc as the lockbox.v1.AccountService implementation on
@@ -412,6 +451,7 @@ func RegisterAccountServiceHandler(server *connect.Server, svc AccountServiceHan
 		connect.Method{Spec: accountServiceAddKeySpec(), Handler: adapter.addKey},
 		connect.Method{Spec: accountServiceRemoveKeySpec(), Handler: adapter.removeKey},
 		connect.Method{Spec: accountServiceCreateLoginTokenSpec(), Handler: adapter.createLoginToken},
+		connect.Method{Spec: accountServiceSetGroupsSpec(), Handler: adapter.setGroups},
 	)
 }
 
@@ -464,6 +504,10 @@ func (UnimplementedAccountServiceHandler) RemoveKey(context.Context, *RemoveKeyR
 
 func (UnimplementedAccountServiceHandler) CreateLoginToken(context.Context, *CreateLoginTokenRequest) (*CreateLoginTokenResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "lockbox.v1.AccountService.CreateLoginToken is not implemented")
+}
+
+func (UnimplementedAccountServiceHandler) SetGroups(context.Context, *SetGroupsRequest) (*Person, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "lockbox.v1.AccountService.SetGroups is not implemented")
 }
 
 type accountServiceClient struct {
@@ -561,6 +605,14 @@ func (c *accountServiceClient) RemoveKey(ctx context.Context, req *RemoveKeyRequ
 func (c *accountServiceClient) CreateLoginToken(ctx context.Context, req *CreateLoginTokenRequest) (*CreateLoginTokenResponse, error) {
 	var res CreateLoginTokenResponse
 	if err := c.client.CallUnary(ctx, accountServiceCreateLoginTokenSpec(), req, &res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+func (c *accountServiceClient) SetGroups(ctx context.Context, req *SetGroupsRequest) (*Person, error) {
+	var res Person
+	if err := c.client.CallUnary(ctx, accountServiceSetGroupsSpec(), req, &res); err != nil {
 		return nil, err
 	}
 	return &res, nil
@@ -706,6 +758,18 @@ func (h accountServiceHandler) createLoginToken(ctx context.Context, _ connect.S
 		return err
 	}
 	res, err := h.svc.CreateLoginToken(ctx, &req)
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
+}
+
+func (h accountServiceHandler) setGroups(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req SetGroupsRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	res, err := h.svc.SetGroups(ctx, &req)
 	if err != nil {
 		return err
 	}
@@ -3682,6 +3746,392 @@ func (h noticeServiceHandler) testWebhook(ctx context.Context, _ connect.Spec, s
 		return err
 	}
 	res, err := h.svc.TestWebhook(ctx, &req)
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
+}
+
+var (
+	policyServiceGetPoliciesSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeUnary,
+			Schema:     File_lockbox_v1_lockbox_proto.Services().ByName("PolicyService").Methods().ByName("GetPolicies"),
+			Procedure:  PolicyServiceGetPoliciesProcedure,
+		}
+	})
+	policyServiceWhyRequestSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeUnary,
+			Schema:     File_lockbox_v1_lockbox_proto.Services().ByName("PolicyService").Methods().ByName("WhyRequest"),
+			Procedure:  PolicyServiceWhyRequestProcedure,
+		}
+	})
+	policyServiceWhoCouldUnlockSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeUnary,
+			Schema:     File_lockbox_v1_lockbox_proto.Services().ByName("PolicyService").Methods().ByName("WhoCouldUnlock"),
+			Procedure:  PolicyServiceWhoCouldUnlockProcedure,
+		}
+	})
+)
+
+// PolicyServiceClient is a client for the lockbox.v1.PolicyService service.
+type PolicyServiceClient interface {
+	// GetPolicies shows the set in force, or an earlier one by its digest.
+	GetPolicies(context.Context, *GetPoliciesRequest) (*Policies, error)
+	// WhyRequest shows how a request was evaluated, and how it would be now.
+	WhyRequest(context.Context, *WhyRequestRequest) (*WhyRequestResponse, error)
+	// WhoCouldUnlock says of each engineer what stands between them and a device.
+	WhoCouldUnlock(context.Context, *WhoCouldUnlockRequest) (*WhoCouldUnlockResponse, error)
+}
+
+// NewPolicyServiceClient constructs a client for the lockbox.v1.PolicyService service. Multiple
+// service clients may share a single connect.Client.
+func NewPolicyServiceClient(client *connect.Client) PolicyServiceClient {
+	return &policyServiceClient{client: client}
+}
+
+// PolicyServiceHandler is an implementation of the lockbox.v1.PolicyService service.
+type PolicyServiceHandler interface {
+	// GetPolicies shows the set in force, or an earlier one by its digest.
+	GetPolicies(context.Context, *GetPoliciesRequest) (*Policies, error)
+	// WhyRequest shows how a request was evaluated, and how it would be now.
+	WhyRequest(context.Context, *WhyRequestRequest) (*WhyRequestResponse, error)
+	// WhoCouldUnlock says of each engineer what stands between them and a device.
+	WhoCouldUnlock(context.Context, *WhoCouldUnlockRequest) (*WhoCouldUnlockResponse, error)
+}
+
+// RegisterPolicyServiceHandler registers svc as the lockbox.v1.PolicyService implementation on
+// server.
+func RegisterPolicyServiceHandler(server *connect.Server, svc PolicyServiceHandler) {
+	adapter := policyServiceHandler{svc: svc}
+	server.Register(
+		connect.Method{Spec: policyServiceGetPoliciesSpec(), Handler: adapter.getPolicies},
+		connect.Method{Spec: policyServiceWhyRequestSpec(), Handler: adapter.whyRequest},
+		connect.Method{Spec: policyServiceWhoCouldUnlockSpec(), Handler: adapter.whoCouldUnlock},
+	)
+}
+
+// UnimplementedPolicyServiceHandler returns CodeUnimplemented from all methods.
+type UnimplementedPolicyServiceHandler struct{}
+
+func (UnimplementedPolicyServiceHandler) GetPolicies(context.Context, *GetPoliciesRequest) (*Policies, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "lockbox.v1.PolicyService.GetPolicies is not implemented")
+}
+
+func (UnimplementedPolicyServiceHandler) WhyRequest(context.Context, *WhyRequestRequest) (*WhyRequestResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "lockbox.v1.PolicyService.WhyRequest is not implemented")
+}
+
+func (UnimplementedPolicyServiceHandler) WhoCouldUnlock(context.Context, *WhoCouldUnlockRequest) (*WhoCouldUnlockResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "lockbox.v1.PolicyService.WhoCouldUnlock is not implemented")
+}
+
+type policyServiceClient struct {
+	client *connect.Client
+}
+
+func (c *policyServiceClient) GetPolicies(ctx context.Context, req *GetPoliciesRequest) (*Policies, error) {
+	var res Policies
+	if err := c.client.CallUnary(ctx, policyServiceGetPoliciesSpec(), req, &res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+func (c *policyServiceClient) WhyRequest(ctx context.Context, req *WhyRequestRequest) (*WhyRequestResponse, error) {
+	var res WhyRequestResponse
+	if err := c.client.CallUnary(ctx, policyServiceWhyRequestSpec(), req, &res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+func (c *policyServiceClient) WhoCouldUnlock(ctx context.Context, req *WhoCouldUnlockRequest) (*WhoCouldUnlockResponse, error) {
+	var res WhoCouldUnlockResponse
+	if err := c.client.CallUnary(ctx, policyServiceWhoCouldUnlockSpec(), req, &res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+type policyServiceHandler struct{ svc PolicyServiceHandler }
+
+func (h policyServiceHandler) getPolicies(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req GetPoliciesRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	res, err := h.svc.GetPolicies(ctx, &req)
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
+}
+
+func (h policyServiceHandler) whyRequest(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req WhyRequestRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	res, err := h.svc.WhyRequest(ctx, &req)
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
+}
+
+func (h policyServiceHandler) whoCouldUnlock(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req WhoCouldUnlockRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	res, err := h.svc.WhoCouldUnlock(ctx, &req)
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
+}
+
+var (
+	contactServiceAskContactSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeUnary,
+			Schema:     File_lockbox_v1_lockbox_proto.Services().ByName("ContactService").Methods().ByName("AskContact"),
+			Procedure:  ContactServiceAskContactProcedure,
+		}
+	})
+	contactServiceDecideContactSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeUnary,
+			Schema:     File_lockbox_v1_lockbox_proto.Services().ByName("ContactService").Methods().ByName("DecideContact"),
+			Procedure:  ContactServiceDecideContactProcedure,
+		}
+	})
+	contactServiceReadContactSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeUnary,
+			Schema:     File_lockbox_v1_lockbox_proto.Services().ByName("ContactService").Methods().ByName("ReadContact"),
+			Procedure:  ContactServiceReadContactProcedure,
+		}
+	})
+	contactServiceListContactsSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeUnary,
+			Schema:     File_lockbox_v1_lockbox_proto.Services().ByName("ContactService").Methods().ByName("ListContacts"),
+			Procedure:  ContactServiceListContactsProcedure,
+		}
+	})
+)
+
+// ContactServiceClient is a client for the lockbox.v1.ContactService service.
+type ContactServiceClient interface {
+	AskContact(context.Context, *AskContactRequest) (*ContactRequest, error)
+	// DecideContact is for internal approvers in the group Manager, never for who
+	// asked.
+	DecideContact(context.Context, *DecideContactRequest) (*ContactRequest, error)
+	// ReadContact is recorded, and told to the customer, before it answers.
+	ReadContact(context.Context, *ReadContactRequest) (*ReadContactResponse, error)
+	ListContacts(context.Context, *ListContactsRequest) (*ListContactsResponse, error)
+}
+
+// NewContactServiceClient constructs a client for the lockbox.v1.ContactService service. Multiple
+// service clients may share a single connect.Client.
+func NewContactServiceClient(client *connect.Client) ContactServiceClient {
+	return &contactServiceClient{client: client}
+}
+
+// ContactServiceHandler is an implementation of the lockbox.v1.ContactService service.
+type ContactServiceHandler interface {
+	AskContact(context.Context, *AskContactRequest) (*ContactRequest, error)
+	// DecideContact is for internal approvers in the group Manager, never for who
+	// asked.
+	DecideContact(context.Context, *DecideContactRequest) (*ContactRequest, error)
+	// ReadContact is recorded, and told to the customer, before it answers.
+	ReadContact(context.Context, *ReadContactRequest) (*ReadContactResponse, error)
+	ListContacts(context.Context, *ListContactsRequest) (*ListContactsResponse, error)
+}
+
+// RegisterContactServiceHandler registers svc as the lockbox.v1.ContactService implementation on
+// server.
+func RegisterContactServiceHandler(server *connect.Server, svc ContactServiceHandler) {
+	adapter := contactServiceHandler{svc: svc}
+	server.Register(
+		connect.Method{Spec: contactServiceAskContactSpec(), Handler: adapter.askContact},
+		connect.Method{Spec: contactServiceDecideContactSpec(), Handler: adapter.decideContact},
+		connect.Method{Spec: contactServiceReadContactSpec(), Handler: adapter.readContact},
+		connect.Method{Spec: contactServiceListContactsSpec(), Handler: adapter.listContacts},
+	)
+}
+
+// UnimplementedContactServiceHandler returns CodeUnimplemented from all methods.
+type UnimplementedContactServiceHandler struct{}
+
+func (UnimplementedContactServiceHandler) AskContact(context.Context, *AskContactRequest) (*ContactRequest, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "lockbox.v1.ContactService.AskContact is not implemented")
+}
+
+func (UnimplementedContactServiceHandler) DecideContact(context.Context, *DecideContactRequest) (*ContactRequest, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "lockbox.v1.ContactService.DecideContact is not implemented")
+}
+
+func (UnimplementedContactServiceHandler) ReadContact(context.Context, *ReadContactRequest) (*ReadContactResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "lockbox.v1.ContactService.ReadContact is not implemented")
+}
+
+func (UnimplementedContactServiceHandler) ListContacts(context.Context, *ListContactsRequest) (*ListContactsResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "lockbox.v1.ContactService.ListContacts is not implemented")
+}
+
+type contactServiceClient struct {
+	client *connect.Client
+}
+
+func (c *contactServiceClient) AskContact(ctx context.Context, req *AskContactRequest) (*ContactRequest, error) {
+	var res ContactRequest
+	if err := c.client.CallUnary(ctx, contactServiceAskContactSpec(), req, &res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+func (c *contactServiceClient) DecideContact(ctx context.Context, req *DecideContactRequest) (*ContactRequest, error) {
+	var res ContactRequest
+	if err := c.client.CallUnary(ctx, contactServiceDecideContactSpec(), req, &res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+func (c *contactServiceClient) ReadContact(ctx context.Context, req *ReadContactRequest) (*ReadContactResponse, error) {
+	var res ReadContactResponse
+	if err := c.client.CallUnary(ctx, contactServiceReadContactSpec(), req, &res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+func (c *contactServiceClient) ListContacts(ctx context.Context, req *ListContactsRequest) (*ListContactsResponse, error) {
+	var res ListContactsResponse
+	if err := c.client.CallUnary(ctx, contactServiceListContactsSpec(), req, &res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+type contactServiceHandler struct{ svc ContactServiceHandler }
+
+func (h contactServiceHandler) askContact(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req AskContactRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	res, err := h.svc.AskContact(ctx, &req)
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
+}
+
+func (h contactServiceHandler) decideContact(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req DecideContactRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	res, err := h.svc.DecideContact(ctx, &req)
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
+}
+
+func (h contactServiceHandler) readContact(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req ReadContactRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	res, err := h.svc.ReadContact(ctx, &req)
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
+}
+
+func (h contactServiceHandler) listContacts(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req ListContactsRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	res, err := h.svc.ListContacts(ctx, &req)
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
+}
+
+var (
+	catalogueServiceListOperationsSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeUnary,
+			Schema:     File_lockbox_v1_lockbox_proto.Services().ByName("CatalogueService").Methods().ByName("ListOperations"),
+			Procedure:  CatalogueServiceListOperationsProcedure,
+		}
+	})
+)
+
+// CatalogueServiceClient is a client for the lockbox.v1.CatalogueService service.
+type CatalogueServiceClient interface {
+	ListOperations(context.Context, *ListOperationsRequest) (*ListOperationsResponse, error)
+}
+
+// NewCatalogueServiceClient constructs a client for the lockbox.v1.CatalogueService service.
+// Multiple service clients may share a single connect.Client.
+func NewCatalogueServiceClient(client *connect.Client) CatalogueServiceClient {
+	return &catalogueServiceClient{client: client}
+}
+
+// CatalogueServiceHandler is an implementation of the lockbox.v1.CatalogueService service.
+type CatalogueServiceHandler interface {
+	ListOperations(context.Context, *ListOperationsRequest) (*ListOperationsResponse, error)
+}
+
+// RegisterCatalogueServiceHandler registers svc as the lockbox.v1.CatalogueService implementation
+// on server.
+func RegisterCatalogueServiceHandler(server *connect.Server, svc CatalogueServiceHandler) {
+	adapter := catalogueServiceHandler{svc: svc}
+	server.Register(
+		connect.Method{Spec: catalogueServiceListOperationsSpec(), Handler: adapter.listOperations},
+	)
+}
+
+// UnimplementedCatalogueServiceHandler returns CodeUnimplemented from all methods.
+type UnimplementedCatalogueServiceHandler struct{}
+
+func (UnimplementedCatalogueServiceHandler) ListOperations(context.Context, *ListOperationsRequest) (*ListOperationsResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "lockbox.v1.CatalogueService.ListOperations is not implemented")
+}
+
+type catalogueServiceClient struct {
+	client *connect.Client
+}
+
+func (c *catalogueServiceClient) ListOperations(ctx context.Context, req *ListOperationsRequest) (*ListOperationsResponse, error) {
+	var res ListOperationsResponse
+	if err := c.client.CallUnary(ctx, catalogueServiceListOperationsSpec(), req, &res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+type catalogueServiceHandler struct{ svc CatalogueServiceHandler }
+
+func (h catalogueServiceHandler) listOperations(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req ListOperationsRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	res, err := h.svc.ListOperations(ctx, &req)
 	if err != nil {
 		return err
 	}

@@ -76,6 +76,7 @@ type Person struct {
 	SshKeys         []string               `protobuf:"bytes,4,rep,name=ssh_keys,json=sshKeys,proto3" json:"ssh_keys,omitempty"` // authorized_keys lines
 	KeyFingerprints []string               `protobuf:"bytes,5,rep,name=key_fingerprints,json=keyFingerprints,proto3" json:"key_fingerprints,omitempty"`
 	Created         int64                  `protobuf:"varint,6,opt,name=created,proto3" json:"created,omitempty"`
+	Groups          []string               `protobuf:"bytes,7,rep,name=groups,proto3" json:"groups,omitempty"` // of internal approvers, as JIT policies name them
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
@@ -152,6 +153,65 @@ func (x *Person) GetCreated() int64 {
 	return 0
 }
 
+func (x *Person) GetGroups() []string {
+	if x != nil {
+		return x.Groups
+	}
+	return nil
+}
+
+type SetGroupsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Person        string                 `protobuf:"bytes,1,opt,name=person,proto3" json:"person,omitempty"`
+	Groups        []string               `protobuf:"bytes,2,rep,name=groups,proto3" json:"groups,omitempty"` // all of them
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetGroupsRequest) Reset() {
+	*x = SetGroupsRequest{}
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetGroupsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetGroupsRequest) ProtoMessage() {}
+
+func (x *SetGroupsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetGroupsRequest.ProtoReflect.Descriptor instead.
+func (*SetGroupsRequest) Descriptor() ([]byte, []int) {
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *SetGroupsRequest) GetPerson() string {
+	if x != nil {
+		return x.Person
+	}
+	return ""
+}
+
+func (x *SetGroupsRequest) GetGroups() []string {
+	if x != nil {
+		return x.Groups
+	}
+	return nil
+}
+
 type LoginRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Token         string                 `protobuf:"bytes,1,opt,name=token,proto3" json:"token,omitempty"`
@@ -162,7 +222,7 @@ type LoginRequest struct {
 
 func (x *LoginRequest) Reset() {
 	*x = LoginRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[2]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -174,7 +234,7 @@ func (x *LoginRequest) String() string {
 func (*LoginRequest) ProtoMessage() {}
 
 func (x *LoginRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[2]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -187,7 +247,7 @@ func (x *LoginRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LoginRequest.ProtoReflect.Descriptor instead.
 func (*LoginRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{2}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *LoginRequest) GetToken() string {
@@ -215,7 +275,7 @@ type LoginResponse struct {
 
 func (x *LoginResponse) Reset() {
 	*x = LoginResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[3]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -227,7 +287,7 @@ func (x *LoginResponse) String() string {
 func (*LoginResponse) ProtoMessage() {}
 
 func (x *LoginResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[3]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -240,7 +300,7 @@ func (x *LoginResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LoginResponse.ProtoReflect.Descriptor instead.
 func (*LoginResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{3}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *LoginResponse) GetChain() [][]byte {
@@ -272,7 +332,7 @@ type WhoAmIRequest struct {
 
 func (x *WhoAmIRequest) Reset() {
 	*x = WhoAmIRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[4]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -284,7 +344,7 @@ func (x *WhoAmIRequest) String() string {
 func (*WhoAmIRequest) ProtoMessage() {}
 
 func (x *WhoAmIRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[4]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -297,7 +357,7 @@ func (x *WhoAmIRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhoAmIRequest.ProtoReflect.Descriptor instead.
 func (*WhoAmIRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{4}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{5}
 }
 
 type WhoAmIResponse struct {
@@ -316,7 +376,7 @@ type WhoAmIResponse struct {
 
 func (x *WhoAmIResponse) Reset() {
 	*x = WhoAmIResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[5]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -328,7 +388,7 @@ func (x *WhoAmIResponse) String() string {
 func (*WhoAmIResponse) ProtoMessage() {}
 
 func (x *WhoAmIResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[5]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -341,7 +401,7 @@ func (x *WhoAmIResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhoAmIResponse.ProtoReflect.Descriptor instead.
 func (*WhoAmIResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{5}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *WhoAmIResponse) GetPerson() *Person {
@@ -408,7 +468,7 @@ type ListSignInsRequest struct {
 
 func (x *ListSignInsRequest) Reset() {
 	*x = ListSignInsRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[6]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -420,7 +480,7 @@ func (x *ListSignInsRequest) String() string {
 func (*ListSignInsRequest) ProtoMessage() {}
 
 func (x *ListSignInsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[6]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -433,7 +493,7 @@ func (x *ListSignInsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSignInsRequest.ProtoReflect.Descriptor instead.
 func (*ListSignInsRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{6}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{7}
 }
 
 type ListSignInsResponse struct {
@@ -445,7 +505,7 @@ type ListSignInsResponse struct {
 
 func (x *ListSignInsResponse) Reset() {
 	*x = ListSignInsResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[7]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -457,7 +517,7 @@ func (x *ListSignInsResponse) String() string {
 func (*ListSignInsResponse) ProtoMessage() {}
 
 func (x *ListSignInsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[7]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -470,7 +530,7 @@ func (x *ListSignInsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSignInsResponse.ProtoReflect.Descriptor instead.
 func (*ListSignInsResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{7}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *ListSignInsResponse) GetProviders() []*SignInProvider {
@@ -496,7 +556,7 @@ type SignInProvider struct {
 
 func (x *SignInProvider) Reset() {
 	*x = SignInProvider{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[8]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -508,7 +568,7 @@ func (x *SignInProvider) String() string {
 func (*SignInProvider) ProtoMessage() {}
 
 func (x *SignInProvider) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[8]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -521,7 +581,7 @@ func (x *SignInProvider) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignInProvider.ProtoReflect.Descriptor instead.
 func (*SignInProvider) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{8}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *SignInProvider) GetId() string {
@@ -584,7 +644,7 @@ type SignInRequest struct {
 
 func (x *SignInRequest) Reset() {
 	*x = SignInRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[9]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -596,7 +656,7 @@ func (x *SignInRequest) String() string {
 func (*SignInRequest) ProtoMessage() {}
 
 func (x *SignInRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[9]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -609,7 +669,7 @@ func (x *SignInRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignInRequest.ProtoReflect.Descriptor instead.
 func (*SignInRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{9}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *SignInRequest) GetProvider() string {
@@ -641,7 +701,7 @@ type LogoutRequest struct {
 
 func (x *LogoutRequest) Reset() {
 	*x = LogoutRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[10]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -653,7 +713,7 @@ func (x *LogoutRequest) String() string {
 func (*LogoutRequest) ProtoMessage() {}
 
 func (x *LogoutRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[10]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -666,7 +726,7 @@ func (x *LogoutRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogoutRequest.ProtoReflect.Descriptor instead.
 func (*LogoutRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{10}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{11}
 }
 
 type LogoutResponse struct {
@@ -678,7 +738,7 @@ type LogoutResponse struct {
 
 func (x *LogoutResponse) Reset() {
 	*x = LogoutResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[11]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -690,7 +750,7 @@ func (x *LogoutResponse) String() string {
 func (*LogoutResponse) ProtoMessage() {}
 
 func (x *LogoutResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[11]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -703,7 +763,7 @@ func (x *LogoutResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogoutResponse.ProtoReflect.Descriptor instead.
 func (*LogoutResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{11}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *LogoutResponse) GetEnded() int32 {
@@ -722,7 +782,7 @@ type RenewCertificateRequest struct {
 
 func (x *RenewCertificateRequest) Reset() {
 	*x = RenewCertificateRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[12]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -734,7 +794,7 @@ func (x *RenewCertificateRequest) String() string {
 func (*RenewCertificateRequest) ProtoMessage() {}
 
 func (x *RenewCertificateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[12]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -747,7 +807,7 @@ func (x *RenewCertificateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewCertificateRequest.ProtoReflect.Descriptor instead.
 func (*RenewCertificateRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{12}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *RenewCertificateRequest) GetCsr() []byte {
@@ -766,7 +826,7 @@ type RenewCertificateResponse struct {
 
 func (x *RenewCertificateResponse) Reset() {
 	*x = RenewCertificateResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[13]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -778,7 +838,7 @@ func (x *RenewCertificateResponse) String() string {
 func (*RenewCertificateResponse) ProtoMessage() {}
 
 func (x *RenewCertificateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[13]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -791,7 +851,7 @@ func (x *RenewCertificateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewCertificateResponse.ProtoReflect.Descriptor instead.
 func (*RenewCertificateResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{13}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *RenewCertificateResponse) GetChain() [][]byte {
@@ -807,13 +867,14 @@ type CreatePersonRequest struct {
 	Role          string                 `protobuf:"bytes,2,opt,name=role,proto3" json:"role,omitempty"`
 	Tenant        string                 `protobuf:"bytes,3,opt,name=tenant,proto3" json:"tenant,omitempty"`
 	SshKeys       []string               `protobuf:"bytes,4,rep,name=ssh_keys,json=sshKeys,proto3" json:"ssh_keys,omitempty"`
+	Groups        []string               `protobuf:"bytes,5,rep,name=groups,proto3" json:"groups,omitempty"` // of an internal approver; empty: "Customer support lead"
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *CreatePersonRequest) Reset() {
 	*x = CreatePersonRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[14]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -825,7 +886,7 @@ func (x *CreatePersonRequest) String() string {
 func (*CreatePersonRequest) ProtoMessage() {}
 
 func (x *CreatePersonRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[14]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -838,7 +899,7 @@ func (x *CreatePersonRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreatePersonRequest.ProtoReflect.Descriptor instead.
 func (*CreatePersonRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{14}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *CreatePersonRequest) GetName() string {
@@ -869,6 +930,13 @@ func (x *CreatePersonRequest) GetSshKeys() []string {
 	return nil
 }
 
+func (x *CreatePersonRequest) GetGroups() []string {
+	if x != nil {
+		return x.Groups
+	}
+	return nil
+}
+
 type CreatePersonResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Person        *Person                `protobuf:"bytes,1,opt,name=person,proto3" json:"person,omitempty"`
@@ -879,7 +947,7 @@ type CreatePersonResponse struct {
 
 func (x *CreatePersonResponse) Reset() {
 	*x = CreatePersonResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[15]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -891,7 +959,7 @@ func (x *CreatePersonResponse) String() string {
 func (*CreatePersonResponse) ProtoMessage() {}
 
 func (x *CreatePersonResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[15]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -904,7 +972,7 @@ func (x *CreatePersonResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreatePersonResponse.ProtoReflect.Descriptor instead.
 func (*CreatePersonResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{15}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *CreatePersonResponse) GetPerson() *Person {
@@ -931,7 +999,7 @@ type ListPeopleRequest struct {
 
 func (x *ListPeopleRequest) Reset() {
 	*x = ListPeopleRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[16]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -943,7 +1011,7 @@ func (x *ListPeopleRequest) String() string {
 func (*ListPeopleRequest) ProtoMessage() {}
 
 func (x *ListPeopleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[16]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -956,7 +1024,7 @@ func (x *ListPeopleRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPeopleRequest.ProtoReflect.Descriptor instead.
 func (*ListPeopleRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{16}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *ListPeopleRequest) GetTenant() string {
@@ -982,7 +1050,7 @@ type ListPeopleResponse struct {
 
 func (x *ListPeopleResponse) Reset() {
 	*x = ListPeopleResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[17]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -994,7 +1062,7 @@ func (x *ListPeopleResponse) String() string {
 func (*ListPeopleResponse) ProtoMessage() {}
 
 func (x *ListPeopleResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[17]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1007,7 +1075,7 @@ func (x *ListPeopleResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPeopleResponse.ProtoReflect.Descriptor instead.
 func (*ListPeopleResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{17}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ListPeopleResponse) GetPeople() []*Person {
@@ -1026,7 +1094,7 @@ type RemovePersonRequest struct {
 
 func (x *RemovePersonRequest) Reset() {
 	*x = RemovePersonRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[18]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1038,7 +1106,7 @@ func (x *RemovePersonRequest) String() string {
 func (*RemovePersonRequest) ProtoMessage() {}
 
 func (x *RemovePersonRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[18]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1051,7 +1119,7 @@ func (x *RemovePersonRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemovePersonRequest.ProtoReflect.Descriptor instead.
 func (*RemovePersonRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{18}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *RemovePersonRequest) GetName() string {
@@ -1069,7 +1137,7 @@ type RemovePersonResponse struct {
 
 func (x *RemovePersonResponse) Reset() {
 	*x = RemovePersonResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[19]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1081,7 +1149,7 @@ func (x *RemovePersonResponse) String() string {
 func (*RemovePersonResponse) ProtoMessage() {}
 
 func (x *RemovePersonResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[19]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1094,7 +1162,7 @@ func (x *RemovePersonResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemovePersonResponse.ProtoReflect.Descriptor instead.
 func (*RemovePersonResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{19}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{20}
 }
 
 type AddKeyRequest struct {
@@ -1107,7 +1175,7 @@ type AddKeyRequest struct {
 
 func (x *AddKeyRequest) Reset() {
 	*x = AddKeyRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[20]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1119,7 +1187,7 @@ func (x *AddKeyRequest) String() string {
 func (*AddKeyRequest) ProtoMessage() {}
 
 func (x *AddKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[20]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1132,7 +1200,7 @@ func (x *AddKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddKeyRequest.ProtoReflect.Descriptor instead.
 func (*AddKeyRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{20}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *AddKeyRequest) GetPerson() string {
@@ -1159,7 +1227,7 @@ type RemoveKeyRequest struct {
 
 func (x *RemoveKeyRequest) Reset() {
 	*x = RemoveKeyRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[21]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1171,7 +1239,7 @@ func (x *RemoveKeyRequest) String() string {
 func (*RemoveKeyRequest) ProtoMessage() {}
 
 func (x *RemoveKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[21]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1184,7 +1252,7 @@ func (x *RemoveKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveKeyRequest.ProtoReflect.Descriptor instead.
 func (*RemoveKeyRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{21}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *RemoveKeyRequest) GetPerson() string {
@@ -1210,7 +1278,7 @@ type CreateLoginTokenRequest struct {
 
 func (x *CreateLoginTokenRequest) Reset() {
 	*x = CreateLoginTokenRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[22]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1222,7 +1290,7 @@ func (x *CreateLoginTokenRequest) String() string {
 func (*CreateLoginTokenRequest) ProtoMessage() {}
 
 func (x *CreateLoginTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[22]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1235,7 +1303,7 @@ func (x *CreateLoginTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateLoginTokenRequest.ProtoReflect.Descriptor instead.
 func (*CreateLoginTokenRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{22}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *CreateLoginTokenRequest) GetName() string {
@@ -1254,7 +1322,7 @@ type CreateLoginTokenResponse struct {
 
 func (x *CreateLoginTokenResponse) Reset() {
 	*x = CreateLoginTokenResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[23]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1266,7 +1334,7 @@ func (x *CreateLoginTokenResponse) String() string {
 func (*CreateLoginTokenResponse) ProtoMessage() {}
 
 func (x *CreateLoginTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[23]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1279,7 +1347,7 @@ func (x *CreateLoginTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateLoginTokenResponse.ProtoReflect.Descriptor instead.
 func (*CreateLoginTokenResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{23}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *CreateLoginTokenResponse) GetLoginToken() string {
@@ -1298,7 +1366,7 @@ type ReportApplicabilityRequest struct {
 
 func (x *ReportApplicabilityRequest) Reset() {
 	*x = ReportApplicabilityRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[24]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1310,7 +1378,7 @@ func (x *ReportApplicabilityRequest) String() string {
 func (*ReportApplicabilityRequest) ProtoMessage() {}
 
 func (x *ReportApplicabilityRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[24]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1323,7 +1391,7 @@ func (x *ReportApplicabilityRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportApplicabilityRequest.ProtoReflect.Descriptor instead.
 func (*ReportApplicabilityRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{24}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *ReportApplicabilityRequest) GetTenant() string {
@@ -1346,7 +1414,7 @@ type ApplicableResource struct {
 
 func (x *ApplicableResource) Reset() {
 	*x = ApplicableResource{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[25]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1358,7 +1426,7 @@ func (x *ApplicableResource) String() string {
 func (*ApplicableResource) ProtoMessage() {}
 
 func (x *ApplicableResource) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[25]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1371,7 +1439,7 @@ func (x *ApplicableResource) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplicableResource.ProtoReflect.Descriptor instead.
 func (*ApplicableResource) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{25}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *ApplicableResource) GetTenant() string {
@@ -1418,7 +1486,7 @@ type ReportApplicabilityResponse struct {
 
 func (x *ReportApplicabilityResponse) Reset() {
 	*x = ReportApplicabilityResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[26]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1430,7 +1498,7 @@ func (x *ReportApplicabilityResponse) String() string {
 func (*ReportApplicabilityResponse) ProtoMessage() {}
 
 func (x *ReportApplicabilityResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[26]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1443,7 +1511,7 @@ func (x *ReportApplicabilityResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportApplicabilityResponse.ProtoReflect.Descriptor instead.
 func (*ReportApplicabilityResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{26}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *ReportApplicabilityResponse) GetResources() []*ApplicableResource {
@@ -1468,7 +1536,7 @@ type Tenant struct {
 
 func (x *Tenant) Reset() {
 	*x = Tenant{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[27]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1480,7 +1548,7 @@ func (x *Tenant) String() string {
 func (*Tenant) ProtoMessage() {}
 
 func (x *Tenant) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[27]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1493,7 +1561,7 @@ func (x *Tenant) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Tenant.ProtoReflect.Descriptor instead.
 func (*Tenant) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{27}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Tenant) GetId() string {
@@ -1557,7 +1625,7 @@ type Subscription struct {
 
 func (x *Subscription) Reset() {
 	*x = Subscription{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[28]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1569,7 +1637,7 @@ func (x *Subscription) String() string {
 func (*Subscription) ProtoMessage() {}
 
 func (x *Subscription) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[28]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1582,7 +1650,7 @@ func (x *Subscription) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Subscription.ProtoReflect.Descriptor instead.
 func (*Subscription) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{28}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Subscription) GetId() string {
@@ -1623,7 +1691,7 @@ type CreateTenantRequest struct {
 
 func (x *CreateTenantRequest) Reset() {
 	*x = CreateTenantRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[29]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1635,7 +1703,7 @@ func (x *CreateTenantRequest) String() string {
 func (*CreateTenantRequest) ProtoMessage() {}
 
 func (x *CreateTenantRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[29]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1648,7 +1716,7 @@ func (x *CreateTenantRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTenantRequest.ProtoReflect.Descriptor instead.
 func (*CreateTenantRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{29}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *CreateTenantRequest) GetId() string {
@@ -1674,7 +1742,7 @@ type GetTenantRequest struct {
 
 func (x *GetTenantRequest) Reset() {
 	*x = GetTenantRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[30]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1686,7 +1754,7 @@ func (x *GetTenantRequest) String() string {
 func (*GetTenantRequest) ProtoMessage() {}
 
 func (x *GetTenantRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[30]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1699,7 +1767,7 @@ func (x *GetTenantRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetTenantRequest.ProtoReflect.Descriptor instead.
 func (*GetTenantRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{30}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *GetTenantRequest) GetId() string {
@@ -1717,7 +1785,7 @@ type ListTenantsRequest struct {
 
 func (x *ListTenantsRequest) Reset() {
 	*x = ListTenantsRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[31]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1729,7 +1797,7 @@ func (x *ListTenantsRequest) String() string {
 func (*ListTenantsRequest) ProtoMessage() {}
 
 func (x *ListTenantsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[31]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1742,7 +1810,7 @@ func (x *ListTenantsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTenantsRequest.ProtoReflect.Descriptor instead.
 func (*ListTenantsRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{31}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{32}
 }
 
 type ListTenantsResponse struct {
@@ -1754,7 +1822,7 @@ type ListTenantsResponse struct {
 
 func (x *ListTenantsResponse) Reset() {
 	*x = ListTenantsResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[32]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1766,7 +1834,7 @@ func (x *ListTenantsResponse) String() string {
 func (*ListTenantsResponse) ProtoMessage() {}
 
 func (x *ListTenantsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[32]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1779,7 +1847,7 @@ func (x *ListTenantsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTenantsResponse.ProtoReflect.Descriptor instead.
 func (*ListTenantsResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{32}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *ListTenantsResponse) GetTenants() []*Tenant {
@@ -1801,7 +1869,7 @@ type CreateSubscriptionRequest struct {
 
 func (x *CreateSubscriptionRequest) Reset() {
 	*x = CreateSubscriptionRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[33]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1813,7 +1881,7 @@ func (x *CreateSubscriptionRequest) String() string {
 func (*CreateSubscriptionRequest) ProtoMessage() {}
 
 func (x *CreateSubscriptionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[33]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1826,7 +1894,7 @@ func (x *CreateSubscriptionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateSubscriptionRequest.ProtoReflect.Descriptor instead.
 func (*CreateSubscriptionRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{33}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *CreateSubscriptionRequest) GetId() string {
@@ -1866,7 +1934,7 @@ type EnableLockboxRequest struct {
 
 func (x *EnableLockboxRequest) Reset() {
 	*x = EnableLockboxRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[34]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1878,7 +1946,7 @@ func (x *EnableLockboxRequest) String() string {
 func (*EnableLockboxRequest) ProtoMessage() {}
 
 func (x *EnableLockboxRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[34]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1891,7 +1959,7 @@ func (x *EnableLockboxRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EnableLockboxRequest.ProtoReflect.Descriptor instead.
 func (*EnableLockboxRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{34}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *EnableLockboxRequest) GetTenant() string {
@@ -1911,7 +1979,7 @@ type DisableLockboxRequest struct {
 
 func (x *DisableLockboxRequest) Reset() {
 	*x = DisableLockboxRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[35]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1923,7 +1991,7 @@ func (x *DisableLockboxRequest) String() string {
 func (*DisableLockboxRequest) ProtoMessage() {}
 
 func (x *DisableLockboxRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[35]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1936,7 +2004,7 @@ func (x *DisableLockboxRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DisableLockboxRequest.ProtoReflect.Descriptor instead.
 func (*DisableLockboxRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{35}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *DisableLockboxRequest) GetTenant() string {
@@ -1964,7 +2032,7 @@ type SetTenantRequest struct {
 
 func (x *SetTenantRequest) Reset() {
 	*x = SetTenantRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[36]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1976,7 +2044,7 @@ func (x *SetTenantRequest) String() string {
 func (*SetTenantRequest) ProtoMessage() {}
 
 func (x *SetTenantRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[36]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1989,7 +2057,7 @@ func (x *SetTenantRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetTenantRequest.ProtoReflect.Descriptor instead.
 func (*SetTenantRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{36}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *SetTenantRequest) GetTenant() string {
@@ -2033,13 +2101,14 @@ type Order struct {
 	FilesTotal         int64                  `protobuf:"varint,16,opt,name=files_total,json=filesTotal,proto3" json:"files_total,omitempty"`
 	FilesDone          int64                  `protobuf:"varint,17,opt,name=files_done,json=filesDone,proto3" json:"files_done,omitempty"`
 	FilesErrored       int64                  `protobuf:"varint,18,opt,name=files_errored,json=filesErrored,proto3" json:"files_errored,omitempty"`
+	Outline            bool                   `protobuf:"varint,19,opt,name=outline,proto3" json:"outline,omitempty"` // the caller may read no more of it: they work on no ticket of it and have no access to its subscription
 	unknownFields      protoimpl.UnknownFields
 	sizeCache          protoimpl.SizeCache
 }
 
 func (x *Order) Reset() {
 	*x = Order{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[37]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2051,7 +2120,7 @@ func (x *Order) String() string {
 func (*Order) ProtoMessage() {}
 
 func (x *Order) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[37]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2064,7 +2133,7 @@ func (x *Order) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Order.ProtoReflect.Descriptor instead.
 func (*Order) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{37}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *Order) GetId() string {
@@ -2193,6 +2262,13 @@ func (x *Order) GetFilesErrored() int64 {
 	return 0
 }
 
+func (x *Order) GetOutline() bool {
+	if x != nil {
+		return x.Outline
+	}
+	return false
+}
+
 type OrderNode struct {
 	state          protoimpl.MessageState `protogen:"open.v1"`
 	Node           int32                  `protobuf:"varint,1,opt,name=node,proto3" json:"node,omitempty"`
@@ -2204,7 +2280,7 @@ type OrderNode struct {
 
 func (x *OrderNode) Reset() {
 	*x = OrderNode{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[38]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2216,7 +2292,7 @@ func (x *OrderNode) String() string {
 func (*OrderNode) ProtoMessage() {}
 
 func (x *OrderNode) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[38]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2229,7 +2305,7 @@ func (x *OrderNode) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OrderNode.ProtoReflect.Descriptor instead.
 func (*OrderNode) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{38}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *OrderNode) GetNode() int32 {
@@ -2265,7 +2341,7 @@ type Destination struct {
 
 func (x *Destination) Reset() {
 	*x = Destination{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[39]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2277,7 +2353,7 @@ func (x *Destination) String() string {
 func (*Destination) ProtoMessage() {}
 
 func (x *Destination) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[39]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2290,7 +2366,7 @@ func (x *Destination) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Destination.ProtoReflect.Descriptor instead.
 func (*Destination) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{39}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *Destination) GetAccount() string {
@@ -2325,7 +2401,7 @@ type HistoryLine struct {
 
 func (x *HistoryLine) Reset() {
 	*x = HistoryLine{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[40]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2337,7 +2413,7 @@ func (x *HistoryLine) String() string {
 func (*HistoryLine) ProtoMessage() {}
 
 func (x *HistoryLine) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[40]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2350,7 +2426,7 @@ func (x *HistoryLine) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HistoryLine.ProtoReflect.Descriptor instead.
 func (*HistoryLine) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{40}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *HistoryLine) GetTime() int64 {
@@ -2386,7 +2462,7 @@ type PlaceOrderRequest struct {
 
 func (x *PlaceOrderRequest) Reset() {
 	*x = PlaceOrderRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[41]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2398,7 +2474,7 @@ func (x *PlaceOrderRequest) String() string {
 func (*PlaceOrderRequest) ProtoMessage() {}
 
 func (x *PlaceOrderRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[41]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2411,7 +2487,7 @@ func (x *PlaceOrderRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlaceOrderRequest.ProtoReflect.Descriptor instead.
 func (*PlaceOrderRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{41}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *PlaceOrderRequest) GetId() string {
@@ -2451,7 +2527,7 @@ type GetOrderRequest struct {
 
 func (x *GetOrderRequest) Reset() {
 	*x = GetOrderRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[42]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2463,7 +2539,7 @@ func (x *GetOrderRequest) String() string {
 func (*GetOrderRequest) ProtoMessage() {}
 
 func (x *GetOrderRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[42]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2476,7 +2552,7 @@ func (x *GetOrderRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetOrderRequest.ProtoReflect.Descriptor instead.
 func (*GetOrderRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{42}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *GetOrderRequest) GetId() string {
@@ -2495,7 +2571,7 @@ type ListOrdersRequest struct {
 
 func (x *ListOrdersRequest) Reset() {
 	*x = ListOrdersRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[43]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2507,7 +2583,7 @@ func (x *ListOrdersRequest) String() string {
 func (*ListOrdersRequest) ProtoMessage() {}
 
 func (x *ListOrdersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[43]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2520,7 +2596,7 @@ func (x *ListOrdersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListOrdersRequest.ProtoReflect.Descriptor instead.
 func (*ListOrdersRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{43}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *ListOrdersRequest) GetTenant() string {
@@ -2539,7 +2615,7 @@ type ListOrdersResponse struct {
 
 func (x *ListOrdersResponse) Reset() {
 	*x = ListOrdersResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[44]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2551,7 +2627,7 @@ func (x *ListOrdersResponse) String() string {
 func (*ListOrdersResponse) ProtoMessage() {}
 
 func (x *ListOrdersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[44]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2564,7 +2640,7 @@ func (x *ListOrdersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListOrdersResponse.ProtoReflect.Descriptor instead.
 func (*ListOrdersResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{44}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *ListOrdersResponse) GetOrders() []*Order {
@@ -2585,7 +2661,7 @@ type PrepareDeviceRequest struct {
 
 func (x *PrepareDeviceRequest) Reset() {
 	*x = PrepareDeviceRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[45]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2597,7 +2673,7 @@ func (x *PrepareDeviceRequest) String() string {
 func (*PrepareDeviceRequest) ProtoMessage() {}
 
 func (x *PrepareDeviceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[45]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2610,7 +2686,7 @@ func (x *PrepareDeviceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PrepareDeviceRequest.ProtoReflect.Descriptor instead.
 func (*PrepareDeviceRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{45}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *PrepareDeviceRequest) GetOrder() string {
@@ -2648,7 +2724,7 @@ type PreparedDisk struct {
 
 func (x *PreparedDisk) Reset() {
 	*x = PreparedDisk{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[46]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2660,7 +2736,7 @@ func (x *PreparedDisk) String() string {
 func (*PreparedDisk) ProtoMessage() {}
 
 func (x *PreparedDisk) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[46]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2673,7 +2749,7 @@ func (x *PreparedDisk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PreparedDisk.ProtoReflect.Descriptor instead.
 func (*PreparedDisk) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{46}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *PreparedDisk) GetNode() int32 {
@@ -2728,7 +2804,7 @@ type PreparedManifest struct {
 
 func (x *PreparedManifest) Reset() {
 	*x = PreparedManifest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[47]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2740,7 +2816,7 @@ func (x *PreparedManifest) String() string {
 func (*PreparedManifest) ProtoMessage() {}
 
 func (x *PreparedManifest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[47]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2753,7 +2829,7 @@ func (x *PreparedManifest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PreparedManifest.ProtoReflect.Descriptor instead.
 func (*PreparedManifest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{47}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *PreparedManifest) GetShare() string {
@@ -2780,7 +2856,7 @@ type AdvanceOrderRequest struct {
 
 func (x *AdvanceOrderRequest) Reset() {
 	*x = AdvanceOrderRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[48]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2792,7 +2868,7 @@ func (x *AdvanceOrderRequest) String() string {
 func (*AdvanceOrderRequest) ProtoMessage() {}
 
 func (x *AdvanceOrderRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[48]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2805,7 +2881,7 @@ func (x *AdvanceOrderRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AdvanceOrderRequest.ProtoReflect.Descriptor instead.
 func (*AdvanceOrderRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{48}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *AdvanceOrderRequest) GetOrder() string {
@@ -2837,7 +2913,7 @@ type DraftTrustPolicyRequest struct {
 
 func (x *DraftTrustPolicyRequest) Reset() {
 	*x = DraftTrustPolicyRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[49]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2849,7 +2925,7 @@ func (x *DraftTrustPolicyRequest) String() string {
 func (*DraftTrustPolicyRequest) ProtoMessage() {}
 
 func (x *DraftTrustPolicyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[49]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2862,7 +2938,7 @@ func (x *DraftTrustPolicyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DraftTrustPolicyRequest.ProtoReflect.Descriptor instead.
 func (*DraftTrustPolicyRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{49}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *DraftTrustPolicyRequest) GetOrder() string {
@@ -2927,7 +3003,7 @@ type PolicyExclusion struct {
 
 func (x *PolicyExclusion) Reset() {
 	*x = PolicyExclusion{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[50]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2939,7 +3015,7 @@ func (x *PolicyExclusion) String() string {
 func (*PolicyExclusion) ProtoMessage() {}
 
 func (x *PolicyExclusion) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[50]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2952,7 +3028,7 @@ func (x *PolicyExclusion) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PolicyExclusion.ProtoReflect.Descriptor instead.
 func (*PolicyExclusion) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{50}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *PolicyExclusion) GetKind() string {
@@ -2994,7 +3070,7 @@ type PolicyGroup struct {
 
 func (x *PolicyGroup) Reset() {
 	*x = PolicyGroup{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[51]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3006,7 +3082,7 @@ func (x *PolicyGroup) String() string {
 func (*PolicyGroup) ProtoMessage() {}
 
 func (x *PolicyGroup) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[51]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3019,7 +3095,7 @@ func (x *PolicyGroup) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PolicyGroup.ProtoReflect.Descriptor instead.
 func (*PolicyGroup) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{51}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *PolicyGroup) GetName() string {
@@ -3060,7 +3136,7 @@ type Document struct {
 
 func (x *Document) Reset() {
 	*x = Document{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[52]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3072,7 +3148,7 @@ func (x *Document) String() string {
 func (*Document) ProtoMessage() {}
 
 func (x *Document) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[52]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3085,7 +3161,7 @@ func (x *Document) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Document.ProtoReflect.Descriptor instead.
 func (*Document) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{52}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *Document) GetKind() string {
@@ -3153,7 +3229,7 @@ type GetPolicyDeliveryRequest struct {
 
 func (x *GetPolicyDeliveryRequest) Reset() {
 	*x = GetPolicyDeliveryRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[53]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3165,7 +3241,7 @@ func (x *GetPolicyDeliveryRequest) String() string {
 func (*GetPolicyDeliveryRequest) ProtoMessage() {}
 
 func (x *GetPolicyDeliveryRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[53]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3178,7 +3254,7 @@ func (x *GetPolicyDeliveryRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetPolicyDeliveryRequest.ProtoReflect.Descriptor instead.
 func (*GetPolicyDeliveryRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{53}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *GetPolicyDeliveryRequest) GetOrder() string {
@@ -3199,7 +3275,7 @@ type GetPolicyDeliveryResponse struct {
 
 func (x *GetPolicyDeliveryResponse) Reset() {
 	*x = GetPolicyDeliveryResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[54]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3211,7 +3287,7 @@ func (x *GetPolicyDeliveryResponse) String() string {
 func (*GetPolicyDeliveryResponse) ProtoMessage() {}
 
 func (x *GetPolicyDeliveryResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[54]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3224,7 +3300,7 @@ func (x *GetPolicyDeliveryResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetPolicyDeliveryResponse.ProtoReflect.Descriptor instead.
 func (*GetPolicyDeliveryResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{54}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *GetPolicyDeliveryResponse) GetDigest() string {
@@ -3265,7 +3341,7 @@ type NodePolicy struct {
 
 func (x *NodePolicy) Reset() {
 	*x = NodePolicy{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[55]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3277,7 +3353,7 @@ func (x *NodePolicy) String() string {
 func (*NodePolicy) ProtoMessage() {}
 
 func (x *NodePolicy) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[55]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3290,7 +3366,7 @@ func (x *NodePolicy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodePolicy.ProtoReflect.Descriptor instead.
 func (*NodePolicy) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{55}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *NodePolicy) GetNode() string {
@@ -3358,7 +3434,7 @@ type ListPendingDocumentsRequest struct {
 
 func (x *ListPendingDocumentsRequest) Reset() {
 	*x = ListPendingDocumentsRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[56]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3370,7 +3446,7 @@ func (x *ListPendingDocumentsRequest) String() string {
 func (*ListPendingDocumentsRequest) ProtoMessage() {}
 
 func (x *ListPendingDocumentsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[56]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3383,7 +3459,7 @@ func (x *ListPendingDocumentsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPendingDocumentsRequest.ProtoReflect.Descriptor instead.
 func (*ListPendingDocumentsRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{56}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *ListPendingDocumentsRequest) GetOrder() string {
@@ -3402,7 +3478,7 @@ type ListPendingDocumentsResponse struct {
 
 func (x *ListPendingDocumentsResponse) Reset() {
 	*x = ListPendingDocumentsResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[57]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3414,7 +3490,7 @@ func (x *ListPendingDocumentsResponse) String() string {
 func (*ListPendingDocumentsResponse) ProtoMessage() {}
 
 func (x *ListPendingDocumentsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[57]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3427,7 +3503,7 @@ func (x *ListPendingDocumentsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPendingDocumentsResponse.ProtoReflect.Descriptor instead.
 func (*ListPendingDocumentsResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{57}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *ListPendingDocumentsResponse) GetDocuments() []*Document {
@@ -3447,7 +3523,7 @@ type SubmitTrustPolicyRequest struct {
 
 func (x *SubmitTrustPolicyRequest) Reset() {
 	*x = SubmitTrustPolicyRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[58]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3459,7 +3535,7 @@ func (x *SubmitTrustPolicyRequest) String() string {
 func (*SubmitTrustPolicyRequest) ProtoMessage() {}
 
 func (x *SubmitTrustPolicyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[58]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3472,7 +3548,7 @@ func (x *SubmitTrustPolicyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SubmitTrustPolicyRequest.ProtoReflect.Descriptor instead.
 func (*SubmitTrustPolicyRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{58}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *SubmitTrustPolicyRequest) GetOrder() string {
@@ -3499,7 +3575,7 @@ type GetTrustPolicyRequest struct {
 
 func (x *GetTrustPolicyRequest) Reset() {
 	*x = GetTrustPolicyRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[59]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3511,7 +3587,7 @@ func (x *GetTrustPolicyRequest) String() string {
 func (*GetTrustPolicyRequest) ProtoMessage() {}
 
 func (x *GetTrustPolicyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[59]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3524,7 +3600,7 @@ func (x *GetTrustPolicyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetTrustPolicyRequest.ProtoReflect.Descriptor instead.
 func (*GetTrustPolicyRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{59}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *GetTrustPolicyRequest) GetOrder() string {
@@ -3551,7 +3627,7 @@ type DraftConsentRequest struct {
 
 func (x *DraftConsentRequest) Reset() {
 	*x = DraftConsentRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[60]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3563,7 +3639,7 @@ func (x *DraftConsentRequest) String() string {
 func (*DraftConsentRequest) ProtoMessage() {}
 
 func (x *DraftConsentRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[60]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3576,7 +3652,7 @@ func (x *DraftConsentRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DraftConsentRequest.ProtoReflect.Descriptor instead.
 func (*DraftConsentRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{60}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *DraftConsentRequest) GetOrder() string {
@@ -3603,7 +3679,7 @@ type SubmitConsentRequest struct {
 
 func (x *SubmitConsentRequest) Reset() {
 	*x = SubmitConsentRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[61]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3615,7 +3691,7 @@ func (x *SubmitConsentRequest) String() string {
 func (*SubmitConsentRequest) ProtoMessage() {}
 
 func (x *SubmitConsentRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[61]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3628,7 +3704,7 @@ func (x *SubmitConsentRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SubmitConsentRequest.ProtoReflect.Descriptor instead.
 func (*SubmitConsentRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{61}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *SubmitConsentRequest) GetOrder() string {
@@ -3655,7 +3731,7 @@ type RevokeConsentRequest struct {
 
 func (x *RevokeConsentRequest) Reset() {
 	*x = RevokeConsentRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[62]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3667,7 +3743,7 @@ func (x *RevokeConsentRequest) String() string {
 func (*RevokeConsentRequest) ProtoMessage() {}
 
 func (x *RevokeConsentRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[62]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3680,7 +3756,7 @@ func (x *RevokeConsentRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeConsentRequest.ProtoReflect.Descriptor instead.
 func (*RevokeConsentRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{62}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *RevokeConsentRequest) GetOrder() string {
@@ -3709,7 +3785,7 @@ type CreateJoinTokenRequest struct {
 
 func (x *CreateJoinTokenRequest) Reset() {
 	*x = CreateJoinTokenRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[63]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3721,7 +3797,7 @@ func (x *CreateJoinTokenRequest) String() string {
 func (*CreateJoinTokenRequest) ProtoMessage() {}
 
 func (x *CreateJoinTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[63]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3734,7 +3810,7 @@ func (x *CreateJoinTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateJoinTokenRequest.ProtoReflect.Descriptor instead.
 func (*CreateJoinTokenRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{63}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *CreateJoinTokenRequest) GetOrder() string {
@@ -3775,7 +3851,7 @@ type CreateJoinTokenResponse struct {
 
 func (x *CreateJoinTokenResponse) Reset() {
 	*x = CreateJoinTokenResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[64]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3787,7 +3863,7 @@ func (x *CreateJoinTokenResponse) String() string {
 func (*CreateJoinTokenResponse) ProtoMessage() {}
 
 func (x *CreateJoinTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[64]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3800,7 +3876,7 @@ func (x *CreateJoinTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateJoinTokenResponse.ProtoReflect.Descriptor instead.
 func (*CreateJoinTokenResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{64}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *CreateJoinTokenResponse) GetToken() string {
@@ -3826,7 +3902,7 @@ type StartJobRequest struct {
 
 func (x *StartJobRequest) Reset() {
 	*x = StartJobRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[65]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3838,7 +3914,7 @@ func (x *StartJobRequest) String() string {
 func (*StartJobRequest) ProtoMessage() {}
 
 func (x *StartJobRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[65]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3851,7 +3927,7 @@ func (x *StartJobRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartJobRequest.ProtoReflect.Descriptor instead.
 func (*StartJobRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{65}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *StartJobRequest) GetOrder() string {
@@ -3876,7 +3952,7 @@ type ProgressEvent struct {
 
 func (x *ProgressEvent) Reset() {
 	*x = ProgressEvent{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[66]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3888,7 +3964,7 @@ func (x *ProgressEvent) String() string {
 func (*ProgressEvent) ProtoMessage() {}
 
 func (x *ProgressEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[66]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3901,7 +3977,7 @@ func (x *ProgressEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProgressEvent.ProtoReflect.Descriptor instead.
 func (*ProgressEvent) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{66}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *ProgressEvent) GetTime() int64 {
@@ -3955,7 +4031,7 @@ type GetCopyLogRequest struct {
 
 func (x *GetCopyLogRequest) Reset() {
 	*x = GetCopyLogRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[67]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3967,7 +4043,7 @@ func (x *GetCopyLogRequest) String() string {
 func (*GetCopyLogRequest) ProtoMessage() {}
 
 func (x *GetCopyLogRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[67]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3980,7 +4056,7 @@ func (x *GetCopyLogRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetCopyLogRequest.ProtoReflect.Descriptor instead.
 func (*GetCopyLogRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{67}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *GetCopyLogRequest) GetOrder() string {
@@ -3999,7 +4075,7 @@ type GetCopyLogResponse struct {
 
 func (x *GetCopyLogResponse) Reset() {
 	*x = GetCopyLogResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[68]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4011,7 +4087,7 @@ func (x *GetCopyLogResponse) String() string {
 func (*GetCopyLogResponse) ProtoMessage() {}
 
 func (x *GetCopyLogResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[68]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4024,7 +4100,7 @@ func (x *GetCopyLogResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetCopyLogResponse.ProtoReflect.Descriptor instead.
 func (*GetCopyLogResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{68}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *GetCopyLogResponse) GetCopyLogs() [][]byte {
@@ -4043,7 +4119,7 @@ type GetManifestRequest struct {
 
 func (x *GetManifestRequest) Reset() {
 	*x = GetManifestRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[69]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4055,7 +4131,7 @@ func (x *GetManifestRequest) String() string {
 func (*GetManifestRequest) ProtoMessage() {}
 
 func (x *GetManifestRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[69]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4068,7 +4144,7 @@ func (x *GetManifestRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetManifestRequest.ProtoReflect.Descriptor instead.
 func (*GetManifestRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{69}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *GetManifestRequest) GetOrder() string {
@@ -4087,7 +4163,7 @@ type GetManifestResponse struct {
 
 func (x *GetManifestResponse) Reset() {
 	*x = GetManifestResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[70]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4099,7 +4175,7 @@ func (x *GetManifestResponse) String() string {
 func (*GetManifestResponse) ProtoMessage() {}
 
 func (x *GetManifestResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[70]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4112,7 +4188,7 @@ func (x *GetManifestResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetManifestResponse.ProtoReflect.Descriptor instead.
 func (*GetManifestResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{70}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *GetManifestResponse) GetManifests() []*ManifestVersion {
@@ -4140,7 +4216,7 @@ type ManifestVersion struct {
 
 func (x *ManifestVersion) Reset() {
 	*x = ManifestVersion{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[71]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4152,7 +4228,7 @@ func (x *ManifestVersion) String() string {
 func (*ManifestVersion) ProtoMessage() {}
 
 func (x *ManifestVersion) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[71]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4165,7 +4241,7 @@ func (x *ManifestVersion) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ManifestVersion.ProtoReflect.Descriptor instead.
 func (*ManifestVersion) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{71}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *ManifestVersion) GetNode() int32 {
@@ -4247,7 +4323,7 @@ type ListDevicesRequest struct {
 
 func (x *ListDevicesRequest) Reset() {
 	*x = ListDevicesRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[72]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4259,7 +4335,7 @@ func (x *ListDevicesRequest) String() string {
 func (*ListDevicesRequest) ProtoMessage() {}
 
 func (x *ListDevicesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[72]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4272,7 +4348,7 @@ func (x *ListDevicesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDevicesRequest.ProtoReflect.Descriptor instead.
 func (*ListDevicesRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{72}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *ListDevicesRequest) GetOrder() string {
@@ -4291,7 +4367,7 @@ type ListDevicesResponse struct {
 
 func (x *ListDevicesResponse) Reset() {
 	*x = ListDevicesResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[73]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4303,7 +4379,7 @@ func (x *ListDevicesResponse) String() string {
 func (*ListDevicesResponse) ProtoMessage() {}
 
 func (x *ListDevicesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[73]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4316,7 +4392,7 @@ func (x *ListDevicesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDevicesResponse.ProtoReflect.Descriptor instead.
 func (*ListDevicesResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{73}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *ListDevicesResponse) GetDevices() []*Device {
@@ -4335,7 +4411,7 @@ type GetDeviceRequest struct {
 
 func (x *GetDeviceRequest) Reset() {
 	*x = GetDeviceRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[74]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4347,7 +4423,7 @@ func (x *GetDeviceRequest) String() string {
 func (*GetDeviceRequest) ProtoMessage() {}
 
 func (x *GetDeviceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[74]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4360,7 +4436,7 @@ func (x *GetDeviceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetDeviceRequest.ProtoReflect.Descriptor instead.
 func (*GetDeviceRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{74}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *GetDeviceRequest) GetSerial() string {
@@ -4381,7 +4457,7 @@ type RevokeDeviceRequest struct {
 
 func (x *RevokeDeviceRequest) Reset() {
 	*x = RevokeDeviceRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[75]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4393,7 +4469,7 @@ func (x *RevokeDeviceRequest) String() string {
 func (*RevokeDeviceRequest) ProtoMessage() {}
 
 func (x *RevokeDeviceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[75]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4406,7 +4482,7 @@ func (x *RevokeDeviceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeDeviceRequest.ProtoReflect.Descriptor instead.
 func (*RevokeDeviceRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{75}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *RevokeDeviceRequest) GetSerial() string {
@@ -4436,13 +4512,14 @@ type Device struct {
 	Order         string                 `protobuf:"bytes,2,opt,name=order,proto3" json:"order,omitempty"`
 	Sku           string                 `protobuf:"bytes,3,opt,name=sku,proto3" json:"sku,omitempty"`
 	Nodes         []*DeviceNode          `protobuf:"bytes,4,rep,name=nodes,proto3" json:"nodes,omitempty"`
+	Outline       bool                   `protobuf:"varint,5,opt,name=outline,proto3" json:"outline,omitempty"` // as of an order
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Device) Reset() {
 	*x = Device{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[76]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4454,7 +4531,7 @@ func (x *Device) String() string {
 func (*Device) ProtoMessage() {}
 
 func (x *Device) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[76]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4467,7 +4544,7 @@ func (x *Device) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Device.ProtoReflect.Descriptor instead.
 func (*Device) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{76}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *Device) GetSerial() string {
@@ -4498,6 +4575,13 @@ func (x *Device) GetNodes() []*DeviceNode {
 	return nil
 }
 
+func (x *Device) GetOutline() bool {
+	if x != nil {
+		return x.Outline
+	}
+	return false
+}
+
 type DeviceNode struct {
 	state              protoimpl.MessageState `protogen:"open.v1"`
 	Node               int32                  `protobuf:"varint,1,opt,name=node,proto3" json:"node,omitempty"`
@@ -4521,7 +4605,7 @@ type DeviceNode struct {
 
 func (x *DeviceNode) Reset() {
 	*x = DeviceNode{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[77]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4533,7 +4617,7 @@ func (x *DeviceNode) String() string {
 func (*DeviceNode) ProtoMessage() {}
 
 func (x *DeviceNode) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[77]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4546,7 +4630,7 @@ func (x *DeviceNode) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeviceNode.ProtoReflect.Descriptor instead.
 func (*DeviceNode) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{77}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *DeviceNode) GetNode() int32 {
@@ -4667,7 +4751,7 @@ type DeviceDisk struct {
 
 func (x *DeviceDisk) Reset() {
 	*x = DeviceDisk{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[78]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4679,7 +4763,7 @@ func (x *DeviceDisk) String() string {
 func (*DeviceDisk) ProtoMessage() {}
 
 func (x *DeviceDisk) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[78]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4692,7 +4776,7 @@ func (x *DeviceDisk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeviceDisk.ProtoReflect.Descriptor instead.
 func (*DeviceDisk) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{78}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{79}
 }
 
 func (x *DeviceDisk) GetDisk() string {
@@ -4743,7 +4827,7 @@ type DeviceShare struct {
 
 func (x *DeviceShare) Reset() {
 	*x = DeviceShare{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[79]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4755,7 +4839,7 @@ func (x *DeviceShare) String() string {
 func (*DeviceShare) ProtoMessage() {}
 
 func (x *DeviceShare) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[79]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4768,7 +4852,7 @@ func (x *DeviceShare) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeviceShare.ProtoReflect.Descriptor instead.
 func (*DeviceShare) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{79}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{80}
 }
 
 func (x *DeviceShare) GetName() string {
@@ -4822,7 +4906,7 @@ type Ticket struct {
 
 func (x *Ticket) Reset() {
 	*x = Ticket{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[80]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4834,7 +4918,7 @@ func (x *Ticket) String() string {
 func (*Ticket) ProtoMessage() {}
 
 func (x *Ticket) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[80]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4847,7 +4931,7 @@ func (x *Ticket) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ticket.ProtoReflect.Descriptor instead.
 func (*Ticket) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{80}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{81}
 }
 
 func (x *Ticket) GetId() string {
@@ -4918,7 +5002,7 @@ type FileTicketRequest struct {
 
 func (x *FileTicketRequest) Reset() {
 	*x = FileTicketRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[81]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4930,7 +5014,7 @@ func (x *FileTicketRequest) String() string {
 func (*FileTicketRequest) ProtoMessage() {}
 
 func (x *FileTicketRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[81]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4943,7 +5027,7 @@ func (x *FileTicketRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FileTicketRequest.ProtoReflect.Descriptor instead.
 func (*FileTicketRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{81}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{82}
 }
 
 func (x *FileTicketRequest) GetOrder() string {
@@ -4983,7 +5067,7 @@ type GetTicketRequest struct {
 
 func (x *GetTicketRequest) Reset() {
 	*x = GetTicketRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[82]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4995,7 +5079,7 @@ func (x *GetTicketRequest) String() string {
 func (*GetTicketRequest) ProtoMessage() {}
 
 func (x *GetTicketRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[82]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5008,7 +5092,7 @@ func (x *GetTicketRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetTicketRequest.ProtoReflect.Descriptor instead.
 func (*GetTicketRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{82}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{83}
 }
 
 func (x *GetTicketRequest) GetId() string {
@@ -5027,7 +5111,7 @@ type ListTicketsRequest struct {
 
 func (x *ListTicketsRequest) Reset() {
 	*x = ListTicketsRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[83]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[84]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5039,7 +5123,7 @@ func (x *ListTicketsRequest) String() string {
 func (*ListTicketsRequest) ProtoMessage() {}
 
 func (x *ListTicketsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[83]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[84]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5052,7 +5136,7 @@ func (x *ListTicketsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTicketsRequest.ProtoReflect.Descriptor instead.
 func (*ListTicketsRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{83}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{84}
 }
 
 func (x *ListTicketsRequest) GetOrder() string {
@@ -5071,7 +5155,7 @@ type ListTicketsResponse struct {
 
 func (x *ListTicketsResponse) Reset() {
 	*x = ListTicketsResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[84]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[85]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5083,7 +5167,7 @@ func (x *ListTicketsResponse) String() string {
 func (*ListTicketsResponse) ProtoMessage() {}
 
 func (x *ListTicketsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[84]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[85]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5096,7 +5180,7 @@ func (x *ListTicketsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTicketsResponse.ProtoReflect.Descriptor instead.
 func (*ListTicketsResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{84}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{85}
 }
 
 func (x *ListTicketsResponse) GetTickets() []*Ticket {
@@ -5116,7 +5200,7 @@ type CommentTicketRequest struct {
 
 func (x *CommentTicketRequest) Reset() {
 	*x = CommentTicketRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[85]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[86]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5128,7 +5212,7 @@ func (x *CommentTicketRequest) String() string {
 func (*CommentTicketRequest) ProtoMessage() {}
 
 func (x *CommentTicketRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[85]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[86]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5141,7 +5225,7 @@ func (x *CommentTicketRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CommentTicketRequest.ProtoReflect.Descriptor instead.
 func (*CommentTicketRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{85}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{86}
 }
 
 func (x *CommentTicketRequest) GetId() string {
@@ -5169,7 +5253,7 @@ type AssignTicketRequest struct {
 
 func (x *AssignTicketRequest) Reset() {
 	*x = AssignTicketRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[86]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[87]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5181,7 +5265,7 @@ func (x *AssignTicketRequest) String() string {
 func (*AssignTicketRequest) ProtoMessage() {}
 
 func (x *AssignTicketRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[86]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[87]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5194,7 +5278,7 @@ func (x *AssignTicketRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AssignTicketRequest.ProtoReflect.Descriptor instead.
 func (*AssignTicketRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{86}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{87}
 }
 
 func (x *AssignTicketRequest) GetId() string {
@@ -5235,7 +5319,7 @@ type Session struct {
 
 func (x *Session) Reset() {
 	*x = Session{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[87]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[88]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5247,7 +5331,7 @@ func (x *Session) String() string {
 func (*Session) ProtoMessage() {}
 
 func (x *Session) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[87]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[88]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5260,7 +5344,7 @@ func (x *Session) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Session.ProtoReflect.Descriptor instead.
 func (*Session) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{87}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{88}
 }
 
 func (x *Session) GetId() string {
@@ -5338,7 +5422,7 @@ type EnableSessionRequest struct {
 
 func (x *EnableSessionRequest) Reset() {
 	*x = EnableSessionRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[88]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[89]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5350,7 +5434,7 @@ func (x *EnableSessionRequest) String() string {
 func (*EnableSessionRequest) ProtoMessage() {}
 
 func (x *EnableSessionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[88]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[89]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5363,7 +5447,7 @@ func (x *EnableSessionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EnableSessionRequest.ProtoReflect.Descriptor instead.
 func (*EnableSessionRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{88}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{89}
 }
 
 func (x *EnableSessionRequest) GetSerial() string {
@@ -5403,7 +5487,7 @@ type GetSessionRequest struct {
 
 func (x *GetSessionRequest) Reset() {
 	*x = GetSessionRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[89]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[90]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5415,7 +5499,7 @@ func (x *GetSessionRequest) String() string {
 func (*GetSessionRequest) ProtoMessage() {}
 
 func (x *GetSessionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[89]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[90]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5428,7 +5512,7 @@ func (x *GetSessionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetSessionRequest.ProtoReflect.Descriptor instead.
 func (*GetSessionRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{89}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{90}
 }
 
 func (x *GetSessionRequest) GetId() string {
@@ -5447,7 +5531,7 @@ type ListSessionsRequest struct {
 
 func (x *ListSessionsRequest) Reset() {
 	*x = ListSessionsRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[90]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[91]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5459,7 +5543,7 @@ func (x *ListSessionsRequest) String() string {
 func (*ListSessionsRequest) ProtoMessage() {}
 
 func (x *ListSessionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[90]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[91]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5472,7 +5556,7 @@ func (x *ListSessionsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSessionsRequest.ProtoReflect.Descriptor instead.
 func (*ListSessionsRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{90}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{91}
 }
 
 func (x *ListSessionsRequest) GetSerial() string {
@@ -5491,7 +5575,7 @@ type ListSessionsResponse struct {
 
 func (x *ListSessionsResponse) Reset() {
 	*x = ListSessionsResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[91]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[92]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5503,7 +5587,7 @@ func (x *ListSessionsResponse) String() string {
 func (*ListSessionsResponse) ProtoMessage() {}
 
 func (x *ListSessionsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[91]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[92]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5516,7 +5600,7 @@ func (x *ListSessionsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSessionsResponse.ProtoReflect.Descriptor instead.
 func (*ListSessionsResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{91}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{92}
 }
 
 func (x *ListSessionsResponse) GetSessions() []*Session {
@@ -5536,7 +5620,7 @@ type DisableSessionRequest struct {
 
 func (x *DisableSessionRequest) Reset() {
 	*x = DisableSessionRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[92]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[93]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5548,7 +5632,7 @@ func (x *DisableSessionRequest) String() string {
 func (*DisableSessionRequest) ProtoMessage() {}
 
 func (x *DisableSessionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[92]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[93]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5561,7 +5645,7 @@ func (x *DisableSessionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DisableSessionRequest.ProtoReflect.Descriptor instead.
 func (*DisableSessionRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{92}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{93}
 }
 
 func (x *DisableSessionRequest) GetId() string {
@@ -5588,7 +5672,7 @@ type DisableSessionResponse struct {
 
 func (x *DisableSessionResponse) Reset() {
 	*x = DisableSessionResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[93]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[94]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5600,7 +5684,7 @@ func (x *DisableSessionResponse) String() string {
 func (*DisableSessionResponse) ProtoMessage() {}
 
 func (x *DisableSessionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[93]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[94]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5613,7 +5697,7 @@ func (x *DisableSessionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DisableSessionResponse.ProtoReflect.Descriptor instead.
 func (*DisableSessionResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{93}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{94}
 }
 
 func (x *DisableSessionResponse) GetSession() *Session {
@@ -5645,7 +5729,7 @@ type RelockResult struct {
 
 func (x *RelockResult) Reset() {
 	*x = RelockResult{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[94]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[95]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5657,7 +5741,7 @@ func (x *RelockResult) String() string {
 func (*RelockResult) ProtoMessage() {}
 
 func (x *RelockResult) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[94]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[95]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5670,7 +5754,7 @@ func (x *RelockResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RelockResult.ProtoReflect.Descriptor instead.
 func (*RelockResult) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{94}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{95}
 }
 
 func (x *RelockResult) GetNode() string {
@@ -5725,7 +5809,7 @@ type IssueCertificateRequest struct {
 
 func (x *IssueCertificateRequest) Reset() {
 	*x = IssueCertificateRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[95]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[96]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5737,7 +5821,7 @@ func (x *IssueCertificateRequest) String() string {
 func (*IssueCertificateRequest) ProtoMessage() {}
 
 func (x *IssueCertificateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[95]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[96]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5750,7 +5834,7 @@ func (x *IssueCertificateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueCertificateRequest.ProtoReflect.Descriptor instead.
 func (*IssueCertificateRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{95}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{96}
 }
 
 func (x *IssueCertificateRequest) GetSession() string {
@@ -5779,7 +5863,7 @@ type IssueCertificateResponse struct {
 
 func (x *IssueCertificateResponse) Reset() {
 	*x = IssueCertificateResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[96]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[97]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5791,7 +5875,7 @@ func (x *IssueCertificateResponse) String() string {
 func (*IssueCertificateResponse) ProtoMessage() {}
 
 func (x *IssueCertificateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[96]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[97]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5804,7 +5888,7 @@ func (x *IssueCertificateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueCertificateResponse.ProtoReflect.Descriptor instead.
 func (*IssueCertificateResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{96}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{97}
 }
 
 func (x *IssueCertificateResponse) GetCertificate() string {
@@ -5884,7 +5968,7 @@ type Request struct {
 
 func (x *Request) Reset() {
 	*x = Request{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[97]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[98]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5896,7 +5980,7 @@ func (x *Request) String() string {
 func (*Request) ProtoMessage() {}
 
 func (x *Request) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[97]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[98]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5909,7 +5993,7 @@ func (x *Request) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Request.ProtoReflect.Descriptor instead.
 func (*Request) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{97}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{98}
 }
 
 func (x *Request) GetId() string {
@@ -6216,7 +6300,7 @@ type RequestComment struct {
 
 func (x *RequestComment) Reset() {
 	*x = RequestComment{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[98]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[99]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6228,7 +6312,7 @@ func (x *RequestComment) String() string {
 func (*RequestComment) ProtoMessage() {}
 
 func (x *RequestComment) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[98]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[99]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6241,7 +6325,7 @@ func (x *RequestComment) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RequestComment.ProtoReflect.Descriptor instead.
 func (*RequestComment) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{98}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{99}
 }
 
 func (x *RequestComment) GetNumber() int64 {
@@ -6301,16 +6385,24 @@ func (x *RequestComment) GetTime() int64 {
 }
 
 type Evaluation struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Factors       []*Factor              `protobuf:"bytes,1,rep,name=factors,proto3" json:"factors,omitempty"`
-	Passed        bool                   `protobuf:"varint,2,opt,name=passed,proto3" json:"passed,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state              protoimpl.MessageState `protogen:"open.v1"`
+	Factors            []*Factor              `protobuf:"bytes,1,rep,name=factors,proto3" json:"factors,omitempty"`
+	Passed             bool                   `protobuf:"varint,2,opt,name=passed,proto3" json:"passed,omitempty"`
+	Approvers          []string               `protobuf:"bytes,3,rep,name=approvers,proto3" json:"approvers,omitempty"`                                                // groups of the provider, one person of each; "A or B" is one of either
+	MaxDurationSeconds int64                  `protobuf:"varint,4,opt,name=max_duration_seconds,json=maxDurationSeconds,proto3" json:"max_duration_seconds,omitempty"` // that the rules give; 0: as the tenant says
+	MfaDemanded        bool                   `protobuf:"varint,5,opt,name=mfa_demanded,json=mfaDemanded,proto3" json:"mfa_demanded,omitempty"`
+	Rules              []string               `protobuf:"bytes,6,rep,name=rules,proto3" json:"rules,omitempty"`                                   // ids of the rules that permit it
+	PolicyDigest       string                 `protobuf:"bytes,7,opt,name=policy_digest,json=policyDigest,proto3" json:"policy_digest,omitempty"` // of the JIT policies
+	Time               int64                  `protobuf:"varint,8,opt,name=time,proto3" json:"time,omitempty"`
+	Isolated           bool                   `protobuf:"varint,9,opt,name=isolated,proto3" json:"isolated,omitempty"` // the engineer signed in by an identity of this control plane alone
+	Mfa                bool                   `protobuf:"varint,10,opt,name=mfa,proto3" json:"mfa,omitempty"`          // the engineer signed in with a second factor
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
 }
 
 func (x *Evaluation) Reset() {
 	*x = Evaluation{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[99]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[100]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6322,7 +6414,7 @@ func (x *Evaluation) String() string {
 func (*Evaluation) ProtoMessage() {}
 
 func (x *Evaluation) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[99]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[100]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6335,7 +6427,7 @@ func (x *Evaluation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Evaluation.ProtoReflect.Descriptor instead.
 func (*Evaluation) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{99}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{100}
 }
 
 func (x *Evaluation) GetFactors() []*Factor {
@@ -6352,19 +6444,76 @@ func (x *Evaluation) GetPassed() bool {
 	return false
 }
 
+func (x *Evaluation) GetApprovers() []string {
+	if x != nil {
+		return x.Approvers
+	}
+	return nil
+}
+
+func (x *Evaluation) GetMaxDurationSeconds() int64 {
+	if x != nil {
+		return x.MaxDurationSeconds
+	}
+	return 0
+}
+
+func (x *Evaluation) GetMfaDemanded() bool {
+	if x != nil {
+		return x.MfaDemanded
+	}
+	return false
+}
+
+func (x *Evaluation) GetRules() []string {
+	if x != nil {
+		return x.Rules
+	}
+	return nil
+}
+
+func (x *Evaluation) GetPolicyDigest() string {
+	if x != nil {
+		return x.PolicyDigest
+	}
+	return ""
+}
+
+func (x *Evaluation) GetTime() int64 {
+	if x != nil {
+		return x.Time
+	}
+	return 0
+}
+
+func (x *Evaluation) GetIsolated() bool {
+	if x != nil {
+		return x.Isolated
+	}
+	return false
+}
+
+func (x *Evaluation) GetMfa() bool {
+	if x != nil {
+		return x.Mfa
+	}
+	return false
+}
+
 // Factor is one JIT factor with its own outcome.
 type Factor struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"` // resource-scope | isolated-identity | permission-level | …
 	Passed        bool                   `protobuf:"varint,2,opt,name=passed,proto3" json:"passed,omitempty"`
 	Reason        string                 `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
+	Rules         []string               `protobuf:"bytes,4,rep,name=rules,proto3" json:"rules,omitempty"` // ids of the rules that decided it
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Factor) Reset() {
 	*x = Factor{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[100]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[101]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6376,7 +6525,7 @@ func (x *Factor) String() string {
 func (*Factor) ProtoMessage() {}
 
 func (x *Factor) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[100]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[101]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6389,7 +6538,7 @@ func (x *Factor) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Factor.ProtoReflect.Descriptor instead.
 func (*Factor) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{100}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{101}
 }
 
 func (x *Factor) GetName() string {
@@ -6413,6 +6562,13 @@ func (x *Factor) GetReason() string {
 	return ""
 }
 
+func (x *Factor) GetRules() []string {
+	if x != nil {
+		return x.Rules
+	}
+	return nil
+}
+
 type RequestDecision struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Role          string                 `protobuf:"bytes,1,opt,name=role,proto3" json:"role,omitempty"` // provider | customer
@@ -6427,7 +6583,7 @@ type RequestDecision struct {
 
 func (x *RequestDecision) Reset() {
 	*x = RequestDecision{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[101]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[102]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6439,7 +6595,7 @@ func (x *RequestDecision) String() string {
 func (*RequestDecision) ProtoMessage() {}
 
 func (x *RequestDecision) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[101]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[102]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6452,7 +6608,7 @@ func (x *RequestDecision) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RequestDecision.ProtoReflect.Descriptor instead.
 func (*RequestDecision) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{101}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{102}
 }
 
 func (x *RequestDecision) GetRole() string {
@@ -6499,8 +6655,8 @@ func (x *RequestDecision) GetEnvelope() []byte {
 
 type CreateRequestRequest struct {
 	state           protoimpl.MessageState `protogen:"open.v1"`
-	Action          string                 `protobuf:"bytes,1,opt,name=action,proto3" json:"action,omitempty"`
-	Serial          string                 `protobuf:"bytes,2,opt,name=serial,proto3" json:"serial,omitempty"`
+	Action          string                 `protobuf:"bytes,1,opt,name=action,proto3" json:"action,omitempty"` // "Unlock Databox", or "Access Subscription": to read what belongs to the ticket's subscription
+	Serial          string                 `protobuf:"bytes,2,opt,name=serial,proto3" json:"serial,omitempty"` // "Unlock Databox" only
 	Ticket          string                 `protobuf:"bytes,3,opt,name=ticket,proto3" json:"ticket,omitempty"`
 	ReasonCode      string                 `protobuf:"bytes,4,opt,name=reason_code,json=reasonCode,proto3" json:"reason_code,omitempty"`
 	Justification   string                 `protobuf:"bytes,5,opt,name=justification,proto3" json:"justification,omitempty"`
@@ -6516,7 +6672,7 @@ type CreateRequestRequest struct {
 
 func (x *CreateRequestRequest) Reset() {
 	*x = CreateRequestRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[102]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[103]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6528,7 +6684,7 @@ func (x *CreateRequestRequest) String() string {
 func (*CreateRequestRequest) ProtoMessage() {}
 
 func (x *CreateRequestRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[102]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[103]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6541,7 +6697,7 @@ func (x *CreateRequestRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateRequestRequest.ProtoReflect.Descriptor instead.
 func (*CreateRequestRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{102}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{103}
 }
 
 func (x *CreateRequestRequest) GetAction() string {
@@ -6630,7 +6786,7 @@ type GetRequestRequest struct {
 
 func (x *GetRequestRequest) Reset() {
 	*x = GetRequestRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[103]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[104]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6642,7 +6798,7 @@ func (x *GetRequestRequest) String() string {
 func (*GetRequestRequest) ProtoMessage() {}
 
 func (x *GetRequestRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[103]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[104]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6655,7 +6811,7 @@ func (x *GetRequestRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetRequestRequest.ProtoReflect.Descriptor instead.
 func (*GetRequestRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{103}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{104}
 }
 
 func (x *GetRequestRequest) GetId() string {
@@ -6682,7 +6838,7 @@ type ListRequestsRequest struct {
 
 func (x *ListRequestsRequest) Reset() {
 	*x = ListRequestsRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[104]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[105]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6694,7 +6850,7 @@ func (x *ListRequestsRequest) String() string {
 func (*ListRequestsRequest) ProtoMessage() {}
 
 func (x *ListRequestsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[104]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[105]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6707,7 +6863,7 @@ func (x *ListRequestsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRequestsRequest.ProtoReflect.Descriptor instead.
 func (*ListRequestsRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{104}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{105}
 }
 
 func (x *ListRequestsRequest) GetPending() bool {
@@ -6783,7 +6939,7 @@ type ListRequestsResponse struct {
 
 func (x *ListRequestsResponse) Reset() {
 	*x = ListRequestsResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[105]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[106]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6795,7 +6951,7 @@ func (x *ListRequestsResponse) String() string {
 func (*ListRequestsResponse) ProtoMessage() {}
 
 func (x *ListRequestsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[105]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[106]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6808,7 +6964,7 @@ func (x *ListRequestsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRequestsResponse.ProtoReflect.Descriptor instead.
 func (*ListRequestsResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{105}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{106}
 }
 
 func (x *ListRequestsResponse) GetRequests() []*Request {
@@ -6838,7 +6994,7 @@ type DraftDecisionRequest struct {
 
 func (x *DraftDecisionRequest) Reset() {
 	*x = DraftDecisionRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[106]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[107]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6850,7 +7006,7 @@ func (x *DraftDecisionRequest) String() string {
 func (*DraftDecisionRequest) ProtoMessage() {}
 
 func (x *DraftDecisionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[106]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[107]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6863,7 +7019,7 @@ func (x *DraftDecisionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DraftDecisionRequest.ProtoReflect.Descriptor instead.
 func (*DraftDecisionRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{106}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{107}
 }
 
 func (x *DraftDecisionRequest) GetId() string {
@@ -6911,7 +7067,7 @@ type DecideRequest struct {
 
 func (x *DecideRequest) Reset() {
 	*x = DecideRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[107]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[108]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6923,7 +7079,7 @@ func (x *DecideRequest) String() string {
 func (*DecideRequest) ProtoMessage() {}
 
 func (x *DecideRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[107]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[108]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6936,7 +7092,7 @@ func (x *DecideRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DecideRequest.ProtoReflect.Descriptor instead.
 func (*DecideRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{107}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{108}
 }
 
 func (x *DecideRequest) GetId() string {
@@ -6963,7 +7119,7 @@ type CancelRequestRequest struct {
 
 func (x *CancelRequestRequest) Reset() {
 	*x = CancelRequestRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[108]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[109]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6975,7 +7131,7 @@ func (x *CancelRequestRequest) String() string {
 func (*CancelRequestRequest) ProtoMessage() {}
 
 func (x *CancelRequestRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[108]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[109]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6988,7 +7144,7 @@ func (x *CancelRequestRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelRequestRequest.ProtoReflect.Descriptor instead.
 func (*CancelRequestRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{108}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{109}
 }
 
 func (x *CancelRequestRequest) GetId() string {
@@ -7014,7 +7170,7 @@ type ExecuteRequestRequest struct {
 
 func (x *ExecuteRequestRequest) Reset() {
 	*x = ExecuteRequestRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[109]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[110]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7026,7 +7182,7 @@ func (x *ExecuteRequestRequest) String() string {
 func (*ExecuteRequestRequest) ProtoMessage() {}
 
 func (x *ExecuteRequestRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[109]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[110]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7039,7 +7195,7 @@ func (x *ExecuteRequestRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecuteRequestRequest.ProtoReflect.Descriptor instead.
 func (*ExecuteRequestRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{109}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{110}
 }
 
 func (x *ExecuteRequestRequest) GetId() string {
@@ -7059,7 +7215,7 @@ type RevokeRequestRequest struct {
 
 func (x *RevokeRequestRequest) Reset() {
 	*x = RevokeRequestRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[110]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[111]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7071,7 +7227,7 @@ func (x *RevokeRequestRequest) String() string {
 func (*RevokeRequestRequest) ProtoMessage() {}
 
 func (x *RevokeRequestRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[110]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[111]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7084,7 +7240,7 @@ func (x *RevokeRequestRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeRequestRequest.ProtoReflect.Descriptor instead.
 func (*RevokeRequestRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{110}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{111}
 }
 
 func (x *RevokeRequestRequest) GetId() string {
@@ -7112,7 +7268,7 @@ type RevokeRequestResponse struct {
 
 func (x *RevokeRequestResponse) Reset() {
 	*x = RevokeRequestResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[111]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[112]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7124,7 +7280,7 @@ func (x *RevokeRequestResponse) String() string {
 func (*RevokeRequestResponse) ProtoMessage() {}
 
 func (x *RevokeRequestResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[111]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[112]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7137,7 +7293,7 @@ func (x *RevokeRequestResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeRequestResponse.ProtoReflect.Descriptor instead.
 func (*RevokeRequestResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{111}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{112}
 }
 
 func (x *RevokeRequestResponse) GetRequest() *Request {
@@ -7173,7 +7329,7 @@ type CommentRequestRequest struct {
 
 func (x *CommentRequestRequest) Reset() {
 	*x = CommentRequestRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[112]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[113]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7185,7 +7341,7 @@ func (x *CommentRequestRequest) String() string {
 func (*CommentRequestRequest) ProtoMessage() {}
 
 func (x *CommentRequestRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[112]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[113]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7198,7 +7354,7 @@ func (x *CommentRequestRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CommentRequestRequest.ProtoReflect.Descriptor instead.
 func (*CommentRequestRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{112}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{113}
 }
 
 func (x *CommentRequestRequest) GetId() string {
@@ -7240,7 +7396,7 @@ type ExtendRequestRequest struct {
 
 func (x *ExtendRequestRequest) Reset() {
 	*x = ExtendRequestRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[113]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[114]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7252,7 +7408,7 @@ func (x *ExtendRequestRequest) String() string {
 func (*ExtendRequestRequest) ProtoMessage() {}
 
 func (x *ExtendRequestRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[113]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[114]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7265,7 +7421,7 @@ func (x *ExtendRequestRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExtendRequestRequest.ProtoReflect.Descriptor instead.
 func (*ExtendRequestRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{113}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{114}
 }
 
 func (x *ExtendRequestRequest) GetId() string {
@@ -7299,7 +7455,7 @@ type RaiseRequestAgainRequest struct {
 
 func (x *RaiseRequestAgainRequest) Reset() {
 	*x = RaiseRequestAgainRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[114]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[115]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7311,7 +7467,7 @@ func (x *RaiseRequestAgainRequest) String() string {
 func (*RaiseRequestAgainRequest) ProtoMessage() {}
 
 func (x *RaiseRequestAgainRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[114]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[115]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7324,7 +7480,7 @@ func (x *RaiseRequestAgainRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RaiseRequestAgainRequest.ProtoReflect.Descriptor instead.
 func (*RaiseRequestAgainRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{114}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{115}
 }
 
 func (x *RaiseRequestAgainRequest) GetId() string {
@@ -7355,7 +7511,7 @@ type DraftStandingConsentRequest struct {
 
 func (x *DraftStandingConsentRequest) Reset() {
 	*x = DraftStandingConsentRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[115]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[116]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7367,7 +7523,7 @@ func (x *DraftStandingConsentRequest) String() string {
 func (*DraftStandingConsentRequest) ProtoMessage() {}
 
 func (x *DraftStandingConsentRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[115]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[116]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7380,7 +7536,7 @@ func (x *DraftStandingConsentRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DraftStandingConsentRequest.ProtoReflect.Descriptor instead.
 func (*DraftStandingConsentRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{115}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{116}
 }
 
 func (x *DraftStandingConsentRequest) GetOrder() string {
@@ -7435,7 +7591,7 @@ type SubmitStandingConsentRequest struct {
 
 func (x *SubmitStandingConsentRequest) Reset() {
 	*x = SubmitStandingConsentRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[116]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[117]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7447,7 +7603,7 @@ func (x *SubmitStandingConsentRequest) String() string {
 func (*SubmitStandingConsentRequest) ProtoMessage() {}
 
 func (x *SubmitStandingConsentRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[116]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[117]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7460,7 +7616,7 @@ func (x *SubmitStandingConsentRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SubmitStandingConsentRequest.ProtoReflect.Descriptor instead.
 func (*SubmitStandingConsentRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{116}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{117}
 }
 
 func (x *SubmitStandingConsentRequest) GetOrder() string {
@@ -7486,7 +7642,7 @@ type ListStandingConsentsRequest struct {
 
 func (x *ListStandingConsentsRequest) Reset() {
 	*x = ListStandingConsentsRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[117]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[118]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7498,7 +7654,7 @@ func (x *ListStandingConsentsRequest) String() string {
 func (*ListStandingConsentsRequest) ProtoMessage() {}
 
 func (x *ListStandingConsentsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[117]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[118]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7511,7 +7667,7 @@ func (x *ListStandingConsentsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListStandingConsentsRequest.ProtoReflect.Descriptor instead.
 func (*ListStandingConsentsRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{117}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{118}
 }
 
 func (x *ListStandingConsentsRequest) GetOrder() string {
@@ -7530,7 +7686,7 @@ type ListStandingConsentsResponse struct {
 
 func (x *ListStandingConsentsResponse) Reset() {
 	*x = ListStandingConsentsResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[118]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[119]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7542,7 +7698,7 @@ func (x *ListStandingConsentsResponse) String() string {
 func (*ListStandingConsentsResponse) ProtoMessage() {}
 
 func (x *ListStandingConsentsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[118]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[119]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7555,7 +7711,7 @@ func (x *ListStandingConsentsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListStandingConsentsResponse.ProtoReflect.Descriptor instead.
 func (*ListStandingConsentsResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{118}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{119}
 }
 
 func (x *ListStandingConsentsResponse) GetConsents() []*StandingConsent {
@@ -7579,7 +7735,7 @@ type StandingConsent struct {
 
 func (x *StandingConsent) Reset() {
 	*x = StandingConsent{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[119]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[120]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7591,7 +7747,7 @@ func (x *StandingConsent) String() string {
 func (*StandingConsent) ProtoMessage() {}
 
 func (x *StandingConsent) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[119]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[120]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7604,7 +7760,7 @@ func (x *StandingConsent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StandingConsent.ProtoReflect.Descriptor instead.
 func (*StandingConsent) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{119}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{120}
 }
 
 func (x *StandingConsent) GetId() string {
@@ -7659,7 +7815,7 @@ type RevokeStandingConsentRequest struct {
 
 func (x *RevokeStandingConsentRequest) Reset() {
 	*x = RevokeStandingConsentRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[120]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[121]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7671,7 +7827,7 @@ func (x *RevokeStandingConsentRequest) String() string {
 func (*RevokeStandingConsentRequest) ProtoMessage() {}
 
 func (x *RevokeStandingConsentRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[120]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[121]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7684,7 +7840,7 @@ func (x *RevokeStandingConsentRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeStandingConsentRequest.ProtoReflect.Descriptor instead.
 func (*RevokeStandingConsentRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{120}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{121}
 }
 
 func (x *RevokeStandingConsentRequest) GetId() string {
@@ -7710,7 +7866,7 @@ type ListKeysRequest struct {
 
 func (x *ListKeysRequest) Reset() {
 	*x = ListKeysRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[121]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[122]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7722,7 +7878,7 @@ func (x *ListKeysRequest) String() string {
 func (*ListKeysRequest) ProtoMessage() {}
 
 func (x *ListKeysRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[121]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[122]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7735,7 +7891,7 @@ func (x *ListKeysRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListKeysRequest.ProtoReflect.Descriptor instead.
 func (*ListKeysRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{121}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{122}
 }
 
 func (x *ListKeysRequest) GetOrder() string {
@@ -7754,7 +7910,7 @@ type ListKeysResponse struct {
 
 func (x *ListKeysResponse) Reset() {
 	*x = ListKeysResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[122]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[123]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7766,7 +7922,7 @@ func (x *ListKeysResponse) String() string {
 func (*ListKeysResponse) ProtoMessage() {}
 
 func (x *ListKeysResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[122]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[123]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7779,7 +7935,7 @@ func (x *ListKeysResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListKeysResponse.ProtoReflect.Descriptor instead.
 func (*ListKeysResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{122}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{123}
 }
 
 func (x *ListKeysResponse) GetKeys() []*KeyInfo {
@@ -7804,7 +7960,7 @@ type KeyInfo struct {
 
 func (x *KeyInfo) Reset() {
 	*x = KeyInfo{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[123]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[124]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7816,7 +7972,7 @@ func (x *KeyInfo) String() string {
 func (*KeyInfo) ProtoMessage() {}
 
 func (x *KeyInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[123]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[124]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7829,7 +7985,7 @@ func (x *KeyInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeyInfo.ProtoReflect.Descriptor instead.
 func (*KeyInfo) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{123}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{124}
 }
 
 func (x *KeyInfo) GetSerial() string {
@@ -7886,7 +8042,7 @@ type ExportRecoveryPasswordRequest struct {
 
 func (x *ExportRecoveryPasswordRequest) Reset() {
 	*x = ExportRecoveryPasswordRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[124]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[125]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7898,7 +8054,7 @@ func (x *ExportRecoveryPasswordRequest) String() string {
 func (*ExportRecoveryPasswordRequest) ProtoMessage() {}
 
 func (x *ExportRecoveryPasswordRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[124]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[125]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7911,7 +8067,7 @@ func (x *ExportRecoveryPasswordRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportRecoveryPasswordRequest.ProtoReflect.Descriptor instead.
 func (*ExportRecoveryPasswordRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{124}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{125}
 }
 
 func (x *ExportRecoveryPasswordRequest) GetSerial() string {
@@ -7951,7 +8107,7 @@ type ExportRecoveryPasswordResponse struct {
 
 func (x *ExportRecoveryPasswordResponse) Reset() {
 	*x = ExportRecoveryPasswordResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[125]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[126]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7963,7 +8119,7 @@ func (x *ExportRecoveryPasswordResponse) String() string {
 func (*ExportRecoveryPasswordResponse) ProtoMessage() {}
 
 func (x *ExportRecoveryPasswordResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[125]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[126]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7976,7 +8132,7 @@ func (x *ExportRecoveryPasswordResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportRecoveryPasswordResponse.ProtoReflect.Descriptor instead.
 func (*ExportRecoveryPasswordResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{125}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{126}
 }
 
 func (x *ExportRecoveryPasswordResponse) GetRecoveryPassword() string {
@@ -7994,7 +8150,7 @@ type GetKeyStatusRequest struct {
 
 func (x *GetKeyStatusRequest) Reset() {
 	*x = GetKeyStatusRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[126]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[127]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8006,7 +8162,7 @@ func (x *GetKeyStatusRequest) String() string {
 func (*GetKeyStatusRequest) ProtoMessage() {}
 
 func (x *GetKeyStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[126]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[127]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8019,7 +8175,7 @@ func (x *GetKeyStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetKeyStatusRequest.ProtoReflect.Descriptor instead.
 func (*GetKeyStatusRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{126}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{127}
 }
 
 type RotateKeyRequest struct {
@@ -8030,7 +8186,7 @@ type RotateKeyRequest struct {
 
 func (x *RotateKeyRequest) Reset() {
 	*x = RotateKeyRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[127]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[128]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8042,7 +8198,7 @@ func (x *RotateKeyRequest) String() string {
 func (*RotateKeyRequest) ProtoMessage() {}
 
 func (x *RotateKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[127]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[128]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8055,7 +8211,7 @@ func (x *RotateKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateKeyRequest.ProtoReflect.Descriptor instead.
 func (*RotateKeyRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{127}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{128}
 }
 
 type KeyStatus struct {
@@ -8070,7 +8226,7 @@ type KeyStatus struct {
 
 func (x *KeyStatus) Reset() {
 	*x = KeyStatus{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[128]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[129]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8082,7 +8238,7 @@ func (x *KeyStatus) String() string {
 func (*KeyStatus) ProtoMessage() {}
 
 func (x *KeyStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[128]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[129]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8095,7 +8251,7 @@ func (x *KeyStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeyStatus.ProtoReflect.Descriptor instead.
 func (*KeyStatus) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{128}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{129}
 }
 
 func (x *KeyStatus) GetCurrent() string {
@@ -8138,7 +8294,7 @@ type WrappingKey struct {
 
 func (x *WrappingKey) Reset() {
 	*x = WrappingKey{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[129]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[130]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8150,7 +8306,7 @@ func (x *WrappingKey) String() string {
 func (*WrappingKey) ProtoMessage() {}
 
 func (x *WrappingKey) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[129]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[130]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8163,7 +8319,7 @@ func (x *WrappingKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WrappingKey.ProtoReflect.Descriptor instead.
 func (*WrappingKey) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{129}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{130}
 }
 
 func (x *WrappingKey) GetId() string {
@@ -8202,7 +8358,7 @@ type KeyRotation struct {
 
 func (x *KeyRotation) Reset() {
 	*x = KeyRotation{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[130]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[131]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8214,7 +8370,7 @@ func (x *KeyRotation) String() string {
 func (*KeyRotation) ProtoMessage() {}
 
 func (x *KeyRotation) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[130]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[131]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8227,7 +8383,7 @@ func (x *KeyRotation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeyRotation.ProtoReflect.Descriptor instead.
 func (*KeyRotation) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{130}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{131}
 }
 
 func (x *KeyRotation) GetTarget() string {
@@ -8288,7 +8444,7 @@ type GetOrderKeyRequest struct {
 
 func (x *GetOrderKeyRequest) Reset() {
 	*x = GetOrderKeyRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[131]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[132]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8300,7 +8456,7 @@ func (x *GetOrderKeyRequest) String() string {
 func (*GetOrderKeyRequest) ProtoMessage() {}
 
 func (x *GetOrderKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[131]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[132]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8313,7 +8469,7 @@ func (x *GetOrderKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetOrderKeyRequest.ProtoReflect.Descriptor instead.
 func (*GetOrderKeyRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{131}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{132}
 }
 
 func (x *GetOrderKeyRequest) GetOrder() string {
@@ -8336,7 +8492,7 @@ type SetOrderKeyRequest struct {
 
 func (x *SetOrderKeyRequest) Reset() {
 	*x = SetOrderKeyRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[132]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[133]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8348,7 +8504,7 @@ func (x *SetOrderKeyRequest) String() string {
 func (*SetOrderKeyRequest) ProtoMessage() {}
 
 func (x *SetOrderKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[132]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[133]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8361,7 +8517,7 @@ func (x *SetOrderKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetOrderKeyRequest.ProtoReflect.Descriptor instead.
 func (*SetOrderKeyRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{132}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{133}
 }
 
 func (x *SetOrderKeyRequest) GetOrder() string {
@@ -8399,7 +8555,7 @@ type OrderKey struct {
 
 func (x *OrderKey) Reset() {
 	*x = OrderKey{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[133]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[134]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8411,7 +8567,7 @@ func (x *OrderKey) String() string {
 func (*OrderKey) ProtoMessage() {}
 
 func (x *OrderKey) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[133]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[134]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8424,7 +8580,7 @@ func (x *OrderKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OrderKey.ProtoReflect.Descriptor instead.
 func (*OrderKey) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{133}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{134}
 }
 
 func (x *OrderKey) GetOrder() string {
@@ -8478,7 +8634,7 @@ type ListRecordsRequest struct {
 
 func (x *ListRecordsRequest) Reset() {
 	*x = ListRecordsRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[134]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[135]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8490,7 +8646,7 @@ func (x *ListRecordsRequest) String() string {
 func (*ListRecordsRequest) ProtoMessage() {}
 
 func (x *ListRecordsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[134]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[135]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8503,7 +8659,7 @@ func (x *ListRecordsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRecordsRequest.ProtoReflect.Descriptor instead.
 func (*ListRecordsRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{134}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{135}
 }
 
 func (x *ListRecordsRequest) GetOperation() string {
@@ -8572,7 +8728,7 @@ type AuditRecord struct {
 
 func (x *AuditRecord) Reset() {
 	*x = AuditRecord{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[135]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[136]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8584,7 +8740,7 @@ func (x *AuditRecord) String() string {
 func (*AuditRecord) ProtoMessage() {}
 
 func (x *AuditRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[135]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[136]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8597,7 +8753,7 @@ func (x *AuditRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuditRecord.ProtoReflect.Descriptor instead.
 func (*AuditRecord) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{135}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{136}
 }
 
 func (x *AuditRecord) GetIndex() int64 {
@@ -8624,7 +8780,7 @@ type ListRecordsResponse struct {
 
 func (x *ListRecordsResponse) Reset() {
 	*x = ListRecordsResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[136]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[137]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8636,7 +8792,7 @@ func (x *ListRecordsResponse) String() string {
 func (*ListRecordsResponse) ProtoMessage() {}
 
 func (x *ListRecordsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[136]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[137]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8649,7 +8805,7 @@ func (x *ListRecordsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRecordsResponse.ProtoReflect.Descriptor instead.
 func (*ListRecordsResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{136}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{137}
 }
 
 func (x *ListRecordsResponse) GetRecords() []*AuditRecord {
@@ -8685,7 +8841,7 @@ type LegalHold struct {
 
 func (x *LegalHold) Reset() {
 	*x = LegalHold{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[137]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[138]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8697,7 +8853,7 @@ func (x *LegalHold) String() string {
 func (*LegalHold) ProtoMessage() {}
 
 func (x *LegalHold) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[137]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[138]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8710,7 +8866,7 @@ func (x *LegalHold) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LegalHold.ProtoReflect.Descriptor instead.
 func (*LegalHold) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{137}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{138}
 }
 
 func (x *LegalHold) GetId() string {
@@ -8788,7 +8944,7 @@ type PlaceHoldRequest struct {
 
 func (x *PlaceHoldRequest) Reset() {
 	*x = PlaceHoldRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[138]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[139]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8800,7 +8956,7 @@ func (x *PlaceHoldRequest) String() string {
 func (*PlaceHoldRequest) ProtoMessage() {}
 
 func (x *PlaceHoldRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[138]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[139]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8813,7 +8969,7 @@ func (x *PlaceHoldRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlaceHoldRequest.ProtoReflect.Descriptor instead.
 func (*PlaceHoldRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{138}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{139}
 }
 
 func (x *PlaceHoldRequest) GetTenant() string {
@@ -8854,7 +9010,7 @@ type ReleaseHoldRequest struct {
 
 func (x *ReleaseHoldRequest) Reset() {
 	*x = ReleaseHoldRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[139]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[140]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8866,7 +9022,7 @@ func (x *ReleaseHoldRequest) String() string {
 func (*ReleaseHoldRequest) ProtoMessage() {}
 
 func (x *ReleaseHoldRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[139]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[140]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8879,7 +9035,7 @@ func (x *ReleaseHoldRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReleaseHoldRequest.ProtoReflect.Descriptor instead.
 func (*ReleaseHoldRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{139}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{140}
 }
 
 func (x *ReleaseHoldRequest) GetId() string {
@@ -8904,7 +9060,7 @@ type ListHoldsRequest struct {
 
 func (x *ListHoldsRequest) Reset() {
 	*x = ListHoldsRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[140]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[141]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8916,7 +9072,7 @@ func (x *ListHoldsRequest) String() string {
 func (*ListHoldsRequest) ProtoMessage() {}
 
 func (x *ListHoldsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[140]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[141]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8929,7 +9085,7 @@ func (x *ListHoldsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListHoldsRequest.ProtoReflect.Descriptor instead.
 func (*ListHoldsRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{140}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{141}
 }
 
 type ListHoldsResponse struct {
@@ -8942,7 +9098,7 @@ type ListHoldsResponse struct {
 
 func (x *ListHoldsResponse) Reset() {
 	*x = ListHoldsResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[141]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[142]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8954,7 +9110,7 @@ func (x *ListHoldsResponse) String() string {
 func (*ListHoldsResponse) ProtoMessage() {}
 
 func (x *ListHoldsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[141]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[142]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8967,7 +9123,7 @@ func (x *ListHoldsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListHoldsResponse.ProtoReflect.Descriptor instead.
 func (*ListHoldsResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{141}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{142}
 }
 
 func (x *ListHoldsResponse) GetHolds() []*LegalHold {
@@ -9002,7 +9158,7 @@ type Sink struct {
 
 func (x *Sink) Reset() {
 	*x = Sink{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[142]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[143]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9014,7 +9170,7 @@ func (x *Sink) String() string {
 func (*Sink) ProtoMessage() {}
 
 func (x *Sink) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[142]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[143]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9027,7 +9183,7 @@ func (x *Sink) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Sink.ProtoReflect.Descriptor instead.
 func (*Sink) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{142}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{143}
 }
 
 func (x *Sink) GetName() string {
@@ -9101,7 +9257,7 @@ type ListSinksRequest struct {
 
 func (x *ListSinksRequest) Reset() {
 	*x = ListSinksRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[143]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[144]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9113,7 +9269,7 @@ func (x *ListSinksRequest) String() string {
 func (*ListSinksRequest) ProtoMessage() {}
 
 func (x *ListSinksRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[143]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[144]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9126,7 +9282,7 @@ func (x *ListSinksRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSinksRequest.ProtoReflect.Descriptor instead.
 func (*ListSinksRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{143}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{144}
 }
 
 type ListSinksResponse struct {
@@ -9138,7 +9294,7 @@ type ListSinksResponse struct {
 
 func (x *ListSinksResponse) Reset() {
 	*x = ListSinksResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[144]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[145]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9150,7 +9306,7 @@ func (x *ListSinksResponse) String() string {
 func (*ListSinksResponse) ProtoMessage() {}
 
 func (x *ListSinksResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[144]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[145]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9163,7 +9319,7 @@ func (x *ListSinksResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSinksResponse.ProtoReflect.Descriptor instead.
 func (*ListSinksResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{144}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{145}
 }
 
 func (x *ListSinksResponse) GetSinks() []*Sink {
@@ -9181,7 +9337,7 @@ type ExportLogRequest struct {
 
 func (x *ExportLogRequest) Reset() {
 	*x = ExportLogRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[145]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[146]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9193,7 +9349,7 @@ func (x *ExportLogRequest) String() string {
 func (*ExportLogRequest) ProtoMessage() {}
 
 func (x *ExportLogRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[145]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[146]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9206,7 +9362,7 @@ func (x *ExportLogRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportLogRequest.ProtoReflect.Descriptor instead.
 func (*ExportLogRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{145}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{146}
 }
 
 type ExportLogResponse struct {
@@ -9218,7 +9374,7 @@ type ExportLogResponse struct {
 
 func (x *ExportLogResponse) Reset() {
 	*x = ExportLogResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[146]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[147]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9230,7 +9386,7 @@ func (x *ExportLogResponse) String() string {
 func (*ExportLogResponse) ProtoMessage() {}
 
 func (x *ExportLogResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[146]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[147]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9243,7 +9399,7 @@ func (x *ExportLogResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportLogResponse.ProtoReflect.Descriptor instead.
 func (*ExportLogResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{146}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{147}
 }
 
 func (x *ExportLogResponse) GetData() []byte {
@@ -9262,7 +9418,7 @@ type GetCheckpointRequest struct {
 
 func (x *GetCheckpointRequest) Reset() {
 	*x = GetCheckpointRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[147]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[148]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9274,7 +9430,7 @@ func (x *GetCheckpointRequest) String() string {
 func (*GetCheckpointRequest) ProtoMessage() {}
 
 func (x *GetCheckpointRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[147]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[148]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9287,7 +9443,7 @@ func (x *GetCheckpointRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetCheckpointRequest.ProtoReflect.Descriptor instead.
 func (*GetCheckpointRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{147}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{148}
 }
 
 func (x *GetCheckpointRequest) GetConsistentWith() int64 {
@@ -9308,7 +9464,7 @@ type GetCheckpointResponse struct {
 
 func (x *GetCheckpointResponse) Reset() {
 	*x = GetCheckpointResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[148]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[149]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9320,7 +9476,7 @@ func (x *GetCheckpointResponse) String() string {
 func (*GetCheckpointResponse) ProtoMessage() {}
 
 func (x *GetCheckpointResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[148]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[149]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9333,7 +9489,7 @@ func (x *GetCheckpointResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetCheckpointResponse.ProtoReflect.Descriptor instead.
 func (*GetCheckpointResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{148}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{149}
 }
 
 func (x *GetCheckpointResponse) GetCheckpoint() []byte {
@@ -9381,7 +9537,7 @@ type Delivery struct {
 
 func (x *Delivery) Reset() {
 	*x = Delivery{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[149]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[150]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9393,7 +9549,7 @@ func (x *Delivery) String() string {
 func (*Delivery) ProtoMessage() {}
 
 func (x *Delivery) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[149]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[150]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9406,7 +9562,7 @@ func (x *Delivery) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Delivery.ProtoReflect.Descriptor instead.
 func (*Delivery) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{149}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{150}
 }
 
 func (x *Delivery) GetId() string {
@@ -9527,7 +9683,7 @@ type ListNoticesRequest struct {
 
 func (x *ListNoticesRequest) Reset() {
 	*x = ListNoticesRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[150]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[151]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9539,7 +9695,7 @@ func (x *ListNoticesRequest) String() string {
 func (*ListNoticesRequest) ProtoMessage() {}
 
 func (x *ListNoticesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[150]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[151]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9552,7 +9708,7 @@ func (x *ListNoticesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNoticesRequest.ProtoReflect.Descriptor instead.
 func (*ListNoticesRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{150}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{151}
 }
 
 func (x *ListNoticesRequest) GetTenant() string {
@@ -9599,7 +9755,7 @@ type ListNoticesResponse struct {
 
 func (x *ListNoticesResponse) Reset() {
 	*x = ListNoticesResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[151]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[152]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9611,7 +9767,7 @@ func (x *ListNoticesResponse) String() string {
 func (*ListNoticesResponse) ProtoMessage() {}
 
 func (x *ListNoticesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[151]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[152]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9624,7 +9780,7 @@ func (x *ListNoticesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNoticesResponse.ProtoReflect.Descriptor instead.
 func (*ListNoticesResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{151}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{152}
 }
 
 func (x *ListNoticesResponse) GetDeliveries() []*Delivery {
@@ -9644,7 +9800,7 @@ type RetryNoticesRequest struct {
 
 func (x *RetryNoticesRequest) Reset() {
 	*x = RetryNoticesRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[152]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[153]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9656,7 +9812,7 @@ func (x *RetryNoticesRequest) String() string {
 func (*RetryNoticesRequest) ProtoMessage() {}
 
 func (x *RetryNoticesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[152]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[153]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9669,7 +9825,7 @@ func (x *RetryNoticesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RetryNoticesRequest.ProtoReflect.Descriptor instead.
 func (*RetryNoticesRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{152}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{153}
 }
 
 func (x *RetryNoticesRequest) GetIds() []string {
@@ -9695,7 +9851,7 @@ type RetryNoticesResponse struct {
 
 func (x *RetryNoticesResponse) Reset() {
 	*x = RetryNoticesResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[153]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[154]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9707,7 +9863,7 @@ func (x *RetryNoticesResponse) String() string {
 func (*RetryNoticesResponse) ProtoMessage() {}
 
 func (x *RetryNoticesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[153]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[154]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9720,7 +9876,7 @@ func (x *RetryNoticesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RetryNoticesResponse.ProtoReflect.Descriptor instead.
 func (*RetryNoticesResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{153}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{154}
 }
 
 func (x *RetryNoticesResponse) GetRetried() int32 {
@@ -9743,7 +9899,7 @@ type Webhook struct {
 
 func (x *Webhook) Reset() {
 	*x = Webhook{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[154]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[155]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9755,7 +9911,7 @@ func (x *Webhook) String() string {
 func (*Webhook) ProtoMessage() {}
 
 func (x *Webhook) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[154]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[155]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9768,7 +9924,7 @@ func (x *Webhook) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Webhook.ProtoReflect.Descriptor instead.
 func (*Webhook) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{154}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{155}
 }
 
 func (x *Webhook) GetId() string {
@@ -9817,7 +9973,7 @@ type CreateWebhookRequest struct {
 
 func (x *CreateWebhookRequest) Reset() {
 	*x = CreateWebhookRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[155]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[156]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9829,7 +9985,7 @@ func (x *CreateWebhookRequest) String() string {
 func (*CreateWebhookRequest) ProtoMessage() {}
 
 func (x *CreateWebhookRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[155]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[156]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9842,7 +9998,7 @@ func (x *CreateWebhookRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateWebhookRequest.ProtoReflect.Descriptor instead.
 func (*CreateWebhookRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{155}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{156}
 }
 
 func (x *CreateWebhookRequest) GetTenant() string {
@@ -9876,7 +10032,7 @@ type CreateWebhookResponse struct {
 
 func (x *CreateWebhookResponse) Reset() {
 	*x = CreateWebhookResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[156]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[157]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9888,7 +10044,7 @@ func (x *CreateWebhookResponse) String() string {
 func (*CreateWebhookResponse) ProtoMessage() {}
 
 func (x *CreateWebhookResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[156]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[157]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9901,7 +10057,7 @@ func (x *CreateWebhookResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateWebhookResponse.ProtoReflect.Descriptor instead.
 func (*CreateWebhookResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{156}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{157}
 }
 
 func (x *CreateWebhookResponse) GetWebhook() *Webhook {
@@ -9927,7 +10083,7 @@ type ListWebhooksRequest struct {
 
 func (x *ListWebhooksRequest) Reset() {
 	*x = ListWebhooksRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[157]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[158]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9939,7 +10095,7 @@ func (x *ListWebhooksRequest) String() string {
 func (*ListWebhooksRequest) ProtoMessage() {}
 
 func (x *ListWebhooksRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[157]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[158]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9952,7 +10108,7 @@ func (x *ListWebhooksRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListWebhooksRequest.ProtoReflect.Descriptor instead.
 func (*ListWebhooksRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{157}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{158}
 }
 
 func (x *ListWebhooksRequest) GetTenant() string {
@@ -9971,7 +10127,7 @@ type ListWebhooksResponse struct {
 
 func (x *ListWebhooksResponse) Reset() {
 	*x = ListWebhooksResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[158]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[159]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9983,7 +10139,7 @@ func (x *ListWebhooksResponse) String() string {
 func (*ListWebhooksResponse) ProtoMessage() {}
 
 func (x *ListWebhooksResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[158]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[159]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9996,7 +10152,7 @@ func (x *ListWebhooksResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListWebhooksResponse.ProtoReflect.Descriptor instead.
 func (*ListWebhooksResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{158}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{159}
 }
 
 func (x *ListWebhooksResponse) GetWebhooks() []*Webhook {
@@ -10015,7 +10171,7 @@ type RemoveWebhookRequest struct {
 
 func (x *RemoveWebhookRequest) Reset() {
 	*x = RemoveWebhookRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[159]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[160]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10027,7 +10183,7 @@ func (x *RemoveWebhookRequest) String() string {
 func (*RemoveWebhookRequest) ProtoMessage() {}
 
 func (x *RemoveWebhookRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[159]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[160]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10040,7 +10196,7 @@ func (x *RemoveWebhookRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveWebhookRequest.ProtoReflect.Descriptor instead.
 func (*RemoveWebhookRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{159}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{160}
 }
 
 func (x *RemoveWebhookRequest) GetId() string {
@@ -10059,7 +10215,7 @@ type TestWebhookRequest struct {
 
 func (x *TestWebhookRequest) Reset() {
 	*x = TestWebhookRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[160]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[161]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10071,7 +10227,7 @@ func (x *TestWebhookRequest) String() string {
 func (*TestWebhookRequest) ProtoMessage() {}
 
 func (x *TestWebhookRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[160]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[161]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10084,7 +10240,7 @@ func (x *TestWebhookRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TestWebhookRequest.ProtoReflect.Descriptor instead.
 func (*TestWebhookRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{160}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{161}
 }
 
 func (x *TestWebhookRequest) GetId() string {
@@ -10104,7 +10260,7 @@ type TestWebhookResponse struct {
 
 func (x *TestWebhookResponse) Reset() {
 	*x = TestWebhookResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[161]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[162]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10116,7 +10272,7 @@ func (x *TestWebhookResponse) String() string {
 func (*TestWebhookResponse) ProtoMessage() {}
 
 func (x *TestWebhookResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[161]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[162]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10129,7 +10285,7 @@ func (x *TestWebhookResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TestWebhookResponse.ProtoReflect.Descriptor instead.
 func (*TestWebhookResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{161}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{162}
 }
 
 func (x *TestWebhookResponse) GetDelivered() bool {
@@ -10146,6 +10302,1263 @@ func (x *TestWebhookResponse) GetError() string {
 	return ""
 }
 
+type GetPoliciesRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Digest        string                 `protobuf:"bytes,1,opt,name=digest,proto3" json:"digest,omitempty"` // empty: the set in force
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetPoliciesRequest) Reset() {
+	*x = GetPoliciesRequest{}
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[163]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetPoliciesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetPoliciesRequest) ProtoMessage() {}
+
+func (x *GetPoliciesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[163]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetPoliciesRequest.ProtoReflect.Descriptor instead.
+func (*GetPoliciesRequest) Descriptor() ([]byte, []int) {
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{163}
+}
+
+func (x *GetPoliciesRequest) GetDigest() string {
+	if x != nil {
+		return x.Digest
+	}
+	return ""
+}
+
+type Policies struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Digest        string                 `protobuf:"bytes,1,opt,name=digest,proto3" json:"digest,omitempty"`
+	Since         int64                  `protobuf:"varint,2,opt,name=since,proto3" json:"since,omitempty"` // when it came into force
+	InForce       bool                   `protobuf:"varint,3,opt,name=in_force,json=inForce,proto3" json:"in_force,omitempty"`
+	BuiltIn       bool                   `protobuf:"varint,4,opt,name=built_in,json=builtIn,proto3" json:"built_in,omitempty"`
+	Rules         []*PolicyRule          `protobuf:"bytes,5,rep,name=rules,proto3" json:"rules,omitempty"`
+	Files         []*PolicyFile          `protobuf:"bytes,6,rep,name=files,proto3" json:"files,omitempty"`
+	Refused       *RefusedPolicies       `protobuf:"bytes,7,opt,name=refused,proto3" json:"refused,omitempty"` // what lies there now and is not used; unset if that is what is in force
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Policies) Reset() {
+	*x = Policies{}
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[164]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Policies) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Policies) ProtoMessage() {}
+
+func (x *Policies) ProtoReflect() protoreflect.Message {
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[164]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Policies.ProtoReflect.Descriptor instead.
+func (*Policies) Descriptor() ([]byte, []int) {
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{164}
+}
+
+func (x *Policies) GetDigest() string {
+	if x != nil {
+		return x.Digest
+	}
+	return ""
+}
+
+func (x *Policies) GetSince() int64 {
+	if x != nil {
+		return x.Since
+	}
+	return 0
+}
+
+func (x *Policies) GetInForce() bool {
+	if x != nil {
+		return x.InForce
+	}
+	return false
+}
+
+func (x *Policies) GetBuiltIn() bool {
+	if x != nil {
+		return x.BuiltIn
+	}
+	return false
+}
+
+func (x *Policies) GetRules() []*PolicyRule {
+	if x != nil {
+		return x.Rules
+	}
+	return nil
+}
+
+func (x *Policies) GetFiles() []*PolicyFile {
+	if x != nil {
+		return x.Files
+	}
+	return nil
+}
+
+func (x *Policies) GetRefused() *RefusedPolicies {
+	if x != nil {
+		return x.Refused
+	}
+	return nil
+}
+
+type PolicyRule struct {
+	state              protoimpl.MessageState `protogen:"open.v1"`
+	Id                 string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	File               string                 `protobuf:"bytes,2,opt,name=file,proto3" json:"file,omitempty"`
+	Line               int32                  `protobuf:"varint,3,opt,name=line,proto3" json:"line,omitempty"`
+	Factor             string                 `protobuf:"bytes,4,opt,name=factor,proto3" json:"factor,omitempty"` // empty: it permits
+	Approvers          []string               `protobuf:"bytes,5,rep,name=approvers,proto3" json:"approvers,omitempty"`
+	MaxDurationSeconds int64                  `protobuf:"varint,6,opt,name=max_duration_seconds,json=maxDurationSeconds,proto3" json:"max_duration_seconds,omitempty"`
+	RequireMfa         bool                   `protobuf:"varint,7,opt,name=require_mfa,json=requireMfa,proto3" json:"require_mfa,omitempty"`
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
+}
+
+func (x *PolicyRule) Reset() {
+	*x = PolicyRule{}
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[165]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PolicyRule) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PolicyRule) ProtoMessage() {}
+
+func (x *PolicyRule) ProtoReflect() protoreflect.Message {
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[165]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PolicyRule.ProtoReflect.Descriptor instead.
+func (*PolicyRule) Descriptor() ([]byte, []int) {
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{165}
+}
+
+func (x *PolicyRule) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *PolicyRule) GetFile() string {
+	if x != nil {
+		return x.File
+	}
+	return ""
+}
+
+func (x *PolicyRule) GetLine() int32 {
+	if x != nil {
+		return x.Line
+	}
+	return 0
+}
+
+func (x *PolicyRule) GetFactor() string {
+	if x != nil {
+		return x.Factor
+	}
+	return ""
+}
+
+func (x *PolicyRule) GetApprovers() []string {
+	if x != nil {
+		return x.Approvers
+	}
+	return nil
+}
+
+func (x *PolicyRule) GetMaxDurationSeconds() int64 {
+	if x != nil {
+		return x.MaxDurationSeconds
+	}
+	return 0
+}
+
+func (x *PolicyRule) GetRequireMfa() bool {
+	if x != nil {
+		return x.RequireMfa
+	}
+	return false
+}
+
+type PolicyFile struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Text          []byte                 `protobuf:"bytes,2,opt,name=text,proto3" json:"text,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PolicyFile) Reset() {
+	*x = PolicyFile{}
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[166]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PolicyFile) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PolicyFile) ProtoMessage() {}
+
+func (x *PolicyFile) ProtoReflect() protoreflect.Message {
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[166]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PolicyFile.ProtoReflect.Descriptor instead.
+func (*PolicyFile) Descriptor() ([]byte, []int) {
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{166}
+}
+
+func (x *PolicyFile) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *PolicyFile) GetText() []byte {
+	if x != nil {
+		return x.Text
+	}
+	return nil
+}
+
+type RefusedPolicies struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Time          int64                  `protobuf:"varint,1,opt,name=time,proto3" json:"time,omitempty"`
+	Digest        string                 `protobuf:"bytes,2,opt,name=digest,proto3" json:"digest,omitempty"` // empty if the files could not be read
+	Error         string                 `protobuf:"bytes,3,opt,name=error,proto3" json:"error,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RefusedPolicies) Reset() {
+	*x = RefusedPolicies{}
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[167]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RefusedPolicies) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RefusedPolicies) ProtoMessage() {}
+
+func (x *RefusedPolicies) ProtoReflect() protoreflect.Message {
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[167]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RefusedPolicies.ProtoReflect.Descriptor instead.
+func (*RefusedPolicies) Descriptor() ([]byte, []int) {
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{167}
+}
+
+func (x *RefusedPolicies) GetTime() int64 {
+	if x != nil {
+		return x.Time
+	}
+	return 0
+}
+
+func (x *RefusedPolicies) GetDigest() string {
+	if x != nil {
+		return x.Digest
+	}
+	return ""
+}
+
+func (x *RefusedPolicies) GetError() string {
+	if x != nil {
+		return x.Error
+	}
+	return ""
+}
+
+type WhyRequestRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"` // or the short number
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WhyRequestRequest) Reset() {
+	*x = WhyRequestRequest{}
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[168]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WhyRequestRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WhyRequestRequest) ProtoMessage() {}
+
+func (x *WhyRequestRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[168]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WhyRequestRequest.ProtoReflect.Descriptor instead.
+func (*WhyRequestRequest) Descriptor() ([]byte, []int) {
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{168}
+}
+
+func (x *WhyRequestRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+type WhyRequestResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Then          *Evaluation            `protobuf:"bytes,1,opt,name=then,proto3" json:"then,omitempty"`
+	Now           *Evaluation            `protobuf:"bytes,2,opt,name=now,proto3" json:"now,omitempty"`         // unset with problem
+	Problem       string                 `protobuf:"bytes,3,opt,name=problem,proto3" json:"problem,omitempty"` // why it cannot be evaluated now
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WhyRequestResponse) Reset() {
+	*x = WhyRequestResponse{}
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[169]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WhyRequestResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WhyRequestResponse) ProtoMessage() {}
+
+func (x *WhyRequestResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[169]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WhyRequestResponse.ProtoReflect.Descriptor instead.
+func (*WhyRequestResponse) Descriptor() ([]byte, []int) {
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{169}
+}
+
+func (x *WhyRequestResponse) GetThen() *Evaluation {
+	if x != nil {
+		return x.Then
+	}
+	return nil
+}
+
+func (x *WhyRequestResponse) GetNow() *Evaluation {
+	if x != nil {
+		return x.Now
+	}
+	return nil
+}
+
+func (x *WhyRequestResponse) GetProblem() string {
+	if x != nil {
+		return x.Problem
+	}
+	return ""
+}
+
+type WhoCouldUnlockRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Serial        string                 `protobuf:"bytes,1,opt,name=serial,proto3" json:"serial,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WhoCouldUnlockRequest) Reset() {
+	*x = WhoCouldUnlockRequest{}
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[170]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WhoCouldUnlockRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WhoCouldUnlockRequest) ProtoMessage() {}
+
+func (x *WhoCouldUnlockRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[170]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WhoCouldUnlockRequest.ProtoReflect.Descriptor instead.
+func (*WhoCouldUnlockRequest) Descriptor() ([]byte, []int) {
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{170}
+}
+
+func (x *WhoCouldUnlockRequest) GetSerial() string {
+	if x != nil {
+		return x.Serial
+	}
+	return ""
+}
+
+type WhoCouldUnlockResponse struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	Serial         string                 `protobuf:"bytes,1,opt,name=serial,proto3" json:"serial,omitempty"`
+	Engineers      []*Candidate           `protobuf:"bytes,2,rep,name=engineers,proto3" json:"engineers,omitempty"`
+	ProviderNeeded []string               `protobuf:"bytes,3,rep,name=provider_needed,json=providerNeeded,proto3" json:"provider_needed,omitempty"` // whose approvals a request needs, for people
+	CustomerNeeded []string               `protobuf:"bytes,4,rep,name=customer_needed,json=customerNeeded,proto3" json:"customer_needed,omitempty"`
+	Blocked        []string               `protobuf:"bytes,5,rep,name=blocked,proto3" json:"blocked,omitempty"` // what stands in everybody's way
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *WhoCouldUnlockResponse) Reset() {
+	*x = WhoCouldUnlockResponse{}
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[171]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WhoCouldUnlockResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WhoCouldUnlockResponse) ProtoMessage() {}
+
+func (x *WhoCouldUnlockResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[171]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WhoCouldUnlockResponse.ProtoReflect.Descriptor instead.
+func (*WhoCouldUnlockResponse) Descriptor() ([]byte, []int) {
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{171}
+}
+
+func (x *WhoCouldUnlockResponse) GetSerial() string {
+	if x != nil {
+		return x.Serial
+	}
+	return ""
+}
+
+func (x *WhoCouldUnlockResponse) GetEngineers() []*Candidate {
+	if x != nil {
+		return x.Engineers
+	}
+	return nil
+}
+
+func (x *WhoCouldUnlockResponse) GetProviderNeeded() []string {
+	if x != nil {
+		return x.ProviderNeeded
+	}
+	return nil
+}
+
+func (x *WhoCouldUnlockResponse) GetCustomerNeeded() []string {
+	if x != nil {
+		return x.CustomerNeeded
+	}
+	return nil
+}
+
+func (x *WhoCouldUnlockResponse) GetBlocked() []string {
+	if x != nil {
+		return x.Blocked
+	}
+	return nil
+}
+
+type Candidate struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Engineer      string                 `protobuf:"bytes,1,opt,name=engineer,proto3" json:"engineer,omitempty"`
+	MayExecute    bool                   `protobuf:"varint,2,opt,name=may_execute,json=mayExecute,proto3" json:"may_execute,omitempty"` // has an approved request that lasts
+	MayAsk        bool                   `protobuf:"varint,3,opt,name=may_ask,json=mayAsk,proto3" json:"may_ask,omitempty"`             // nothing stands in the way of a request
+	Request       string                 `protobuf:"bytes,4,opt,name=request,proto3" json:"request,omitempty"`                          // number of the one that is approved or waits; empty if none
+	Ticket        string                 `protobuf:"bytes,5,opt,name=ticket,proto3" json:"ticket,omitempty"`                            // by which they were evaluated
+	Obstacles     []string               `protobuf:"bytes,6,rep,name=obstacles,proto3" json:"obstacles,omitempty"`
+	Evaluation    *Evaluation            `protobuf:"bytes,7,opt,name=evaluation,proto3" json:"evaluation,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Candidate) Reset() {
+	*x = Candidate{}
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[172]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Candidate) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Candidate) ProtoMessage() {}
+
+func (x *Candidate) ProtoReflect() protoreflect.Message {
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[172]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Candidate.ProtoReflect.Descriptor instead.
+func (*Candidate) Descriptor() ([]byte, []int) {
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{172}
+}
+
+func (x *Candidate) GetEngineer() string {
+	if x != nil {
+		return x.Engineer
+	}
+	return ""
+}
+
+func (x *Candidate) GetMayExecute() bool {
+	if x != nil {
+		return x.MayExecute
+	}
+	return false
+}
+
+func (x *Candidate) GetMayAsk() bool {
+	if x != nil {
+		return x.MayAsk
+	}
+	return false
+}
+
+func (x *Candidate) GetRequest() string {
+	if x != nil {
+		return x.Request
+	}
+	return ""
+}
+
+func (x *Candidate) GetTicket() string {
+	if x != nil {
+		return x.Ticket
+	}
+	return ""
+}
+
+func (x *Candidate) GetObstacles() []string {
+	if x != nil {
+		return x.Obstacles
+	}
+	return nil
+}
+
+func (x *Candidate) GetEvaluation() *Evaluation {
+	if x != nil {
+		return x.Evaluation
+	}
+	return nil
+}
+
+type AskContactRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Order         string                 `protobuf:"bytes,1,opt,name=order,proto3" json:"order,omitempty"` // or
+	Tenant        string                 `protobuf:"bytes,2,opt,name=tenant,proto3" json:"tenant,omitempty"`
+	Reason        string                 `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AskContactRequest) Reset() {
+	*x = AskContactRequest{}
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[173]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AskContactRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AskContactRequest) ProtoMessage() {}
+
+func (x *AskContactRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[173]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AskContactRequest.ProtoReflect.Descriptor instead.
+func (*AskContactRequest) Descriptor() ([]byte, []int) {
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{173}
+}
+
+func (x *AskContactRequest) GetOrder() string {
+	if x != nil {
+		return x.Order
+	}
+	return ""
+}
+
+func (x *AskContactRequest) GetTenant() string {
+	if x != nil {
+		return x.Tenant
+	}
+	return ""
+}
+
+func (x *AskContactRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+type ContactRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Tenant        string                 `protobuf:"bytes,2,opt,name=tenant,proto3" json:"tenant,omitempty"`
+	Order         string                 `protobuf:"bytes,3,opt,name=order,proto3" json:"order,omitempty"` // empty if it is about the whole tenant
+	Requester     string                 `protobuf:"bytes,4,opt,name=requester,proto3" json:"requester,omitempty"`
+	Reason        string                 `protobuf:"bytes,5,opt,name=reason,proto3" json:"reason,omitempty"`
+	State         string                 `protobuf:"bytes,6,opt,name=state,proto3" json:"state,omitempty"` // asked | approved | denied | expired
+	Created       int64                  `protobuf:"varint,7,opt,name=created,proto3" json:"created,omitempty"`
+	Expires       int64                  `protobuf:"varint,8,opt,name=expires,proto3" json:"expires,omitempty"` // asked: until when it can be decided; approved: until when it can be read
+	DecidedBy     string                 `protobuf:"bytes,9,opt,name=decided_by,json=decidedBy,proto3" json:"decided_by,omitempty"`
+	Decided       int64                  `protobuf:"varint,10,opt,name=decided,proto3" json:"decided,omitempty"`
+	LastRead      int64                  `protobuf:"varint,11,opt,name=last_read,json=lastRead,proto3" json:"last_read,omitempty"` // 0: never
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ContactRequest) Reset() {
+	*x = ContactRequest{}
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[174]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ContactRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ContactRequest) ProtoMessage() {}
+
+func (x *ContactRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[174]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ContactRequest.ProtoReflect.Descriptor instead.
+func (*ContactRequest) Descriptor() ([]byte, []int) {
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{174}
+}
+
+func (x *ContactRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *ContactRequest) GetTenant() string {
+	if x != nil {
+		return x.Tenant
+	}
+	return ""
+}
+
+func (x *ContactRequest) GetOrder() string {
+	if x != nil {
+		return x.Order
+	}
+	return ""
+}
+
+func (x *ContactRequest) GetRequester() string {
+	if x != nil {
+		return x.Requester
+	}
+	return ""
+}
+
+func (x *ContactRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *ContactRequest) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *ContactRequest) GetCreated() int64 {
+	if x != nil {
+		return x.Created
+	}
+	return 0
+}
+
+func (x *ContactRequest) GetExpires() int64 {
+	if x != nil {
+		return x.Expires
+	}
+	return 0
+}
+
+func (x *ContactRequest) GetDecidedBy() string {
+	if x != nil {
+		return x.DecidedBy
+	}
+	return ""
+}
+
+func (x *ContactRequest) GetDecided() int64 {
+	if x != nil {
+		return x.Decided
+	}
+	return 0
+}
+
+func (x *ContactRequest) GetLastRead() int64 {
+	if x != nil {
+		return x.LastRead
+	}
+	return 0
+}
+
+type DecideContactRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Approve       bool                   `protobuf:"varint,2,opt,name=approve,proto3" json:"approve,omitempty"` // else deny
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DecideContactRequest) Reset() {
+	*x = DecideContactRequest{}
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[175]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DecideContactRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DecideContactRequest) ProtoMessage() {}
+
+func (x *DecideContactRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[175]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DecideContactRequest.ProtoReflect.Descriptor instead.
+func (*DecideContactRequest) Descriptor() ([]byte, []int) {
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{175}
+}
+
+func (x *DecideContactRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *DecideContactRequest) GetApprove() bool {
+	if x != nil {
+		return x.Approve
+	}
+	return false
+}
+
+type ReadContactRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReadContactRequest) Reset() {
+	*x = ReadContactRequest{}
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[176]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReadContactRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReadContactRequest) ProtoMessage() {}
+
+func (x *ReadContactRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[176]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReadContactRequest.ProtoReflect.Descriptor instead.
+func (*ReadContactRequest) Descriptor() ([]byte, []int) {
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{176}
+}
+
+func (x *ReadContactRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+type ReadContactResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Request       *ContactRequest        `protobuf:"bytes,1,opt,name=request,proto3" json:"request,omitempty"`
+	Addresses     []string               `protobuf:"bytes,2,rep,name=addresses,proto3" json:"addresses,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReadContactResponse) Reset() {
+	*x = ReadContactResponse{}
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[177]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReadContactResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReadContactResponse) ProtoMessage() {}
+
+func (x *ReadContactResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[177]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReadContactResponse.ProtoReflect.Descriptor instead.
+func (*ReadContactResponse) Descriptor() ([]byte, []int) {
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{177}
+}
+
+func (x *ReadContactResponse) GetRequest() *ContactRequest {
+	if x != nil {
+		return x.Request
+	}
+	return nil
+}
+
+func (x *ReadContactResponse) GetAddresses() []string {
+	if x != nil {
+		return x.Addresses
+	}
+	return nil
+}
+
+type ListContactsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Pending       bool                   `protobuf:"varint,1,opt,name=pending,proto3" json:"pending,omitempty"` // only what waits for a manager
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListContactsRequest) Reset() {
+	*x = ListContactsRequest{}
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[178]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListContactsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListContactsRequest) ProtoMessage() {}
+
+func (x *ListContactsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[178]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListContactsRequest.ProtoReflect.Descriptor instead.
+func (*ListContactsRequest) Descriptor() ([]byte, []int) {
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{178}
+}
+
+func (x *ListContactsRequest) GetPending() bool {
+	if x != nil {
+		return x.Pending
+	}
+	return false
+}
+
+type ListContactsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Requests      []*ContactRequest      `protobuf:"bytes,1,rep,name=requests,proto3" json:"requests,omitempty"` // newest first
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListContactsResponse) Reset() {
+	*x = ListContactsResponse{}
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[179]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListContactsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListContactsResponse) ProtoMessage() {}
+
+func (x *ListContactsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[179]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListContactsResponse.ProtoReflect.Descriptor instead.
+func (*ListContactsResponse) Descriptor() ([]byte, []int) {
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{179}
+}
+
+func (x *ListContactsResponse) GetRequests() []*ContactRequest {
+	if x != nil {
+		return x.Requests
+	}
+	return nil
+}
+
+type ListOperationsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListOperationsRequest) Reset() {
+	*x = ListOperationsRequest{}
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[180]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListOperationsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListOperationsRequest) ProtoMessage() {}
+
+func (x *ListOperationsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[180]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListOperationsRequest.ProtoReflect.Descriptor instead.
+func (*ListOperationsRequest) Descriptor() ([]byte, []int) {
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{180}
+}
+
+type ListOperationsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Operations    []*Operation           `protobuf:"bytes,1,rep,name=operations,proto3" json:"operations,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListOperationsResponse) Reset() {
+	*x = ListOperationsResponse{}
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[181]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListOperationsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListOperationsResponse) ProtoMessage() {}
+
+func (x *ListOperationsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[181]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListOperationsResponse.ProtoReflect.Descriptor instead.
+func (*ListOperationsResponse) Descriptor() ([]byte, []int) {
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{181}
+}
+
+func (x *ListOperationsResponse) GetOperations() []*Operation {
+	if x != nil {
+		return x.Operations
+	}
+	return nil
+}
+
+// Operation is something that people can do.
+type Operation struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	Name           string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`                                            // e.g. "Unlock Databox"
+	On             string                 `protobuf:"bytes,2,opt,name=on,proto3" json:"on,omitempty"`                                                // service | device
+	What           string                 `protobuf:"bytes,3,opt,name=what,proto3" json:"what,omitempty"`                                            // in a sentence
+	Roles          []string               `protobuf:"bytes,4,rep,name=roles,proto3" json:"roles,omitempty"`                                          // who may; empty: anyone who can reach it
+	Right          string                 `protobuf:"bytes,5,opt,name=right,proto3" json:"right,omitempty"`                                          // what else it needs
+	CustomerData   bool                   `protobuf:"varint,6,opt,name=customer_data,json=customerData,proto3" json:"customer_data,omitempty"`       // it touches what is on the customer's disks, or is theirs to read
+	LockboxRequest bool                   `protobuf:"varint,7,opt,name=lockbox_request,json=lockboxRequest,proto3" json:"lockbox_request,omitempty"` // it is asked for by a Lockbox request
+	Calls          []string               `protobuf:"bytes,8,rep,name=calls,proto3" json:"calls,omitempty"`                                          // the procedures of the API behind it
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *Operation) Reset() {
+	*x = Operation{}
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[182]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Operation) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Operation) ProtoMessage() {}
+
+func (x *Operation) ProtoReflect() protoreflect.Message {
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[182]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Operation.ProtoReflect.Descriptor instead.
+func (*Operation) Descriptor() ([]byte, []int) {
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{182}
+}
+
+func (x *Operation) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Operation) GetOn() string {
+	if x != nil {
+		return x.On
+	}
+	return ""
+}
+
+func (x *Operation) GetWhat() string {
+	if x != nil {
+		return x.What
+	}
+	return ""
+}
+
+func (x *Operation) GetRoles() []string {
+	if x != nil {
+		return x.Roles
+	}
+	return nil
+}
+
+func (x *Operation) GetRight() string {
+	if x != nil {
+		return x.Right
+	}
+	return ""
+}
+
+func (x *Operation) GetCustomerData() bool {
+	if x != nil {
+		return x.CustomerData
+	}
+	return false
+}
+
+func (x *Operation) GetLockboxRequest() bool {
+	if x != nil {
+		return x.LockboxRequest
+	}
+	return false
+}
+
+func (x *Operation) GetCalls() []string {
+	if x != nil {
+		return x.Calls
+	}
+	return nil
+}
+
 var File_lockbox_v1_lockbox_proto protoreflect.FileDescriptor
 
 const file_lockbox_v1_lockbox_proto_rawDesc = "" +
@@ -10153,14 +11566,18 @@ const file_lockbox_v1_lockbox_proto_rawDesc = "" +
 	"\x18lockbox/v1/lockbox.proto\x12\n" +
 	"lockbox.v1\"\x1f\n" +
 	"\tErrorInfo\x12\x12\n" +
-	"\x04code\x18\x01 \x01(\tR\x04code\"\xa8\x01\n" +
+	"\x04code\x18\x01 \x01(\tR\x04code\"\xc0\x01\n" +
 	"\x06Person\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04role\x18\x02 \x01(\tR\x04role\x12\x16\n" +
 	"\x06tenant\x18\x03 \x01(\tR\x06tenant\x12\x19\n" +
 	"\bssh_keys\x18\x04 \x03(\tR\asshKeys\x12)\n" +
 	"\x10key_fingerprints\x18\x05 \x03(\tR\x0fkeyFingerprints\x12\x18\n" +
-	"\acreated\x18\x06 \x01(\x03R\acreated\"6\n" +
+	"\acreated\x18\x06 \x01(\x03R\acreated\x12\x16\n" +
+	"\x06groups\x18\a \x03(\tR\x06groups\"B\n" +
+	"\x10SetGroupsRequest\x12\x16\n" +
+	"\x06person\x18\x01 \x01(\tR\x06person\x12\x16\n" +
+	"\x06groups\x18\x02 \x03(\tR\x06groups\"6\n" +
 	"\fLoginRequest\x12\x14\n" +
 	"\x05token\x18\x01 \x01(\tR\x05token\x12\x10\n" +
 	"\x03csr\x18\x02 \x01(\fR\x03csr\"t\n" +
@@ -10201,12 +11618,13 @@ const file_lockbox_v1_lockbox_proto_rawDesc = "" +
 	"\x17RenewCertificateRequest\x12\x10\n" +
 	"\x03csr\x18\x01 \x01(\fR\x03csr\"0\n" +
 	"\x18RenewCertificateResponse\x12\x14\n" +
-	"\x05chain\x18\x01 \x03(\fR\x05chain\"p\n" +
+	"\x05chain\x18\x01 \x03(\fR\x05chain\"\x88\x01\n" +
 	"\x13CreatePersonRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04role\x18\x02 \x01(\tR\x04role\x12\x16\n" +
 	"\x06tenant\x18\x03 \x01(\tR\x06tenant\x12\x19\n" +
-	"\bssh_keys\x18\x04 \x03(\tR\asshKeys\"c\n" +
+	"\bssh_keys\x18\x04 \x03(\tR\asshKeys\x12\x16\n" +
+	"\x06groups\x18\x05 \x03(\tR\x06groups\"c\n" +
 	"\x14CreatePersonResponse\x12*\n" +
 	"\x06person\x18\x01 \x01(\v2\x12.lockbox.v1.PersonR\x06person\x12\x1f\n" +
 	"\vlogin_token\x18\x02 \x01(\tR\n" +
@@ -10274,7 +11692,7 @@ const file_lockbox_v1_lockbox_proto_rawDesc = "" +
 	"\x10SetTenantRequest\x12\x16\n" +
 	"\x06tenant\x18\x01 \x01(\tR\x06tenant\x124\n" +
 	"\x16request_expiry_seconds\x18\x02 \x01(\x03R\x14requestExpirySeconds\x12%\n" +
-	"\x0eaccess_seconds\x18\x03 \x01(\x03R\raccessSeconds\"\xf4\x04\n" +
+	"\x0eaccess_seconds\x18\x03 \x01(\x03R\raccessSeconds\"\x8e\x05\n" +
 	"\x05Order\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\"\n" +
 	"\fsubscription\x18\x02 \x01(\tR\fsubscription\x12\x16\n" +
@@ -10297,7 +11715,8 @@ const file_lockbox_v1_lockbox_proto_rawDesc = "" +
 	"filesTotal\x12\x1d\n" +
 	"\n" +
 	"files_done\x18\x11 \x01(\x03R\tfilesDone\x12#\n" +
-	"\rfiles_errored\x18\x12 \x01(\x03R\ffilesErrored\"^\n" +
+	"\rfiles_errored\x18\x12 \x01(\x03R\ffilesErrored\x12\x18\n" +
+	"\aoutline\x18\x13 \x01(\bR\aoutline\"^\n" +
 	"\tOrderNode\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\x05R\x04node\x12'\n" +
 	"\x0fkey_fingerprint\x18\x02 \x01(\tR\x0ekeyFingerprint\x12\x14\n" +
@@ -10451,12 +11870,13 @@ const file_lockbox_v1_lockbox_proto_rawDesc = "" +
 	"\x13RevokeDeviceRequest\x12\x16\n" +
 	"\x06serial\x18\x01 \x01(\tR\x06serial\x12\x12\n" +
 	"\x04node\x18\x02 \x01(\x05R\x04node\x12\x16\n" +
-	"\x06reason\x18\x03 \x01(\tR\x06reason\"v\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\"\x90\x01\n" +
 	"\x06Device\x12\x16\n" +
 	"\x06serial\x18\x01 \x01(\tR\x06serial\x12\x14\n" +
 	"\x05order\x18\x02 \x01(\tR\x05order\x12\x10\n" +
 	"\x03sku\x18\x03 \x01(\tR\x03sku\x12,\n" +
-	"\x05nodes\x18\x04 \x03(\v2\x16.lockbox.v1.DeviceNodeR\x05nodes\"\xf2\x03\n" +
+	"\x05nodes\x18\x04 \x03(\v2\x16.lockbox.v1.DeviceNodeR\x05nodes\x12\x18\n" +
+	"\aoutline\x18\x05 \x01(\bR\aoutline\"\xf2\x03\n" +
 	"\n" +
 	"DeviceNode\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\x05R\x04node\x12\x1a\n" +
@@ -10617,15 +12037,25 @@ const file_lockbox_v1_lockbox_proto_rawDesc = "" +
 	"\bquestion\x18\x05 \x01(\bR\bquestion\x12\x12\n" +
 	"\x04open\x18\x06 \x01(\bR\x04open\x12\x12\n" +
 	"\x04text\x18\a \x01(\tR\x04text\x12\x12\n" +
-	"\x04time\x18\b \x01(\x03R\x04time\"R\n" +
+	"\x04time\x18\b \x01(\x03R\x04time\"\xc2\x02\n" +
 	"\n" +
 	"Evaluation\x12,\n" +
 	"\afactors\x18\x01 \x03(\v2\x12.lockbox.v1.FactorR\afactors\x12\x16\n" +
-	"\x06passed\x18\x02 \x01(\bR\x06passed\"L\n" +
+	"\x06passed\x18\x02 \x01(\bR\x06passed\x12\x1c\n" +
+	"\tapprovers\x18\x03 \x03(\tR\tapprovers\x120\n" +
+	"\x14max_duration_seconds\x18\x04 \x01(\x03R\x12maxDurationSeconds\x12!\n" +
+	"\fmfa_demanded\x18\x05 \x01(\bR\vmfaDemanded\x12\x14\n" +
+	"\x05rules\x18\x06 \x03(\tR\x05rules\x12#\n" +
+	"\rpolicy_digest\x18\a \x01(\tR\fpolicyDigest\x12\x12\n" +
+	"\x04time\x18\b \x01(\x03R\x04time\x12\x1a\n" +
+	"\bisolated\x18\t \x01(\bR\bisolated\x12\x10\n" +
+	"\x03mfa\x18\n" +
+	" \x01(\bR\x03mfa\"b\n" +
 	"\x06Factor\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
 	"\x06passed\x18\x02 \x01(\bR\x06passed\x12\x16\n" +
-	"\x06reason\x18\x03 \x01(\tR\x06reason\"\x9f\x01\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\x12\x14\n" +
+	"\x05rules\x18\x04 \x03(\tR\x05rules\"\x9f\x01\n" +
 	"\x0fRequestDecision\x12\x12\n" +
 	"\x04role\x18\x01 \x01(\tR\x04role\x12\x16\n" +
 	"\x06person\x18\x02 \x01(\tR\x06person\x12\x18\n" +
@@ -10892,7 +12322,104 @@ const file_lockbox_v1_lockbox_proto_rawDesc = "" +
 	"\x02id\x18\x01 \x01(\tR\x02id\"I\n" +
 	"\x13TestWebhookResponse\x12\x1c\n" +
 	"\tdelivered\x18\x01 \x01(\bR\tdelivered\x12\x14\n" +
-	"\x05error\x18\x02 \x01(\tR\x05error2\x89\a\n" +
+	"\x05error\x18\x02 \x01(\tR\x05error\",\n" +
+	"\x12GetPoliciesRequest\x12\x16\n" +
+	"\x06digest\x18\x01 \x01(\tR\x06digest\"\x81\x02\n" +
+	"\bPolicies\x12\x16\n" +
+	"\x06digest\x18\x01 \x01(\tR\x06digest\x12\x14\n" +
+	"\x05since\x18\x02 \x01(\x03R\x05since\x12\x19\n" +
+	"\bin_force\x18\x03 \x01(\bR\ainForce\x12\x19\n" +
+	"\bbuilt_in\x18\x04 \x01(\bR\abuiltIn\x12,\n" +
+	"\x05rules\x18\x05 \x03(\v2\x16.lockbox.v1.PolicyRuleR\x05rules\x12,\n" +
+	"\x05files\x18\x06 \x03(\v2\x16.lockbox.v1.PolicyFileR\x05files\x125\n" +
+	"\arefused\x18\a \x01(\v2\x1b.lockbox.v1.RefusedPoliciesR\arefused\"\xcd\x01\n" +
+	"\n" +
+	"PolicyRule\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
+	"\x04file\x18\x02 \x01(\tR\x04file\x12\x12\n" +
+	"\x04line\x18\x03 \x01(\x05R\x04line\x12\x16\n" +
+	"\x06factor\x18\x04 \x01(\tR\x06factor\x12\x1c\n" +
+	"\tapprovers\x18\x05 \x03(\tR\tapprovers\x120\n" +
+	"\x14max_duration_seconds\x18\x06 \x01(\x03R\x12maxDurationSeconds\x12\x1f\n" +
+	"\vrequire_mfa\x18\a \x01(\bR\n" +
+	"requireMfa\"4\n" +
+	"\n" +
+	"PolicyFile\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
+	"\x04text\x18\x02 \x01(\fR\x04text\"S\n" +
+	"\x0fRefusedPolicies\x12\x12\n" +
+	"\x04time\x18\x01 \x01(\x03R\x04time\x12\x16\n" +
+	"\x06digest\x18\x02 \x01(\tR\x06digest\x12\x14\n" +
+	"\x05error\x18\x03 \x01(\tR\x05error\"#\n" +
+	"\x11WhyRequestRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\"\x84\x01\n" +
+	"\x12WhyRequestResponse\x12*\n" +
+	"\x04then\x18\x01 \x01(\v2\x16.lockbox.v1.EvaluationR\x04then\x12(\n" +
+	"\x03now\x18\x02 \x01(\v2\x16.lockbox.v1.EvaluationR\x03now\x12\x18\n" +
+	"\aproblem\x18\x03 \x01(\tR\aproblem\"/\n" +
+	"\x15WhoCouldUnlockRequest\x12\x16\n" +
+	"\x06serial\x18\x01 \x01(\tR\x06serial\"\xd1\x01\n" +
+	"\x16WhoCouldUnlockResponse\x12\x16\n" +
+	"\x06serial\x18\x01 \x01(\tR\x06serial\x123\n" +
+	"\tengineers\x18\x02 \x03(\v2\x15.lockbox.v1.CandidateR\tengineers\x12'\n" +
+	"\x0fprovider_needed\x18\x03 \x03(\tR\x0eproviderNeeded\x12'\n" +
+	"\x0fcustomer_needed\x18\x04 \x03(\tR\x0ecustomerNeeded\x12\x18\n" +
+	"\ablocked\x18\x05 \x03(\tR\ablocked\"\xe9\x01\n" +
+	"\tCandidate\x12\x1a\n" +
+	"\bengineer\x18\x01 \x01(\tR\bengineer\x12\x1f\n" +
+	"\vmay_execute\x18\x02 \x01(\bR\n" +
+	"mayExecute\x12\x17\n" +
+	"\amay_ask\x18\x03 \x01(\bR\x06mayAsk\x12\x18\n" +
+	"\arequest\x18\x04 \x01(\tR\arequest\x12\x16\n" +
+	"\x06ticket\x18\x05 \x01(\tR\x06ticket\x12\x1c\n" +
+	"\tobstacles\x18\x06 \x03(\tR\tobstacles\x126\n" +
+	"\n" +
+	"evaluation\x18\a \x01(\v2\x16.lockbox.v1.EvaluationR\n" +
+	"evaluation\"Y\n" +
+	"\x11AskContactRequest\x12\x14\n" +
+	"\x05order\x18\x01 \x01(\tR\x05order\x12\x16\n" +
+	"\x06tenant\x18\x02 \x01(\tR\x06tenant\x12\x16\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\"\xa4\x02\n" +
+	"\x0eContactRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
+	"\x06tenant\x18\x02 \x01(\tR\x06tenant\x12\x14\n" +
+	"\x05order\x18\x03 \x01(\tR\x05order\x12\x1c\n" +
+	"\trequester\x18\x04 \x01(\tR\trequester\x12\x16\n" +
+	"\x06reason\x18\x05 \x01(\tR\x06reason\x12\x14\n" +
+	"\x05state\x18\x06 \x01(\tR\x05state\x12\x18\n" +
+	"\acreated\x18\a \x01(\x03R\acreated\x12\x18\n" +
+	"\aexpires\x18\b \x01(\x03R\aexpires\x12\x1d\n" +
+	"\n" +
+	"decided_by\x18\t \x01(\tR\tdecidedBy\x12\x18\n" +
+	"\adecided\x18\n" +
+	" \x01(\x03R\adecided\x12\x1b\n" +
+	"\tlast_read\x18\v \x01(\x03R\blastRead\"@\n" +
+	"\x14DecideContactRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x18\n" +
+	"\aapprove\x18\x02 \x01(\bR\aapprove\"$\n" +
+	"\x12ReadContactRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\"i\n" +
+	"\x13ReadContactResponse\x124\n" +
+	"\arequest\x18\x01 \x01(\v2\x1a.lockbox.v1.ContactRequestR\arequest\x12\x1c\n" +
+	"\taddresses\x18\x02 \x03(\tR\taddresses\"/\n" +
+	"\x13ListContactsRequest\x12\x18\n" +
+	"\apending\x18\x01 \x01(\bR\apending\"N\n" +
+	"\x14ListContactsResponse\x126\n" +
+	"\brequests\x18\x01 \x03(\v2\x1a.lockbox.v1.ContactRequestR\brequests\"\x17\n" +
+	"\x15ListOperationsRequest\"O\n" +
+	"\x16ListOperationsResponse\x125\n" +
+	"\n" +
+	"operations\x18\x01 \x03(\v2\x15.lockbox.v1.OperationR\n" +
+	"operations\"\xd3\x01\n" +
+	"\tOperation\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x0e\n" +
+	"\x02on\x18\x02 \x01(\tR\x02on\x12\x12\n" +
+	"\x04what\x18\x03 \x01(\tR\x04what\x12\x14\n" +
+	"\x05roles\x18\x04 \x03(\tR\x05roles\x12\x14\n" +
+	"\x05right\x18\x05 \x01(\tR\x05right\x12#\n" +
+	"\rcustomer_data\x18\x06 \x01(\bR\fcustomerData\x12'\n" +
+	"\x0flockbox_request\x18\a \x01(\bR\x0elockboxRequest\x12\x14\n" +
+	"\x05calls\x18\b \x03(\tR\x05calls2\xc8\a\n" +
 	"\x0eAccountService\x12<\n" +
 	"\x05Login\x12\x18.lockbox.v1.LoginRequest\x1a\x19.lockbox.v1.LoginResponse\x12N\n" +
 	"\vListSignIns\x12\x1e.lockbox.v1.ListSignInsRequest\x1a\x1f.lockbox.v1.ListSignInsResponse\x12>\n" +
@@ -10906,7 +12433,8 @@ const file_lockbox_v1_lockbox_proto_rawDesc = "" +
 	"\fRemovePerson\x12\x1f.lockbox.v1.RemovePersonRequest\x1a .lockbox.v1.RemovePersonResponse\x127\n" +
 	"\x06AddKey\x12\x19.lockbox.v1.AddKeyRequest\x1a\x12.lockbox.v1.Person\x12=\n" +
 	"\tRemoveKey\x12\x1c.lockbox.v1.RemoveKeyRequest\x1a\x12.lockbox.v1.Person\x12]\n" +
-	"\x10CreateLoginToken\x12#.lockbox.v1.CreateLoginTokenRequest\x1a$.lockbox.v1.CreateLoginTokenResponse2\xf1\x04\n" +
+	"\x10CreateLoginToken\x12#.lockbox.v1.CreateLoginTokenRequest\x1a$.lockbox.v1.CreateLoginTokenResponse\x12=\n" +
+	"\tSetGroups\x12\x1c.lockbox.v1.SetGroupsRequest\x1a\x12.lockbox.v1.Person2\xf1\x04\n" +
 	"\rTenantService\x12C\n" +
 	"\fCreateTenant\x12\x1f.lockbox.v1.CreateTenantRequest\x1a\x12.lockbox.v1.Tenant\x12=\n" +
 	"\tGetTenant\x12\x1c.lockbox.v1.GetTenantRequest\x1a\x12.lockbox.v1.Tenant\x12N\n" +
@@ -10996,7 +12524,20 @@ const file_lockbox_v1_lockbox_proto_rawDesc = "" +
 	"\rCreateWebhook\x12 .lockbox.v1.CreateWebhookRequest\x1a!.lockbox.v1.CreateWebhookResponse\x12Q\n" +
 	"\fListWebhooks\x12\x1f.lockbox.v1.ListWebhooksRequest\x1a .lockbox.v1.ListWebhooksResponse\x12F\n" +
 	"\rRemoveWebhook\x12 .lockbox.v1.RemoveWebhookRequest\x1a\x13.lockbox.v1.Webhook\x12N\n" +
-	"\vTestWebhook\x12\x1e.lockbox.v1.TestWebhookRequest\x1a\x1f.lockbox.v1.TestWebhookResponseBBZ@github.com/databox-lockbox/lockbox/protocol/lockbox/v1;lockboxv1b\x06proto3"
+	"\vTestWebhook\x12\x1e.lockbox.v1.TestWebhookRequest\x1a\x1f.lockbox.v1.TestWebhookResponse2\xfa\x01\n" +
+	"\rPolicyService\x12C\n" +
+	"\vGetPolicies\x12\x1e.lockbox.v1.GetPoliciesRequest\x1a\x14.lockbox.v1.Policies\x12K\n" +
+	"\n" +
+	"WhyRequest\x12\x1d.lockbox.v1.WhyRequestRequest\x1a\x1e.lockbox.v1.WhyRequestResponse\x12W\n" +
+	"\x0eWhoCouldUnlock\x12!.lockbox.v1.WhoCouldUnlockRequest\x1a\".lockbox.v1.WhoCouldUnlockResponse2\xcb\x02\n" +
+	"\x0eContactService\x12G\n" +
+	"\n" +
+	"AskContact\x12\x1d.lockbox.v1.AskContactRequest\x1a\x1a.lockbox.v1.ContactRequest\x12M\n" +
+	"\rDecideContact\x12 .lockbox.v1.DecideContactRequest\x1a\x1a.lockbox.v1.ContactRequest\x12N\n" +
+	"\vReadContact\x12\x1e.lockbox.v1.ReadContactRequest\x1a\x1f.lockbox.v1.ReadContactResponse\x12Q\n" +
+	"\fListContacts\x12\x1f.lockbox.v1.ListContactsRequest\x1a .lockbox.v1.ListContactsResponse2k\n" +
+	"\x10CatalogueService\x12W\n" +
+	"\x0eListOperations\x12!.lockbox.v1.ListOperationsRequest\x1a\".lockbox.v1.ListOperationsResponseBBZ@github.com/databox-lockbox/lockbox/protocol/lockbox/v1;lockboxv1b\x06proto3"
 
 var (
 	file_lockbox_v1_lockbox_proto_rawDescOnce sync.Once
@@ -11010,398 +12551,447 @@ func file_lockbox_v1_lockbox_proto_rawDescGZIP() []byte {
 	return file_lockbox_v1_lockbox_proto_rawDescData
 }
 
-var file_lockbox_v1_lockbox_proto_msgTypes = make([]protoimpl.MessageInfo, 162)
+var file_lockbox_v1_lockbox_proto_msgTypes = make([]protoimpl.MessageInfo, 183)
 var file_lockbox_v1_lockbox_proto_goTypes = []any{
 	(*ErrorInfo)(nil),                      // 0: lockbox.v1.ErrorInfo
 	(*Person)(nil),                         // 1: lockbox.v1.Person
-	(*LoginRequest)(nil),                   // 2: lockbox.v1.LoginRequest
-	(*LoginResponse)(nil),                  // 3: lockbox.v1.LoginResponse
-	(*WhoAmIRequest)(nil),                  // 4: lockbox.v1.WhoAmIRequest
-	(*WhoAmIResponse)(nil),                 // 5: lockbox.v1.WhoAmIResponse
-	(*ListSignInsRequest)(nil),             // 6: lockbox.v1.ListSignInsRequest
-	(*ListSignInsResponse)(nil),            // 7: lockbox.v1.ListSignInsResponse
-	(*SignInProvider)(nil),                 // 8: lockbox.v1.SignInProvider
-	(*SignInRequest)(nil),                  // 9: lockbox.v1.SignInRequest
-	(*LogoutRequest)(nil),                  // 10: lockbox.v1.LogoutRequest
-	(*LogoutResponse)(nil),                 // 11: lockbox.v1.LogoutResponse
-	(*RenewCertificateRequest)(nil),        // 12: lockbox.v1.RenewCertificateRequest
-	(*RenewCertificateResponse)(nil),       // 13: lockbox.v1.RenewCertificateResponse
-	(*CreatePersonRequest)(nil),            // 14: lockbox.v1.CreatePersonRequest
-	(*CreatePersonResponse)(nil),           // 15: lockbox.v1.CreatePersonResponse
-	(*ListPeopleRequest)(nil),              // 16: lockbox.v1.ListPeopleRequest
-	(*ListPeopleResponse)(nil),             // 17: lockbox.v1.ListPeopleResponse
-	(*RemovePersonRequest)(nil),            // 18: lockbox.v1.RemovePersonRequest
-	(*RemovePersonResponse)(nil),           // 19: lockbox.v1.RemovePersonResponse
-	(*AddKeyRequest)(nil),                  // 20: lockbox.v1.AddKeyRequest
-	(*RemoveKeyRequest)(nil),               // 21: lockbox.v1.RemoveKeyRequest
-	(*CreateLoginTokenRequest)(nil),        // 22: lockbox.v1.CreateLoginTokenRequest
-	(*CreateLoginTokenResponse)(nil),       // 23: lockbox.v1.CreateLoginTokenResponse
-	(*ReportApplicabilityRequest)(nil),     // 24: lockbox.v1.ReportApplicabilityRequest
-	(*ApplicableResource)(nil),             // 25: lockbox.v1.ApplicableResource
-	(*ReportApplicabilityResponse)(nil),    // 26: lockbox.v1.ReportApplicabilityResponse
-	(*Tenant)(nil),                         // 27: lockbox.v1.Tenant
-	(*Subscription)(nil),                   // 28: lockbox.v1.Subscription
-	(*CreateTenantRequest)(nil),            // 29: lockbox.v1.CreateTenantRequest
-	(*GetTenantRequest)(nil),               // 30: lockbox.v1.GetTenantRequest
-	(*ListTenantsRequest)(nil),             // 31: lockbox.v1.ListTenantsRequest
-	(*ListTenantsResponse)(nil),            // 32: lockbox.v1.ListTenantsResponse
-	(*CreateSubscriptionRequest)(nil),      // 33: lockbox.v1.CreateSubscriptionRequest
-	(*EnableLockboxRequest)(nil),           // 34: lockbox.v1.EnableLockboxRequest
-	(*DisableLockboxRequest)(nil),          // 35: lockbox.v1.DisableLockboxRequest
-	(*SetTenantRequest)(nil),               // 36: lockbox.v1.SetTenantRequest
-	(*Order)(nil),                          // 37: lockbox.v1.Order
-	(*OrderNode)(nil),                      // 38: lockbox.v1.OrderNode
-	(*Destination)(nil),                    // 39: lockbox.v1.Destination
-	(*HistoryLine)(nil),                    // 40: lockbox.v1.HistoryLine
-	(*PlaceOrderRequest)(nil),              // 41: lockbox.v1.PlaceOrderRequest
-	(*GetOrderRequest)(nil),                // 42: lockbox.v1.GetOrderRequest
-	(*ListOrdersRequest)(nil),              // 43: lockbox.v1.ListOrdersRequest
-	(*ListOrdersResponse)(nil),             // 44: lockbox.v1.ListOrdersResponse
-	(*PrepareDeviceRequest)(nil),           // 45: lockbox.v1.PrepareDeviceRequest
-	(*PreparedDisk)(nil),                   // 46: lockbox.v1.PreparedDisk
-	(*PreparedManifest)(nil),               // 47: lockbox.v1.PreparedManifest
-	(*AdvanceOrderRequest)(nil),            // 48: lockbox.v1.AdvanceOrderRequest
-	(*DraftTrustPolicyRequest)(nil),        // 49: lockbox.v1.DraftTrustPolicyRequest
-	(*PolicyExclusion)(nil),                // 50: lockbox.v1.PolicyExclusion
-	(*PolicyGroup)(nil),                    // 51: lockbox.v1.PolicyGroup
-	(*Document)(nil),                       // 52: lockbox.v1.Document
-	(*GetPolicyDeliveryRequest)(nil),       // 53: lockbox.v1.GetPolicyDeliveryRequest
-	(*GetPolicyDeliveryResponse)(nil),      // 54: lockbox.v1.GetPolicyDeliveryResponse
-	(*NodePolicy)(nil),                     // 55: lockbox.v1.NodePolicy
-	(*ListPendingDocumentsRequest)(nil),    // 56: lockbox.v1.ListPendingDocumentsRequest
-	(*ListPendingDocumentsResponse)(nil),   // 57: lockbox.v1.ListPendingDocumentsResponse
-	(*SubmitTrustPolicyRequest)(nil),       // 58: lockbox.v1.SubmitTrustPolicyRequest
-	(*GetTrustPolicyRequest)(nil),          // 59: lockbox.v1.GetTrustPolicyRequest
-	(*DraftConsentRequest)(nil),            // 60: lockbox.v1.DraftConsentRequest
-	(*SubmitConsentRequest)(nil),           // 61: lockbox.v1.SubmitConsentRequest
-	(*RevokeConsentRequest)(nil),           // 62: lockbox.v1.RevokeConsentRequest
-	(*CreateJoinTokenRequest)(nil),         // 63: lockbox.v1.CreateJoinTokenRequest
-	(*CreateJoinTokenResponse)(nil),        // 64: lockbox.v1.CreateJoinTokenResponse
-	(*StartJobRequest)(nil),                // 65: lockbox.v1.StartJobRequest
-	(*ProgressEvent)(nil),                  // 66: lockbox.v1.ProgressEvent
-	(*GetCopyLogRequest)(nil),              // 67: lockbox.v1.GetCopyLogRequest
-	(*GetCopyLogResponse)(nil),             // 68: lockbox.v1.GetCopyLogResponse
-	(*GetManifestRequest)(nil),             // 69: lockbox.v1.GetManifestRequest
-	(*GetManifestResponse)(nil),            // 70: lockbox.v1.GetManifestResponse
-	(*ManifestVersion)(nil),                // 71: lockbox.v1.ManifestVersion
-	(*ListDevicesRequest)(nil),             // 72: lockbox.v1.ListDevicesRequest
-	(*ListDevicesResponse)(nil),            // 73: lockbox.v1.ListDevicesResponse
-	(*GetDeviceRequest)(nil),               // 74: lockbox.v1.GetDeviceRequest
-	(*RevokeDeviceRequest)(nil),            // 75: lockbox.v1.RevokeDeviceRequest
-	(*Device)(nil),                         // 76: lockbox.v1.Device
-	(*DeviceNode)(nil),                     // 77: lockbox.v1.DeviceNode
-	(*DeviceDisk)(nil),                     // 78: lockbox.v1.DeviceDisk
-	(*DeviceShare)(nil),                    // 79: lockbox.v1.DeviceShare
-	(*Ticket)(nil),                         // 80: lockbox.v1.Ticket
-	(*FileTicketRequest)(nil),              // 81: lockbox.v1.FileTicketRequest
-	(*GetTicketRequest)(nil),               // 82: lockbox.v1.GetTicketRequest
-	(*ListTicketsRequest)(nil),             // 83: lockbox.v1.ListTicketsRequest
-	(*ListTicketsResponse)(nil),            // 84: lockbox.v1.ListTicketsResponse
-	(*CommentTicketRequest)(nil),           // 85: lockbox.v1.CommentTicketRequest
-	(*AssignTicketRequest)(nil),            // 86: lockbox.v1.AssignTicketRequest
-	(*Session)(nil),                        // 87: lockbox.v1.Session
-	(*EnableSessionRequest)(nil),           // 88: lockbox.v1.EnableSessionRequest
-	(*GetSessionRequest)(nil),              // 89: lockbox.v1.GetSessionRequest
-	(*ListSessionsRequest)(nil),            // 90: lockbox.v1.ListSessionsRequest
-	(*ListSessionsResponse)(nil),           // 91: lockbox.v1.ListSessionsResponse
-	(*DisableSessionRequest)(nil),          // 92: lockbox.v1.DisableSessionRequest
-	(*DisableSessionResponse)(nil),         // 93: lockbox.v1.DisableSessionResponse
-	(*RelockResult)(nil),                   // 94: lockbox.v1.RelockResult
-	(*IssueCertificateRequest)(nil),        // 95: lockbox.v1.IssueCertificateRequest
-	(*IssueCertificateResponse)(nil),       // 96: lockbox.v1.IssueCertificateResponse
-	(*Request)(nil),                        // 97: lockbox.v1.Request
-	(*RequestComment)(nil),                 // 98: lockbox.v1.RequestComment
-	(*Evaluation)(nil),                     // 99: lockbox.v1.Evaluation
-	(*Factor)(nil),                         // 100: lockbox.v1.Factor
-	(*RequestDecision)(nil),                // 101: lockbox.v1.RequestDecision
-	(*CreateRequestRequest)(nil),           // 102: lockbox.v1.CreateRequestRequest
-	(*GetRequestRequest)(nil),              // 103: lockbox.v1.GetRequestRequest
-	(*ListRequestsRequest)(nil),            // 104: lockbox.v1.ListRequestsRequest
-	(*ListRequestsResponse)(nil),           // 105: lockbox.v1.ListRequestsResponse
-	(*DraftDecisionRequest)(nil),           // 106: lockbox.v1.DraftDecisionRequest
-	(*DecideRequest)(nil),                  // 107: lockbox.v1.DecideRequest
-	(*CancelRequestRequest)(nil),           // 108: lockbox.v1.CancelRequestRequest
-	(*ExecuteRequestRequest)(nil),          // 109: lockbox.v1.ExecuteRequestRequest
-	(*RevokeRequestRequest)(nil),           // 110: lockbox.v1.RevokeRequestRequest
-	(*RevokeRequestResponse)(nil),          // 111: lockbox.v1.RevokeRequestResponse
-	(*CommentRequestRequest)(nil),          // 112: lockbox.v1.CommentRequestRequest
-	(*ExtendRequestRequest)(nil),           // 113: lockbox.v1.ExtendRequestRequest
-	(*RaiseRequestAgainRequest)(nil),       // 114: lockbox.v1.RaiseRequestAgainRequest
-	(*DraftStandingConsentRequest)(nil),    // 115: lockbox.v1.DraftStandingConsentRequest
-	(*SubmitStandingConsentRequest)(nil),   // 116: lockbox.v1.SubmitStandingConsentRequest
-	(*ListStandingConsentsRequest)(nil),    // 117: lockbox.v1.ListStandingConsentsRequest
-	(*ListStandingConsentsResponse)(nil),   // 118: lockbox.v1.ListStandingConsentsResponse
-	(*StandingConsent)(nil),                // 119: lockbox.v1.StandingConsent
-	(*RevokeStandingConsentRequest)(nil),   // 120: lockbox.v1.RevokeStandingConsentRequest
-	(*ListKeysRequest)(nil),                // 121: lockbox.v1.ListKeysRequest
-	(*ListKeysResponse)(nil),               // 122: lockbox.v1.ListKeysResponse
-	(*KeyInfo)(nil),                        // 123: lockbox.v1.KeyInfo
-	(*ExportRecoveryPasswordRequest)(nil),  // 124: lockbox.v1.ExportRecoveryPasswordRequest
-	(*ExportRecoveryPasswordResponse)(nil), // 125: lockbox.v1.ExportRecoveryPasswordResponse
-	(*GetKeyStatusRequest)(nil),            // 126: lockbox.v1.GetKeyStatusRequest
-	(*RotateKeyRequest)(nil),               // 127: lockbox.v1.RotateKeyRequest
-	(*KeyStatus)(nil),                      // 128: lockbox.v1.KeyStatus
-	(*WrappingKey)(nil),                    // 129: lockbox.v1.WrappingKey
-	(*KeyRotation)(nil),                    // 130: lockbox.v1.KeyRotation
-	(*GetOrderKeyRequest)(nil),             // 131: lockbox.v1.GetOrderKeyRequest
-	(*SetOrderKeyRequest)(nil),             // 132: lockbox.v1.SetOrderKeyRequest
-	(*OrderKey)(nil),                       // 133: lockbox.v1.OrderKey
-	(*ListRecordsRequest)(nil),             // 134: lockbox.v1.ListRecordsRequest
-	(*AuditRecord)(nil),                    // 135: lockbox.v1.AuditRecord
-	(*ListRecordsResponse)(nil),            // 136: lockbox.v1.ListRecordsResponse
-	(*LegalHold)(nil),                      // 137: lockbox.v1.LegalHold
-	(*PlaceHoldRequest)(nil),               // 138: lockbox.v1.PlaceHoldRequest
-	(*ReleaseHoldRequest)(nil),             // 139: lockbox.v1.ReleaseHoldRequest
-	(*ListHoldsRequest)(nil),               // 140: lockbox.v1.ListHoldsRequest
-	(*ListHoldsResponse)(nil),              // 141: lockbox.v1.ListHoldsResponse
-	(*Sink)(nil),                           // 142: lockbox.v1.Sink
-	(*ListSinksRequest)(nil),               // 143: lockbox.v1.ListSinksRequest
-	(*ListSinksResponse)(nil),              // 144: lockbox.v1.ListSinksResponse
-	(*ExportLogRequest)(nil),               // 145: lockbox.v1.ExportLogRequest
-	(*ExportLogResponse)(nil),              // 146: lockbox.v1.ExportLogResponse
-	(*GetCheckpointRequest)(nil),           // 147: lockbox.v1.GetCheckpointRequest
-	(*GetCheckpointResponse)(nil),          // 148: lockbox.v1.GetCheckpointResponse
-	(*Delivery)(nil),                       // 149: lockbox.v1.Delivery
-	(*ListNoticesRequest)(nil),             // 150: lockbox.v1.ListNoticesRequest
-	(*ListNoticesResponse)(nil),            // 151: lockbox.v1.ListNoticesResponse
-	(*RetryNoticesRequest)(nil),            // 152: lockbox.v1.RetryNoticesRequest
-	(*RetryNoticesResponse)(nil),           // 153: lockbox.v1.RetryNoticesResponse
-	(*Webhook)(nil),                        // 154: lockbox.v1.Webhook
-	(*CreateWebhookRequest)(nil),           // 155: lockbox.v1.CreateWebhookRequest
-	(*CreateWebhookResponse)(nil),          // 156: lockbox.v1.CreateWebhookResponse
-	(*ListWebhooksRequest)(nil),            // 157: lockbox.v1.ListWebhooksRequest
-	(*ListWebhooksResponse)(nil),           // 158: lockbox.v1.ListWebhooksResponse
-	(*RemoveWebhookRequest)(nil),           // 159: lockbox.v1.RemoveWebhookRequest
-	(*TestWebhookRequest)(nil),             // 160: lockbox.v1.TestWebhookRequest
-	(*TestWebhookResponse)(nil),            // 161: lockbox.v1.TestWebhookResponse
+	(*SetGroupsRequest)(nil),               // 2: lockbox.v1.SetGroupsRequest
+	(*LoginRequest)(nil),                   // 3: lockbox.v1.LoginRequest
+	(*LoginResponse)(nil),                  // 4: lockbox.v1.LoginResponse
+	(*WhoAmIRequest)(nil),                  // 5: lockbox.v1.WhoAmIRequest
+	(*WhoAmIResponse)(nil),                 // 6: lockbox.v1.WhoAmIResponse
+	(*ListSignInsRequest)(nil),             // 7: lockbox.v1.ListSignInsRequest
+	(*ListSignInsResponse)(nil),            // 8: lockbox.v1.ListSignInsResponse
+	(*SignInProvider)(nil),                 // 9: lockbox.v1.SignInProvider
+	(*SignInRequest)(nil),                  // 10: lockbox.v1.SignInRequest
+	(*LogoutRequest)(nil),                  // 11: lockbox.v1.LogoutRequest
+	(*LogoutResponse)(nil),                 // 12: lockbox.v1.LogoutResponse
+	(*RenewCertificateRequest)(nil),        // 13: lockbox.v1.RenewCertificateRequest
+	(*RenewCertificateResponse)(nil),       // 14: lockbox.v1.RenewCertificateResponse
+	(*CreatePersonRequest)(nil),            // 15: lockbox.v1.CreatePersonRequest
+	(*CreatePersonResponse)(nil),           // 16: lockbox.v1.CreatePersonResponse
+	(*ListPeopleRequest)(nil),              // 17: lockbox.v1.ListPeopleRequest
+	(*ListPeopleResponse)(nil),             // 18: lockbox.v1.ListPeopleResponse
+	(*RemovePersonRequest)(nil),            // 19: lockbox.v1.RemovePersonRequest
+	(*RemovePersonResponse)(nil),           // 20: lockbox.v1.RemovePersonResponse
+	(*AddKeyRequest)(nil),                  // 21: lockbox.v1.AddKeyRequest
+	(*RemoveKeyRequest)(nil),               // 22: lockbox.v1.RemoveKeyRequest
+	(*CreateLoginTokenRequest)(nil),        // 23: lockbox.v1.CreateLoginTokenRequest
+	(*CreateLoginTokenResponse)(nil),       // 24: lockbox.v1.CreateLoginTokenResponse
+	(*ReportApplicabilityRequest)(nil),     // 25: lockbox.v1.ReportApplicabilityRequest
+	(*ApplicableResource)(nil),             // 26: lockbox.v1.ApplicableResource
+	(*ReportApplicabilityResponse)(nil),    // 27: lockbox.v1.ReportApplicabilityResponse
+	(*Tenant)(nil),                         // 28: lockbox.v1.Tenant
+	(*Subscription)(nil),                   // 29: lockbox.v1.Subscription
+	(*CreateTenantRequest)(nil),            // 30: lockbox.v1.CreateTenantRequest
+	(*GetTenantRequest)(nil),               // 31: lockbox.v1.GetTenantRequest
+	(*ListTenantsRequest)(nil),             // 32: lockbox.v1.ListTenantsRequest
+	(*ListTenantsResponse)(nil),            // 33: lockbox.v1.ListTenantsResponse
+	(*CreateSubscriptionRequest)(nil),      // 34: lockbox.v1.CreateSubscriptionRequest
+	(*EnableLockboxRequest)(nil),           // 35: lockbox.v1.EnableLockboxRequest
+	(*DisableLockboxRequest)(nil),          // 36: lockbox.v1.DisableLockboxRequest
+	(*SetTenantRequest)(nil),               // 37: lockbox.v1.SetTenantRequest
+	(*Order)(nil),                          // 38: lockbox.v1.Order
+	(*OrderNode)(nil),                      // 39: lockbox.v1.OrderNode
+	(*Destination)(nil),                    // 40: lockbox.v1.Destination
+	(*HistoryLine)(nil),                    // 41: lockbox.v1.HistoryLine
+	(*PlaceOrderRequest)(nil),              // 42: lockbox.v1.PlaceOrderRequest
+	(*GetOrderRequest)(nil),                // 43: lockbox.v1.GetOrderRequest
+	(*ListOrdersRequest)(nil),              // 44: lockbox.v1.ListOrdersRequest
+	(*ListOrdersResponse)(nil),             // 45: lockbox.v1.ListOrdersResponse
+	(*PrepareDeviceRequest)(nil),           // 46: lockbox.v1.PrepareDeviceRequest
+	(*PreparedDisk)(nil),                   // 47: lockbox.v1.PreparedDisk
+	(*PreparedManifest)(nil),               // 48: lockbox.v1.PreparedManifest
+	(*AdvanceOrderRequest)(nil),            // 49: lockbox.v1.AdvanceOrderRequest
+	(*DraftTrustPolicyRequest)(nil),        // 50: lockbox.v1.DraftTrustPolicyRequest
+	(*PolicyExclusion)(nil),                // 51: lockbox.v1.PolicyExclusion
+	(*PolicyGroup)(nil),                    // 52: lockbox.v1.PolicyGroup
+	(*Document)(nil),                       // 53: lockbox.v1.Document
+	(*GetPolicyDeliveryRequest)(nil),       // 54: lockbox.v1.GetPolicyDeliveryRequest
+	(*GetPolicyDeliveryResponse)(nil),      // 55: lockbox.v1.GetPolicyDeliveryResponse
+	(*NodePolicy)(nil),                     // 56: lockbox.v1.NodePolicy
+	(*ListPendingDocumentsRequest)(nil),    // 57: lockbox.v1.ListPendingDocumentsRequest
+	(*ListPendingDocumentsResponse)(nil),   // 58: lockbox.v1.ListPendingDocumentsResponse
+	(*SubmitTrustPolicyRequest)(nil),       // 59: lockbox.v1.SubmitTrustPolicyRequest
+	(*GetTrustPolicyRequest)(nil),          // 60: lockbox.v1.GetTrustPolicyRequest
+	(*DraftConsentRequest)(nil),            // 61: lockbox.v1.DraftConsentRequest
+	(*SubmitConsentRequest)(nil),           // 62: lockbox.v1.SubmitConsentRequest
+	(*RevokeConsentRequest)(nil),           // 63: lockbox.v1.RevokeConsentRequest
+	(*CreateJoinTokenRequest)(nil),         // 64: lockbox.v1.CreateJoinTokenRequest
+	(*CreateJoinTokenResponse)(nil),        // 65: lockbox.v1.CreateJoinTokenResponse
+	(*StartJobRequest)(nil),                // 66: lockbox.v1.StartJobRequest
+	(*ProgressEvent)(nil),                  // 67: lockbox.v1.ProgressEvent
+	(*GetCopyLogRequest)(nil),              // 68: lockbox.v1.GetCopyLogRequest
+	(*GetCopyLogResponse)(nil),             // 69: lockbox.v1.GetCopyLogResponse
+	(*GetManifestRequest)(nil),             // 70: lockbox.v1.GetManifestRequest
+	(*GetManifestResponse)(nil),            // 71: lockbox.v1.GetManifestResponse
+	(*ManifestVersion)(nil),                // 72: lockbox.v1.ManifestVersion
+	(*ListDevicesRequest)(nil),             // 73: lockbox.v1.ListDevicesRequest
+	(*ListDevicesResponse)(nil),            // 74: lockbox.v1.ListDevicesResponse
+	(*GetDeviceRequest)(nil),               // 75: lockbox.v1.GetDeviceRequest
+	(*RevokeDeviceRequest)(nil),            // 76: lockbox.v1.RevokeDeviceRequest
+	(*Device)(nil),                         // 77: lockbox.v1.Device
+	(*DeviceNode)(nil),                     // 78: lockbox.v1.DeviceNode
+	(*DeviceDisk)(nil),                     // 79: lockbox.v1.DeviceDisk
+	(*DeviceShare)(nil),                    // 80: lockbox.v1.DeviceShare
+	(*Ticket)(nil),                         // 81: lockbox.v1.Ticket
+	(*FileTicketRequest)(nil),              // 82: lockbox.v1.FileTicketRequest
+	(*GetTicketRequest)(nil),               // 83: lockbox.v1.GetTicketRequest
+	(*ListTicketsRequest)(nil),             // 84: lockbox.v1.ListTicketsRequest
+	(*ListTicketsResponse)(nil),            // 85: lockbox.v1.ListTicketsResponse
+	(*CommentTicketRequest)(nil),           // 86: lockbox.v1.CommentTicketRequest
+	(*AssignTicketRequest)(nil),            // 87: lockbox.v1.AssignTicketRequest
+	(*Session)(nil),                        // 88: lockbox.v1.Session
+	(*EnableSessionRequest)(nil),           // 89: lockbox.v1.EnableSessionRequest
+	(*GetSessionRequest)(nil),              // 90: lockbox.v1.GetSessionRequest
+	(*ListSessionsRequest)(nil),            // 91: lockbox.v1.ListSessionsRequest
+	(*ListSessionsResponse)(nil),           // 92: lockbox.v1.ListSessionsResponse
+	(*DisableSessionRequest)(nil),          // 93: lockbox.v1.DisableSessionRequest
+	(*DisableSessionResponse)(nil),         // 94: lockbox.v1.DisableSessionResponse
+	(*RelockResult)(nil),                   // 95: lockbox.v1.RelockResult
+	(*IssueCertificateRequest)(nil),        // 96: lockbox.v1.IssueCertificateRequest
+	(*IssueCertificateResponse)(nil),       // 97: lockbox.v1.IssueCertificateResponse
+	(*Request)(nil),                        // 98: lockbox.v1.Request
+	(*RequestComment)(nil),                 // 99: lockbox.v1.RequestComment
+	(*Evaluation)(nil),                     // 100: lockbox.v1.Evaluation
+	(*Factor)(nil),                         // 101: lockbox.v1.Factor
+	(*RequestDecision)(nil),                // 102: lockbox.v1.RequestDecision
+	(*CreateRequestRequest)(nil),           // 103: lockbox.v1.CreateRequestRequest
+	(*GetRequestRequest)(nil),              // 104: lockbox.v1.GetRequestRequest
+	(*ListRequestsRequest)(nil),            // 105: lockbox.v1.ListRequestsRequest
+	(*ListRequestsResponse)(nil),           // 106: lockbox.v1.ListRequestsResponse
+	(*DraftDecisionRequest)(nil),           // 107: lockbox.v1.DraftDecisionRequest
+	(*DecideRequest)(nil),                  // 108: lockbox.v1.DecideRequest
+	(*CancelRequestRequest)(nil),           // 109: lockbox.v1.CancelRequestRequest
+	(*ExecuteRequestRequest)(nil),          // 110: lockbox.v1.ExecuteRequestRequest
+	(*RevokeRequestRequest)(nil),           // 111: lockbox.v1.RevokeRequestRequest
+	(*RevokeRequestResponse)(nil),          // 112: lockbox.v1.RevokeRequestResponse
+	(*CommentRequestRequest)(nil),          // 113: lockbox.v1.CommentRequestRequest
+	(*ExtendRequestRequest)(nil),           // 114: lockbox.v1.ExtendRequestRequest
+	(*RaiseRequestAgainRequest)(nil),       // 115: lockbox.v1.RaiseRequestAgainRequest
+	(*DraftStandingConsentRequest)(nil),    // 116: lockbox.v1.DraftStandingConsentRequest
+	(*SubmitStandingConsentRequest)(nil),   // 117: lockbox.v1.SubmitStandingConsentRequest
+	(*ListStandingConsentsRequest)(nil),    // 118: lockbox.v1.ListStandingConsentsRequest
+	(*ListStandingConsentsResponse)(nil),   // 119: lockbox.v1.ListStandingConsentsResponse
+	(*StandingConsent)(nil),                // 120: lockbox.v1.StandingConsent
+	(*RevokeStandingConsentRequest)(nil),   // 121: lockbox.v1.RevokeStandingConsentRequest
+	(*ListKeysRequest)(nil),                // 122: lockbox.v1.ListKeysRequest
+	(*ListKeysResponse)(nil),               // 123: lockbox.v1.ListKeysResponse
+	(*KeyInfo)(nil),                        // 124: lockbox.v1.KeyInfo
+	(*ExportRecoveryPasswordRequest)(nil),  // 125: lockbox.v1.ExportRecoveryPasswordRequest
+	(*ExportRecoveryPasswordResponse)(nil), // 126: lockbox.v1.ExportRecoveryPasswordResponse
+	(*GetKeyStatusRequest)(nil),            // 127: lockbox.v1.GetKeyStatusRequest
+	(*RotateKeyRequest)(nil),               // 128: lockbox.v1.RotateKeyRequest
+	(*KeyStatus)(nil),                      // 129: lockbox.v1.KeyStatus
+	(*WrappingKey)(nil),                    // 130: lockbox.v1.WrappingKey
+	(*KeyRotation)(nil),                    // 131: lockbox.v1.KeyRotation
+	(*GetOrderKeyRequest)(nil),             // 132: lockbox.v1.GetOrderKeyRequest
+	(*SetOrderKeyRequest)(nil),             // 133: lockbox.v1.SetOrderKeyRequest
+	(*OrderKey)(nil),                       // 134: lockbox.v1.OrderKey
+	(*ListRecordsRequest)(nil),             // 135: lockbox.v1.ListRecordsRequest
+	(*AuditRecord)(nil),                    // 136: lockbox.v1.AuditRecord
+	(*ListRecordsResponse)(nil),            // 137: lockbox.v1.ListRecordsResponse
+	(*LegalHold)(nil),                      // 138: lockbox.v1.LegalHold
+	(*PlaceHoldRequest)(nil),               // 139: lockbox.v1.PlaceHoldRequest
+	(*ReleaseHoldRequest)(nil),             // 140: lockbox.v1.ReleaseHoldRequest
+	(*ListHoldsRequest)(nil),               // 141: lockbox.v1.ListHoldsRequest
+	(*ListHoldsResponse)(nil),              // 142: lockbox.v1.ListHoldsResponse
+	(*Sink)(nil),                           // 143: lockbox.v1.Sink
+	(*ListSinksRequest)(nil),               // 144: lockbox.v1.ListSinksRequest
+	(*ListSinksResponse)(nil),              // 145: lockbox.v1.ListSinksResponse
+	(*ExportLogRequest)(nil),               // 146: lockbox.v1.ExportLogRequest
+	(*ExportLogResponse)(nil),              // 147: lockbox.v1.ExportLogResponse
+	(*GetCheckpointRequest)(nil),           // 148: lockbox.v1.GetCheckpointRequest
+	(*GetCheckpointResponse)(nil),          // 149: lockbox.v1.GetCheckpointResponse
+	(*Delivery)(nil),                       // 150: lockbox.v1.Delivery
+	(*ListNoticesRequest)(nil),             // 151: lockbox.v1.ListNoticesRequest
+	(*ListNoticesResponse)(nil),            // 152: lockbox.v1.ListNoticesResponse
+	(*RetryNoticesRequest)(nil),            // 153: lockbox.v1.RetryNoticesRequest
+	(*RetryNoticesResponse)(nil),           // 154: lockbox.v1.RetryNoticesResponse
+	(*Webhook)(nil),                        // 155: lockbox.v1.Webhook
+	(*CreateWebhookRequest)(nil),           // 156: lockbox.v1.CreateWebhookRequest
+	(*CreateWebhookResponse)(nil),          // 157: lockbox.v1.CreateWebhookResponse
+	(*ListWebhooksRequest)(nil),            // 158: lockbox.v1.ListWebhooksRequest
+	(*ListWebhooksResponse)(nil),           // 159: lockbox.v1.ListWebhooksResponse
+	(*RemoveWebhookRequest)(nil),           // 160: lockbox.v1.RemoveWebhookRequest
+	(*TestWebhookRequest)(nil),             // 161: lockbox.v1.TestWebhookRequest
+	(*TestWebhookResponse)(nil),            // 162: lockbox.v1.TestWebhookResponse
+	(*GetPoliciesRequest)(nil),             // 163: lockbox.v1.GetPoliciesRequest
+	(*Policies)(nil),                       // 164: lockbox.v1.Policies
+	(*PolicyRule)(nil),                     // 165: lockbox.v1.PolicyRule
+	(*PolicyFile)(nil),                     // 166: lockbox.v1.PolicyFile
+	(*RefusedPolicies)(nil),                // 167: lockbox.v1.RefusedPolicies
+	(*WhyRequestRequest)(nil),              // 168: lockbox.v1.WhyRequestRequest
+	(*WhyRequestResponse)(nil),             // 169: lockbox.v1.WhyRequestResponse
+	(*WhoCouldUnlockRequest)(nil),          // 170: lockbox.v1.WhoCouldUnlockRequest
+	(*WhoCouldUnlockResponse)(nil),         // 171: lockbox.v1.WhoCouldUnlockResponse
+	(*Candidate)(nil),                      // 172: lockbox.v1.Candidate
+	(*AskContactRequest)(nil),              // 173: lockbox.v1.AskContactRequest
+	(*ContactRequest)(nil),                 // 174: lockbox.v1.ContactRequest
+	(*DecideContactRequest)(nil),           // 175: lockbox.v1.DecideContactRequest
+	(*ReadContactRequest)(nil),             // 176: lockbox.v1.ReadContactRequest
+	(*ReadContactResponse)(nil),            // 177: lockbox.v1.ReadContactResponse
+	(*ListContactsRequest)(nil),            // 178: lockbox.v1.ListContactsRequest
+	(*ListContactsResponse)(nil),           // 179: lockbox.v1.ListContactsResponse
+	(*ListOperationsRequest)(nil),          // 180: lockbox.v1.ListOperationsRequest
+	(*ListOperationsResponse)(nil),         // 181: lockbox.v1.ListOperationsResponse
+	(*Operation)(nil),                      // 182: lockbox.v1.Operation
 }
 var file_lockbox_v1_lockbox_proto_depIdxs = []int32{
 	1,   // 0: lockbox.v1.LoginResponse.person:type_name -> lockbox.v1.Person
 	1,   // 1: lockbox.v1.WhoAmIResponse.person:type_name -> lockbox.v1.Person
-	8,   // 2: lockbox.v1.ListSignInsResponse.providers:type_name -> lockbox.v1.SignInProvider
+	9,   // 2: lockbox.v1.ListSignInsResponse.providers:type_name -> lockbox.v1.SignInProvider
 	1,   // 3: lockbox.v1.CreatePersonResponse.person:type_name -> lockbox.v1.Person
 	1,   // 4: lockbox.v1.ListPeopleResponse.people:type_name -> lockbox.v1.Person
-	25,  // 5: lockbox.v1.ReportApplicabilityResponse.resources:type_name -> lockbox.v1.ApplicableResource
-	28,  // 6: lockbox.v1.Tenant.subscriptions:type_name -> lockbox.v1.Subscription
-	27,  // 7: lockbox.v1.ListTenantsResponse.tenants:type_name -> lockbox.v1.Tenant
-	38,  // 8: lockbox.v1.Order.nodes:type_name -> lockbox.v1.OrderNode
-	39,  // 9: lockbox.v1.Order.destinations:type_name -> lockbox.v1.Destination
-	40,  // 10: lockbox.v1.Order.history:type_name -> lockbox.v1.HistoryLine
-	39,  // 11: lockbox.v1.PlaceOrderRequest.destinations:type_name -> lockbox.v1.Destination
-	37,  // 12: lockbox.v1.ListOrdersResponse.orders:type_name -> lockbox.v1.Order
-	46,  // 13: lockbox.v1.PrepareDeviceRequest.disks:type_name -> lockbox.v1.PreparedDisk
-	47,  // 14: lockbox.v1.PreparedDisk.manifests:type_name -> lockbox.v1.PreparedManifest
-	51,  // 15: lockbox.v1.DraftTrustPolicyRequest.customer_groups:type_name -> lockbox.v1.PolicyGroup
-	51,  // 16: lockbox.v1.DraftTrustPolicyRequest.provider_groups:type_name -> lockbox.v1.PolicyGroup
-	50,  // 17: lockbox.v1.DraftTrustPolicyRequest.exclusions:type_name -> lockbox.v1.PolicyExclusion
-	51,  // 18: lockbox.v1.PolicyExclusion.groups:type_name -> lockbox.v1.PolicyGroup
-	55,  // 19: lockbox.v1.GetPolicyDeliveryResponse.nodes:type_name -> lockbox.v1.NodePolicy
-	52,  // 20: lockbox.v1.ListPendingDocumentsResponse.documents:type_name -> lockbox.v1.Document
-	71,  // 21: lockbox.v1.GetManifestResponse.manifests:type_name -> lockbox.v1.ManifestVersion
-	76,  // 22: lockbox.v1.ListDevicesResponse.devices:type_name -> lockbox.v1.Device
-	77,  // 23: lockbox.v1.Device.nodes:type_name -> lockbox.v1.DeviceNode
-	78,  // 24: lockbox.v1.DeviceNode.disks:type_name -> lockbox.v1.DeviceDisk
-	79,  // 25: lockbox.v1.DeviceNode.shares:type_name -> lockbox.v1.DeviceShare
-	40,  // 26: lockbox.v1.Ticket.history:type_name -> lockbox.v1.HistoryLine
-	80,  // 27: lockbox.v1.ListTicketsResponse.tickets:type_name -> lockbox.v1.Ticket
-	87,  // 28: lockbox.v1.ListSessionsResponse.sessions:type_name -> lockbox.v1.Session
-	87,  // 29: lockbox.v1.DisableSessionResponse.session:type_name -> lockbox.v1.Session
-	94,  // 30: lockbox.v1.DisableSessionResponse.relocked:type_name -> lockbox.v1.RelockResult
-	99,  // 31: lockbox.v1.Request.evaluation:type_name -> lockbox.v1.Evaluation
-	52,  // 32: lockbox.v1.Request.statement:type_name -> lockbox.v1.Document
-	101, // 33: lockbox.v1.Request.decisions:type_name -> lockbox.v1.RequestDecision
-	40,  // 34: lockbox.v1.Request.history:type_name -> lockbox.v1.HistoryLine
-	98,  // 35: lockbox.v1.Request.comments:type_name -> lockbox.v1.RequestComment
-	149, // 36: lockbox.v1.Request.told:type_name -> lockbox.v1.Delivery
-	100, // 37: lockbox.v1.Evaluation.factors:type_name -> lockbox.v1.Factor
-	97,  // 38: lockbox.v1.ListRequestsResponse.requests:type_name -> lockbox.v1.Request
-	97,  // 39: lockbox.v1.RevokeRequestResponse.request:type_name -> lockbox.v1.Request
-	94,  // 40: lockbox.v1.RevokeRequestResponse.relocked:type_name -> lockbox.v1.RelockResult
-	87,  // 41: lockbox.v1.RevokeRequestResponse.sessions:type_name -> lockbox.v1.Session
-	119, // 42: lockbox.v1.ListStandingConsentsResponse.consents:type_name -> lockbox.v1.StandingConsent
-	52,  // 43: lockbox.v1.StandingConsent.document:type_name -> lockbox.v1.Document
-	123, // 44: lockbox.v1.ListKeysResponse.keys:type_name -> lockbox.v1.KeyInfo
-	129, // 45: lockbox.v1.KeyStatus.keys:type_name -> lockbox.v1.WrappingKey
-	130, // 46: lockbox.v1.KeyStatus.rotation:type_name -> lockbox.v1.KeyRotation
-	135, // 47: lockbox.v1.ListRecordsResponse.records:type_name -> lockbox.v1.AuditRecord
-	137, // 48: lockbox.v1.ListHoldsResponse.holds:type_name -> lockbox.v1.LegalHold
-	142, // 49: lockbox.v1.ListSinksResponse.sinks:type_name -> lockbox.v1.Sink
-	149, // 50: lockbox.v1.ListNoticesResponse.deliveries:type_name -> lockbox.v1.Delivery
-	154, // 51: lockbox.v1.CreateWebhookResponse.webhook:type_name -> lockbox.v1.Webhook
-	154, // 52: lockbox.v1.ListWebhooksResponse.webhooks:type_name -> lockbox.v1.Webhook
-	2,   // 53: lockbox.v1.AccountService.Login:input_type -> lockbox.v1.LoginRequest
-	6,   // 54: lockbox.v1.AccountService.ListSignIns:input_type -> lockbox.v1.ListSignInsRequest
-	9,   // 55: lockbox.v1.AccountService.SignIn:input_type -> lockbox.v1.SignInRequest
-	10,  // 56: lockbox.v1.AccountService.Logout:input_type -> lockbox.v1.LogoutRequest
-	4,   // 57: lockbox.v1.AccountService.WhoAmI:input_type -> lockbox.v1.WhoAmIRequest
-	12,  // 58: lockbox.v1.AccountService.RenewCertificate:input_type -> lockbox.v1.RenewCertificateRequest
-	14,  // 59: lockbox.v1.AccountService.CreatePerson:input_type -> lockbox.v1.CreatePersonRequest
-	16,  // 60: lockbox.v1.AccountService.ListPeople:input_type -> lockbox.v1.ListPeopleRequest
-	18,  // 61: lockbox.v1.AccountService.RemovePerson:input_type -> lockbox.v1.RemovePersonRequest
-	20,  // 62: lockbox.v1.AccountService.AddKey:input_type -> lockbox.v1.AddKeyRequest
-	21,  // 63: lockbox.v1.AccountService.RemoveKey:input_type -> lockbox.v1.RemoveKeyRequest
-	22,  // 64: lockbox.v1.AccountService.CreateLoginToken:input_type -> lockbox.v1.CreateLoginTokenRequest
-	29,  // 65: lockbox.v1.TenantService.CreateTenant:input_type -> lockbox.v1.CreateTenantRequest
-	30,  // 66: lockbox.v1.TenantService.GetTenant:input_type -> lockbox.v1.GetTenantRequest
-	31,  // 67: lockbox.v1.TenantService.ListTenants:input_type -> lockbox.v1.ListTenantsRequest
-	33,  // 68: lockbox.v1.TenantService.CreateSubscription:input_type -> lockbox.v1.CreateSubscriptionRequest
-	34,  // 69: lockbox.v1.TenantService.EnableLockbox:input_type -> lockbox.v1.EnableLockboxRequest
-	35,  // 70: lockbox.v1.TenantService.DisableLockbox:input_type -> lockbox.v1.DisableLockboxRequest
-	36,  // 71: lockbox.v1.TenantService.SetTenant:input_type -> lockbox.v1.SetTenantRequest
-	24,  // 72: lockbox.v1.TenantService.ReportApplicability:input_type -> lockbox.v1.ReportApplicabilityRequest
-	41,  // 73: lockbox.v1.OrderService.PlaceOrder:input_type -> lockbox.v1.PlaceOrderRequest
-	42,  // 74: lockbox.v1.OrderService.GetOrder:input_type -> lockbox.v1.GetOrderRequest
-	43,  // 75: lockbox.v1.OrderService.ListOrders:input_type -> lockbox.v1.ListOrdersRequest
-	45,  // 76: lockbox.v1.OrderService.PrepareDevice:input_type -> lockbox.v1.PrepareDeviceRequest
-	48,  // 77: lockbox.v1.OrderService.AdvanceOrder:input_type -> lockbox.v1.AdvanceOrderRequest
-	49,  // 78: lockbox.v1.OrderService.DraftTrustPolicy:input_type -> lockbox.v1.DraftTrustPolicyRequest
-	58,  // 79: lockbox.v1.OrderService.SubmitTrustPolicy:input_type -> lockbox.v1.SubmitTrustPolicyRequest
-	59,  // 80: lockbox.v1.OrderService.GetTrustPolicy:input_type -> lockbox.v1.GetTrustPolicyRequest
-	53,  // 81: lockbox.v1.OrderService.GetPolicyDelivery:input_type -> lockbox.v1.GetPolicyDeliveryRequest
-	56,  // 82: lockbox.v1.OrderService.ListPendingDocuments:input_type -> lockbox.v1.ListPendingDocumentsRequest
-	60,  // 83: lockbox.v1.OrderService.DraftConsent:input_type -> lockbox.v1.DraftConsentRequest
-	61,  // 84: lockbox.v1.OrderService.SubmitConsent:input_type -> lockbox.v1.SubmitConsentRequest
-	62,  // 85: lockbox.v1.OrderService.RevokeConsent:input_type -> lockbox.v1.RevokeConsentRequest
-	63,  // 86: lockbox.v1.OrderService.CreateJoinToken:input_type -> lockbox.v1.CreateJoinTokenRequest
-	65,  // 87: lockbox.v1.OrderService.StartJob:input_type -> lockbox.v1.StartJobRequest
-	67,  // 88: lockbox.v1.OrderService.GetCopyLog:input_type -> lockbox.v1.GetCopyLogRequest
-	69,  // 89: lockbox.v1.OrderService.GetManifest:input_type -> lockbox.v1.GetManifestRequest
-	72,  // 90: lockbox.v1.DeviceService.ListDevices:input_type -> lockbox.v1.ListDevicesRequest
-	74,  // 91: lockbox.v1.DeviceService.GetDevice:input_type -> lockbox.v1.GetDeviceRequest
-	75,  // 92: lockbox.v1.DeviceService.RevokeDevice:input_type -> lockbox.v1.RevokeDeviceRequest
-	81,  // 93: lockbox.v1.TicketService.FileTicket:input_type -> lockbox.v1.FileTicketRequest
-	82,  // 94: lockbox.v1.TicketService.GetTicket:input_type -> lockbox.v1.GetTicketRequest
-	83,  // 95: lockbox.v1.TicketService.ListTickets:input_type -> lockbox.v1.ListTicketsRequest
-	85,  // 96: lockbox.v1.TicketService.CommentTicket:input_type -> lockbox.v1.CommentTicketRequest
-	86,  // 97: lockbox.v1.TicketService.AssignTicket:input_type -> lockbox.v1.AssignTicketRequest
-	88,  // 98: lockbox.v1.SessionService.EnableSession:input_type -> lockbox.v1.EnableSessionRequest
-	89,  // 99: lockbox.v1.SessionService.GetSession:input_type -> lockbox.v1.GetSessionRequest
-	90,  // 100: lockbox.v1.SessionService.ListSessions:input_type -> lockbox.v1.ListSessionsRequest
-	92,  // 101: lockbox.v1.SessionService.DisableSession:input_type -> lockbox.v1.DisableSessionRequest
-	95,  // 102: lockbox.v1.SessionService.IssueCertificate:input_type -> lockbox.v1.IssueCertificateRequest
-	102, // 103: lockbox.v1.RequestService.CreateRequest:input_type -> lockbox.v1.CreateRequestRequest
-	103, // 104: lockbox.v1.RequestService.GetRequest:input_type -> lockbox.v1.GetRequestRequest
-	104, // 105: lockbox.v1.RequestService.ListRequests:input_type -> lockbox.v1.ListRequestsRequest
-	106, // 106: lockbox.v1.RequestService.DraftDecision:input_type -> lockbox.v1.DraftDecisionRequest
-	107, // 107: lockbox.v1.RequestService.Decide:input_type -> lockbox.v1.DecideRequest
-	108, // 108: lockbox.v1.RequestService.CancelRequest:input_type -> lockbox.v1.CancelRequestRequest
-	109, // 109: lockbox.v1.RequestService.ExecuteRequest:input_type -> lockbox.v1.ExecuteRequestRequest
-	110, // 110: lockbox.v1.RequestService.RevokeRequest:input_type -> lockbox.v1.RevokeRequestRequest
-	112, // 111: lockbox.v1.RequestService.CommentRequest:input_type -> lockbox.v1.CommentRequestRequest
-	113, // 112: lockbox.v1.RequestService.ExtendRequest:input_type -> lockbox.v1.ExtendRequestRequest
-	114, // 113: lockbox.v1.RequestService.RaiseRequestAgain:input_type -> lockbox.v1.RaiseRequestAgainRequest
-	115, // 114: lockbox.v1.StandingService.DraftStandingConsent:input_type -> lockbox.v1.DraftStandingConsentRequest
-	116, // 115: lockbox.v1.StandingService.SubmitStandingConsent:input_type -> lockbox.v1.SubmitStandingConsentRequest
-	117, // 116: lockbox.v1.StandingService.ListStandingConsents:input_type -> lockbox.v1.ListStandingConsentsRequest
-	120, // 117: lockbox.v1.StandingService.RevokeStandingConsent:input_type -> lockbox.v1.RevokeStandingConsentRequest
-	121, // 118: lockbox.v1.KeyService.ListKeys:input_type -> lockbox.v1.ListKeysRequest
-	124, // 119: lockbox.v1.KeyService.ExportRecoveryPassword:input_type -> lockbox.v1.ExportRecoveryPasswordRequest
-	126, // 120: lockbox.v1.KeyService.GetKeyStatus:input_type -> lockbox.v1.GetKeyStatusRequest
-	127, // 121: lockbox.v1.KeyService.RotateKey:input_type -> lockbox.v1.RotateKeyRequest
-	131, // 122: lockbox.v1.KeyService.GetOrderKey:input_type -> lockbox.v1.GetOrderKeyRequest
-	132, // 123: lockbox.v1.KeyService.SetOrderKey:input_type -> lockbox.v1.SetOrderKeyRequest
-	134, // 124: lockbox.v1.AuditService.ListRecords:input_type -> lockbox.v1.ListRecordsRequest
-	145, // 125: lockbox.v1.AuditService.ExportLog:input_type -> lockbox.v1.ExportLogRequest
-	147, // 126: lockbox.v1.AuditService.GetCheckpoint:input_type -> lockbox.v1.GetCheckpointRequest
-	138, // 127: lockbox.v1.AuditService.PlaceHold:input_type -> lockbox.v1.PlaceHoldRequest
-	139, // 128: lockbox.v1.AuditService.ReleaseHold:input_type -> lockbox.v1.ReleaseHoldRequest
-	140, // 129: lockbox.v1.AuditService.ListHolds:input_type -> lockbox.v1.ListHoldsRequest
-	143, // 130: lockbox.v1.AuditService.ListSinks:input_type -> lockbox.v1.ListSinksRequest
-	150, // 131: lockbox.v1.NoticeService.ListNotices:input_type -> lockbox.v1.ListNoticesRequest
-	152, // 132: lockbox.v1.NoticeService.RetryNotices:input_type -> lockbox.v1.RetryNoticesRequest
-	155, // 133: lockbox.v1.NoticeService.CreateWebhook:input_type -> lockbox.v1.CreateWebhookRequest
-	157, // 134: lockbox.v1.NoticeService.ListWebhooks:input_type -> lockbox.v1.ListWebhooksRequest
-	159, // 135: lockbox.v1.NoticeService.RemoveWebhook:input_type -> lockbox.v1.RemoveWebhookRequest
-	160, // 136: lockbox.v1.NoticeService.TestWebhook:input_type -> lockbox.v1.TestWebhookRequest
-	3,   // 137: lockbox.v1.AccountService.Login:output_type -> lockbox.v1.LoginResponse
-	7,   // 138: lockbox.v1.AccountService.ListSignIns:output_type -> lockbox.v1.ListSignInsResponse
-	3,   // 139: lockbox.v1.AccountService.SignIn:output_type -> lockbox.v1.LoginResponse
-	11,  // 140: lockbox.v1.AccountService.Logout:output_type -> lockbox.v1.LogoutResponse
-	5,   // 141: lockbox.v1.AccountService.WhoAmI:output_type -> lockbox.v1.WhoAmIResponse
-	13,  // 142: lockbox.v1.AccountService.RenewCertificate:output_type -> lockbox.v1.RenewCertificateResponse
-	15,  // 143: lockbox.v1.AccountService.CreatePerson:output_type -> lockbox.v1.CreatePersonResponse
-	17,  // 144: lockbox.v1.AccountService.ListPeople:output_type -> lockbox.v1.ListPeopleResponse
-	19,  // 145: lockbox.v1.AccountService.RemovePerson:output_type -> lockbox.v1.RemovePersonResponse
-	1,   // 146: lockbox.v1.AccountService.AddKey:output_type -> lockbox.v1.Person
-	1,   // 147: lockbox.v1.AccountService.RemoveKey:output_type -> lockbox.v1.Person
-	23,  // 148: lockbox.v1.AccountService.CreateLoginToken:output_type -> lockbox.v1.CreateLoginTokenResponse
-	27,  // 149: lockbox.v1.TenantService.CreateTenant:output_type -> lockbox.v1.Tenant
-	27,  // 150: lockbox.v1.TenantService.GetTenant:output_type -> lockbox.v1.Tenant
-	32,  // 151: lockbox.v1.TenantService.ListTenants:output_type -> lockbox.v1.ListTenantsResponse
-	28,  // 152: lockbox.v1.TenantService.CreateSubscription:output_type -> lockbox.v1.Subscription
-	27,  // 153: lockbox.v1.TenantService.EnableLockbox:output_type -> lockbox.v1.Tenant
-	27,  // 154: lockbox.v1.TenantService.DisableLockbox:output_type -> lockbox.v1.Tenant
-	27,  // 155: lockbox.v1.TenantService.SetTenant:output_type -> lockbox.v1.Tenant
-	26,  // 156: lockbox.v1.TenantService.ReportApplicability:output_type -> lockbox.v1.ReportApplicabilityResponse
-	37,  // 157: lockbox.v1.OrderService.PlaceOrder:output_type -> lockbox.v1.Order
-	37,  // 158: lockbox.v1.OrderService.GetOrder:output_type -> lockbox.v1.Order
-	44,  // 159: lockbox.v1.OrderService.ListOrders:output_type -> lockbox.v1.ListOrdersResponse
-	37,  // 160: lockbox.v1.OrderService.PrepareDevice:output_type -> lockbox.v1.Order
-	37,  // 161: lockbox.v1.OrderService.AdvanceOrder:output_type -> lockbox.v1.Order
-	52,  // 162: lockbox.v1.OrderService.DraftTrustPolicy:output_type -> lockbox.v1.Document
-	52,  // 163: lockbox.v1.OrderService.SubmitTrustPolicy:output_type -> lockbox.v1.Document
-	52,  // 164: lockbox.v1.OrderService.GetTrustPolicy:output_type -> lockbox.v1.Document
-	54,  // 165: lockbox.v1.OrderService.GetPolicyDelivery:output_type -> lockbox.v1.GetPolicyDeliveryResponse
-	57,  // 166: lockbox.v1.OrderService.ListPendingDocuments:output_type -> lockbox.v1.ListPendingDocumentsResponse
-	52,  // 167: lockbox.v1.OrderService.DraftConsent:output_type -> lockbox.v1.Document
-	52,  // 168: lockbox.v1.OrderService.SubmitConsent:output_type -> lockbox.v1.Document
-	37,  // 169: lockbox.v1.OrderService.RevokeConsent:output_type -> lockbox.v1.Order
-	64,  // 170: lockbox.v1.OrderService.CreateJoinToken:output_type -> lockbox.v1.CreateJoinTokenResponse
-	66,  // 171: lockbox.v1.OrderService.StartJob:output_type -> lockbox.v1.ProgressEvent
-	68,  // 172: lockbox.v1.OrderService.GetCopyLog:output_type -> lockbox.v1.GetCopyLogResponse
-	70,  // 173: lockbox.v1.OrderService.GetManifest:output_type -> lockbox.v1.GetManifestResponse
-	73,  // 174: lockbox.v1.DeviceService.ListDevices:output_type -> lockbox.v1.ListDevicesResponse
-	76,  // 175: lockbox.v1.DeviceService.GetDevice:output_type -> lockbox.v1.Device
-	76,  // 176: lockbox.v1.DeviceService.RevokeDevice:output_type -> lockbox.v1.Device
-	80,  // 177: lockbox.v1.TicketService.FileTicket:output_type -> lockbox.v1.Ticket
-	80,  // 178: lockbox.v1.TicketService.GetTicket:output_type -> lockbox.v1.Ticket
-	84,  // 179: lockbox.v1.TicketService.ListTickets:output_type -> lockbox.v1.ListTicketsResponse
-	80,  // 180: lockbox.v1.TicketService.CommentTicket:output_type -> lockbox.v1.Ticket
-	80,  // 181: lockbox.v1.TicketService.AssignTicket:output_type -> lockbox.v1.Ticket
-	87,  // 182: lockbox.v1.SessionService.EnableSession:output_type -> lockbox.v1.Session
-	87,  // 183: lockbox.v1.SessionService.GetSession:output_type -> lockbox.v1.Session
-	91,  // 184: lockbox.v1.SessionService.ListSessions:output_type -> lockbox.v1.ListSessionsResponse
-	93,  // 185: lockbox.v1.SessionService.DisableSession:output_type -> lockbox.v1.DisableSessionResponse
-	96,  // 186: lockbox.v1.SessionService.IssueCertificate:output_type -> lockbox.v1.IssueCertificateResponse
-	97,  // 187: lockbox.v1.RequestService.CreateRequest:output_type -> lockbox.v1.Request
-	97,  // 188: lockbox.v1.RequestService.GetRequest:output_type -> lockbox.v1.Request
-	105, // 189: lockbox.v1.RequestService.ListRequests:output_type -> lockbox.v1.ListRequestsResponse
-	52,  // 190: lockbox.v1.RequestService.DraftDecision:output_type -> lockbox.v1.Document
-	97,  // 191: lockbox.v1.RequestService.Decide:output_type -> lockbox.v1.Request
-	97,  // 192: lockbox.v1.RequestService.CancelRequest:output_type -> lockbox.v1.Request
-	66,  // 193: lockbox.v1.RequestService.ExecuteRequest:output_type -> lockbox.v1.ProgressEvent
-	111, // 194: lockbox.v1.RequestService.RevokeRequest:output_type -> lockbox.v1.RevokeRequestResponse
-	97,  // 195: lockbox.v1.RequestService.CommentRequest:output_type -> lockbox.v1.Request
-	97,  // 196: lockbox.v1.RequestService.ExtendRequest:output_type -> lockbox.v1.Request
-	97,  // 197: lockbox.v1.RequestService.RaiseRequestAgain:output_type -> lockbox.v1.Request
-	52,  // 198: lockbox.v1.StandingService.DraftStandingConsent:output_type -> lockbox.v1.Document
-	52,  // 199: lockbox.v1.StandingService.SubmitStandingConsent:output_type -> lockbox.v1.Document
-	118, // 200: lockbox.v1.StandingService.ListStandingConsents:output_type -> lockbox.v1.ListStandingConsentsResponse
-	119, // 201: lockbox.v1.StandingService.RevokeStandingConsent:output_type -> lockbox.v1.StandingConsent
-	122, // 202: lockbox.v1.KeyService.ListKeys:output_type -> lockbox.v1.ListKeysResponse
-	125, // 203: lockbox.v1.KeyService.ExportRecoveryPassword:output_type -> lockbox.v1.ExportRecoveryPasswordResponse
-	128, // 204: lockbox.v1.KeyService.GetKeyStatus:output_type -> lockbox.v1.KeyStatus
-	128, // 205: lockbox.v1.KeyService.RotateKey:output_type -> lockbox.v1.KeyStatus
-	133, // 206: lockbox.v1.KeyService.GetOrderKey:output_type -> lockbox.v1.OrderKey
-	133, // 207: lockbox.v1.KeyService.SetOrderKey:output_type -> lockbox.v1.OrderKey
-	136, // 208: lockbox.v1.AuditService.ListRecords:output_type -> lockbox.v1.ListRecordsResponse
-	146, // 209: lockbox.v1.AuditService.ExportLog:output_type -> lockbox.v1.ExportLogResponse
-	148, // 210: lockbox.v1.AuditService.GetCheckpoint:output_type -> lockbox.v1.GetCheckpointResponse
-	137, // 211: lockbox.v1.AuditService.PlaceHold:output_type -> lockbox.v1.LegalHold
-	137, // 212: lockbox.v1.AuditService.ReleaseHold:output_type -> lockbox.v1.LegalHold
-	141, // 213: lockbox.v1.AuditService.ListHolds:output_type -> lockbox.v1.ListHoldsResponse
-	144, // 214: lockbox.v1.AuditService.ListSinks:output_type -> lockbox.v1.ListSinksResponse
-	151, // 215: lockbox.v1.NoticeService.ListNotices:output_type -> lockbox.v1.ListNoticesResponse
-	153, // 216: lockbox.v1.NoticeService.RetryNotices:output_type -> lockbox.v1.RetryNoticesResponse
-	156, // 217: lockbox.v1.NoticeService.CreateWebhook:output_type -> lockbox.v1.CreateWebhookResponse
-	158, // 218: lockbox.v1.NoticeService.ListWebhooks:output_type -> lockbox.v1.ListWebhooksResponse
-	154, // 219: lockbox.v1.NoticeService.RemoveWebhook:output_type -> lockbox.v1.Webhook
-	161, // 220: lockbox.v1.NoticeService.TestWebhook:output_type -> lockbox.v1.TestWebhookResponse
-	137, // [137:221] is the sub-list for method output_type
-	53,  // [53:137] is the sub-list for method input_type
-	53,  // [53:53] is the sub-list for extension type_name
-	53,  // [53:53] is the sub-list for extension extendee
-	0,   // [0:53] is the sub-list for field type_name
+	26,  // 5: lockbox.v1.ReportApplicabilityResponse.resources:type_name -> lockbox.v1.ApplicableResource
+	29,  // 6: lockbox.v1.Tenant.subscriptions:type_name -> lockbox.v1.Subscription
+	28,  // 7: lockbox.v1.ListTenantsResponse.tenants:type_name -> lockbox.v1.Tenant
+	39,  // 8: lockbox.v1.Order.nodes:type_name -> lockbox.v1.OrderNode
+	40,  // 9: lockbox.v1.Order.destinations:type_name -> lockbox.v1.Destination
+	41,  // 10: lockbox.v1.Order.history:type_name -> lockbox.v1.HistoryLine
+	40,  // 11: lockbox.v1.PlaceOrderRequest.destinations:type_name -> lockbox.v1.Destination
+	38,  // 12: lockbox.v1.ListOrdersResponse.orders:type_name -> lockbox.v1.Order
+	47,  // 13: lockbox.v1.PrepareDeviceRequest.disks:type_name -> lockbox.v1.PreparedDisk
+	48,  // 14: lockbox.v1.PreparedDisk.manifests:type_name -> lockbox.v1.PreparedManifest
+	52,  // 15: lockbox.v1.DraftTrustPolicyRequest.customer_groups:type_name -> lockbox.v1.PolicyGroup
+	52,  // 16: lockbox.v1.DraftTrustPolicyRequest.provider_groups:type_name -> lockbox.v1.PolicyGroup
+	51,  // 17: lockbox.v1.DraftTrustPolicyRequest.exclusions:type_name -> lockbox.v1.PolicyExclusion
+	52,  // 18: lockbox.v1.PolicyExclusion.groups:type_name -> lockbox.v1.PolicyGroup
+	56,  // 19: lockbox.v1.GetPolicyDeliveryResponse.nodes:type_name -> lockbox.v1.NodePolicy
+	53,  // 20: lockbox.v1.ListPendingDocumentsResponse.documents:type_name -> lockbox.v1.Document
+	72,  // 21: lockbox.v1.GetManifestResponse.manifests:type_name -> lockbox.v1.ManifestVersion
+	77,  // 22: lockbox.v1.ListDevicesResponse.devices:type_name -> lockbox.v1.Device
+	78,  // 23: lockbox.v1.Device.nodes:type_name -> lockbox.v1.DeviceNode
+	79,  // 24: lockbox.v1.DeviceNode.disks:type_name -> lockbox.v1.DeviceDisk
+	80,  // 25: lockbox.v1.DeviceNode.shares:type_name -> lockbox.v1.DeviceShare
+	41,  // 26: lockbox.v1.Ticket.history:type_name -> lockbox.v1.HistoryLine
+	81,  // 27: lockbox.v1.ListTicketsResponse.tickets:type_name -> lockbox.v1.Ticket
+	88,  // 28: lockbox.v1.ListSessionsResponse.sessions:type_name -> lockbox.v1.Session
+	88,  // 29: lockbox.v1.DisableSessionResponse.session:type_name -> lockbox.v1.Session
+	95,  // 30: lockbox.v1.DisableSessionResponse.relocked:type_name -> lockbox.v1.RelockResult
+	100, // 31: lockbox.v1.Request.evaluation:type_name -> lockbox.v1.Evaluation
+	53,  // 32: lockbox.v1.Request.statement:type_name -> lockbox.v1.Document
+	102, // 33: lockbox.v1.Request.decisions:type_name -> lockbox.v1.RequestDecision
+	41,  // 34: lockbox.v1.Request.history:type_name -> lockbox.v1.HistoryLine
+	99,  // 35: lockbox.v1.Request.comments:type_name -> lockbox.v1.RequestComment
+	150, // 36: lockbox.v1.Request.told:type_name -> lockbox.v1.Delivery
+	101, // 37: lockbox.v1.Evaluation.factors:type_name -> lockbox.v1.Factor
+	98,  // 38: lockbox.v1.ListRequestsResponse.requests:type_name -> lockbox.v1.Request
+	98,  // 39: lockbox.v1.RevokeRequestResponse.request:type_name -> lockbox.v1.Request
+	95,  // 40: lockbox.v1.RevokeRequestResponse.relocked:type_name -> lockbox.v1.RelockResult
+	88,  // 41: lockbox.v1.RevokeRequestResponse.sessions:type_name -> lockbox.v1.Session
+	120, // 42: lockbox.v1.ListStandingConsentsResponse.consents:type_name -> lockbox.v1.StandingConsent
+	53,  // 43: lockbox.v1.StandingConsent.document:type_name -> lockbox.v1.Document
+	124, // 44: lockbox.v1.ListKeysResponse.keys:type_name -> lockbox.v1.KeyInfo
+	130, // 45: lockbox.v1.KeyStatus.keys:type_name -> lockbox.v1.WrappingKey
+	131, // 46: lockbox.v1.KeyStatus.rotation:type_name -> lockbox.v1.KeyRotation
+	136, // 47: lockbox.v1.ListRecordsResponse.records:type_name -> lockbox.v1.AuditRecord
+	138, // 48: lockbox.v1.ListHoldsResponse.holds:type_name -> lockbox.v1.LegalHold
+	143, // 49: lockbox.v1.ListSinksResponse.sinks:type_name -> lockbox.v1.Sink
+	150, // 50: lockbox.v1.ListNoticesResponse.deliveries:type_name -> lockbox.v1.Delivery
+	155, // 51: lockbox.v1.CreateWebhookResponse.webhook:type_name -> lockbox.v1.Webhook
+	155, // 52: lockbox.v1.ListWebhooksResponse.webhooks:type_name -> lockbox.v1.Webhook
+	165, // 53: lockbox.v1.Policies.rules:type_name -> lockbox.v1.PolicyRule
+	166, // 54: lockbox.v1.Policies.files:type_name -> lockbox.v1.PolicyFile
+	167, // 55: lockbox.v1.Policies.refused:type_name -> lockbox.v1.RefusedPolicies
+	100, // 56: lockbox.v1.WhyRequestResponse.then:type_name -> lockbox.v1.Evaluation
+	100, // 57: lockbox.v1.WhyRequestResponse.now:type_name -> lockbox.v1.Evaluation
+	172, // 58: lockbox.v1.WhoCouldUnlockResponse.engineers:type_name -> lockbox.v1.Candidate
+	100, // 59: lockbox.v1.Candidate.evaluation:type_name -> lockbox.v1.Evaluation
+	174, // 60: lockbox.v1.ReadContactResponse.request:type_name -> lockbox.v1.ContactRequest
+	174, // 61: lockbox.v1.ListContactsResponse.requests:type_name -> lockbox.v1.ContactRequest
+	182, // 62: lockbox.v1.ListOperationsResponse.operations:type_name -> lockbox.v1.Operation
+	3,   // 63: lockbox.v1.AccountService.Login:input_type -> lockbox.v1.LoginRequest
+	7,   // 64: lockbox.v1.AccountService.ListSignIns:input_type -> lockbox.v1.ListSignInsRequest
+	10,  // 65: lockbox.v1.AccountService.SignIn:input_type -> lockbox.v1.SignInRequest
+	11,  // 66: lockbox.v1.AccountService.Logout:input_type -> lockbox.v1.LogoutRequest
+	5,   // 67: lockbox.v1.AccountService.WhoAmI:input_type -> lockbox.v1.WhoAmIRequest
+	13,  // 68: lockbox.v1.AccountService.RenewCertificate:input_type -> lockbox.v1.RenewCertificateRequest
+	15,  // 69: lockbox.v1.AccountService.CreatePerson:input_type -> lockbox.v1.CreatePersonRequest
+	17,  // 70: lockbox.v1.AccountService.ListPeople:input_type -> lockbox.v1.ListPeopleRequest
+	19,  // 71: lockbox.v1.AccountService.RemovePerson:input_type -> lockbox.v1.RemovePersonRequest
+	21,  // 72: lockbox.v1.AccountService.AddKey:input_type -> lockbox.v1.AddKeyRequest
+	22,  // 73: lockbox.v1.AccountService.RemoveKey:input_type -> lockbox.v1.RemoveKeyRequest
+	23,  // 74: lockbox.v1.AccountService.CreateLoginToken:input_type -> lockbox.v1.CreateLoginTokenRequest
+	2,   // 75: lockbox.v1.AccountService.SetGroups:input_type -> lockbox.v1.SetGroupsRequest
+	30,  // 76: lockbox.v1.TenantService.CreateTenant:input_type -> lockbox.v1.CreateTenantRequest
+	31,  // 77: lockbox.v1.TenantService.GetTenant:input_type -> lockbox.v1.GetTenantRequest
+	32,  // 78: lockbox.v1.TenantService.ListTenants:input_type -> lockbox.v1.ListTenantsRequest
+	34,  // 79: lockbox.v1.TenantService.CreateSubscription:input_type -> lockbox.v1.CreateSubscriptionRequest
+	35,  // 80: lockbox.v1.TenantService.EnableLockbox:input_type -> lockbox.v1.EnableLockboxRequest
+	36,  // 81: lockbox.v1.TenantService.DisableLockbox:input_type -> lockbox.v1.DisableLockboxRequest
+	37,  // 82: lockbox.v1.TenantService.SetTenant:input_type -> lockbox.v1.SetTenantRequest
+	25,  // 83: lockbox.v1.TenantService.ReportApplicability:input_type -> lockbox.v1.ReportApplicabilityRequest
+	42,  // 84: lockbox.v1.OrderService.PlaceOrder:input_type -> lockbox.v1.PlaceOrderRequest
+	43,  // 85: lockbox.v1.OrderService.GetOrder:input_type -> lockbox.v1.GetOrderRequest
+	44,  // 86: lockbox.v1.OrderService.ListOrders:input_type -> lockbox.v1.ListOrdersRequest
+	46,  // 87: lockbox.v1.OrderService.PrepareDevice:input_type -> lockbox.v1.PrepareDeviceRequest
+	49,  // 88: lockbox.v1.OrderService.AdvanceOrder:input_type -> lockbox.v1.AdvanceOrderRequest
+	50,  // 89: lockbox.v1.OrderService.DraftTrustPolicy:input_type -> lockbox.v1.DraftTrustPolicyRequest
+	59,  // 90: lockbox.v1.OrderService.SubmitTrustPolicy:input_type -> lockbox.v1.SubmitTrustPolicyRequest
+	60,  // 91: lockbox.v1.OrderService.GetTrustPolicy:input_type -> lockbox.v1.GetTrustPolicyRequest
+	54,  // 92: lockbox.v1.OrderService.GetPolicyDelivery:input_type -> lockbox.v1.GetPolicyDeliveryRequest
+	57,  // 93: lockbox.v1.OrderService.ListPendingDocuments:input_type -> lockbox.v1.ListPendingDocumentsRequest
+	61,  // 94: lockbox.v1.OrderService.DraftConsent:input_type -> lockbox.v1.DraftConsentRequest
+	62,  // 95: lockbox.v1.OrderService.SubmitConsent:input_type -> lockbox.v1.SubmitConsentRequest
+	63,  // 96: lockbox.v1.OrderService.RevokeConsent:input_type -> lockbox.v1.RevokeConsentRequest
+	64,  // 97: lockbox.v1.OrderService.CreateJoinToken:input_type -> lockbox.v1.CreateJoinTokenRequest
+	66,  // 98: lockbox.v1.OrderService.StartJob:input_type -> lockbox.v1.StartJobRequest
+	68,  // 99: lockbox.v1.OrderService.GetCopyLog:input_type -> lockbox.v1.GetCopyLogRequest
+	70,  // 100: lockbox.v1.OrderService.GetManifest:input_type -> lockbox.v1.GetManifestRequest
+	73,  // 101: lockbox.v1.DeviceService.ListDevices:input_type -> lockbox.v1.ListDevicesRequest
+	75,  // 102: lockbox.v1.DeviceService.GetDevice:input_type -> lockbox.v1.GetDeviceRequest
+	76,  // 103: lockbox.v1.DeviceService.RevokeDevice:input_type -> lockbox.v1.RevokeDeviceRequest
+	82,  // 104: lockbox.v1.TicketService.FileTicket:input_type -> lockbox.v1.FileTicketRequest
+	83,  // 105: lockbox.v1.TicketService.GetTicket:input_type -> lockbox.v1.GetTicketRequest
+	84,  // 106: lockbox.v1.TicketService.ListTickets:input_type -> lockbox.v1.ListTicketsRequest
+	86,  // 107: lockbox.v1.TicketService.CommentTicket:input_type -> lockbox.v1.CommentTicketRequest
+	87,  // 108: lockbox.v1.TicketService.AssignTicket:input_type -> lockbox.v1.AssignTicketRequest
+	89,  // 109: lockbox.v1.SessionService.EnableSession:input_type -> lockbox.v1.EnableSessionRequest
+	90,  // 110: lockbox.v1.SessionService.GetSession:input_type -> lockbox.v1.GetSessionRequest
+	91,  // 111: lockbox.v1.SessionService.ListSessions:input_type -> lockbox.v1.ListSessionsRequest
+	93,  // 112: lockbox.v1.SessionService.DisableSession:input_type -> lockbox.v1.DisableSessionRequest
+	96,  // 113: lockbox.v1.SessionService.IssueCertificate:input_type -> lockbox.v1.IssueCertificateRequest
+	103, // 114: lockbox.v1.RequestService.CreateRequest:input_type -> lockbox.v1.CreateRequestRequest
+	104, // 115: lockbox.v1.RequestService.GetRequest:input_type -> lockbox.v1.GetRequestRequest
+	105, // 116: lockbox.v1.RequestService.ListRequests:input_type -> lockbox.v1.ListRequestsRequest
+	107, // 117: lockbox.v1.RequestService.DraftDecision:input_type -> lockbox.v1.DraftDecisionRequest
+	108, // 118: lockbox.v1.RequestService.Decide:input_type -> lockbox.v1.DecideRequest
+	109, // 119: lockbox.v1.RequestService.CancelRequest:input_type -> lockbox.v1.CancelRequestRequest
+	110, // 120: lockbox.v1.RequestService.ExecuteRequest:input_type -> lockbox.v1.ExecuteRequestRequest
+	111, // 121: lockbox.v1.RequestService.RevokeRequest:input_type -> lockbox.v1.RevokeRequestRequest
+	113, // 122: lockbox.v1.RequestService.CommentRequest:input_type -> lockbox.v1.CommentRequestRequest
+	114, // 123: lockbox.v1.RequestService.ExtendRequest:input_type -> lockbox.v1.ExtendRequestRequest
+	115, // 124: lockbox.v1.RequestService.RaiseRequestAgain:input_type -> lockbox.v1.RaiseRequestAgainRequest
+	116, // 125: lockbox.v1.StandingService.DraftStandingConsent:input_type -> lockbox.v1.DraftStandingConsentRequest
+	117, // 126: lockbox.v1.StandingService.SubmitStandingConsent:input_type -> lockbox.v1.SubmitStandingConsentRequest
+	118, // 127: lockbox.v1.StandingService.ListStandingConsents:input_type -> lockbox.v1.ListStandingConsentsRequest
+	121, // 128: lockbox.v1.StandingService.RevokeStandingConsent:input_type -> lockbox.v1.RevokeStandingConsentRequest
+	122, // 129: lockbox.v1.KeyService.ListKeys:input_type -> lockbox.v1.ListKeysRequest
+	125, // 130: lockbox.v1.KeyService.ExportRecoveryPassword:input_type -> lockbox.v1.ExportRecoveryPasswordRequest
+	127, // 131: lockbox.v1.KeyService.GetKeyStatus:input_type -> lockbox.v1.GetKeyStatusRequest
+	128, // 132: lockbox.v1.KeyService.RotateKey:input_type -> lockbox.v1.RotateKeyRequest
+	132, // 133: lockbox.v1.KeyService.GetOrderKey:input_type -> lockbox.v1.GetOrderKeyRequest
+	133, // 134: lockbox.v1.KeyService.SetOrderKey:input_type -> lockbox.v1.SetOrderKeyRequest
+	135, // 135: lockbox.v1.AuditService.ListRecords:input_type -> lockbox.v1.ListRecordsRequest
+	146, // 136: lockbox.v1.AuditService.ExportLog:input_type -> lockbox.v1.ExportLogRequest
+	148, // 137: lockbox.v1.AuditService.GetCheckpoint:input_type -> lockbox.v1.GetCheckpointRequest
+	139, // 138: lockbox.v1.AuditService.PlaceHold:input_type -> lockbox.v1.PlaceHoldRequest
+	140, // 139: lockbox.v1.AuditService.ReleaseHold:input_type -> lockbox.v1.ReleaseHoldRequest
+	141, // 140: lockbox.v1.AuditService.ListHolds:input_type -> lockbox.v1.ListHoldsRequest
+	144, // 141: lockbox.v1.AuditService.ListSinks:input_type -> lockbox.v1.ListSinksRequest
+	151, // 142: lockbox.v1.NoticeService.ListNotices:input_type -> lockbox.v1.ListNoticesRequest
+	153, // 143: lockbox.v1.NoticeService.RetryNotices:input_type -> lockbox.v1.RetryNoticesRequest
+	156, // 144: lockbox.v1.NoticeService.CreateWebhook:input_type -> lockbox.v1.CreateWebhookRequest
+	158, // 145: lockbox.v1.NoticeService.ListWebhooks:input_type -> lockbox.v1.ListWebhooksRequest
+	160, // 146: lockbox.v1.NoticeService.RemoveWebhook:input_type -> lockbox.v1.RemoveWebhookRequest
+	161, // 147: lockbox.v1.NoticeService.TestWebhook:input_type -> lockbox.v1.TestWebhookRequest
+	163, // 148: lockbox.v1.PolicyService.GetPolicies:input_type -> lockbox.v1.GetPoliciesRequest
+	168, // 149: lockbox.v1.PolicyService.WhyRequest:input_type -> lockbox.v1.WhyRequestRequest
+	170, // 150: lockbox.v1.PolicyService.WhoCouldUnlock:input_type -> lockbox.v1.WhoCouldUnlockRequest
+	173, // 151: lockbox.v1.ContactService.AskContact:input_type -> lockbox.v1.AskContactRequest
+	175, // 152: lockbox.v1.ContactService.DecideContact:input_type -> lockbox.v1.DecideContactRequest
+	176, // 153: lockbox.v1.ContactService.ReadContact:input_type -> lockbox.v1.ReadContactRequest
+	178, // 154: lockbox.v1.ContactService.ListContacts:input_type -> lockbox.v1.ListContactsRequest
+	180, // 155: lockbox.v1.CatalogueService.ListOperations:input_type -> lockbox.v1.ListOperationsRequest
+	4,   // 156: lockbox.v1.AccountService.Login:output_type -> lockbox.v1.LoginResponse
+	8,   // 157: lockbox.v1.AccountService.ListSignIns:output_type -> lockbox.v1.ListSignInsResponse
+	4,   // 158: lockbox.v1.AccountService.SignIn:output_type -> lockbox.v1.LoginResponse
+	12,  // 159: lockbox.v1.AccountService.Logout:output_type -> lockbox.v1.LogoutResponse
+	6,   // 160: lockbox.v1.AccountService.WhoAmI:output_type -> lockbox.v1.WhoAmIResponse
+	14,  // 161: lockbox.v1.AccountService.RenewCertificate:output_type -> lockbox.v1.RenewCertificateResponse
+	16,  // 162: lockbox.v1.AccountService.CreatePerson:output_type -> lockbox.v1.CreatePersonResponse
+	18,  // 163: lockbox.v1.AccountService.ListPeople:output_type -> lockbox.v1.ListPeopleResponse
+	20,  // 164: lockbox.v1.AccountService.RemovePerson:output_type -> lockbox.v1.RemovePersonResponse
+	1,   // 165: lockbox.v1.AccountService.AddKey:output_type -> lockbox.v1.Person
+	1,   // 166: lockbox.v1.AccountService.RemoveKey:output_type -> lockbox.v1.Person
+	24,  // 167: lockbox.v1.AccountService.CreateLoginToken:output_type -> lockbox.v1.CreateLoginTokenResponse
+	1,   // 168: lockbox.v1.AccountService.SetGroups:output_type -> lockbox.v1.Person
+	28,  // 169: lockbox.v1.TenantService.CreateTenant:output_type -> lockbox.v1.Tenant
+	28,  // 170: lockbox.v1.TenantService.GetTenant:output_type -> lockbox.v1.Tenant
+	33,  // 171: lockbox.v1.TenantService.ListTenants:output_type -> lockbox.v1.ListTenantsResponse
+	29,  // 172: lockbox.v1.TenantService.CreateSubscription:output_type -> lockbox.v1.Subscription
+	28,  // 173: lockbox.v1.TenantService.EnableLockbox:output_type -> lockbox.v1.Tenant
+	28,  // 174: lockbox.v1.TenantService.DisableLockbox:output_type -> lockbox.v1.Tenant
+	28,  // 175: lockbox.v1.TenantService.SetTenant:output_type -> lockbox.v1.Tenant
+	27,  // 176: lockbox.v1.TenantService.ReportApplicability:output_type -> lockbox.v1.ReportApplicabilityResponse
+	38,  // 177: lockbox.v1.OrderService.PlaceOrder:output_type -> lockbox.v1.Order
+	38,  // 178: lockbox.v1.OrderService.GetOrder:output_type -> lockbox.v1.Order
+	45,  // 179: lockbox.v1.OrderService.ListOrders:output_type -> lockbox.v1.ListOrdersResponse
+	38,  // 180: lockbox.v1.OrderService.PrepareDevice:output_type -> lockbox.v1.Order
+	38,  // 181: lockbox.v1.OrderService.AdvanceOrder:output_type -> lockbox.v1.Order
+	53,  // 182: lockbox.v1.OrderService.DraftTrustPolicy:output_type -> lockbox.v1.Document
+	53,  // 183: lockbox.v1.OrderService.SubmitTrustPolicy:output_type -> lockbox.v1.Document
+	53,  // 184: lockbox.v1.OrderService.GetTrustPolicy:output_type -> lockbox.v1.Document
+	55,  // 185: lockbox.v1.OrderService.GetPolicyDelivery:output_type -> lockbox.v1.GetPolicyDeliveryResponse
+	58,  // 186: lockbox.v1.OrderService.ListPendingDocuments:output_type -> lockbox.v1.ListPendingDocumentsResponse
+	53,  // 187: lockbox.v1.OrderService.DraftConsent:output_type -> lockbox.v1.Document
+	53,  // 188: lockbox.v1.OrderService.SubmitConsent:output_type -> lockbox.v1.Document
+	38,  // 189: lockbox.v1.OrderService.RevokeConsent:output_type -> lockbox.v1.Order
+	65,  // 190: lockbox.v1.OrderService.CreateJoinToken:output_type -> lockbox.v1.CreateJoinTokenResponse
+	67,  // 191: lockbox.v1.OrderService.StartJob:output_type -> lockbox.v1.ProgressEvent
+	69,  // 192: lockbox.v1.OrderService.GetCopyLog:output_type -> lockbox.v1.GetCopyLogResponse
+	71,  // 193: lockbox.v1.OrderService.GetManifest:output_type -> lockbox.v1.GetManifestResponse
+	74,  // 194: lockbox.v1.DeviceService.ListDevices:output_type -> lockbox.v1.ListDevicesResponse
+	77,  // 195: lockbox.v1.DeviceService.GetDevice:output_type -> lockbox.v1.Device
+	77,  // 196: lockbox.v1.DeviceService.RevokeDevice:output_type -> lockbox.v1.Device
+	81,  // 197: lockbox.v1.TicketService.FileTicket:output_type -> lockbox.v1.Ticket
+	81,  // 198: lockbox.v1.TicketService.GetTicket:output_type -> lockbox.v1.Ticket
+	85,  // 199: lockbox.v1.TicketService.ListTickets:output_type -> lockbox.v1.ListTicketsResponse
+	81,  // 200: lockbox.v1.TicketService.CommentTicket:output_type -> lockbox.v1.Ticket
+	81,  // 201: lockbox.v1.TicketService.AssignTicket:output_type -> lockbox.v1.Ticket
+	88,  // 202: lockbox.v1.SessionService.EnableSession:output_type -> lockbox.v1.Session
+	88,  // 203: lockbox.v1.SessionService.GetSession:output_type -> lockbox.v1.Session
+	92,  // 204: lockbox.v1.SessionService.ListSessions:output_type -> lockbox.v1.ListSessionsResponse
+	94,  // 205: lockbox.v1.SessionService.DisableSession:output_type -> lockbox.v1.DisableSessionResponse
+	97,  // 206: lockbox.v1.SessionService.IssueCertificate:output_type -> lockbox.v1.IssueCertificateResponse
+	98,  // 207: lockbox.v1.RequestService.CreateRequest:output_type -> lockbox.v1.Request
+	98,  // 208: lockbox.v1.RequestService.GetRequest:output_type -> lockbox.v1.Request
+	106, // 209: lockbox.v1.RequestService.ListRequests:output_type -> lockbox.v1.ListRequestsResponse
+	53,  // 210: lockbox.v1.RequestService.DraftDecision:output_type -> lockbox.v1.Document
+	98,  // 211: lockbox.v1.RequestService.Decide:output_type -> lockbox.v1.Request
+	98,  // 212: lockbox.v1.RequestService.CancelRequest:output_type -> lockbox.v1.Request
+	67,  // 213: lockbox.v1.RequestService.ExecuteRequest:output_type -> lockbox.v1.ProgressEvent
+	112, // 214: lockbox.v1.RequestService.RevokeRequest:output_type -> lockbox.v1.RevokeRequestResponse
+	98,  // 215: lockbox.v1.RequestService.CommentRequest:output_type -> lockbox.v1.Request
+	98,  // 216: lockbox.v1.RequestService.ExtendRequest:output_type -> lockbox.v1.Request
+	98,  // 217: lockbox.v1.RequestService.RaiseRequestAgain:output_type -> lockbox.v1.Request
+	53,  // 218: lockbox.v1.StandingService.DraftStandingConsent:output_type -> lockbox.v1.Document
+	53,  // 219: lockbox.v1.StandingService.SubmitStandingConsent:output_type -> lockbox.v1.Document
+	119, // 220: lockbox.v1.StandingService.ListStandingConsents:output_type -> lockbox.v1.ListStandingConsentsResponse
+	120, // 221: lockbox.v1.StandingService.RevokeStandingConsent:output_type -> lockbox.v1.StandingConsent
+	123, // 222: lockbox.v1.KeyService.ListKeys:output_type -> lockbox.v1.ListKeysResponse
+	126, // 223: lockbox.v1.KeyService.ExportRecoveryPassword:output_type -> lockbox.v1.ExportRecoveryPasswordResponse
+	129, // 224: lockbox.v1.KeyService.GetKeyStatus:output_type -> lockbox.v1.KeyStatus
+	129, // 225: lockbox.v1.KeyService.RotateKey:output_type -> lockbox.v1.KeyStatus
+	134, // 226: lockbox.v1.KeyService.GetOrderKey:output_type -> lockbox.v1.OrderKey
+	134, // 227: lockbox.v1.KeyService.SetOrderKey:output_type -> lockbox.v1.OrderKey
+	137, // 228: lockbox.v1.AuditService.ListRecords:output_type -> lockbox.v1.ListRecordsResponse
+	147, // 229: lockbox.v1.AuditService.ExportLog:output_type -> lockbox.v1.ExportLogResponse
+	149, // 230: lockbox.v1.AuditService.GetCheckpoint:output_type -> lockbox.v1.GetCheckpointResponse
+	138, // 231: lockbox.v1.AuditService.PlaceHold:output_type -> lockbox.v1.LegalHold
+	138, // 232: lockbox.v1.AuditService.ReleaseHold:output_type -> lockbox.v1.LegalHold
+	142, // 233: lockbox.v1.AuditService.ListHolds:output_type -> lockbox.v1.ListHoldsResponse
+	145, // 234: lockbox.v1.AuditService.ListSinks:output_type -> lockbox.v1.ListSinksResponse
+	152, // 235: lockbox.v1.NoticeService.ListNotices:output_type -> lockbox.v1.ListNoticesResponse
+	154, // 236: lockbox.v1.NoticeService.RetryNotices:output_type -> lockbox.v1.RetryNoticesResponse
+	157, // 237: lockbox.v1.NoticeService.CreateWebhook:output_type -> lockbox.v1.CreateWebhookResponse
+	159, // 238: lockbox.v1.NoticeService.ListWebhooks:output_type -> lockbox.v1.ListWebhooksResponse
+	155, // 239: lockbox.v1.NoticeService.RemoveWebhook:output_type -> lockbox.v1.Webhook
+	162, // 240: lockbox.v1.NoticeService.TestWebhook:output_type -> lockbox.v1.TestWebhookResponse
+	164, // 241: lockbox.v1.PolicyService.GetPolicies:output_type -> lockbox.v1.Policies
+	169, // 242: lockbox.v1.PolicyService.WhyRequest:output_type -> lockbox.v1.WhyRequestResponse
+	171, // 243: lockbox.v1.PolicyService.WhoCouldUnlock:output_type -> lockbox.v1.WhoCouldUnlockResponse
+	174, // 244: lockbox.v1.ContactService.AskContact:output_type -> lockbox.v1.ContactRequest
+	174, // 245: lockbox.v1.ContactService.DecideContact:output_type -> lockbox.v1.ContactRequest
+	177, // 246: lockbox.v1.ContactService.ReadContact:output_type -> lockbox.v1.ReadContactResponse
+	179, // 247: lockbox.v1.ContactService.ListContacts:output_type -> lockbox.v1.ListContactsResponse
+	181, // 248: lockbox.v1.CatalogueService.ListOperations:output_type -> lockbox.v1.ListOperationsResponse
+	156, // [156:249] is the sub-list for method output_type
+	63,  // [63:156] is the sub-list for method input_type
+	63,  // [63:63] is the sub-list for extension type_name
+	63,  // [63:63] is the sub-list for extension extendee
+	0,   // [0:63] is the sub-list for field type_name
 }
 
 func init() { file_lockbox_v1_lockbox_proto_init() }
@@ -11415,9 +13005,9 @@ func file_lockbox_v1_lockbox_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_lockbox_v1_lockbox_proto_rawDesc), len(file_lockbox_v1_lockbox_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   162,
+			NumMessages:   183,
 			NumExtensions: 0,
-			NumServices:   11,
+			NumServices:   14,
 		},
 		GoTypes:           file_lockbox_v1_lockbox_proto_goTypes,
 		DependencyIndexes: file_lockbox_v1_lockbox_proto_depIdxs,

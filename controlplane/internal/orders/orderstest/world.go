@@ -190,7 +190,11 @@ func (w *World) Register(people ...auth.Caller) {
 	storetest.Tx(w.T, w.Store, func(ctx context.Context, tx *store.Tx) error {
 		for _, c := range people {
 			now := w.Now()
-			if err := tx.InsertPerson(ctx, &store.Person{Name: c.Person, Role: string(c.Role), Tenant: c.Tenant, Created: now}); err != nil {
+			p := store.Person{Name: c.Person, Role: string(c.Role), Tenant: c.Tenant, Created: now}
+			if c.Is(auth.InternalApprover) {
+				p.Groups = []string{auth.DefaultGroup}
+			}
+			if err := tx.InsertPerson(ctx, &p); err != nil {
 				return err
 			}
 			line := w.Keys.Line(c.Person)
