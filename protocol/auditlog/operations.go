@@ -39,6 +39,9 @@ const (
 	OpFileTicket         Operation = "File Ticket"
 	OpUpdateTicket       Operation = "Update Ticket"
 	OpReadTicket         Operation = "Read Ticket"
+	OpAskContact         Operation = "Request Contact Email"
+	OpApproveContact     Operation = "Approve Contact Email"
+	OpDenyContact        Operation = "Deny Contact Email"
 	OpReadContactEmail   Operation = "Read Contact Email"
 	OpEnableLockbox      Operation = "Enable Lockbox"
 	OpDisableLockbox     Operation = "Disable Lockbox"
@@ -167,7 +170,7 @@ var categories = table(map[Category][]Operation{
 		OpCreateRequest, OpApproveRequest, OpDenyRequest, OpRequestExpiry, OpCancelRequest, OpAutoApproveRequest,
 		OpAutoDenyRequest, OpRevokeRequest, OpExecuteRequest, OpCompleteRequest, OpNotifyApprovers, OpCommentRequest, OpBreakGlass,
 		OpExposureAccess, OpLegalDemandAccess, OpWithoutLockbox, OpSignStanding, OpRevokeStanding,
-		OpInternalApprove, OpInternalDeny, OpReadContactEmail, OpEnableLockbox, OpDisableLockbox,
+		OpInternalApprove, OpInternalDeny, OpAskContact, OpApproveContact, OpDenyContact, OpReadContactEmail, OpEnableLockbox, OpDisableLockbox,
 		OpChallenge, OpUnlockIntent, OpUnlockVolume, OpLockVolume, OpRefuseUnlock, OpCommitUnlock, OpOpenShares,
 		OpCloseShares, OpEnableSession, OpDisableSession, OpConnectSession, OpEndSession, OpRefuseSession,
 		OpRunCommand, OpIssueSSHCert, OpReadShareSecret, OpFaultNode, OpSpendApproval,

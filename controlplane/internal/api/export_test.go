@@ -31,3 +31,11 @@ func NodeProcedures() (names []string) {
 
 // Splice is what carries sessions.
 var Splice = splice
+
+// Catalogued are the procedures of the catalogue's operations.
+func Catalogued() (calls []string) {
+	for _, o := range catalogue {
+		calls = append(calls, o.calls...)
+	}
+	return calls
+}

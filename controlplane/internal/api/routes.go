@@ -36,6 +36,7 @@ var (
 	ticketing = []auth.Role{auth.Admin, auth.Staff, auth.Engineer, auth.Owner, auth.Approver}
 	filenames = ticketing // engineers of their own orders only
 	endAccess = []auth.Role{auth.Admin, auth.Engineer, auth.InternalApprover, auth.Owner, auth.Approver}
+	provider  = []auth.Role{auth.Admin, auth.Staff, auth.Engineer, auth.InternalApprover, auth.Auditor}
 	auditors  = []auth.Role{auth.Admin, auth.Auditor}
 )
 
@@ -51,6 +52,9 @@ const (
 	keys     = "/lockbox.v1.KeyService/"
 	activity = "/lockbox.v1.AuditService/"
 	notices  = "/lockbox.v1.NoticeService/"
+	policies = "/lockbox.v1.PolicyService/"
+	contacts = "/lockbox.v1.ContactService/"
+	lists    = "/lockbox.v1.CatalogueService/"
 	enrol    = "/device.v1.EnrolmentService/"
 )
 
@@ -69,6 +73,7 @@ func publicRoutes(s Services) []route {
 		unary(accounts+"AddKey", ownership, s.Accounts.AddKey),
 		unary(accounts+"RemoveKey", ownership, s.Accounts.RemoveKey),
 		unary(accounts+"CreateLoginToken", ownership, s.Accounts.CreateLoginToken),
+		unary(accounts+"SetGroups", admins, s.Accounts.SetGroups),
 
 		unary(tenants+"CreateTenant", admins, s.Orders.CreateTenant),
 		unary(tenants+"GetTenant", anyone, s.Orders.GetTenant),
@@ -154,6 +159,17 @@ func publicRoutes(s Services) []route {
 		unary(notices+"ListWebhooks", append([]auth.Role{auth.Auditor}, ownership...), s.Notices.ListWebhooks),
 		unary(notices+"RemoveWebhook", ownership, s.Notices.RemoveWebhook),
 		unary(notices+"TestWebhook", ownership, s.Notices.TestWebhook),
+
+		unary(policies+"GetPolicies", provider, s.Lockbox.GetPolicies),
+		unary(policies+"WhyRequest", anyone, s.Lockbox.WhyRequest),
+		unary(policies+"WhoCouldUnlock", anyone, s.Lockbox.WhoCouldUnlock),
+
+		unary(contacts+"AskContact", []auth.Role{auth.Staff, auth.Engineer, auth.InternalApprover}, s.Lockbox.AskContact),
+		unary(contacts+"DecideContact", []auth.Role{auth.InternalApprover}, s.Lockbox.DecideContact),
+		unary(contacts+"ReadContact", []auth.Role{auth.Staff, auth.Engineer, auth.InternalApprover}, s.Lockbox.ReadContact),
+		unary(contacts+"ListContacts", anyone, s.Lockbox.ListContacts),
+
+		unary(lists+"ListOperations", anyone, listOperations),
 
 		open(enrol+"Enrol", s.Orders.Enrol),
 	}

@@ -179,3 +179,43 @@ func TestWhoAmINamesWhatTheTableAllows(t *testing.T) {
 		}
 	}
 }
+
+// TestEveryProcedureIsCatalogued holds the catalogue against the table: an
+// operation is one row's or several rows', and no row is missing.
+func TestEveryProcedureIsCatalogued(t *testing.T) {
+	calls := api.Catalogued()
+	for _, r := range api.Rows() {
+		n := 0
+		for _, c := range calls {
+			if c == r.Procedure {
+				n++
+			}
+		}
+		if n != 1 {
+			t.Errorf("%s stands behind %d operations of the catalogue, want one", r.Procedure, n)
+		}
+	}
+	if len(calls) != len(api.Rows()) {
+		t.Errorf("the catalogue names %d procedures, the table has %d", len(calls), len(api.Rows()))
+	}
+}
+
+func TestWhatTouchesDataTakesARequest(t *testing.T) {
+	w := newWorld(t)
+	resp, err := w.admin.Catalogue.ListOperations(t.Context(), &lockboxv1.ListOperationsRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, o := range resp.Operations {
+		if o.LockboxRequest && !o.CustomerData {
+			t.Errorf("%s makes a Lockbox request and touches no data", o.Name)
+		}
+		if o.Name == "" || o.What == "" || o.On != "device" && len(o.Calls) == 0 {
+			t.Errorf("%v is not whole", o)
+		}
+	}
+	i := slices.IndexFunc(resp.Operations, func(o *lockboxv1.Operation) bool { return o.Name == "Unlock Databox" })
+	if i < 0 || !resp.Operations[i].LockboxRequest || !slices.Equal(resp.Operations[i].Roles, []string{"engineer"}) {
+		t.Errorf("Unlock Databox is %v", resp.Operations)
+	}
+}

@@ -53,7 +53,7 @@ func (s *Service) ListRequests(ctx context.Context, caller auth.Caller, in *lock
 				out.Next = rows[i-1].Number
 				break
 			}
-			shown, err := showRow(r)
+			shown, err := showRow(caller, r)
 			if err != nil {
 				return nil, err
 			}
@@ -111,7 +111,7 @@ func waitingFor(caller auth.Caller) []State {
 
 // showRequest shows a request with all that belongs to it.
 func showRequest(ctx context.Context, tx *store.Tx, caller auth.Caller, r store.Request) (*lockboxv1.Request, error) {
-	out, err := showRow(r)
+	out, err := showRow(caller, r)
 	if err != nil {
 		return nil, err
 	}
@@ -148,7 +148,7 @@ func showRequest(ctx context.Context, tx *store.Tx, caller auth.Caller, r store.
 }
 
 // showRow shows what stands in a request's own row.
-func showRow(r store.Request) (*lockboxv1.Request, error) {
+func showRow(caller auth.Caller, r store.Request) (*lockboxv1.Request, error) {
 	evaluation := &lockboxv1.Evaluation{}
 	if err := proto.Unmarshal(r.Evaluation, evaluation); err != nil {
 		return nil, err
@@ -161,7 +161,7 @@ func showRow(r store.Request) (*lockboxv1.Request, error) {
 		ReasonCode: r.ReasonCode, Justification: r.Justification, Access: r.Access, Purpose: string(r.Purpose),
 		DurationSeconds: int64(r.Duration / time.Second), Created: r.Created.Unix(), Expires: r.Expires.Unix(),
 		AccessStart: unix(r.AccessStart), AccessEnd: unix(r.AccessEnd), ResourceId: r.ResourceID, Evaluation: evaluation,
-		TrustPolicyDigest: r.TrustPolicyDigest, Notified: slices.Clone(r.Notified), Executed: !r.Executed.IsZero(),
+		TrustPolicyDigest: r.TrustPolicyDigest, Notified: auth.MaskedFor(caller, slices.Clone(r.Notified)), Executed: !r.Executed.IsZero(),
 		Extends: string(r.Extends), RaisedAgain: string(r.RaisedAgain), CloseReason: r.CloseReason, Closed: unix(r.Closed),
 		LockConfirmed: unix(r.LockConfirmed), LocksBy: unix(r.LocksBy),
 	}, nil

@@ -82,7 +82,7 @@ func (s *Service) GetTenant(ctx context.Context, caller auth.Caller, in *lockbox
 		if err != nil {
 			return nil, err
 		}
-		return showTenant(ctx, tx, t)
+		return showTenant(ctx, tx, caller, t)
 	})
 }
 
@@ -98,7 +98,7 @@ func (s *Service) ListTenants(ctx context.Context, caller auth.Caller, _ *lockbo
 			if !caller.Sees(t.ID) {
 				continue
 			}
-			shown, err := showTenant(ctx, tx, t)
+			shown, err := showTenant(ctx, tx, caller, t)
 			if err != nil {
 				return nil, err
 			}
@@ -127,7 +127,7 @@ func (s *Service) CreateSubscription(ctx context.Context, caller auth.Caller, in
 	if err != nil {
 		return nil, err
 	}
-	return showSubscription(sub), nil
+	return showSubscription(caller, sub), nil
 }
 
 func (s *Service) newSubscription(in *lockboxv1.CreateSubscriptionRequest) (store.Subscription, error) {
@@ -267,7 +267,7 @@ func aboutTenant(rec *auditlog.Record, t store.Tenant) {
 	rec.Properties[audit.PropertyTenant] = string(t.ID)
 }
 
-func showTenant(ctx context.Context, tx *store.Tx, t store.Tenant) (*lockboxv1.Tenant, error) {
+func showTenant(ctx context.Context, tx *store.Tx, caller auth.Caller, t store.Tenant) (*lockboxv1.Tenant, error) {
 	subs, err := tx.Subscriptions(ctx, t.ID)
 	if err != nil {
 		return nil, err
@@ -278,11 +278,13 @@ func showTenant(ctx context.Context, tx *store.Tx, t store.Tenant) (*lockboxv1.T
 		RequestExpirySeconds: int64(expiry / time.Second), AccessSeconds: int64(access / time.Second),
 	}
 	for _, sub := range subs {
-		out.Subscriptions = append(out.Subscriptions, showSubscription(sub))
+		out.Subscriptions = append(out.Subscriptions, showSubscription(caller, sub))
 	}
 	return out, nil
 }
 
-func showSubscription(s store.Subscription) *lockboxv1.Subscription {
-	return &lockboxv1.Subscription{Id: string(s.ID), Tenant: string(s.Tenant), SupportPlan: s.SupportPlan, Notify: s.Notify}
+func showSubscription(caller auth.Caller, s store.Subscription) *lockboxv1.Subscription {
+	return &lockboxv1.Subscription{
+		Id: string(s.ID), Tenant: string(s.Tenant), SupportPlan: s.SupportPlan, Notify: auth.MaskedFor(caller, s.Notify),
+	}
 }
