@@ -245,11 +245,11 @@ func (a *app) whoamiCommand() *cobra.Command {
 }
 
 func showPerson(w io.Writer, p *lockboxv1.Person) {
-	fields(w, "Name", p.Name, "Role", p.Role, "Tenant", p.Tenant, "SSH keys", strings.Join(p.KeyFingerprints, ", "))
+	fields(w, "Name", p.Name, "Role", p.Role, "Tenant", p.Tenant, "Groups", strings.Join(p.Groups, ", "), "SSH keys", strings.Join(p.KeyFingerprints, ", "))
 }
 
 func (a *app) personCommand() *cobra.Command {
-	return group("person", "People: who they are and what keys they hold", a.personCreate(), a.personList(), a.personRemove(), a.personToken(), a.personAddKey(), a.personRemoveKey())
+	return group("person", "People: who they are and what keys they hold", a.personCreate(), a.personList(), a.personRemove(), a.personToken(), a.personAddKey(), a.personRemoveKey(), a.personGroups())
 }
 
 func (a *app) personCreate() *cobra.Command {
@@ -298,6 +298,7 @@ their own SSH keys: give the public halves.`,
 	f.StringVar(&req.Role, "role", "", "admin, staff, engineer, internal-approver, auditor, owner or approver")
 	choices(c, "role", "admin", "staff", "engineer", "internal-approver", "auditor", "owner", "approver")
 	f.StringVar(&req.Tenant, "tenant", "", "tenant of an owner or approver")
+	f.StringArrayVar(&req.Groups, "group", nil, "group of an internal approver; may be given several times; \"Customer support lead\" if not given")
 	f.StringArrayVar(&keyFiles, "ssh-key", nil, "file with an SSH public key; may be given several times")
 	f.StringVar(&tokenOut, "token-out", "", "write the token to this new file, mode 0600, instead of showing it")
 	return c

@@ -103,9 +103,7 @@ func writeRequest(w io.Writer, r *lockboxv1.Request) {
 	}
 	if r.Evaluation != nil {
 		fmt.Fprintln(w, "Evaluation")
-		for _, f := range r.Evaluation.Factors {
-			fmt.Fprintf(w, "  %-7s %-20s %s\n", passedWord(f.Passed), printable(f.Name), printable(f.Reason))
-		}
+		showEvaluation(w, r.Evaluation)
 	}
 	for _, d := range r.Decisions {
 		fmt.Fprintf(w, "Decision      %s by %s for the %s, %s %s\n", printable(d.Verdict), printable(d.Person), printable(d.Role), when(d.Time), printable(d.Reason))

@@ -66,9 +66,15 @@ func TestRecordsComeBackAsTheyWere(t *testing.T) {
 	same(t, s, store.Subscription{ID: "s", Tenant: "t", SupportPlan: "Standard", Notify: []string{"a@b", "c@d"}, Created: at(1)},
 		func(c ctx, x tx, r *store.Subscription) error { return x.InsertSubscription(c, r) },
 		func(c ctx, x tx) (store.Subscription, error) { return x.Subscription(c, "s") })
-	same(t, s, store.Person{Name: "p", Role: "owner", Tenant: "t", Created: at(1), Removed: at(2)},
+	same(t, s, store.Person{Name: "p", Role: "owner", Tenant: "t", Created: at(1), Removed: at(2), Groups: []string{"g", "h"}},
 		func(c ctx, x tx, r *store.Person) error { return x.InsertPerson(c, r) },
 		func(c ctx, x tx) (store.Person, error) { return x.Person(c, "p") })
+	same(t, s, store.ContactRequest{ID: "c", Tenant: "t", Order: "o", Requester: "p", Reason: "r", State: "asked", Created: at(1), Expires: at(2), DecidedBy: "q", Decided: at(3), LastRead: at(4)},
+		func(c ctx, x tx, r *store.ContactRequest) error { return x.InsertContactRequest(c, r) },
+		func(c ctx, x tx) (store.ContactRequest, error) { return x.ContactRequest(c, "c") })
+	same(t, s, store.JITPolicies{ID: 1, Digest: "sha256:x", Files: []byte(`{"a":"b"}`), Since: at(1)},
+		func(c ctx, x tx, r *store.JITPolicies) error { return x.InsertJITPolicies(c, r) },
+		func(c ctx, x tx) (store.JITPolicies, error) { return x.JITPolicies(c, "sha256:x") })
 	same(t, s, store.PersonKey{Fingerprint: "SHA256:x", Tenant: "t", Person: "p", PublicKey: "ssh-ed25519 AAAA", Created: at(1)},
 		func(c ctx, x tx, r *store.PersonKey) error { return x.InsertPersonKey(c, r) },
 		func(c ctx, x tx) (store.PersonKey, error) { return first(x.PersonKeys(c, "p")) })
