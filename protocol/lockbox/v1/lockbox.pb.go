@@ -2101,7 +2101,6 @@ type Order struct {
 	FilesTotal         int64                  `protobuf:"varint,16,opt,name=files_total,json=filesTotal,proto3" json:"files_total,omitempty"`
 	FilesDone          int64                  `protobuf:"varint,17,opt,name=files_done,json=filesDone,proto3" json:"files_done,omitempty"`
 	FilesErrored       int64                  `protobuf:"varint,18,opt,name=files_errored,json=filesErrored,proto3" json:"files_errored,omitempty"`
-	Outline            bool                   `protobuf:"varint,19,opt,name=outline,proto3" json:"outline,omitempty"` // the caller may read no more of it: they work on no ticket of it and have no access to its subscription
 	unknownFields      protoimpl.UnknownFields
 	sizeCache          protoimpl.SizeCache
 }
@@ -2260,13 +2259,6 @@ func (x *Order) GetFilesErrored() int64 {
 		return x.FilesErrored
 	}
 	return 0
-}
-
-func (x *Order) GetOutline() bool {
-	if x != nil {
-		return x.Outline
-	}
-	return false
 }
 
 type OrderNode struct {
@@ -4512,7 +4504,6 @@ type Device struct {
 	Order         string                 `protobuf:"bytes,2,opt,name=order,proto3" json:"order,omitempty"`
 	Sku           string                 `protobuf:"bytes,3,opt,name=sku,proto3" json:"sku,omitempty"`
 	Nodes         []*DeviceNode          `protobuf:"bytes,4,rep,name=nodes,proto3" json:"nodes,omitempty"`
-	Outline       bool                   `protobuf:"varint,5,opt,name=outline,proto3" json:"outline,omitempty"` // as of an order
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -4573,13 +4564,6 @@ func (x *Device) GetNodes() []*DeviceNode {
 		return x.Nodes
 	}
 	return nil
-}
-
-func (x *Device) GetOutline() bool {
-	if x != nil {
-		return x.Outline
-	}
-	return false
 }
 
 type DeviceNode struct {
@@ -6655,8 +6639,8 @@ func (x *RequestDecision) GetEnvelope() []byte {
 
 type CreateRequestRequest struct {
 	state           protoimpl.MessageState `protogen:"open.v1"`
-	Action          string                 `protobuf:"bytes,1,opt,name=action,proto3" json:"action,omitempty"` // "Unlock Databox", or "Access Subscription": to read what belongs to the ticket's subscription
-	Serial          string                 `protobuf:"bytes,2,opt,name=serial,proto3" json:"serial,omitempty"` // "Unlock Databox" only
+	Action          string                 `protobuf:"bytes,1,opt,name=action,proto3" json:"action,omitempty"`
+	Serial          string                 `protobuf:"bytes,2,opt,name=serial,proto3" json:"serial,omitempty"`
 	Ticket          string                 `protobuf:"bytes,3,opt,name=ticket,proto3" json:"ticket,omitempty"`
 	ReasonCode      string                 `protobuf:"bytes,4,opt,name=reason_code,json=reasonCode,proto3" json:"reason_code,omitempty"`
 	Justification   string                 `protobuf:"bytes,5,opt,name=justification,proto3" json:"justification,omitempty"`
@@ -11692,7 +11676,7 @@ const file_lockbox_v1_lockbox_proto_rawDesc = "" +
 	"\x10SetTenantRequest\x12\x16\n" +
 	"\x06tenant\x18\x01 \x01(\tR\x06tenant\x124\n" +
 	"\x16request_expiry_seconds\x18\x02 \x01(\x03R\x14requestExpirySeconds\x12%\n" +
-	"\x0eaccess_seconds\x18\x03 \x01(\x03R\raccessSeconds\"\x8e\x05\n" +
+	"\x0eaccess_seconds\x18\x03 \x01(\x03R\raccessSeconds\"\xf4\x04\n" +
 	"\x05Order\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\"\n" +
 	"\fsubscription\x18\x02 \x01(\tR\fsubscription\x12\x16\n" +
@@ -11715,8 +11699,7 @@ const file_lockbox_v1_lockbox_proto_rawDesc = "" +
 	"filesTotal\x12\x1d\n" +
 	"\n" +
 	"files_done\x18\x11 \x01(\x03R\tfilesDone\x12#\n" +
-	"\rfiles_errored\x18\x12 \x01(\x03R\ffilesErrored\x12\x18\n" +
-	"\aoutline\x18\x13 \x01(\bR\aoutline\"^\n" +
+	"\rfiles_errored\x18\x12 \x01(\x03R\ffilesErrored\"^\n" +
 	"\tOrderNode\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\x05R\x04node\x12'\n" +
 	"\x0fkey_fingerprint\x18\x02 \x01(\tR\x0ekeyFingerprint\x12\x14\n" +
@@ -11870,13 +11853,12 @@ const file_lockbox_v1_lockbox_proto_rawDesc = "" +
 	"\x13RevokeDeviceRequest\x12\x16\n" +
 	"\x06serial\x18\x01 \x01(\tR\x06serial\x12\x12\n" +
 	"\x04node\x18\x02 \x01(\x05R\x04node\x12\x16\n" +
-	"\x06reason\x18\x03 \x01(\tR\x06reason\"\x90\x01\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\"v\n" +
 	"\x06Device\x12\x16\n" +
 	"\x06serial\x18\x01 \x01(\tR\x06serial\x12\x14\n" +
 	"\x05order\x18\x02 \x01(\tR\x05order\x12\x10\n" +
 	"\x03sku\x18\x03 \x01(\tR\x03sku\x12,\n" +
-	"\x05nodes\x18\x04 \x03(\v2\x16.lockbox.v1.DeviceNodeR\x05nodes\x12\x18\n" +
-	"\aoutline\x18\x05 \x01(\bR\aoutline\"\xf2\x03\n" +
+	"\x05nodes\x18\x04 \x03(\v2\x16.lockbox.v1.DeviceNodeR\x05nodes\"\xf2\x03\n" +
 	"\n" +
 	"DeviceNode\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\x05R\x04node\x12\x1a\n" +
