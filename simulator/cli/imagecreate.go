@@ -39,8 +39,8 @@ func imageCreateCommand() *cobra.Command {
 The new file system is mounted for a moment, which takes root, and ntfs-3g. The image appears under its name only when it
 is complete and durable; interrupted, nothing is left. Key files are written before it, so that no volume is ever without.
 
-It gets the keys that the flags name, at least one besides --clear-key. dislocker and libbde open volumes of all methods but
-AES-XTS-256, which this release of libbde cannot.`,
+It gets the keys that the flags name, at least one besides --clear-key. dislocker and cryptsetup know all methods,
+the libbde of Debian 12 all but aes-xts-256.`,
 		Example: `  sudo databox-sim image create disk.img --size 1G --files ./content --recovery-password-file key.txt
   sudo databox-sim image create disk.img --size 64M --method aes-xts-256 --sector-size 4096 --bek-dir . --passphrase-file p.txt`,
 		Args: oneImage,

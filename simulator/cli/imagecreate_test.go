@@ -236,11 +236,11 @@ func TestVerifyFinds(t *testing.T) {
 		key    bool
 		says   string
 	}{
-		"checksum of a copy":  {damage(info.Metadata[1] + 100), false, "metadata copy 2: checksum does not fit"},
-		"the boot sector":     {damage(176 + 2), false, "metadata copy 1: the boot sector does not lead to it"},
-		"seal of a copy":      {func(b []byte) { reseal(b[info.Metadata[2]:]) }, true, "metadata copy 3: damaged BitLocker volume: the metadata have been altered"},
-		"copy of the header":  {damage(info.HeaderCopy), true, "file system: the decrypted view begins with no"},
-		"the file table": {func(b []byte) { clear(b[8<<10 : 64<<10]) }, true, "file table"},
+		"checksum of a copy": {damage(info.Metadata[1] + 100), false, "metadata copy 2: checksum does not fit"},
+		"the boot sector":    {damage(176 + 2), false, "metadata copy 1: the boot sector does not lead to it"},
+		"seal of a copy":     {func(b []byte) { reseal(b[info.Metadata[2]:]) }, true, "metadata copy 3: damaged BitLocker volume: the metadata have been altered"},
+		"copy of the header": {damage(info.HeaderCopy), true, "file system: the decrypted view begins with no"},
+		"the file table":     {func(b []byte) { clear(b[8<<10 : 64<<10]) }, true, "file table"},
 	} {
 		b := bytes.Clone(whole)
 		c.change(b)

@@ -5,7 +5,8 @@
 // out as Windows does, owned by files in "System Volume Information", and
 // encrypts the image in place. It needs root, and mkntfs, ntfs-3g and ntfsinfo
 // (Debian package ntfs-3g). [CreateBare] makes a volume with nothing in it, in
-// milliseconds, without root or tools, for fleets of thousands.
+// milliseconds, without root or tools, for fleets of thousands. [Open], [Inspect],
+// [Verify] and [Copy] are for those who have an image, whoever made it.
 //
 // The rules:
 //
