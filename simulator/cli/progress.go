@@ -14,6 +14,7 @@ type progress struct {
 	bars  *mpb.Progress
 	bar   *mpb.Bar
 	stage string
+	total int64
 }
 
 func newProgress(ctx context.Context, w io.Writer) *progress {
@@ -30,8 +31,8 @@ func (p *progress) report(stage string, done, total int64) {
 	}
 	if stage != p.stage {
 		p.finish()
-		p.stage = stage
-		p.bar = p.bars.AddBar(max(total, 1),
+		p.stage, p.total = stage, max(total, 1)
+		p.bar = p.bars.AddBar(p.total,
 			mpb.PrependDecorators(decor.Name(stage, decor.WC{W: 20, C: decor.DindentRight})),
 			mpb.AppendDecorators(decor.CountersKibiByte("% .1f of % .1f"), decor.AverageETA(decor.ET_STYLE_MMSS, decor.WC{W: 8})))
 	}
@@ -41,7 +42,7 @@ func (p *progress) report(stage string, done, total int64) {
 // finish fills the bar of a stage that is over.
 func (p *progress) finish() {
 	if p.bar != nil {
-		p.bar.SetTotal(-1, true)
+		p.bar.SetCurrent(p.total) // which completes it, as SetTotal would not
 	}
 }
 
