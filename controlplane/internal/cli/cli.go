@@ -1,7 +1,8 @@
 // Package cli is the lockbox command line: everything the API can do, one file
 // per subject.
 //
-// It asks the control plane through the public client only. What a person
+// It asks the control plane through the public client only; of the services it
+// knows the pure JIT rules, to try them without one. What a person
 // signs is shown from the very bytes that are signed, never from what the
 // control plane says about them.
 package cli

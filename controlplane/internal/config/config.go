@@ -35,7 +35,8 @@ type Config struct {
 	MasterKeyFile string `mapstructure:"master_key_file"`
 	// Keys configures what wraps the keys of orders.
 	Keys Keys `mapstructure:"keys"`
-	// PoliciesDir holds JIT policies instead of the built-in ones. Absolute.
+	// PoliciesDir holds JIT policies instead of the built-in ones. Absolute. They
+	// are read again when they change.
 	// Default none.
 	PoliciesDir string `mapstructure:"policies_dir"`
 	// API is where people and enrolling devices connect.

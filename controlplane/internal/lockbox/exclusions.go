@@ -81,7 +81,7 @@ func exclusionOf(r store.Request) (approval.Exclusion, error) {
 // does, and records it under its own operation.
 func (s *Service) tellExclusion(ctx context.Context, tx *store.Tx, caller auth.Caller, r store.Request, x approval.Exclusion, result auditlog.Result, what string) error {
 	err := s.record(ctx, tx, caller, operationsOfExclusion[x], result, r, map[string]string{
-		auditlog.PropertyExclusion: string(x), "told": strings.Join(r.Notified, ", "), "what": what, "justification": r.Justification,
+		auditlog.PropertyExclusion: string(x), "told": strings.Join(auth.MaskedAll(r.Notified), ", "), "what": what, "justification": r.Justification,
 	})
 	if err != nil {
 		return err

@@ -87,7 +87,7 @@ func internalApprovers(ctx context.Context, tx *store.Tx) ([]string, error) {
 
 // askCustomer tells the customer, and records whom.
 func (s *Service) askCustomer(ctx context.Context, tx *store.Tx, caller auth.Caller, r store.Request) error {
-	err := s.record(ctx, tx, caller, auditlog.OpNotifyApprovers, auditlog.Success, r, map[string]string{"recipients": strings.Join(r.Notified, ", ")})
+	err := s.record(ctx, tx, caller, auditlog.OpNotifyApprovers, auditlog.Success, r, map[string]string{"recipients": strings.Join(auth.MaskedAll(r.Notified), ", ")})
 	if err != nil {
 		return err
 	}

@@ -32,7 +32,7 @@ func TestStoryOfARequest(t *testing.T) {
 		wantCode(t, w.execute(orderstest.Erin, r.Id), protocol.CodeNotApproved)
 
 		r = w.mustDecide(orderstest.Ian, r.Id, "approve")
-		if r.Status != "Pending" || r.ShownStatus != "Customer Notified" || !slices.Contains(r.Notified, "security@contoso.example") {
+		if r.Status != "Pending" || r.ShownStatus != "Customer Notified" || !slices.Contains(r.Notified, "s…@contoso.example") {
 			t.Fatalf("%+v", r)
 		}
 		wantCode(t, w.execute(orderstest.Erin, r.Id), protocol.CodeNotApproved)

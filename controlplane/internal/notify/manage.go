@@ -110,8 +110,8 @@ func (s *Service) dead(ctx context.Context, tx *store.Tx, caller auth.Caller, in
 	return list, nil
 }
 
-// Show is a delivery as caller may see it. The provider's people other than
-// admins and auditors do not learn a customer's addresses by it.
+// Show is a delivery as caller may see it. The provider's people do not learn a
+// customer's addresses by it.
 func Show(caller auth.Caller, w store.Word) *lockboxv1.Delivery {
 	d := &lockboxv1.Delivery{
 		Id: w.ID, Notice: w.Notice, Kind: w.Kind, Channel: w.Channel, Recipient: w.Recipient, Subject: w.Subject, Number: w.Number,
@@ -123,8 +123,9 @@ func Show(caller auth.Caller, w store.Word) *lockboxv1.Delivery {
 	if w.State == store.DeliveryWaiting {
 		d.NextAttempt = w.NextAttempt.Unix()
 	}
-	if w.Audience == store.ToCustomer && !caller.Role.OfCustomer() && !caller.Is(auth.Admin, auth.Auditor, auth.System) {
-		d.Recipient, d.LastError = auth.Masked(w.Recipient), ""
+	if w.Audience == store.ToCustomer && !caller.Role.OfCustomer() && !caller.Is(auth.System) {
+		d.Recipient = auth.Masked(w.Recipient)
+		d.LastError = strings.ReplaceAll(w.LastError, w.Recipient, d.Recipient)
 	}
 	return d
 }
