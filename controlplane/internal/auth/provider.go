@@ -185,6 +185,11 @@ func (p *provider) read(id *oidc.IDToken) (claims, error) {
 	if name == "" || id.Subject == "" {
 		return claims{}, unauthenticated("the ID token has no claim %s: have the identity provider %s send it", p.NameClaim, p.ID)
 	}
+	// Some characters beyond ASCII become ASCII in lower case, as the Kelvin sign
+	// becomes k: whoever has such a name would be taken for somebody else.
+	if strings.ContainsFunc(name, func(r rune) bool { return r <= ' ' || r >= 0x7f }) {
+		return claims{}, unauthenticated("the claim %s of the ID token is %+q: a sign-in name has ASCII letters only", p.NameClaim, name)
+	}
 	if verified := strings.Trim(string(said.EmailVerified), `"`); p.NameClaim == "email" && verified != "true" {
 		return claims{}, unauthenticated("the identity provider %s has not verified the address %s", p.ID, name)
 	}

@@ -193,6 +193,7 @@ func TestTokensThatAreNotTaken(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.mustCreate("olga@contoso.example", "owner", "contoso")
+	s.mustCreate("kim@provider.example", "engineer", "")
 	unix := func(d time.Duration) int64 { return s.now.Add(d).Unix() }
 	for name, c := range map[string]struct {
 		claims map[string]any
@@ -215,6 +216,8 @@ func TestTokensThatAreNotTaken(t *testing.T) {
 		"address never verified": {map[string]any{"email_verified": nil}, "not verified"},
 		"no address":             {map[string]any{"email": nil}, "no claim email"},
 		"address is no text":     {map[string]any{"email": []string{"erin@provider.example"}}, "no claim email"},
+		"looks like another":     {map[string]any{"email": "\u212aim@provider.example"}, "ASCII"}, // the Kelvin sign
+		"not one line":           {map[string]any{"email": "erin\n@provider.example"}, "ASCII"},
 		"no subject":             {map[string]any{"sub": nil}, "claim"},
 	} {
 		t.Run(name, func(t *testing.T) {
