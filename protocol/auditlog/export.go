@@ -232,7 +232,8 @@ func (x *verifier) skip(n int64, hash string) error {
 }
 
 func (x *verifier) count(r Record) {
-	if below, err := strconv.ParseInt(r.Properties[PropertyBelow], 10, 64); err == nil && r.Operation == OpPruneLog {
+	// A device speaks for its own chain only: it announces nothing here.
+	if below, err := strconv.ParseInt(r.Properties[PropertyBelow], 10, 64); err == nil && r.Operation == OpPruneLog && r.Device == nil {
 		x.announced = max(x.announced, min(below, x.tree.n))
 	}
 	if x.report.First.IsZero() {

@@ -83,6 +83,15 @@ func TestVerifyPruned(t *testing.T) {
 			t.Errorf("%s: record %d is named", what, at)
 		}
 	}
+	node := protocol.NodeID{Serial: "DBX-0001", Node: 1}
+	prune.Origin = node.String()
+	said, err := Replay(node, 0, encode(t, prune))
+	if err != nil {
+		t.Fatal(err)
+	}
+	replayed := slices.Replace(slices.Clone(records), 5, 6, encode(t, said))
+	under, _ := head(t, replayed, len(replayed))
+	found(t, "announced by a device", exportPruned(t, under, replayed, []int{0}), testVerifierKey(t), nil)
 	whole := exportPruned(t, signed, records, []int{0})
 	for what, spoil := range map[string]func([]byte) []byte{
 		"another hash": func(b []byte) []byte {
