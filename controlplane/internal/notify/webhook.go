@@ -96,9 +96,9 @@ func newHooks(cfg Webhooks) (*hooks, error) {
 }
 
 // special are the networks that are nobody's on the internet: what answers there
-// is ours.
+// is ours. 168.63.129.16 is the host under every virtual machine in Azure.
 var special = prefixes(
-	"0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12", "192.0.0.0/24", "192.0.2.0/24",
+	"0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "168.63.129.16/32", "169.254.0.0/16", "172.16.0.0/12", "192.0.0.0/24", "192.0.2.0/24",
 	"192.31.196.0/24", "192.52.193.0/24", "192.88.99.0/24", "192.168.0.0/16", "192.175.48.0/24", "198.18.0.0/15", "198.51.100.0/24",
 	"203.0.113.0/24", "224.0.0.0/4", "240.0.0.0/4",
 )
@@ -140,7 +140,7 @@ func (h *hooks) mayDial(_ context.Context, _, address string, _ syscall.RawConn)
 	if err == nil && h.mayReach(a.Addr()) {
 		return nil
 	}
-	return fmt.Errorf("%s is not on the internet: webhooks may not lead into private networks", address)
+	return errors.New("its host is not on the internet: webhooks may not lead into private networks")
 }
 
 // check refuses a URL to which nothing would be sent.
@@ -258,12 +258,21 @@ func (s *Service) call(ctx context.Context, w store.Webhook, n store.Notice) err
 	return fmt.Errorf("the webhook answered %d", resp.StatusCode)
 }
 
-// withoutURL leaves out the URL, in which some services keep a secret.
+// withoutURL leaves out the URL, in which some services keep a secret, and every
+// address: a customer learns nothing of our networks by what a name means here.
 func withoutURL(err error) error {
-	if e, ok := errors.AsType[*url.Error](err); ok {
-		return fmt.Errorf("the webhook cannot be called: %w", e.Err)
+	e, ok := errors.AsType[*url.Error](err)
+	if !ok {
+		return err
 	}
-	return err
+	err = e.Err
+	if op, ok := errors.AsType[*net.OpError](err); ok {
+		err = op.Err
+	}
+	if _, ok := errors.AsType[*net.DNSError](err); ok {
+		err = errors.New("its host's name cannot be resolved")
+	}
+	return fmt.Errorf("the webhook cannot be called: %w", err)
 }
 
 // newSecret makes a secret as the specification writes it.

@@ -12,10 +12,12 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
+	"net/url"
 	"os"
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -323,7 +325,7 @@ func TestWebhooksStayOnTheInternet(t *testing.T) {
 	}
 	for _, a := range []string{
 		"127.0.0.1", "127.1.2.3", "0.0.0.0", "10.0.0.1", "172.16.0.1", "172.31.255.255", "192.168.1.1", "169.254.169.254", "100.64.0.1",
-		"198.18.0.1", "192.0.0.8", "224.0.0.1", "240.0.0.1", "255.255.255.255",
+		"198.18.0.1", "192.0.0.8", "168.63.129.16", "224.0.0.1", "240.0.0.1", "255.255.255.255",
 		"::1", "::", "::ffff:127.0.0.1", "::ffff:10.0.0.1", "::127.0.0.1", "fe80::1", "fe80::1%eth0", "fc00::1", "fd00:ec2::254", "ff02::1",
 		"64:ff9b::7f00:1", "64:ff9b:1::a00:1", "2002:7f00:1::", "2001::1", "2001:db8::1", "fec0::1",
 	} {
@@ -363,6 +365,23 @@ func TestANameOfAPrivateAddressIsNotDialled(t *testing.T) {
 	h.want(store.DeliveryWaiting, "private networks")
 	if n := len(h.receiver.calls); n != 0 {
 		t.Errorf("%d calls", n)
+	}
+}
+
+// What a failed call says is shown to customers: no address behind our resolver.
+func TestAFailedCallTellsNoAddress(t *testing.T) {
+	h := newHooked(t)
+	private := &net.TCPAddr{IP: net.IPv4(10, 1, 2, 3), Port: 443}
+	for name, cause := range map[string]error{
+		"refused":     &net.OpError{Op: "dial", Net: "tcp", Addr: private, Err: h.hooks.mayDial(t.Context(), "", private.String(), nil)},
+		"reset":       &net.OpError{Op: "read", Net: "tcp", Source: private, Addr: private, Err: syscall.ECONNRESET},
+		"no such":     &net.OpError{Op: "dial", Net: "tcp", Err: &net.DNSError{Err: "no such host", Name: "db.corp", Server: "10.1.2.3:53"}},
+		"no resolver": &net.DNSError{Err: "timeout", Name: "db.corp", Server: "10.1.2.3:53"},
+	} {
+		err := withoutURL(&url.Error{Op: "Post", URL: "https://db.corp/secret", Err: cause})
+		if text := err.Error(); strings.Contains(text, "10.1.2.3") || strings.Contains(text, "db.corp") || !strings.Contains(text, "cannot be called: ") {
+			t.Errorf("%s: %v", name, err)
+		}
 	}
 }
 
