@@ -19,18 +19,18 @@ const queued = 64
 // for is done in order, also when nobody waits for it any more.
 type writer struct {
 	tasks chan func()
-	stop  chan struct{}
+	stop  chan struct{} // closed when it is to end
+	ended chan struct{} // closed when nothing is done any more
 }
 
 func newWriter() writer {
-	return writer{tasks: make(chan func(), queued), stop: make(chan struct{})}
+	return writer{tasks: make(chan func(), queued), stop: make(chan struct{}), ended: make(chan struct{})}
 }
 
 // start begins to work, until the returned function is called.
 func (w writer) start() (stop func() error) {
-	ended := make(chan struct{})
 	go func() {
-		defer close(ended)
+		defer close(w.ended)
 		for {
 			select {
 			case f := <-w.tasks:
@@ -44,7 +44,7 @@ func (w writer) start() (stop func() error) {
 	return func() error {
 		close(w.stop)
 		select {
-		case <-ended:
+		case <-w.ended:
 			return nil
 		case <-time.After(stopWithin):
 			return errors.New("lock: a durable write hangs")
@@ -84,6 +84,13 @@ func (w writer) do(d time.Duration, f func() error) error {
 		return err
 	case <-limit.C:
 		return errHangs
+	case <-w.ended:
+	}
+	select {
+	case err := <-done: // among the last
+		return err
+	default:
+		return errStopping
 	}
 }
 
