@@ -188,22 +188,22 @@ func checkKernels(t *testing.T, m Method, key, sectors []byte, sectorSize int, p
 	}
 }
 
-// TestKernels compares all kernels with the reference, for each number of sectors up
-// to more than two batches.
+// TestKernels compares all kernels with the reference, for as many sectors as make
+// lanes and batches full and not, and any number of them.
 func TestKernels(t *testing.T) {
 	t.Logf("on this processor: %v", Kernels())
-	step := 1
-	if testing.Short() {
-		step = 11
-	}
 	r := rand.New(rand.NewPCG(1, 2))
+	counts := []int{0, 1, 2, 3, 7, 8, 9, sectorBatch - 1, sectorBatch, sectorBatch + 1, 2*sectorBatch + 1}
+	for range 3 {
+		counts = append(counts, r.IntN(3*sectorBatch))
+	}
+	if testing.Short() {
+		counts = []int{1, 9, sectorBatch + 1}
+	}
 	for m := range methods {
 		for _, sectorSize := range []int{512, 4096} {
 			t.Run(fmt.Sprintf("%v/%d", m, sectorSize), func(t *testing.T) {
-				if m.supported() != nil {
-					t.Skip("refused")
-				}
-				for sectors := 0; sectors < 2*sectorBatch+3; sectors += step {
+				for _, sectors := range counts {
 					pos := r.Int64N(1<<40) * int64(sectorSize)
 					b := randomBytes(byte(sectors), sectors*sectorSize)
 					checkKernels(t, m, randomBytes(byte(3*sectors), m.KeySize()), b, sectorSize, pos)
@@ -256,9 +256,6 @@ func FuzzSectorCiphers(f *testing.F) {
 	f.Add(uint16(AES256Elephant), false, []byte("key"), []byte("text"), uint16(17), uint64(1<<40))
 	f.Fuzz(func(t *testing.T, method uint16, large bool, key, text []byte, sectors uint16, number uint64) {
 		m := AES128Elephant + Method(method%6)
-		if m.supported() != nil {
-			return
-		}
 		sectorSize := 512
 		if large {
 			sectorSize = 4096
@@ -327,9 +324,6 @@ func BenchmarkSectorCipher(b *testing.B) {
 			m          Method
 			sectorSize int
 		}{{AES128XTS, 512}, {AES128XTS, 4096}, {AES256XTS, 512}, {AES128CBC, 512}, {AES128CBC, 4096}, {AES128Elephant, 512}, {AES128Elephant, 4096}} {
-			if v.m.supported() != nil {
-				continue
-			}
 			c, err := k.newSectorCipher(v.m, randomBytes(1, v.m.KeySize()), v.sectorSize)
 			if err != nil {
 				b.Fatal(err)
