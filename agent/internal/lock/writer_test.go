@@ -36,3 +36,16 @@ func TestWriterEnds(t *testing.T) {
 		})
 	}
 }
+
+// TestWriterHasEnded asks between the two moments in which a writer ends.
+func TestWriterHasEnded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWriter()
+		close(w.ended)
+		began := time.Now()
+		err := w.do(time.Hour, func() error { return nil })
+		if !errors.Is(err, errStopping) || time.Since(began) != 0 {
+			t.Errorf("%v after %v", err, time.Since(began))
+		}
+	})
+}
