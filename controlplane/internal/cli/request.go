@@ -90,7 +90,7 @@ func (a *app) showRequest(cmd *cobra.Command, r *lockboxv1.Request, err error) e
 
 func writeRequest(w io.Writer, r *lockboxv1.Request) {
 	fields(w, "Request", strconv.FormatInt(r.Number, 10)+"  "+r.Id, "Exclusion", r.Exclusion, "Standing consent", r.StandingConsent, "Action", r.Action, "State", shownStatus(r),
-		"Ticket", r.Ticket, "Order", r.Order, "Device", r.Serial, "Engineer", r.Engineer, "Engineer's key", r.EngineerKey,
+		"Ticket", r.Ticket+"  (lockbox ticket show "+r.Ticket+")", "Order", r.Order, "Device", r.Serial, "Engineer", r.Engineer, "Engineer's key", r.EngineerKey,
 		"Reason", r.ReasonCode, "Justification", r.Justification, "Access", r.Access,
 		"Duration", (time.Duration(r.DurationSeconds) * time.Second).String(),
 		"Created", when(r.Created), "Decide before", until(r.Expires),

@@ -472,6 +472,9 @@ func (s *Service) created(ctx context.Context, tx *store.Tx, caller auth.Caller,
 	if err := s.addHistory(ctx, tx, r, "Created", fmt.Sprintf("by %s: %s", r.Engineer, r.Justification)); err != nil {
 		return err
 	}
+	if err := s.addTicketLine(ctx, tx, r.Ticket, "Request", fmt.Sprintf("%d raised by %s: %s", r.Number, r.Engineer, r.Justification)); err != nil {
+		return err
+	}
 	if err := noteApprovers(ctx, tx, r); err != nil {
 		return err
 	}

@@ -370,7 +370,10 @@ func (s *Service) move(ctx context.Context, tx *store.Tx, r *store.Request, e Ev
 	if next.Terminal() {
 		r.Closed = s.now()
 	}
-	return tx.UpdateRequest(ctx, r)
+	if err := tx.UpdateRequest(ctx, r); err != nil || slices.Contains(ending, next) {
+		return err
+	}
+	return s.addTicketLine(ctx, tx, r.Ticket, "Request", fmt.Sprintf("%d is %s", r.Number, shownStatus(*r)))
 }
 
 // providerDone puts a request before the customer, unless they have decided

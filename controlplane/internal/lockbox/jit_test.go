@@ -296,3 +296,27 @@ func TestProvidersSeeNoAddressInRequests(t *testing.T) {
 		t.Errorf("Adam reads %q, %v", got.GetNotified(), err)
 	}
 }
+
+func TestTheTicketTellsTheStory(t *testing.T) {
+	w := halted(t, 1, time.Now)
+	w.session()
+	w.approved()
+	for _, who := range []auth.Caller{orderstest.Adam, orderstest.Ian} { // approvers of both sides
+		ticket, err := w.Orders.GetTicket(t.Context(), w.as(who), &lockboxv1.GetTicketRequest{Id: w.ticket})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var lines []string
+		for _, l := range ticket.History {
+			lines = append(lines, l.What+" "+l.Detail)
+		}
+		story := strings.Join(lines, "\n")
+		for _, want := range []string{"Filed customer", "Session SES-", "Request 1 raised by erin", "Request 1 is Customer Notified", "Request 1 is Approved"} {
+			if !strings.Contains(story, want) {
+				t.Errorf("%q is not in\n%s", want, story)
+			}
+		}
+	}
+	_, err := w.Orders.GetTicket(t.Context(), w.as(orderstest.Mallory), &lockboxv1.GetTicketRequest{Id: w.ticket})
+	wantCode(t, err, protocol.CodeNotFound)
+}

@@ -174,6 +174,12 @@ func (s *Service) addHistory(ctx context.Context, tx *store.Tx, r store.Request,
 	return tx.AddHistory(ctx, store.RequestHistory, string(r.ID), store.HistoryLine{Time: s.now(), What: what, Detail: detail})
 }
 
+// addTicketLine adds a line to the history of the ticket that something is done
+// for.
+func (s *Service) addTicketLine(ctx context.Context, tx *store.Tx, id protocol.TicketID, what, detail string) error {
+	return tx.AddHistory(ctx, store.TicketHistory, string(id), store.HistoryLine{Time: s.now(), What: what, Detail: detail})
+}
+
 // change runs f in one transaction, and has [Service.RunTimers] look at the
 // timers that f may have set.
 func (s *Service) change(ctx context.Context, f func(tx *store.Tx) error) error {

@@ -54,6 +54,9 @@ func (s *Service) EnableSession(ctx context.Context, caller auth.Caller, in *loc
 		if err := tx.SetTimer(ctx, timerSessionEnd, string(row.ID), row.Expires); err != nil {
 			return err
 		}
+		if err := s.addTicketLine(ctx, tx, row.Ticket, "Session", fmt.Sprintf("%s enabled on %s by %s", row.ID, row.Node, row.Engineer)); err != nil {
+			return err
+		}
 		return s.recordSession(ctx, tx, caller, auditlog.OpEnableSession, auditlog.Success, row, nil)
 	})
 	if err != nil {
