@@ -34,6 +34,7 @@ type Grant struct {
 	Start           time.Time // the customer decision that completed the thresholds; where none is asked for, the provider's
 	End             time.Time // Start and the shortest of all durations, but not after a standing consent
 	Standing        *Standing // what stands for the customer's decisions, nil if they made them
+	StandingDigest  Digest    // of Standing, "" if there is none; a verifier that knows it as revoked refuses
 }
 
 // Authorize decides whether a statement and its decisions allow to unlock now.
@@ -79,7 +80,8 @@ func (p *Policy) Authorize(in Request) (Grant, error) {
 	}
 	subjects := []Digest{digest}
 	if s := given.standing; s != nil {
-		grant.Standing, subjects = &s.doc, append(subjects, s.Digest())
+		grant.Standing, grant.StandingDigest = &s.doc, s.Digest()
+		subjects = append(subjects, grant.StandingDigest)
 		if err := s.doc.checkTime(&grant); err != nil {
 			return Grant{}, err
 		}

@@ -225,3 +225,27 @@ func TestStandingConsents(t *testing.T) {
 		})
 	}
 }
+
+// A standing consent that the node was told is revoked opens nothing ever again,
+// though every later request is another, and the service says nothing of it.
+func TestRevokedStandingConsent(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		s := strictScene(t)
+		first := s.automatic()
+		e := must(approval.NewEnvelope(*first.standing))
+		if _, err := s.Lock(t.Context(), Revoked, e.Digest(), true); err != nil {
+			t.Fatal(err)
+		}
+		first.refusedWith(t, protocol.CodeRevoked)
+		if err := s.stop(); err != nil {
+			t.Fatal(err)
+		}
+		s.run()
+		second := s.automatic()
+		second.standing = first.standing
+		second.refusedWith(t, protocol.CodeRevoked)
+		third := s.automatic() // control: another consent
+		third.standing.StandingID = "STC-2"
+		third.open()
+	})
+}

@@ -119,8 +119,10 @@ func (m *Machine) adopt(l *lease, v verified) error {
 	if l.ended {
 		return lockedMeanwhile()
 	}
-	if reason, ok := m.used[v.subject]; ok {
-		return usedUp(string(reason))
+	for _, digest := range []approval.Digest{v.subject, v.standingDigest} {
+		if reason, ok := m.used[digest]; ok {
+			return usedUp(string(reason))
+		}
 	}
 	l.scope, l.orderDigest, l.intentDigest = v.scope, v.orderDigest, v.order.IntentDigest()
 	l.start(v.now, m.cfg.Clock.Boot(), v.end, m.cfg.MaxLease)

@@ -34,6 +34,7 @@ type scope struct {
 	access          approval.Access
 	exclusion       approval.Exclusion // why the customer was not asked; "" if they were
 	standing        string             // id of the standing consent that stood for their decisions
+	standingDigest  approval.Digest    // of it; "" if there is none
 	nodes           []approval.NodeRef
 	diskIDs         []protocol.DiskID // of this node
 	shares          []string          // the only ones to publish; all if empty
@@ -106,6 +107,9 @@ func (m *Machine) verify(peer error, c *challenge, req *devicev1.UnlockRequest) 
 	if known.isSpent {
 		return verified{}, usedUp(known.spentFor)
 	}
+	if err := m.checkStanding(v); err != nil {
+		return verified{}, err
+	}
 	return v, m.checkLog(policy, v, known.checkpoint)
 }
 
@@ -130,6 +134,19 @@ func (m *Machine) recall(subject approval.Digest) (memory, error) {
 		return memory{}, protocol.Errorf(protocol.CodeNotRecorded, "nothing was opened, because the node's state cannot be read: %v", err)
 	}
 	return <-answer, nil
+}
+
+// checkStanding refuses what a standing consent allows that was revoked, whatever
+// the service says of it now.
+func (m *Machine) checkStanding(v verified) error {
+	if v.standingDigest == "" {
+		return nil
+	}
+	known, err := m.recall(v.standingDigest)
+	if err == nil && known.isSpent {
+		err = usedUp(known.spentFor)
+	}
+	return err
 }
 
 func (m *Machine) checkNonce(c *challenge, order approval.Order) error {
@@ -187,7 +204,7 @@ func (m *Machine) authorize(policy *approval.Policy, purpose protocol.Purpose, r
 	return scope{
 		purpose: purpose, subject: g.RequestDigest, decisionsDigest: g.DecisionsDigest, correlation: string(st.RequestID),
 		orderID: st.OrderID, ticket: st.Ticket, engineer: st.Engineer, access: g.Access,
-		exclusion: st.Exclusion, standing: standing,
+		exclusion: st.Exclusion, standing: standing, standingDigest: g.StandingDigest,
 		nodes: st.Nodes, diskIDs: st.DisksOf(m.cfg.Node), shares: st.Shares, end: g.End,
 		expires: time.Unix(st.Expires+st.MaxDuration, 0),
 	}, nil

@@ -481,3 +481,29 @@ func TestAutoDeny(t *testing.T) {
 		t.Errorf("what it does not deny: %v, %v", read, err)
 	}
 }
+
+// A device that is away when a standing consent is revoked is told when it is
+// back: from then on it heeds that consent from nobody.
+func TestARevokedStandingConsentReachesTheDevice(t *testing.T) {
+	c := &clock{time.Now()}
+	w := strict(t, c.Now)
+	id := w.stands(automatic("approve", "read-write"), orderstest.Olga, sara, oscar)
+	w.Nodes[0].SetOffline(true)
+	s, err := w.lockbox.RevokeStandingConsent(t.Context(), sara, &lockboxv1.RevokeStandingConsentRequest{Id: id})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if w.Nodes[0].Spent(s.Document.Digest) {
+		t.Fatal("the node was told while it was away")
+	}
+	w.Nodes[0].SetOffline(false)
+	c.advance(time.Minute)
+	defer w.run()()
+	for range 100 {
+		if w.Nodes[0].Spent(s.Document.Digest) {
+			return
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	t.Error("the device was not told when it was back")
+}

@@ -9,6 +9,7 @@ import (
 
 	"github.com/databox-lockbox/lockbox/controlplane/internal/audit"
 	"github.com/databox-lockbox/lockbox/controlplane/internal/auth"
+	"github.com/databox-lockbox/lockbox/controlplane/internal/custody"
 	"github.com/databox-lockbox/lockbox/controlplane/internal/orders"
 	"github.com/databox-lockbox/lockbox/controlplane/internal/store"
 	"github.com/databox-lockbox/lockbox/protocol"
@@ -203,7 +204,8 @@ func (s *Service) showStanding(o store.Order, row store.StandingConsent) (*lockb
 }
 
 // RevokeStandingConsent ends a standing consent, and every access that it has
-// allowed: those requests are revoked, and their devices lock.
+// allowed: those requests are revoked, and their devices lock. The device of the
+// consent is told of it too, and heeds it no more, whoever brings it.
 func (s *Service) RevokeStandingConsent(ctx context.Context, caller auth.Caller, in *lockboxv1.RevokeStandingConsentRequest) (*lockboxv1.StandingConsent, error) {
 	if len(in.Reason) > maxText {
 		return nil, invalid("a reason has at most %d bytes", maxText)
@@ -226,6 +228,9 @@ func (s *Service) RevokeStandingConsent(ctx context.Context, caller auth.Caller,
 		if err := tx.UpdateStandingConsent(ctx, &row); err != nil {
 			return err
 		}
+		if err := tx.SetTimer(ctx, timerStandingOff, row.ID, row.Revoked.Add(relockLease)); err != nil {
+			return err
+		}
 		if ended, err = s.endUnder(ctx, tx, caller, row, in.Reason); err != nil {
 			return err
 		}
@@ -240,7 +245,48 @@ func (s *Service) RevokeStandingConsent(ctx context.Context, caller auth.Caller,
 		return nil, err
 	}
 	s.tellOfEnd(context.WithoutCancel(ctx), caller, ended, nil)
+	if err := s.standingOff(context.WithoutCancel(ctx), caller, in.Id); err != nil {
+		s.cfg.Logger.Error().Err(err).Str("standingConsent", in.Id).Msg("cannot note whether a device knows that a standing consent was revoked: trying again")
+	}
 	return shown, nil
+}
+
+// standingOff tells the device of a standing consent that it was revoked. A node
+// that does not confirm is told again, until the consent is over anyway.
+func (s *Service) standingOff(ctx context.Context, caller auth.Caller, id string) error {
+	row, err := view(ctx, s.cfg.Store, func(tx *store.Tx) (store.StandingConsent, error) { return tx.StandingConsent(ctx, id) })
+	if err != nil {
+		return err
+	}
+	e, err := approval.ParseEnvelope(row.Envelope)
+	if err != nil {
+		return err
+	}
+	doc, err := approval.ParseStanding(e.Payload)
+	if err != nil {
+		return err
+	}
+	in := custody.LockIn{
+		Caller: caller, Reason: "revoked", Subject: approval.Digest(row.Digest), Spend: true, Tenant: doc.TenantID, Correlation: row.ID,
+	}
+	for _, n := range doc.Nodes {
+		in.Nodes = append(in.Nodes, n.ID())
+	}
+	results := s.cfg.Custody.Lock(ctx, in)
+	unheard := slices.ContainsFunc(results, func(r *lockboxv1.RelockResult) bool { return !r.Confirmed })
+	return s.change(ctx, func(tx *store.Tx) error {
+		if !unheard || !s.now().Before(row.Expires) {
+			return tx.CancelTimer(ctx, timerStandingOff, id)
+		}
+		return tx.SetTimer(ctx, timerStandingOff, id, s.now().Add(again(s.now(), row.Revoked)))
+	})
+}
+
+func (s *Service) standingOffAgain(ctx context.Context, t store.Timer) error {
+	if err := s.change(ctx, func(tx *store.Tx) error { return s.take(ctx, tx, t) }); err != nil {
+		return err
+	}
+	return s.standingOff(ctx, auth.SystemCaller(), t.Subject)
 }
 
 // endUnder ends the approved requests for which a standing consent decided.

@@ -13,7 +13,7 @@ import (
 	"github.com/databox-lockbox/lockbox/protocol"
 )
 
-// The kinds of timers. Their subject is a request or a session.
+// The kinds of timers. Their subject is a request, a session or a standing consent.
 const (
 	timerExpiry        = "request-expiry"
 	timerWarning       = "request-warning"
@@ -22,6 +22,7 @@ const (
 	timerRelock        = "request-relock"
 	timerSessionEnd    = "session-end"
 	timerSessionOff    = "session-off"
+	timerStandingOff   = "standing-off"
 )
 
 const (
@@ -169,6 +170,8 @@ func (s *Service) act(ctx context.Context, t store.Timer) error {
 		return s.sessionExpires(ctx, t)
 	case timerSessionOff:
 		return s.sessionOffAgain(ctx, t)
+	case timerStandingOff:
+		return s.standingOffAgain(ctx, t)
 	}
 	return s.change(ctx, func(tx *store.Tx) error { return tx.FinishTimer(ctx, t) })
 }
