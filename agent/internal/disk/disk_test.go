@@ -47,14 +47,14 @@ type mountTest struct {
 	dir    string
 }
 
-func newSpec(t *testing.T) (Spec, bitlocker.ExternalKey) {
+func newSpec(t testing.TB) (Spec, bitlocker.ExternalKey) {
 	t.Helper()
 	disktest.NeedMounts(t)
 	image, key := disktest.Image(t)
 	return Spec{Disk: Disk{ID: "disk1", Image: image}, RunDir: disktest.RunDir(t)}, key
 }
 
-func mounted(t *testing.T) *mountTest {
+func mounted(t testing.TB) *mountTest {
 	t.Helper()
 	m := &mountTest{}
 	m.spec, m.key = newSpec(t)
@@ -62,7 +62,7 @@ func mounted(t *testing.T) *mountTest {
 	return m
 }
 
-func (m *mountTest) mount(t *testing.T) {
+func (m *mountTest) mount(t testing.TB) {
 	t.Helper()
 	m.opened = m.open(t)
 	var err error
@@ -73,7 +73,7 @@ func (m *mountTest) mount(t *testing.T) {
 
 // open opens the disk. A Close that ran out of time, on a busy machine, may hold
 // the image for a moment longer.
-func (m *mountTest) open(t *testing.T) *Opened {
+func (m *mountTest) open(t testing.TB) *Opened {
 	t.Helper()
 	for end := time.Now().Add(10 * time.Second); ; time.Sleep(pollTime) {
 		opened, err := Open(t.Context(), m.spec, m.key)

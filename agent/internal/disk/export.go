@@ -1,21 +1,17 @@
 package disk
 
 import (
-	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"log"
 	"path/filepath"
-	"runtime"
 	"sync/atomic"
 	"syscall"
 	"time"
 
 	"github.com/hanwen/go-fuse/v2/fs"
 	"github.com/hanwen/go-fuse/v2/fuse"
-	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 )
 
@@ -24,9 +20,6 @@ const volumeName = "volume"
 
 // maxRequest is the most one FUSE request carries, in bytes.
 const maxRequest = 1 << 20
-
-// minPart is the least that is worth another core, in bytes.
-const minPart = 256 << 10
 
 // export is a FUSE file system with one file, the decrypted volume. It dies with
 // this process: the kernel then fails every request.
@@ -103,8 +96,6 @@ type volumeFile struct {
 	volume view
 	sync   func() error
 	broken atomic.Bool // a write has failed
-
-	readers atomic.Int32 // how many reads are under way
 }
 
 var (
@@ -128,38 +119,15 @@ func (f *volumeFile) Open(context.Context, uint32) (fs.FileHandle, uint32, sysca
 	return nil, fuse.FOPEN_DIRECT_IO, fs.OK
 }
 
-// Read implements [fs.NodeReader].
+// Read implements [fs.NodeReader]. It is not worth while to split a request among
+// the cores: to copy takes longer than to decrypt, and whoever reads ahead, as the
+// loop device does, has several requests under way.
 func (f *volumeFile) Read(_ context.Context, _ fs.FileHandle, dest []byte, off int64) (fuse.ReadResult, syscall.Errno) {
-	dest = dest[:max(0, min(int64(len(dest)), f.volume.Size()-off))]
-	if err := f.readFull(dest, off); err != nil {
+	n, err := f.volume.ReadAt(dest, off)
+	if err != nil && err != io.EOF {
 		return nil, syscall.EIO
 	}
-	return fuse.ReadResultData(dest), fs.OK
-}
-
-// readFull reads with several cores while nobody else reads: a single client waits
-// for each of its requests before it makes the next.
-func (f *volumeFile) readFull(b []byte, off int64) error {
-	alone := f.readers.Add(1) == 1
-	defer f.readers.Add(-1)
-	part := len(b)
-	if alone {
-		part = max(minPart, (len(b)/runtime.GOMAXPROCS(0)+minPart-1)/minPart*minPart)
-	}
-	var parts errgroup.Group
-	for ; len(b) > part; b, off = b[part:], off+int64(part) {
-		b, off := b[:part], off
-		parts.Go(func() error { return readFull(f.volume, b, off) })
-	}
-	return errors.Join(readFull(f.volume, b, off), parts.Wait())
-}
-
-// readFull reads all of b, which ends with the volume or before.
-func readFull(volume view, b []byte, off int64) error {
-	if n, err := volume.ReadAt(b, off); n < len(b) {
-		return cmp.Or(err, io.ErrUnexpectedEOF)
-	}
-	return nil
+	return fuse.ReadResultData(dest[:n]), fs.OK
 }
 
 // Write implements [fs.NodeWriter].
