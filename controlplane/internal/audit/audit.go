@@ -186,8 +186,12 @@ func (s *Service) append(ctx context.Context, tx *store.Tx, rec auditlog.Record,
 	if err != nil {
 		return 0, err
 	}
+	at := rec.Time
+	if now := s.now(); at.After(now) { // whatever a device's clock says: what is of the future is never old enough to be pruned
+		at = now
+	}
 	row := store.AuditRow{
-		Index: index, Time: rec.Time, Operation: string(rec.Operation), Correlation: rec.CorrelationID,
+		Index: index, Time: at, Operation: string(rec.Operation), Correlation: rec.CorrelationID,
 		Caller: rec.Caller, Serial: about.serial, Tenant: about.tenant, Record: data,
 	}
 	return index, tx.InsertAuditRow(ctx, &row, tlog.StoredHashIndex(0, index), bytesOf(hashes))

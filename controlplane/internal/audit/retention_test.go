@@ -11,6 +11,7 @@ import (
 	"github.com/databox-lockbox/lockbox/controlplane/internal/store/storetest"
 	"github.com/databox-lockbox/lockbox/protocol"
 	"github.com/databox-lockbox/lockbox/protocol/auditlog"
+	devicev1 "github.com/databox-lockbox/lockbox/protocol/device/v1"
 	lockboxv1 "github.com/databox-lockbox/lockbox/protocol/lockbox/v1"
 )
 
@@ -86,6 +87,28 @@ func TestPrunedInSilence(t *testing.T) {
 	if _, err := auditlog.Verify(bytes.NewReader(exported(t, a)), a.VerifierKey(), nil); protocol.CodeOf(err) != protocol.CodeCheckpoint {
 		t.Errorf("records that were pruned in silence: %v", err)
 	}
+}
+
+// A device whose clock is far ahead, or that lies, keeps nothing from being pruned.
+func TestPruneBehindARecordOfTheFuture(t *testing.T) {
+	s := storetest.New(t)
+	a, clock := oldLog(t, s, 90*24*time.Hour)
+	c := device(t, s, 7)
+	rec := auditlog.NewRecord(time.Date(9000, 1, 1, 0, 0, 0, 0, time.UTC), auditlog.OpLockVolume, auditlog.Success)
+	rec.Origin = c.id.String()
+	data, err := rec.Encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.tree.Append(data); err != nil {
+		t.Fatal(err)
+	}
+	records := []*devicev1.ChainRecord{{Record: data}}
+	if _, err := a.AppendDeviceRecords(t.Context(), c.id, records, c.checkpoint()); err != nil {
+		t.Fatal(err)
+	}
+	*clock = clock.Add(200 * 24 * time.Hour)
+	prune(t, a, 121)
 }
 
 func TestLegalHold(t *testing.T) {
