@@ -100,7 +100,7 @@ func (h *Hostile) newServer() (*tunnel.Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	handler := heartbeatOnly()
+	handler := HeartbeatOnly()
 	return tunnel.NewServer(tunnel.ServerConfig{
 		TLS: certs.DeviceListener(source, h.authorities.Roots().Devices, nil),
 		Identify: func(state tls.ConnectionState) (protocol.NodeID, string, error) {
@@ -119,9 +119,9 @@ func (h *Hostile) Serve(ctx context.Context, ln net.Listener) error {
 	return h.server.Serve(ctx, ln)
 }
 
-// heartbeatOnly answers heartbeats, so that unlocked devices stay unlocked, and
+// HeartbeatOnly answers heartbeats, so that unlocked devices stay unlocked, and
 // refuses records and reports, which devices keep for later.
-func heartbeatOnly() http.Handler {
+func HeartbeatOnly() http.Handler {
 	s := rpc.NewServer(func(context.Context, string, error) {})
 	devicev1.RegisterControlServiceHandler(s, control{})
 	mux := http.NewServeMux()
