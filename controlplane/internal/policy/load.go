@@ -156,7 +156,7 @@ func (s *Set) loadFile(name string, text []byte, validator *validate.Validator) 
 
 // known are the annotations that a policy may have, by what it does. A misspelt
 // one would demand nothing, silently.
-var known = map[cedar.Effect][]types.Ident{
+var known = map[cedar.Effect][]types.AnnotationKey{
 	cedar.Permit: {"id", "approvers", "max_duration", "require_mfa"},
 	cedar.Forbid: {"id", "factor", "passed", "blocked"},
 }
