@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net"
 	"strconv"
 	"sync"
@@ -174,6 +175,19 @@ func (f *forwarder) place(ctx context.Context) (next int64, err error) {
 		return err
 	})
 	return next, err
+}
+
+// delivered returns below which index every sink has got the log.
+func (s *Service) delivered(ctx context.Context) (below int64, err error) {
+	below = math.MaxInt64
+	for _, f := range s.forwarders {
+		next, err := f.place(ctx)
+		if err != nil {
+			return 0, err
+		}
+		below = min(below, next)
+	}
+	return below, nil
 }
 
 func (f *forwarder) delivered(ctx context.Context, next int64) error {

@@ -241,3 +241,25 @@ func TestStuckSink(t *testing.T) {
 		t.Errorf("Run took %v to end", took)
 	}
 }
+
+// TestPruneWaitsForSinks keeps old records until each sink has got them.
+func TestPruneWaitsForSinks(t *testing.T) {
+	s := storetest.New(t)
+	oldLog(t, s, 0)
+	listener := listen(t)
+	server := serveSyslog(t, listener, (*syslogServer).read)
+	cfg := audit.Config{Store: s, Key: key(1), Now: func() time.Time { return now }, Retention: audit.MinRetention,
+		Sinks: []audit.Sink{{Name: "siem", Address: listener.Addr().String(), Format: auditlog.FormatJSON}}}
+	waiting, err := audit.New(t.Context(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	prune(t, waiting, 0)
+	a, stop := forward(t, s, cfg.Sinks...)
+	eventually(t, "not everything arrived", func() bool { return sinkOf(t, a).Behind == 0 })
+	stop()
+	prune(t, waiting, 30)
+	if got := len(server.messages()); got != 120 {
+		t.Errorf("%d records arrived", got)
+	}
+}

@@ -54,13 +54,18 @@ func (s *Service) pruneRegularly(ctx context.Context) error {
 }
 
 // Prune empties the records that are older than the retention time, except those
-// under a legal hold, and returns how many. That they will be gone is recorded
-// first; if there are none, nothing is.
+// under a legal hold and those that a sink has not got yet, and returns how many.
+// That they will be gone is recorded first; if there are none, nothing is.
 func (s *Service) Prune(ctx context.Context) (n int64, err error) {
 	cutoff := s.now().Add(-max(s.retention, MinRetention))
+	delivered, err := s.delivered(ctx)
+	if err != nil {
+		return 0, err
+	}
 	var below int64
 	err = s.store.View(ctx, func(tx *store.Tx) (err error) {
 		if below, err = tx.AuditIndexAt(ctx, cutoff); err == nil {
+			below = min(below, delivered)
 			n, err = tx.CountPrunable(ctx, 0, below, kept)
 		}
 		return err

@@ -65,7 +65,7 @@ type Config struct {
 // Audit configures what becomes of the activity log.
 type Audit struct {
 	// Retention is how long records are kept. 0 keeps them for ever, else at
-	// least 90 days (2160h). Default 0.
+	// least 90 days (2160h), and until every sink has them. Default 0.
 	Retention time.Duration `mapstructure:"retention"`
 	// Sinks are syslog servers that get a copy of the log. Default none.
 	Sinks []Sink `mapstructure:"sinks"`

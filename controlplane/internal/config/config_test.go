@@ -67,7 +67,8 @@ func TestValidateReportsAllProblems(t *testing.T) {
 		Tunnel:  config.Listener{Address: "nonsense", Names: []string{"https://x", ""}},
 		DeadMan: time.Hour,
 		Log:     config.Log{Level: "loud", Format: "xml"},
-		SignIn:  []config.Provider{{ID: "a"}, {ID: "a", Session: time.Second, CAFile: "x"}},
+		SignIn:  []config.Provider{{ID: "a"}, {ID: "a", Session: time.Second, CAFile: "x"},
+			{ID: "b", Domains: []string{"a.example"}, ACR: []string{""}}, {ID: "c", Domains: []string{"A.example"}, AMR: []string{""}}},
 		Notify: config.Notify{
 			BaseURL: "http://x", From: "nobody", File: "/a/../b",
 			SMTP:     config.SMTP{Address: "mail", TLS: "none", CAFile: "x", Username: "u"},
@@ -83,6 +84,7 @@ func TestValidateReportsAllProblems(t *testing.T) {
 		"tunnel.names[1]", "dead_man", "timers.request_expiry", "log.level", "log.format",
 		"notify.base_url", "notify.from", "notify.file", "notify.smtp.address", "notify.smtp.tls", "notify.smtp.ca_file", "notify.smtp.username",
 		"sign_in[1].id", "sign_in[0].issuer", "sign_in[0].client_id", "sign_in[0].domains", "sign_in[1].session", "sign_in[1].ca_file",
+		"sign_in[2].mfa_acr", "sign_in[3].mfa_amr", "sign_in[3].domains",
 		"notify.webhooks.networks", "notify.webhooks.ca_file",
 	} {
 		if !strings.Contains(err.Error(), "\n  "+key+": ") {

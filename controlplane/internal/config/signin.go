@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"net/url"
 	"regexp"
+	"slices"
+	"strings"
 	"time"
 )
 
@@ -40,7 +42,7 @@ type Provider struct {
 var providerID = regexp.MustCompile(`^[a-z0-9-]{1,32}$`)
 
 func (p *problems) providers(list []Provider) {
-	ids := map[string]bool{}
+	ids, domains := map[string]bool{}, map[string]string{}
 	for i, o := range list {
 		key := func(name string) string { return fmt.Sprintf("sign_in[%d].%s", i, name) }
 		p.Check(providerID.MatchString(o.ID) && !ids[o.ID], key("id"), "%q is no id or is used twice: write 1 to 32 of a-z, 0-9 and dash", o.ID)
@@ -49,6 +51,13 @@ func (p *problems) providers(list []Provider) {
 		p.Check(err == nil && u.Scheme == "https" && u.Host != "", key("issuer"), "%q is no address: write one, as in https://login.provider.example", o.Issuer)
 		p.Check(o.ClientID != "", key("client_id"), "is missing: write what the provider calls this service")
 		p.Check(len(o.Domains) > 0, key("domains"), "are missing: list the domains of the names for which it speaks")
+		for _, d := range o.Domains {
+			d = strings.ToLower(d)
+			p.Check(domains[d] == "", key("domains"), "%q is a domain of %s already: one provider speaks for a domain", d, domains[d])
+			domains[d] = o.ID
+		}
+		p.Check(!slices.Contains(o.ACR, ""), key("mfa_acr"), `holds "", which every sign-in without a context would be: remove it`)
+		p.Check(!slices.Contains(o.AMR, ""), key("mfa_amr"), `holds "": remove it`)
 		if o.Session != 0 {
 			p.Between(key("session"), o.Session, 5*time.Minute, 24*time.Hour)
 		}
