@@ -67,7 +67,7 @@ func TestValidateReportsAllProblems(t *testing.T) {
 		Tunnel:  config.Listener{Address: "nonsense", Names: []string{"https://x", ""}},
 		DeadMan: time.Hour,
 		Log:     config.Log{Level: "loud", Format: "xml"},
-		SignIn:  []config.Provider{{ID: "a"}, {ID: "a", Session: time.Second, CAFile: "x"},
+		SignIn: []config.Provider{{ID: "a"}, {ID: "a", Session: time.Second, CAFile: "x"},
 			{ID: "b", Domains: []string{"a.example"}, ACR: []string{""}}, {ID: "c", Domains: []string{"A.example"}, AMR: []string{""}}},
 		Notify: config.Notify{
 			BaseURL: "http://x", From: "nobody", File: "/a/../b",
