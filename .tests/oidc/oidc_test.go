@@ -132,7 +132,7 @@ func newWorld(t *testing.T) *world {
 	cfg.API.Address, cfg.Tunnel.Address = "127.0.0.1:0", "127.0.0.1:0"
 	cfg.SignIn = []controlplane.ProviderConfig{
 		{ID: "corp", Issuer: provider.URL, ClientID: "lockbox", Domains: []string{"provider.example"}, DeviceCode: true},
-		{ID: "other", Issuer: provider.URL, ClientID: "another", Domains: []string{"provider.example"}},
+		{ID: "other", Issuer: provider.URL, ClientID: "another", Domains: []string{"other.example"}},
 	}
 	w := &world{t: t}
 	var err error
