@@ -57,7 +57,7 @@ type redoImage struct {
 	scratch []byte
 	failed  error // of a sync that may have lost something: nothing is written any more
 
-	reading sync.RWMutex    // held while reading; guards what follows, and keeps log open as long as there is any
+	reading sync.RWMutex    // held while reading; guards what follows, without which the log is not read
 	pending map[int64]int64 // sector → where in the log its latest content is
 }
 
