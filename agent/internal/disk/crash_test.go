@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"syscall"
 	"testing"
@@ -31,7 +32,8 @@ type agentProcess struct {
 
 // startAgent starts an agent with the words of mode: "keeper" for one that has a
 // keeper, "write" for one that writes files and prints the name of each once it is
-// synced, "volume" for one that mounts nothing but the decrypted volume.
+// synced, "volume" for one that mounts nothing but the decrypted volume, "open" for
+// one that then opens that.
 func startAgent(t *testing.T, spec Spec, key bitlocker.ExternalKey, mode string) *agentProcess {
 	t.Helper()
 	exe, err := os.Executable()
@@ -76,7 +78,7 @@ func playAgent() {
 	opened, err := Open(context.Background(), spec, key)
 	must(err)
 	if strings.Contains(mode, "volume") {
-		playVolume(opened)
+		playVolume(opened, strings.Contains(mode, "open"))
 	}
 	dir, err := opened.Mount(context.Background())
 	must(err)
@@ -90,13 +92,20 @@ func playAgent() {
 	select {}
 }
 
-// playVolume shows nothing but the decrypted volume.
-func playVolume(opened *Opened) {
+// playVolume shows nothing but the decrypted volume, and opens it, too, if it should.
+func playVolume(opened *Opened, open bool) {
 	places, err := makePlaces(opened.spec)
 	must(err)
 	export, err := newExport(opened.spec, places.export, opened.view(), opened.sync)
 	must(err)
 	os.Stdout.WriteString(export.file + "\n")
+	if open {
+		runtime.GOMAXPROCS(1)
+		file, err := os.Open(export.file)
+		must(err)
+		must(file.Close())
+		os.Stdout.WriteString("opened\n")
+	}
 	select {}
 }
 
@@ -134,6 +143,22 @@ func must(err error) {
 	if err != nil {
 		os.Stderr.WriteString(err.Error() + "\n")
 		os.Exit(1)
+	}
+}
+
+// TestAgentOpensItsVolume opens the decrypted volume in the process that serves it,
+// where the Go runtime must not wait for itself.
+func TestAgentOpensItsVolume(t *testing.T) {
+	spec, key := smallSpec(t)
+	a := startAgent(t, spec, key, "volume open")
+	hangs := time.AfterFunc(10*time.Second, func() { Cleanup(context.Background(), spec.RunDir) })
+	if !a.stdout.Scan() || !hangs.Stop() {
+		t.Error("the agent waits for itself")
+	}
+	a.cmd.Process.Kill()
+	a.cmd.Wait()
+	if err := Cleanup(t.Context(), spec.RunDir); err != nil {
+		t.Error(err)
 	}
 }
 

@@ -56,7 +56,26 @@ func newExport(spec Spec, dir string, volume view, sync func() error) (*export, 
 		defer close(e.served)
 		server.Serve()
 	}()
+	if err := refusePoll(e.file); err != nil {
+		unmount(dir)
+		e.wait(undoTime)
+		return nil, fmt.Errorf("the decrypted volume does not answer: %w", err)
+	}
 	return e, nil
+}
+
+// refusePoll lets whoever serves the file at path tell the kernel that they know no
+// poll. Otherwise the first file there that this process opens makes the Go runtime
+// wait for the answer in a place where it cannot run who gives it: an export, or the
+// agent below ntfs-3g.
+func refusePoll(path string) error {
+	file, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(file)
+	_, err = unix.Poll([]unix.PollFd{{Fd: int32(file), Events: unix.POLLIN}}, 0)
+	return err
 }
 
 // mountFUSE mounts without the help of go-fuse, which would let every child

@@ -195,25 +195,15 @@ func (f *fileSystem) show(tree int, keeper *Keeper) error {
 	if err := keeper.watch(thing{Cache: f.device}); err != nil {
 		return err
 	}
-	return f.refusePoll()
+	if err := refusePoll(filepath.Join(f.dir, "$MFT")); err != nil {
+		return fmt.Errorf("the file system does not answer: %w", err)
+	}
+	return nil
 }
 
 // cutOff fails what the users of the files have under way and try later.
 // It waits for nobody.
 func (f *fileSystem) cutOff() error { return unmount(f.dir) }
-
-// refusePoll lets ntfs-3g tell the kernel that it knows no poll. Otherwise the
-// first file that this process opens makes the Go runtime wait for ntfs-3g in a
-// place where it cannot run what ntfs-3g waits for.
-func (f *fileSystem) refusePoll() error {
-	file, err := unix.Open(filepath.Join(f.dir, "$MFT"), unix.O_RDONLY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return fmt.Errorf("the file system does not answer: %w", err)
-	}
-	defer unix.Close(file)
-	_, err = unix.Poll([]unix.PollFd{{Fd: int32(file), Events: unix.POLLIN}}, 0)
-	return err
-}
 
 // syncTime is how often the files are synced though nobody asked: it bounds what a
 // crash loses, in time and in the length of the log.
