@@ -145,6 +145,9 @@ func TestKeysLeaveMemory(t *testing.T) {
 	}
 	fastest := Kernels()[0]
 	if methods[fastest] == nil {
+		if os.Getenv("CI") == "true" {
+			t.Fatal("registers hold round keys in kernel ", fastest)
+		}
 		t.Skip("registers hold round keys in kernel ", fastest)
 	}
 	password := recoveryPassword(t, goodPassword)

@@ -349,17 +349,29 @@ func TestATokenThatIsGoneMeansAnError(t *testing.T) {
 	}
 }
 
+// pkcs11Tool looks at the token, or changes it, from outside.
+func pkcs11Tool(t *testing.T, args ...string) []byte {
+	t.Helper()
+	path, err := exec.LookPath("pkcs11-tool")
+	if err != nil && os.Getenv("CI") != "true" {
+		t.Skip("the test needs pkcs11-tool, of the Debian package opensc")
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := exec.Command(path, args...).CombinedOutput()
+	if err != nil {
+		t.Fatalf("pkcs11-tool: %v: %s", err, out)
+	}
+	return out
+}
+
 // A key that was there and is not any more is not replaced in silence.
 func TestALostKeyIsNotReplaced(t *testing.T) {
 	s, cfg := service(t)
 	must(s.Current(t.Context()))(t)
 	args := []string{"--module", cfg.Module, "--token-label", cfg.Token, "--login", "--pin", hsmtest.PIN, "--delete-object", "--type", "secrkey", "--label", cfg.Label}
-	if out, err := exec.Command("pkcs11-tool", args...).CombinedOutput(); err != nil {
-		if os.Getenv("CI") == "true" {
-			t.Fatalf("pkcs11-tool: %v: %s", err, out)
-		}
-		t.Skipf("the test needs pkcs11-tool: %v: %s", err, out)
-	}
+	pkcs11Tool(t, args...)
 	if w, err := s.Current(t.Context()); err == nil {
 		t.Errorf("another was made: %s", w.ID())
 	}
@@ -376,13 +388,7 @@ func TestALostKeyIsNotReplaced(t *testing.T) {
 func TestKeysCannotLeaveTheToken(t *testing.T) {
 	s, cfg := service(t)
 	must(s.Current(t.Context()))(t)
-	out, err := exec.Command("pkcs11-tool", "--module", cfg.Module, "--token-label", cfg.Token, "--login", "--pin", hsmtest.PIN, "--list-objects").CombinedOutput()
-	if err != nil {
-		if os.Getenv("CI") == "true" {
-			t.Fatalf("pkcs11-tool: %v: %s", err, out)
-		}
-		t.Skipf("the test needs pkcs11-tool: %v", err)
-	}
+	out := pkcs11Tool(t, "--module", cfg.Module, "--token-label", cfg.Token, "--login", "--pin", hsmtest.PIN, "--list-objects")
 	for _, want := range []string{"Secret Key Object; AES length 32", "lockbox-master", "sensitive", "always sensitive", "never extractable"} {
 		if !strings.Contains(string(out), want) {
 			t.Errorf("%q is not in\n%s", want, out)
