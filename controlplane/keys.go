@@ -127,7 +127,7 @@ func makeKey(path string) (ed25519.PrivateKey, error) {
 
 // writePrivate writes a file of mode 0600, durable on return.
 func writePrivate(path string, data []byte) error {
-	if err := renameio.WriteFile(path, data, 0o600, renameio.WithStaticPermissions(0o600)); err != nil {
+	if err := renameio.WriteFile(path, data, 0o600, renameio.WithTempDir(filepath.Dir(path)), renameio.WithStaticPermissions(0o600)); err != nil {
 		return err
 	}
 	return syncDir(filepath.Dir(path))

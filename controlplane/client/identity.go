@@ -146,7 +146,7 @@ func (id *Identity) Save(dir string) error {
 		{rootFile, certs.EncodeChain([][]byte{id.ServerRoot})},
 		{serverFile, []byte(id.Server + "\n")},
 	} {
-		if err := renameio.WriteFile(filepath.Join(dir, f.name), f.data, 0o600, renameio.WithStaticPermissions(0o600)); err != nil {
+		if err := renameio.WriteFile(filepath.Join(dir, f.name), f.data, 0o600, renameio.WithTempDir(dir), renameio.WithStaticPermissions(0o600)); err != nil {
 			return fmt.Errorf("cannot store the identity: %w", err)
 		}
 	}

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -153,7 +154,7 @@ without any control plane. The export is itself on record.`,
 				return err
 			}
 			defer stream.Close()
-			f, err := renameio.NewPendingFile(out, renameio.WithStaticPermissions(0o600))
+			f, err := renameio.NewPendingFile(out, renameio.WithTempDir(filepath.Dir(out)), renameio.WithStaticPermissions(0o600))
 			if err != nil {
 				return err
 			}

@@ -67,7 +67,7 @@ func (a *app) checkLog(ctx context.Context, c *client.Client, logKey string) (st
 		}
 		sentence = fmt.Sprintf("%d records, the %d you saw before unchanged among them", newer.Size, older.Size)
 	}
-	return sentence, renameio.WriteFile(filepath.Join(a.home, checkpointFile), resp.Checkpoint, 0o600)
+	return sentence, renameio.WriteFile(filepath.Join(a.home, checkpointFile), resp.Checkpoint, 0o600, renameio.WithTempDir(a.home))
 }
 
 // olderCheckpoint opens the checkpoint that this person kept. Its size is 0 if

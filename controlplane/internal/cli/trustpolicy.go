@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -339,7 +340,7 @@ for 'databox-agent enroll'.`,
 			}
 			if out != "" {
 				chain := bytes.Join(append(doc.Earlier, doc.Envelope), []byte("\n"))
-				if err := renameio.WriteFile(out, append(chain, '\n'), 0o644); err != nil {
+				if err := renameio.WriteFile(out, append(chain, '\n'), 0o644, renameio.WithTempDir(filepath.Dir(out))); err != nil {
 					return err
 				}
 			}
@@ -524,7 +525,7 @@ func (a *app) consentRevoke() *cobra.Command {
 
 // writeFile replaces a file, whole or not at all.
 func writeFile(name string, data []byte) error {
-	if err := renameio.WriteFile(name, data, 0o600, renameio.WithStaticPermissions(0o600)); err != nil {
+	if err := renameio.WriteFile(name, data, 0o600, renameio.WithTempDir(filepath.Dir(name)), renameio.WithStaticPermissions(0o600)); err != nil {
 		return fmt.Errorf("cannot write %s: %w", name, err)
 	}
 	return nil

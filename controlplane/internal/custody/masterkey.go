@@ -213,7 +213,7 @@ func makeMasterKey(path string) error {
 }
 
 func writeKeyFile(path string, data []byte) error {
-	if err := renameio.WriteFile(path, data, 0o600, renameio.WithStaticPermissions(0o600)); err != nil {
+	if err := renameio.WriteFile(path, data, 0o600, renameio.WithTempDir(filepath.Dir(path)), renameio.WithStaticPermissions(0o600)); err != nil {
 		return err
 	}
 	dir, err := os.Open(filepath.Dir(path))

@@ -59,7 +59,7 @@ func (s *Service) toFile(_ context.Context, n store.Notice, d store.Delivery) er
 // writeDurably writes a file that is there whole or not at all, and is still
 // there after a power cut once writeDurably has returned.
 func writeDurably(path string, data []byte) error {
-	if err := renameio.WriteFile(path, data, 0o600); err != nil {
+	if err := renameio.WriteFile(path, data, 0o600, renameio.WithTempDir(filepath.Dir(path))); err != nil {
 		return err
 	}
 	dir, err := os.Open(filepath.Dir(path))
