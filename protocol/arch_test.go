@@ -17,7 +17,7 @@ import (
 // fails the test: change the plan first.
 var plan = strings.Fields(`
 	protocol protocol/device/v1 protocol/lockbox/v1 protocol/rpc protocol/tunnel
-	protocol/approval protocol/sealing protocol/auditlog protocol/manifest
+	protocol/approval protocol/sealing protocol/auditlog protocol/manifest protocol/recording
 	certs configs
 	agent agent/bitlocker agent/cmd/databox-agent
 	agent/internal/config agent/internal/state agent/internal/journal agent/internal/disk agent/internal/disk/disktest
@@ -73,7 +73,7 @@ var folders = map[string]string{
 
 // pure packages have no clock, no logger, no files and no network, and import
 // nothing of ours beyond protocol.
-var pure = "agent/bitlocker controlplane/internal/policy protocol/approval protocol/sealing protocol/auditlog protocol/manifest"
+var pure = "agent/bitlocker controlplane/internal/policy protocol/approval protocol/sealing protocol/auditlog protocol/manifest protocol/recording"
 
 var impure = "os net net/http log log/slog github.com/rs/zerolog"
 
