@@ -156,3 +156,7 @@ func (n node) UpdateTrustPolicy(ctx context.Context, r *devicev1.UpdateTrustPoli
 	}
 	return &devicev1.UpdateTrustPolicyResponse{Version: int32(version), Digest: string(digest)}, nil
 }
+
+func (n node) WatchRecording(_ context.Context, r *devicev1.WatchRecordingRequest, _ devicev1.NodeServiceWatchRecordingServerStream) error {
+	return protocol.Errorf(protocol.CodeNotFound, "no recording %s%s on this node", r.Session, r.Recording)
+}

@@ -45,6 +45,8 @@ const (
 	NodeServiceEnableSessionProcedure = "/device.v1.NodeService/EnableSession"
 	// NodeServiceDisableSessionProcedure is the procedure name of the NodeService's DisableSession RPC.
 	NodeServiceDisableSessionProcedure = "/device.v1.NodeService/DisableSession"
+	// NodeServiceWatchRecordingProcedure is the procedure name of the NodeService's WatchRecording RPC.
+	NodeServiceWatchRecordingProcedure = "/device.v1.NodeService/WatchRecording"
 	// NodeServiceOpenBulkProcedure is the procedure name of the NodeService's OpenBulk RPC.
 	NodeServiceOpenBulkProcedure = "/device.v1.NodeService/OpenBulk"
 	// NodeServiceUpdateTrustPolicyProcedure is the procedure name of the NodeService's
@@ -63,6 +65,9 @@ const (
 	// ControlServiceReportManifestProcedure is the procedure name of the ControlService's
 	// ReportManifest RPC.
 	ControlServiceReportManifestProcedure = "/device.v1.ControlService/ReportManifest"
+	// ControlServiceAppendRecordingProcedure is the procedure name of the ControlService's
+	// AppendRecording RPC.
+	ControlServiceAppendRecordingProcedure = "/device.v1.ControlService/AppendRecording"
 	// EnrolmentServiceEnrolProcedure is the procedure name of the EnrolmentService's Enrol RPC.
 	EnrolmentServiceEnrolProcedure = "/device.v1.EnrolmentService/Enrol"
 )
@@ -117,6 +122,13 @@ var (
 			Procedure:  NodeServiceDisableSessionProcedure,
 		}
 	})
+	nodeServiceWatchRecordingSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeServer,
+			Schema:     File_device_v1_device_proto.Services().ByName("NodeService").Methods().ByName("WatchRecording"),
+			Procedure:  NodeServiceWatchRecordingProcedure,
+		}
+	})
 	nodeServiceOpenBulkSpec = sync.OnceValue(func() connect.Spec {
 		return connect.Spec{
 			StreamType: connect.StreamTypeUnary,
@@ -151,6 +163,10 @@ type NodeServiceClient interface {
 	EnableSession(context.Context, *EnableSessionRequest) (*EnableSessionResponse, error)
 	// DisableSession ends the session, its channels and the lease it used.
 	DisableSession(context.Context, *DisableSessionRequest) (*DisableSessionResponse, error)
+	// WatchRecording sends a recording from an offset on, and then what is added
+	// to it until it ends. The engineer is told who watches. A watcher too slow to
+	// follow is dropped with limit-exceeded and may begin again where it was.
+	WatchRecording(context.Context, *WatchRecordingRequest) (NodeServiceWatchRecordingClientStream, error)
 	// OpenBulk asks the node to dial its bulk connection.
 	OpenBulk(context.Context, *OpenBulkRequest) (*OpenBulkResponse, error)
 	// UpdateTrustPolicy installs a higher version, signed as the old one asks.
@@ -183,6 +199,27 @@ func (s NodeServiceUnlockClientStream) Close() error {
 	return s.stream.Close()
 }
 
+// NodeServiceWatchRecordingClientStream is the client stream for the NodeService's WatchRecording
+// RPC.
+type NodeServiceWatchRecordingClientStream struct {
+	stream connect.ClientStream
+}
+
+// Receive returns the next response message from the server.
+func (s NodeServiceWatchRecordingClientStream) Receive() (*WatchRecordingResponse, error) {
+	var res WatchRecordingResponse
+	if err := s.stream.Receive(&res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+// Close releases the stream's resources. It is idempotent and is typically deferred to clean up a
+// stream abandoned before io.EOF.
+func (s NodeServiceWatchRecordingClientStream) Close() error {
+	return s.stream.Close()
+}
+
 // NodeServiceHandler is an implementation of the device.v1.NodeService service.
 type NodeServiceHandler interface {
 	// Status reports the node's lock, disks, shares, session and job.
@@ -201,6 +238,10 @@ type NodeServiceHandler interface {
 	EnableSession(context.Context, *EnableSessionRequest) (*EnableSessionResponse, error)
 	// DisableSession ends the session, its channels and the lease it used.
 	DisableSession(context.Context, *DisableSessionRequest) (*DisableSessionResponse, error)
+	// WatchRecording sends a recording from an offset on, and then what is added
+	// to it until it ends. The engineer is told who watches. A watcher too slow to
+	// follow is dropped with limit-exceeded and may begin again where it was.
+	WatchRecording(context.Context, *WatchRecordingRequest, NodeServiceWatchRecordingServerStream) error
 	// OpenBulk asks the node to dial its bulk connection.
 	OpenBulk(context.Context, *OpenBulkRequest) (*OpenBulkResponse, error)
 	// UpdateTrustPolicy installs a higher version, signed as the old one asks.
@@ -218,6 +259,7 @@ func RegisterNodeServiceHandler(server *connect.Server, svc NodeServiceHandler) 
 		connect.Method{Spec: nodeServiceLockSpec(), Handler: adapter.lock},
 		connect.Method{Spec: nodeServiceEnableSessionSpec(), Handler: adapter.enableSession},
 		connect.Method{Spec: nodeServiceDisableSessionSpec(), Handler: adapter.disableSession},
+		connect.Method{Spec: nodeServiceWatchRecordingSpec(), Handler: adapter.watchRecording},
 		connect.Method{Spec: nodeServiceOpenBulkSpec(), Handler: adapter.openBulk},
 		connect.Method{Spec: nodeServiceUpdateTrustPolicySpec(), Handler: adapter.updateTrustPolicy},
 	)
@@ -235,6 +277,22 @@ func (s NodeServiceUnlockServerStream) SendHeaders() error {
 
 // Send sends a response message to the client.
 func (s NodeServiceUnlockServerStream) Send(res *UnlockResponse) error {
+	return s.stream.Send(res)
+}
+
+// NodeServiceWatchRecordingServerStream is the server stream for the NodeService's WatchRecording
+// RPC.
+type NodeServiceWatchRecordingServerStream struct {
+	stream connect.ServerStream
+}
+
+// SendHeaders flushes the response headers without a message. The first Send does this implicitly.
+func (s NodeServiceWatchRecordingServerStream) SendHeaders() error {
+	return s.stream.SendHeaders()
+}
+
+// Send sends a response message to the client.
+func (s NodeServiceWatchRecordingServerStream) Send(res *WatchRecordingResponse) error {
 	return s.stream.Send(res)
 }
 
@@ -267,6 +325,10 @@ func (UnimplementedNodeServiceHandler) EnableSession(context.Context, *EnableSes
 
 func (UnimplementedNodeServiceHandler) DisableSession(context.Context, *DisableSessionRequest) (*DisableSessionResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "device.v1.NodeService.DisableSession is not implemented")
+}
+
+func (UnimplementedNodeServiceHandler) WatchRecording(context.Context, *WatchRecordingRequest, NodeServiceWatchRecordingServerStream) error {
+	return connect.NewError(connect.CodeUnimplemented, "device.v1.NodeService.WatchRecording is not implemented")
 }
 
 func (UnimplementedNodeServiceHandler) OpenBulk(context.Context, *OpenBulkRequest) (*OpenBulkResponse, error) {
@@ -335,6 +397,14 @@ func (c *nodeServiceClient) DisableSession(ctx context.Context, req *DisableSess
 		return nil, err
 	}
 	return &res, nil
+}
+
+func (c *nodeServiceClient) WatchRecording(ctx context.Context, req *WatchRecordingRequest) (NodeServiceWatchRecordingClientStream, error) {
+	stream, err := c.client.CallServerStream(ctx, nodeServiceWatchRecordingSpec(), req)
+	if err != nil {
+		return NodeServiceWatchRecordingClientStream{}, err
+	}
+	return NodeServiceWatchRecordingClientStream{stream: stream}, nil
 }
 
 func (c *nodeServiceClient) OpenBulk(ctx context.Context, req *OpenBulkRequest) (*OpenBulkResponse, error) {
@@ -435,6 +505,14 @@ func (h nodeServiceHandler) disableSession(ctx context.Context, _ connect.Spec, 
 	return stream.Send(res)
 }
 
+func (h nodeServiceHandler) watchRecording(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req WatchRecordingRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	return h.svc.WatchRecording(ctx, &req, NodeServiceWatchRecordingServerStream{stream: stream})
+}
+
 func (h nodeServiceHandler) openBulk(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
 	var req OpenBulkRequest
 	if err := stream.Receive(&req); err != nil {
@@ -495,6 +573,13 @@ var (
 			Procedure:  ControlServiceReportManifestProcedure,
 		}
 	})
+	controlServiceAppendRecordingSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeUnary,
+			Schema:     File_device_v1_device_proto.Services().ByName("ControlService").Methods().ByName("AppendRecording"),
+			Procedure:  ControlServiceAppendRecordingProcedure,
+		}
+	})
 )
 
 // ControlServiceClient is a client for the device.v1.ControlService service.
@@ -510,6 +595,9 @@ type ControlServiceClient interface {
 	ReportJob(context.Context, *ReportJobRequest) (*ReportJobResponse, error)
 	// ReportManifest brings the bills of materials made by prepare-to-ship.
 	ReportManifest(context.Context, *ReportManifestRequest) (*ReportManifestResponse, error)
+	// AppendRecording brings a recording, piece by piece while it grows. What the
+	// control plane has already is not an error: the answer says where to go on.
+	AppendRecording(context.Context, *AppendRecordingRequest) (*AppendRecordingResponse, error)
 }
 
 // NewControlServiceClient constructs a client for the device.v1.ControlService service. Multiple
@@ -531,6 +619,9 @@ type ControlServiceHandler interface {
 	ReportJob(context.Context, *ReportJobRequest) (*ReportJobResponse, error)
 	// ReportManifest brings the bills of materials made by prepare-to-ship.
 	ReportManifest(context.Context, *ReportManifestRequest) (*ReportManifestResponse, error)
+	// AppendRecording brings a recording, piece by piece while it grows. What the
+	// control plane has already is not an error: the answer says where to go on.
+	AppendRecording(context.Context, *AppendRecordingRequest) (*AppendRecordingResponse, error)
 }
 
 // RegisterControlServiceHandler registers svc as the device.v1.ControlService implementation on
@@ -543,6 +634,7 @@ func RegisterControlServiceHandler(server *connect.Server, svc ControlServiceHan
 		connect.Method{Spec: controlServiceRenewCertificateSpec(), Handler: adapter.renewCertificate},
 		connect.Method{Spec: controlServiceReportJobSpec(), Handler: adapter.reportJob},
 		connect.Method{Spec: controlServiceReportManifestSpec(), Handler: adapter.reportManifest},
+		connect.Method{Spec: controlServiceAppendRecordingSpec(), Handler: adapter.appendRecording},
 	)
 }
 
@@ -567,6 +659,10 @@ func (UnimplementedControlServiceHandler) ReportJob(context.Context, *ReportJobR
 
 func (UnimplementedControlServiceHandler) ReportManifest(context.Context, *ReportManifestRequest) (*ReportManifestResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "device.v1.ControlService.ReportManifest is not implemented")
+}
+
+func (UnimplementedControlServiceHandler) AppendRecording(context.Context, *AppendRecordingRequest) (*AppendRecordingResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "device.v1.ControlService.AppendRecording is not implemented")
 }
 
 type controlServiceClient struct {
@@ -608,6 +704,14 @@ func (c *controlServiceClient) ReportJob(ctx context.Context, req *ReportJobRequ
 func (c *controlServiceClient) ReportManifest(ctx context.Context, req *ReportManifestRequest) (*ReportManifestResponse, error) {
 	var res ReportManifestResponse
 	if err := c.client.CallUnary(ctx, controlServiceReportManifestSpec(), req, &res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+func (c *controlServiceClient) AppendRecording(ctx context.Context, req *AppendRecordingRequest) (*AppendRecordingResponse, error) {
+	var res AppendRecordingResponse
+	if err := c.client.CallUnary(ctx, controlServiceAppendRecordingSpec(), req, &res); err != nil {
 		return nil, err
 	}
 	return &res, nil
@@ -669,6 +773,18 @@ func (h controlServiceHandler) reportManifest(ctx context.Context, _ connect.Spe
 		return err
 	}
 	res, err := h.svc.ReportManifest(ctx, &req)
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
+}
+
+func (h controlServiceHandler) appendRecording(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req AppendRecordingRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	res, err := h.svc.AppendRecording(ctx, &req)
 	if err != nil {
 		return err
 	}

@@ -461,6 +461,8 @@ type SessionStatus struct {
 	Engineer      string                 `protobuf:"bytes,2,opt,name=engineer,proto3" json:"engineer,omitempty"`
 	Expires       int64                  `protobuf:"varint,3,opt,name=expires,proto3" json:"expires,omitempty"`
 	Connections   int32                  `protobuf:"varint,4,opt,name=connections,proto3" json:"connections,omitempty"`
+	Recording     string                 `protobuf:"bytes,5,opt,name=recording,proto3" json:"recording,omitempty"` // of this session, once somebody logged in
+	Watchers      []string               `protobuf:"bytes,6,rep,name=watchers,proto3" json:"watchers,omitempty"`   // who watches it now
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -521,6 +523,20 @@ func (x *SessionStatus) GetConnections() int32 {
 		return x.Connections
 	}
 	return 0
+}
+
+func (x *SessionStatus) GetRecording() string {
+	if x != nil {
+		return x.Recording
+	}
+	return ""
+}
+
+func (x *SessionStatus) GetWatchers() []string {
+	if x != nil {
+		return x.Watchers
+	}
+	return nil
 }
 
 type JobStatus struct {
@@ -1287,6 +1303,142 @@ func (x *DisableSessionResponse) GetStatus() *NodeStatus {
 	return nil
 }
 
+type WatchRecordingRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Session       string                 `protobuf:"bytes,1,opt,name=session,proto3" json:"session,omitempty"`     // the support session whose recording is meant, or
+	Recording     string                 `protobuf:"bytes,2,opt,name=recording,proto3" json:"recording,omitempty"` // the recording itself
+	Offset        int64                  `protobuf:"varint,3,opt,name=offset,proto3" json:"offset,omitempty"`      // from which byte on
+	Watcher       string                 `protobuf:"bytes,4,opt,name=watcher,proto3" json:"watcher,omitempty"`     // protocol.Person: the name that the engineer sees
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WatchRecordingRequest) Reset() {
+	*x = WatchRecordingRequest{}
+	mi := &file_device_v1_device_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WatchRecordingRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WatchRecordingRequest) ProtoMessage() {}
+
+func (x *WatchRecordingRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_device_v1_device_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WatchRecordingRequest.ProtoReflect.Descriptor instead.
+func (*WatchRecordingRequest) Descriptor() ([]byte, []int) {
+	return file_device_v1_device_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *WatchRecordingRequest) GetSession() string {
+	if x != nil {
+		return x.Session
+	}
+	return ""
+}
+
+func (x *WatchRecordingRequest) GetRecording() string {
+	if x != nil {
+		return x.Recording
+	}
+	return ""
+}
+
+func (x *WatchRecordingRequest) GetOffset() int64 {
+	if x != nil {
+		return x.Offset
+	}
+	return 0
+}
+
+func (x *WatchRecordingRequest) GetWatcher() string {
+	if x != nil {
+		return x.Watcher
+	}
+	return ""
+}
+
+type WatchRecordingResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Recording     string                 `protobuf:"bytes,1,opt,name=recording,proto3" json:"recording,omitempty"` // which it is
+	Offset        int64                  `protobuf:"varint,2,opt,name=offset,proto3" json:"offset,omitempty"`      // of the first byte of data
+	Data          []byte                 `protobuf:"bytes,3,opt,name=data,proto3" json:"data,omitempty"`           // at most 16 KiB; whole frames are not promised
+	Ended         bool                   `protobuf:"varint,4,opt,name=ended,proto3" json:"ended,omitempty"`        // last message: the recording is closed, and this was all of it
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WatchRecordingResponse) Reset() {
+	*x = WatchRecordingResponse{}
+	mi := &file_device_v1_device_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WatchRecordingResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WatchRecordingResponse) ProtoMessage() {}
+
+func (x *WatchRecordingResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_device_v1_device_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WatchRecordingResponse.ProtoReflect.Descriptor instead.
+func (*WatchRecordingResponse) Descriptor() ([]byte, []int) {
+	return file_device_v1_device_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *WatchRecordingResponse) GetRecording() string {
+	if x != nil {
+		return x.Recording
+	}
+	return ""
+}
+
+func (x *WatchRecordingResponse) GetOffset() int64 {
+	if x != nil {
+		return x.Offset
+	}
+	return 0
+}
+
+func (x *WatchRecordingResponse) GetData() []byte {
+	if x != nil {
+		return x.Data
+	}
+	return nil
+}
+
+func (x *WatchRecordingResponse) GetEnded() bool {
+	if x != nil {
+		return x.Ended
+	}
+	return false
+}
+
 type OpenBulkRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -1295,7 +1447,7 @@ type OpenBulkRequest struct {
 
 func (x *OpenBulkRequest) Reset() {
 	*x = OpenBulkRequest{}
-	mi := &file_device_v1_device_proto_msgTypes[19]
+	mi := &file_device_v1_device_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1307,7 +1459,7 @@ func (x *OpenBulkRequest) String() string {
 func (*OpenBulkRequest) ProtoMessage() {}
 
 func (x *OpenBulkRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_device_v1_device_proto_msgTypes[19]
+	mi := &file_device_v1_device_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1320,7 +1472,7 @@ func (x *OpenBulkRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OpenBulkRequest.ProtoReflect.Descriptor instead.
 func (*OpenBulkRequest) Descriptor() ([]byte, []int) {
-	return file_device_v1_device_proto_rawDescGZIP(), []int{19}
+	return file_device_v1_device_proto_rawDescGZIP(), []int{21}
 }
 
 type OpenBulkResponse struct {
@@ -1331,7 +1483,7 @@ type OpenBulkResponse struct {
 
 func (x *OpenBulkResponse) Reset() {
 	*x = OpenBulkResponse{}
-	mi := &file_device_v1_device_proto_msgTypes[20]
+	mi := &file_device_v1_device_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1343,7 +1495,7 @@ func (x *OpenBulkResponse) String() string {
 func (*OpenBulkResponse) ProtoMessage() {}
 
 func (x *OpenBulkResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_device_v1_device_proto_msgTypes[20]
+	mi := &file_device_v1_device_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1356,7 +1508,7 @@ func (x *OpenBulkResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OpenBulkResponse.ProtoReflect.Descriptor instead.
 func (*OpenBulkResponse) Descriptor() ([]byte, []int) {
-	return file_device_v1_device_proto_rawDescGZIP(), []int{20}
+	return file_device_v1_device_proto_rawDescGZIP(), []int{22}
 }
 
 type UpdateTrustPolicyRequest struct {
@@ -1368,7 +1520,7 @@ type UpdateTrustPolicyRequest struct {
 
 func (x *UpdateTrustPolicyRequest) Reset() {
 	*x = UpdateTrustPolicyRequest{}
-	mi := &file_device_v1_device_proto_msgTypes[21]
+	mi := &file_device_v1_device_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1380,7 +1532,7 @@ func (x *UpdateTrustPolicyRequest) String() string {
 func (*UpdateTrustPolicyRequest) ProtoMessage() {}
 
 func (x *UpdateTrustPolicyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_device_v1_device_proto_msgTypes[21]
+	mi := &file_device_v1_device_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1393,7 +1545,7 @@ func (x *UpdateTrustPolicyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateTrustPolicyRequest.ProtoReflect.Descriptor instead.
 func (*UpdateTrustPolicyRequest) Descriptor() ([]byte, []int) {
-	return file_device_v1_device_proto_rawDescGZIP(), []int{21}
+	return file_device_v1_device_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *UpdateTrustPolicyRequest) GetPolicy() []byte {
@@ -1413,7 +1565,7 @@ type UpdateTrustPolicyResponse struct {
 
 func (x *UpdateTrustPolicyResponse) Reset() {
 	*x = UpdateTrustPolicyResponse{}
-	mi := &file_device_v1_device_proto_msgTypes[22]
+	mi := &file_device_v1_device_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1425,7 +1577,7 @@ func (x *UpdateTrustPolicyResponse) String() string {
 func (*UpdateTrustPolicyResponse) ProtoMessage() {}
 
 func (x *UpdateTrustPolicyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_device_v1_device_proto_msgTypes[22]
+	mi := &file_device_v1_device_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1438,7 +1590,7 @@ func (x *UpdateTrustPolicyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateTrustPolicyResponse.ProtoReflect.Descriptor instead.
 func (*UpdateTrustPolicyResponse) Descriptor() ([]byte, []int) {
-	return file_device_v1_device_proto_rawDescGZIP(), []int{22}
+	return file_device_v1_device_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *UpdateTrustPolicyResponse) GetVersion() int32 {
@@ -1466,7 +1618,7 @@ type HeartbeatRequest struct {
 
 func (x *HeartbeatRequest) Reset() {
 	*x = HeartbeatRequest{}
-	mi := &file_device_v1_device_proto_msgTypes[23]
+	mi := &file_device_v1_device_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1478,7 +1630,7 @@ func (x *HeartbeatRequest) String() string {
 func (*HeartbeatRequest) ProtoMessage() {}
 
 func (x *HeartbeatRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_device_v1_device_proto_msgTypes[23]
+	mi := &file_device_v1_device_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1491,7 +1643,7 @@ func (x *HeartbeatRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeartbeatRequest.ProtoReflect.Descriptor instead.
 func (*HeartbeatRequest) Descriptor() ([]byte, []int) {
-	return file_device_v1_device_proto_rawDescGZIP(), []int{23}
+	return file_device_v1_device_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *HeartbeatRequest) GetStatus() *NodeStatus {
@@ -1526,7 +1678,7 @@ type HeartbeatResponse struct {
 
 func (x *HeartbeatResponse) Reset() {
 	*x = HeartbeatResponse{}
-	mi := &file_device_v1_device_proto_msgTypes[24]
+	mi := &file_device_v1_device_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1538,7 +1690,7 @@ func (x *HeartbeatResponse) String() string {
 func (*HeartbeatResponse) ProtoMessage() {}
 
 func (x *HeartbeatResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_device_v1_device_proto_msgTypes[24]
+	mi := &file_device_v1_device_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1551,7 +1703,7 @@ func (x *HeartbeatResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeartbeatResponse.ProtoReflect.Descriptor instead.
 func (*HeartbeatResponse) Descriptor() ([]byte, []int) {
-	return file_device_v1_device_proto_rawDescGZIP(), []int{24}
+	return file_device_v1_device_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *HeartbeatResponse) GetTime() int64 {
@@ -1586,7 +1738,7 @@ type ChainRecord struct {
 
 func (x *ChainRecord) Reset() {
 	*x = ChainRecord{}
-	mi := &file_device_v1_device_proto_msgTypes[25]
+	mi := &file_device_v1_device_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1598,7 +1750,7 @@ func (x *ChainRecord) String() string {
 func (*ChainRecord) ProtoMessage() {}
 
 func (x *ChainRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_device_v1_device_proto_msgTypes[25]
+	mi := &file_device_v1_device_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1611,7 +1763,7 @@ func (x *ChainRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChainRecord.ProtoReflect.Descriptor instead.
 func (*ChainRecord) Descriptor() ([]byte, []int) {
-	return file_device_v1_device_proto_rawDescGZIP(), []int{25}
+	return file_device_v1_device_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *ChainRecord) GetIndex() int64 {
@@ -1638,7 +1790,7 @@ type AppendRecordsRequest struct {
 
 func (x *AppendRecordsRequest) Reset() {
 	*x = AppendRecordsRequest{}
-	mi := &file_device_v1_device_proto_msgTypes[26]
+	mi := &file_device_v1_device_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1650,7 +1802,7 @@ func (x *AppendRecordsRequest) String() string {
 func (*AppendRecordsRequest) ProtoMessage() {}
 
 func (x *AppendRecordsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_device_v1_device_proto_msgTypes[26]
+	mi := &file_device_v1_device_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1663,7 +1815,7 @@ func (x *AppendRecordsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AppendRecordsRequest.ProtoReflect.Descriptor instead.
 func (*AppendRecordsRequest) Descriptor() ([]byte, []int) {
-	return file_device_v1_device_proto_rawDescGZIP(), []int{26}
+	return file_device_v1_device_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *AppendRecordsRequest) GetRecords() []*ChainRecord {
@@ -1689,7 +1841,7 @@ type AppendRecordsResponse struct {
 
 func (x *AppendRecordsResponse) Reset() {
 	*x = AppendRecordsResponse{}
-	mi := &file_device_v1_device_proto_msgTypes[27]
+	mi := &file_device_v1_device_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1701,7 +1853,7 @@ func (x *AppendRecordsResponse) String() string {
 func (*AppendRecordsResponse) ProtoMessage() {}
 
 func (x *AppendRecordsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_device_v1_device_proto_msgTypes[27]
+	mi := &file_device_v1_device_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1714,7 +1866,7 @@ func (x *AppendRecordsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AppendRecordsResponse.ProtoReflect.Descriptor instead.
 func (*AppendRecordsResponse) Descriptor() ([]byte, []int) {
-	return file_device_v1_device_proto_rawDescGZIP(), []int{27}
+	return file_device_v1_device_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *AppendRecordsResponse) GetAcked() int64 {
@@ -1733,7 +1885,7 @@ type RenewCertificateRequest struct {
 
 func (x *RenewCertificateRequest) Reset() {
 	*x = RenewCertificateRequest{}
-	mi := &file_device_v1_device_proto_msgTypes[28]
+	mi := &file_device_v1_device_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1745,7 +1897,7 @@ func (x *RenewCertificateRequest) String() string {
 func (*RenewCertificateRequest) ProtoMessage() {}
 
 func (x *RenewCertificateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_device_v1_device_proto_msgTypes[28]
+	mi := &file_device_v1_device_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1758,7 +1910,7 @@ func (x *RenewCertificateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewCertificateRequest.ProtoReflect.Descriptor instead.
 func (*RenewCertificateRequest) Descriptor() ([]byte, []int) {
-	return file_device_v1_device_proto_rawDescGZIP(), []int{28}
+	return file_device_v1_device_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *RenewCertificateRequest) GetCsr() []byte {
@@ -1777,7 +1929,7 @@ type RenewCertificateResponse struct {
 
 func (x *RenewCertificateResponse) Reset() {
 	*x = RenewCertificateResponse{}
-	mi := &file_device_v1_device_proto_msgTypes[29]
+	mi := &file_device_v1_device_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1789,7 +1941,7 @@ func (x *RenewCertificateResponse) String() string {
 func (*RenewCertificateResponse) ProtoMessage() {}
 
 func (x *RenewCertificateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_device_v1_device_proto_msgTypes[29]
+	mi := &file_device_v1_device_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1802,7 +1954,7 @@ func (x *RenewCertificateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewCertificateResponse.ProtoReflect.Descriptor instead.
 func (*RenewCertificateResponse) Descriptor() ([]byte, []int) {
-	return file_device_v1_device_proto_rawDescGZIP(), []int{29}
+	return file_device_v1_device_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *RenewCertificateResponse) GetChain() [][]byte {
@@ -1825,7 +1977,7 @@ type ReportJobRequest struct {
 
 func (x *ReportJobRequest) Reset() {
 	*x = ReportJobRequest{}
-	mi := &file_device_v1_device_proto_msgTypes[30]
+	mi := &file_device_v1_device_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1837,7 +1989,7 @@ func (x *ReportJobRequest) String() string {
 func (*ReportJobRequest) ProtoMessage() {}
 
 func (x *ReportJobRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_device_v1_device_proto_msgTypes[30]
+	mi := &file_device_v1_device_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1850,7 +2002,7 @@ func (x *ReportJobRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportJobRequest.ProtoReflect.Descriptor instead.
 func (*ReportJobRequest) Descriptor() ([]byte, []int) {
-	return file_device_v1_device_proto_rawDescGZIP(), []int{30}
+	return file_device_v1_device_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *ReportJobRequest) GetOrder() string {
@@ -1896,7 +2048,7 @@ type ReportJobResponse struct {
 
 func (x *ReportJobResponse) Reset() {
 	*x = ReportJobResponse{}
-	mi := &file_device_v1_device_proto_msgTypes[31]
+	mi := &file_device_v1_device_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1908,7 +2060,7 @@ func (x *ReportJobResponse) String() string {
 func (*ReportJobResponse) ProtoMessage() {}
 
 func (x *ReportJobResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_device_v1_device_proto_msgTypes[31]
+	mi := &file_device_v1_device_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1921,7 +2073,7 @@ func (x *ReportJobResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportJobResponse.ProtoReflect.Descriptor instead.
 func (*ReportJobResponse) Descriptor() ([]byte, []int) {
-	return file_device_v1_device_proto_rawDescGZIP(), []int{31}
+	return file_device_v1_device_proto_rawDescGZIP(), []int{33}
 }
 
 type ReportManifestRequest struct {
@@ -1936,7 +2088,7 @@ type ReportManifestRequest struct {
 
 func (x *ReportManifestRequest) Reset() {
 	*x = ReportManifestRequest{}
-	mi := &file_device_v1_device_proto_msgTypes[32]
+	mi := &file_device_v1_device_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1948,7 +2100,7 @@ func (x *ReportManifestRequest) String() string {
 func (*ReportManifestRequest) ProtoMessage() {}
 
 func (x *ReportManifestRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_device_v1_device_proto_msgTypes[32]
+	mi := &file_device_v1_device_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1961,7 +2113,7 @@ func (x *ReportManifestRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportManifestRequest.ProtoReflect.Descriptor instead.
 func (*ReportManifestRequest) Descriptor() ([]byte, []int) {
-	return file_device_v1_device_proto_rawDescGZIP(), []int{32}
+	return file_device_v1_device_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *ReportManifestRequest) GetOrder() string {
@@ -2006,7 +2158,7 @@ type Manifest struct {
 
 func (x *Manifest) Reset() {
 	*x = Manifest{}
-	mi := &file_device_v1_device_proto_msgTypes[33]
+	mi := &file_device_v1_device_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2018,7 +2170,7 @@ func (x *Manifest) String() string {
 func (*Manifest) ProtoMessage() {}
 
 func (x *Manifest) ProtoReflect() protoreflect.Message {
-	mi := &file_device_v1_device_proto_msgTypes[33]
+	mi := &file_device_v1_device_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2031,7 +2183,7 @@ func (x *Manifest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Manifest.ProtoReflect.Descriptor instead.
 func (*Manifest) Descriptor() ([]byte, []int) {
-	return file_device_v1_device_proto_rawDescGZIP(), []int{33}
+	return file_device_v1_device_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *Manifest) GetDisk() string {
@@ -2084,7 +2236,7 @@ type ReportManifestResponse struct {
 
 func (x *ReportManifestResponse) Reset() {
 	*x = ReportManifestResponse{}
-	mi := &file_device_v1_device_proto_msgTypes[34]
+	mi := &file_device_v1_device_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2096,7 +2248,7 @@ func (x *ReportManifestResponse) String() string {
 func (*ReportManifestResponse) ProtoMessage() {}
 
 func (x *ReportManifestResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_device_v1_device_proto_msgTypes[34]
+	mi := &file_device_v1_device_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2109,7 +2261,7 @@ func (x *ReportManifestResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportManifestResponse.ProtoReflect.Descriptor instead.
 func (*ReportManifestResponse) Descriptor() ([]byte, []int) {
-	return file_device_v1_device_proto_rawDescGZIP(), []int{34}
+	return file_device_v1_device_proto_rawDescGZIP(), []int{36}
 }
 
 type EnrolRequest struct {
@@ -2127,7 +2279,7 @@ type EnrolRequest struct {
 
 func (x *EnrolRequest) Reset() {
 	*x = EnrolRequest{}
-	mi := &file_device_v1_device_proto_msgTypes[35]
+	mi := &file_device_v1_device_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2139,7 +2291,7 @@ func (x *EnrolRequest) String() string {
 func (*EnrolRequest) ProtoMessage() {}
 
 func (x *EnrolRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_device_v1_device_proto_msgTypes[35]
+	mi := &file_device_v1_device_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2152,7 +2304,7 @@ func (x *EnrolRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EnrolRequest.ProtoReflect.Descriptor instead.
 func (*EnrolRequest) Descriptor() ([]byte, []int) {
-	return file_device_v1_device_proto_rawDescGZIP(), []int{35}
+	return file_device_v1_device_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *EnrolRequest) GetToken() string {
@@ -2217,7 +2369,7 @@ type EnrolResponse struct {
 
 func (x *EnrolResponse) Reset() {
 	*x = EnrolResponse{}
-	mi := &file_device_v1_device_proto_msgTypes[36]
+	mi := &file_device_v1_device_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2229,7 +2381,7 @@ func (x *EnrolResponse) String() string {
 func (*EnrolResponse) ProtoMessage() {}
 
 func (x *EnrolResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_device_v1_device_proto_msgTypes[36]
+	mi := &file_device_v1_device_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2242,7 +2394,7 @@ func (x *EnrolResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EnrolResponse.ProtoReflect.Descriptor instead.
 func (*EnrolResponse) Descriptor() ([]byte, []int) {
-	return file_device_v1_device_proto_rawDescGZIP(), []int{36}
+	return file_device_v1_device_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *EnrolResponse) GetChain() [][]byte {
@@ -2278,6 +2430,134 @@ func (x *EnrolResponse) GetOrder() string {
 		return x.Order
 	}
 	return ""
+}
+
+type AppendRecordingRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Recording     string                 `protobuf:"bytes,1,opt,name=recording,proto3" json:"recording,omitempty"` // "REC-…"; format: protocol/recording
+	Offset        int64                  `protobuf:"varint,2,opt,name=offset,proto3" json:"offset,omitempty"`      // of the first byte of data
+	Data          []byte                 `protobuf:"bytes,3,opt,name=data,proto3" json:"data,omitempty"`           // at most 128 KiB
+	Closed        bool                   `protobuf:"varint,4,opt,name=closed,proto3" json:"closed,omitempty"`      // data reaches the end of a closed recording
+	Digest        string                 `protobuf:"bytes,5,opt,name=digest,proto3" json:"digest,omitempty"`       // when closed: sha256:<hex> of the whole recording
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AppendRecordingRequest) Reset() {
+	*x = AppendRecordingRequest{}
+	mi := &file_device_v1_device_proto_msgTypes[39]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AppendRecordingRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AppendRecordingRequest) ProtoMessage() {}
+
+func (x *AppendRecordingRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_device_v1_device_proto_msgTypes[39]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AppendRecordingRequest.ProtoReflect.Descriptor instead.
+func (*AppendRecordingRequest) Descriptor() ([]byte, []int) {
+	return file_device_v1_device_proto_rawDescGZIP(), []int{39}
+}
+
+func (x *AppendRecordingRequest) GetRecording() string {
+	if x != nil {
+		return x.Recording
+	}
+	return ""
+}
+
+func (x *AppendRecordingRequest) GetOffset() int64 {
+	if x != nil {
+		return x.Offset
+	}
+	return 0
+}
+
+func (x *AppendRecordingRequest) GetData() []byte {
+	if x != nil {
+		return x.Data
+	}
+	return nil
+}
+
+func (x *AppendRecordingRequest) GetClosed() bool {
+	if x != nil {
+		return x.Closed
+	}
+	return false
+}
+
+func (x *AppendRecordingRequest) GetDigest() string {
+	if x != nil {
+		return x.Digest
+	}
+	return ""
+}
+
+type AppendRecordingResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Acked         int64                  `protobuf:"varint,1,opt,name=acked,proto3" json:"acked,omitempty"`         // offset of the next byte expected: all before it is durable
+	Confirmed     bool                   `protobuf:"varint,2,opt,name=confirmed,proto3" json:"confirmed,omitempty"` // the closed recording is kept whole and verified: the node may remove its own
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AppendRecordingResponse) Reset() {
+	*x = AppendRecordingResponse{}
+	mi := &file_device_v1_device_proto_msgTypes[40]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AppendRecordingResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AppendRecordingResponse) ProtoMessage() {}
+
+func (x *AppendRecordingResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_device_v1_device_proto_msgTypes[40]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AppendRecordingResponse.ProtoReflect.Descriptor instead.
+func (*AppendRecordingResponse) Descriptor() ([]byte, []int) {
+	return file_device_v1_device_proto_rawDescGZIP(), []int{40}
+}
+
+func (x *AppendRecordingResponse) GetAcked() int64 {
+	if x != nil {
+		return x.Acked
+	}
+	return 0
+}
+
+func (x *AppendRecordingResponse) GetConfirmed() bool {
+	if x != nil {
+		return x.Confirmed
+	}
+	return false
 }
 
 var File_device_v1_device_proto protoreflect.FileDescriptor
@@ -2324,12 +2604,14 @@ const file_device_v1_device_proto_rawDesc = "" +
 	"\bprotocol\x18\x03 \x01(\tR\bprotocol\x12\x14\n" +
 	"\x05state\x18\x04 \x01(\tR\x05state\x12\x18\n" +
 	"\aaddress\x18\x05 \x01(\tR\aaddress\x12\x16\n" +
-	"\x06access\x18\x06 \x01(\tR\x06access\"\x81\x01\n" +
+	"\x06access\x18\x06 \x01(\tR\x06access\"\xbb\x01\n" +
 	"\rSessionStatus\x12\x18\n" +
 	"\asession\x18\x01 \x01(\tR\asession\x12\x1a\n" +
 	"\bengineer\x18\x02 \x01(\tR\bengineer\x12\x18\n" +
 	"\aexpires\x18\x03 \x01(\x03R\aexpires\x12 \n" +
-	"\vconnections\x18\x04 \x01(\x05R\vconnections\"\xa5\x01\n" +
+	"\vconnections\x18\x04 \x01(\x05R\vconnections\x12\x1c\n" +
+	"\trecording\x18\x05 \x01(\tR\trecording\x12\x1a\n" +
+	"\bwatchers\x18\x06 \x03(\tR\bwatchers\"\xa5\x01\n" +
 	"\tJobStatus\x12\x14\n" +
 	"\x05state\x18\x01 \x01(\tR\x05state\x12\x1f\n" +
 	"\vfiles_total\x18\x02 \x01(\x03R\n" +
@@ -2384,7 +2666,17 @@ const file_device_v1_device_proto_rawDesc = "" +
 	"\asession\x18\x01 \x01(\tR\asession\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\"G\n" +
 	"\x16DisableSessionResponse\x12-\n" +
-	"\x06status\x18\x01 \x01(\v2\x15.device.v1.NodeStatusR\x06status\"\x11\n" +
+	"\x06status\x18\x01 \x01(\v2\x15.device.v1.NodeStatusR\x06status\"\x81\x01\n" +
+	"\x15WatchRecordingRequest\x12\x18\n" +
+	"\asession\x18\x01 \x01(\tR\asession\x12\x1c\n" +
+	"\trecording\x18\x02 \x01(\tR\trecording\x12\x16\n" +
+	"\x06offset\x18\x03 \x01(\x03R\x06offset\x12\x18\n" +
+	"\awatcher\x18\x04 \x01(\tR\awatcher\"x\n" +
+	"\x16WatchRecordingResponse\x12\x1c\n" +
+	"\trecording\x18\x01 \x01(\tR\trecording\x12\x16\n" +
+	"\x06offset\x18\x02 \x01(\x03R\x06offset\x12\x12\n" +
+	"\x04data\x18\x03 \x01(\fR\x04data\x12\x14\n" +
+	"\x05ended\x18\x04 \x01(\bR\x05ended\"\x11\n" +
 	"\x0fOpenBulkRequest\"\x12\n" +
 	"\x10OpenBulkResponse\"2\n" +
 	"\x18UpdateTrustPolicyRequest\x12\x16\n" +
@@ -2451,7 +2743,16 @@ const file_device_v1_device_proto_rawDesc = "" +
 	"\fserver_roots\x18\x02 \x03(\fR\vserverRoots\x12%\n" +
 	"\x0etunnel_address\x18\x03 \x01(\tR\rtunnelAddress\x120\n" +
 	"\x14ssh_host_certificate\x18\x04 \x01(\fR\x12sshHostCertificate\x12\x14\n" +
-	"\x05order\x18\x05 \x01(\tR\x05order2\x9d\x05\n" +
+	"\x05order\x18\x05 \x01(\tR\x05order\"\x92\x01\n" +
+	"\x16AppendRecordingRequest\x12\x1c\n" +
+	"\trecording\x18\x01 \x01(\tR\trecording\x12\x16\n" +
+	"\x06offset\x18\x02 \x01(\x03R\x06offset\x12\x12\n" +
+	"\x04data\x18\x03 \x01(\fR\x04data\x12\x16\n" +
+	"\x06closed\x18\x04 \x01(\bR\x06closed\x12\x16\n" +
+	"\x06digest\x18\x05 \x01(\tR\x06digest\"M\n" +
+	"\x17AppendRecordingResponse\x12\x14\n" +
+	"\x05acked\x18\x01 \x01(\x03R\x05acked\x12\x1c\n" +
+	"\tconfirmed\x18\x02 \x01(\bR\tconfirmed2\xf6\x05\n" +
 	"\vNodeService\x12=\n" +
 	"\x06Status\x12\x18.device.v1.StatusRequest\x1a\x19.device.v1.StatusResponse\x12F\n" +
 	"\tChallenge\x12\x1b.device.v1.ChallengeRequest\x1a\x1c.device.v1.ChallengeResponse\x12?\n" +
@@ -2459,15 +2760,17 @@ const file_device_v1_device_proto_rawDesc = "" +
 	"\x06Commit\x12\x18.device.v1.CommitRequest\x1a\x19.device.v1.CommitResponse\x127\n" +
 	"\x04Lock\x12\x16.device.v1.LockRequest\x1a\x17.device.v1.LockResponse\x12R\n" +
 	"\rEnableSession\x12\x1f.device.v1.EnableSessionRequest\x1a .device.v1.EnableSessionResponse\x12U\n" +
-	"\x0eDisableSession\x12 .device.v1.DisableSessionRequest\x1a!.device.v1.DisableSessionResponse\x12C\n" +
+	"\x0eDisableSession\x12 .device.v1.DisableSessionRequest\x1a!.device.v1.DisableSessionResponse\x12W\n" +
+	"\x0eWatchRecording\x12 .device.v1.WatchRecordingRequest\x1a!.device.v1.WatchRecordingResponse0\x01\x12C\n" +
 	"\bOpenBulk\x12\x1a.device.v1.OpenBulkRequest\x1a\x1b.device.v1.OpenBulkResponse\x12^\n" +
-	"\x11UpdateTrustPolicy\x12#.device.v1.UpdateTrustPolicyRequest\x1a$.device.v1.UpdateTrustPolicyResponse2\xa8\x03\n" +
+	"\x11UpdateTrustPolicy\x12#.device.v1.UpdateTrustPolicyRequest\x1a$.device.v1.UpdateTrustPolicyResponse2\x82\x04\n" +
 	"\x0eControlService\x12F\n" +
 	"\tHeartbeat\x12\x1b.device.v1.HeartbeatRequest\x1a\x1c.device.v1.HeartbeatResponse\x12R\n" +
 	"\rAppendRecords\x12\x1f.device.v1.AppendRecordsRequest\x1a .device.v1.AppendRecordsResponse\x12[\n" +
 	"\x10RenewCertificate\x12\".device.v1.RenewCertificateRequest\x1a#.device.v1.RenewCertificateResponse\x12F\n" +
 	"\tReportJob\x12\x1b.device.v1.ReportJobRequest\x1a\x1c.device.v1.ReportJobResponse\x12U\n" +
-	"\x0eReportManifest\x12 .device.v1.ReportManifestRequest\x1a!.device.v1.ReportManifestResponse2N\n" +
+	"\x0eReportManifest\x12 .device.v1.ReportManifestRequest\x1a!.device.v1.ReportManifestResponse\x12X\n" +
+	"\x0fAppendRecording\x12!.device.v1.AppendRecordingRequest\x1a\".device.v1.AppendRecordingResponse2N\n" +
 	"\x10EnrolmentService\x12:\n" +
 	"\x05Enrol\x12\x17.device.v1.EnrolRequest\x1a\x18.device.v1.EnrolResponseB@Z>github.com/databox-lockbox/lockbox/protocol/device/v1;devicev1b\x06proto3"
 
@@ -2483,7 +2786,7 @@ func file_device_v1_device_proto_rawDescGZIP() []byte {
 	return file_device_v1_device_proto_rawDescData
 }
 
-var file_device_v1_device_proto_msgTypes = make([]protoimpl.MessageInfo, 37)
+var file_device_v1_device_proto_msgTypes = make([]protoimpl.MessageInfo, 41)
 var file_device_v1_device_proto_goTypes = []any{
 	(*StatusRequest)(nil),             // 0: device.v1.StatusRequest
 	(*StatusResponse)(nil),            // 1: device.v1.StatusResponse
@@ -2504,24 +2807,28 @@ var file_device_v1_device_proto_goTypes = []any{
 	(*EnableSessionResponse)(nil),     // 16: device.v1.EnableSessionResponse
 	(*DisableSessionRequest)(nil),     // 17: device.v1.DisableSessionRequest
 	(*DisableSessionResponse)(nil),    // 18: device.v1.DisableSessionResponse
-	(*OpenBulkRequest)(nil),           // 19: device.v1.OpenBulkRequest
-	(*OpenBulkResponse)(nil),          // 20: device.v1.OpenBulkResponse
-	(*UpdateTrustPolicyRequest)(nil),  // 21: device.v1.UpdateTrustPolicyRequest
-	(*UpdateTrustPolicyResponse)(nil), // 22: device.v1.UpdateTrustPolicyResponse
-	(*HeartbeatRequest)(nil),          // 23: device.v1.HeartbeatRequest
-	(*HeartbeatResponse)(nil),         // 24: device.v1.HeartbeatResponse
-	(*ChainRecord)(nil),               // 25: device.v1.ChainRecord
-	(*AppendRecordsRequest)(nil),      // 26: device.v1.AppendRecordsRequest
-	(*AppendRecordsResponse)(nil),     // 27: device.v1.AppendRecordsResponse
-	(*RenewCertificateRequest)(nil),   // 28: device.v1.RenewCertificateRequest
-	(*RenewCertificateResponse)(nil),  // 29: device.v1.RenewCertificateResponse
-	(*ReportJobRequest)(nil),          // 30: device.v1.ReportJobRequest
-	(*ReportJobResponse)(nil),         // 31: device.v1.ReportJobResponse
-	(*ReportManifestRequest)(nil),     // 32: device.v1.ReportManifestRequest
-	(*Manifest)(nil),                  // 33: device.v1.Manifest
-	(*ReportManifestResponse)(nil),    // 34: device.v1.ReportManifestResponse
-	(*EnrolRequest)(nil),              // 35: device.v1.EnrolRequest
-	(*EnrolResponse)(nil),             // 36: device.v1.EnrolResponse
+	(*WatchRecordingRequest)(nil),     // 19: device.v1.WatchRecordingRequest
+	(*WatchRecordingResponse)(nil),    // 20: device.v1.WatchRecordingResponse
+	(*OpenBulkRequest)(nil),           // 21: device.v1.OpenBulkRequest
+	(*OpenBulkResponse)(nil),          // 22: device.v1.OpenBulkResponse
+	(*UpdateTrustPolicyRequest)(nil),  // 23: device.v1.UpdateTrustPolicyRequest
+	(*UpdateTrustPolicyResponse)(nil), // 24: device.v1.UpdateTrustPolicyResponse
+	(*HeartbeatRequest)(nil),          // 25: device.v1.HeartbeatRequest
+	(*HeartbeatResponse)(nil),         // 26: device.v1.HeartbeatResponse
+	(*ChainRecord)(nil),               // 27: device.v1.ChainRecord
+	(*AppendRecordsRequest)(nil),      // 28: device.v1.AppendRecordsRequest
+	(*AppendRecordsResponse)(nil),     // 29: device.v1.AppendRecordsResponse
+	(*RenewCertificateRequest)(nil),   // 30: device.v1.RenewCertificateRequest
+	(*RenewCertificateResponse)(nil),  // 31: device.v1.RenewCertificateResponse
+	(*ReportJobRequest)(nil),          // 32: device.v1.ReportJobRequest
+	(*ReportJobResponse)(nil),         // 33: device.v1.ReportJobResponse
+	(*ReportManifestRequest)(nil),     // 34: device.v1.ReportManifestRequest
+	(*Manifest)(nil),                  // 35: device.v1.Manifest
+	(*ReportManifestResponse)(nil),    // 36: device.v1.ReportManifestResponse
+	(*EnrolRequest)(nil),              // 37: device.v1.EnrolRequest
+	(*EnrolResponse)(nil),             // 38: device.v1.EnrolResponse
+	(*AppendRecordingRequest)(nil),    // 39: device.v1.AppendRecordingRequest
+	(*AppendRecordingResponse)(nil),   // 40: device.v1.AppendRecordingResponse
 }
 var file_device_v1_device_proto_depIdxs = []int32{
 	2,  // 0: device.v1.StatusResponse.status:type_name -> device.v1.NodeStatus
@@ -2533,9 +2840,9 @@ var file_device_v1_device_proto_depIdxs = []int32{
 	2,  // 6: device.v1.LockResponse.status:type_name -> device.v1.NodeStatus
 	2,  // 7: device.v1.DisableSessionResponse.status:type_name -> device.v1.NodeStatus
 	2,  // 8: device.v1.HeartbeatRequest.status:type_name -> device.v1.NodeStatus
-	25, // 9: device.v1.AppendRecordsRequest.records:type_name -> device.v1.ChainRecord
+	27, // 9: device.v1.AppendRecordsRequest.records:type_name -> device.v1.ChainRecord
 	6,  // 10: device.v1.ReportJobRequest.job:type_name -> device.v1.JobStatus
-	33, // 11: device.v1.ReportManifestRequest.manifests:type_name -> device.v1.Manifest
+	35, // 11: device.v1.ReportManifestRequest.manifests:type_name -> device.v1.Manifest
 	3,  // 12: device.v1.EnrolRequest.disks:type_name -> device.v1.DiskStatus
 	0,  // 13: device.v1.NodeService.Status:input_type -> device.v1.StatusRequest
 	7,  // 14: device.v1.NodeService.Challenge:input_type -> device.v1.ChallengeRequest
@@ -2544,31 +2851,35 @@ var file_device_v1_device_proto_depIdxs = []int32{
 	13, // 17: device.v1.NodeService.Lock:input_type -> device.v1.LockRequest
 	15, // 18: device.v1.NodeService.EnableSession:input_type -> device.v1.EnableSessionRequest
 	17, // 19: device.v1.NodeService.DisableSession:input_type -> device.v1.DisableSessionRequest
-	19, // 20: device.v1.NodeService.OpenBulk:input_type -> device.v1.OpenBulkRequest
-	21, // 21: device.v1.NodeService.UpdateTrustPolicy:input_type -> device.v1.UpdateTrustPolicyRequest
-	23, // 22: device.v1.ControlService.Heartbeat:input_type -> device.v1.HeartbeatRequest
-	26, // 23: device.v1.ControlService.AppendRecords:input_type -> device.v1.AppendRecordsRequest
-	28, // 24: device.v1.ControlService.RenewCertificate:input_type -> device.v1.RenewCertificateRequest
-	30, // 25: device.v1.ControlService.ReportJob:input_type -> device.v1.ReportJobRequest
-	32, // 26: device.v1.ControlService.ReportManifest:input_type -> device.v1.ReportManifestRequest
-	35, // 27: device.v1.EnrolmentService.Enrol:input_type -> device.v1.EnrolRequest
-	1,  // 28: device.v1.NodeService.Status:output_type -> device.v1.StatusResponse
-	8,  // 29: device.v1.NodeService.Challenge:output_type -> device.v1.ChallengeResponse
-	10, // 30: device.v1.NodeService.Unlock:output_type -> device.v1.UnlockResponse
-	12, // 31: device.v1.NodeService.Commit:output_type -> device.v1.CommitResponse
-	14, // 32: device.v1.NodeService.Lock:output_type -> device.v1.LockResponse
-	16, // 33: device.v1.NodeService.EnableSession:output_type -> device.v1.EnableSessionResponse
-	18, // 34: device.v1.NodeService.DisableSession:output_type -> device.v1.DisableSessionResponse
-	20, // 35: device.v1.NodeService.OpenBulk:output_type -> device.v1.OpenBulkResponse
-	22, // 36: device.v1.NodeService.UpdateTrustPolicy:output_type -> device.v1.UpdateTrustPolicyResponse
-	24, // 37: device.v1.ControlService.Heartbeat:output_type -> device.v1.HeartbeatResponse
-	27, // 38: device.v1.ControlService.AppendRecords:output_type -> device.v1.AppendRecordsResponse
-	29, // 39: device.v1.ControlService.RenewCertificate:output_type -> device.v1.RenewCertificateResponse
-	31, // 40: device.v1.ControlService.ReportJob:output_type -> device.v1.ReportJobResponse
-	34, // 41: device.v1.ControlService.ReportManifest:output_type -> device.v1.ReportManifestResponse
-	36, // 42: device.v1.EnrolmentService.Enrol:output_type -> device.v1.EnrolResponse
-	28, // [28:43] is the sub-list for method output_type
-	13, // [13:28] is the sub-list for method input_type
+	19, // 20: device.v1.NodeService.WatchRecording:input_type -> device.v1.WatchRecordingRequest
+	21, // 21: device.v1.NodeService.OpenBulk:input_type -> device.v1.OpenBulkRequest
+	23, // 22: device.v1.NodeService.UpdateTrustPolicy:input_type -> device.v1.UpdateTrustPolicyRequest
+	25, // 23: device.v1.ControlService.Heartbeat:input_type -> device.v1.HeartbeatRequest
+	28, // 24: device.v1.ControlService.AppendRecords:input_type -> device.v1.AppendRecordsRequest
+	30, // 25: device.v1.ControlService.RenewCertificate:input_type -> device.v1.RenewCertificateRequest
+	32, // 26: device.v1.ControlService.ReportJob:input_type -> device.v1.ReportJobRequest
+	34, // 27: device.v1.ControlService.ReportManifest:input_type -> device.v1.ReportManifestRequest
+	39, // 28: device.v1.ControlService.AppendRecording:input_type -> device.v1.AppendRecordingRequest
+	37, // 29: device.v1.EnrolmentService.Enrol:input_type -> device.v1.EnrolRequest
+	1,  // 30: device.v1.NodeService.Status:output_type -> device.v1.StatusResponse
+	8,  // 31: device.v1.NodeService.Challenge:output_type -> device.v1.ChallengeResponse
+	10, // 32: device.v1.NodeService.Unlock:output_type -> device.v1.UnlockResponse
+	12, // 33: device.v1.NodeService.Commit:output_type -> device.v1.CommitResponse
+	14, // 34: device.v1.NodeService.Lock:output_type -> device.v1.LockResponse
+	16, // 35: device.v1.NodeService.EnableSession:output_type -> device.v1.EnableSessionResponse
+	18, // 36: device.v1.NodeService.DisableSession:output_type -> device.v1.DisableSessionResponse
+	20, // 37: device.v1.NodeService.WatchRecording:output_type -> device.v1.WatchRecordingResponse
+	22, // 38: device.v1.NodeService.OpenBulk:output_type -> device.v1.OpenBulkResponse
+	24, // 39: device.v1.NodeService.UpdateTrustPolicy:output_type -> device.v1.UpdateTrustPolicyResponse
+	26, // 40: device.v1.ControlService.Heartbeat:output_type -> device.v1.HeartbeatResponse
+	29, // 41: device.v1.ControlService.AppendRecords:output_type -> device.v1.AppendRecordsResponse
+	31, // 42: device.v1.ControlService.RenewCertificate:output_type -> device.v1.RenewCertificateResponse
+	33, // 43: device.v1.ControlService.ReportJob:output_type -> device.v1.ReportJobResponse
+	36, // 44: device.v1.ControlService.ReportManifest:output_type -> device.v1.ReportManifestResponse
+	40, // 45: device.v1.ControlService.AppendRecording:output_type -> device.v1.AppendRecordingResponse
+	38, // 46: device.v1.EnrolmentService.Enrol:output_type -> device.v1.EnrolResponse
+	30, // [30:47] is the sub-list for method output_type
+	13, // [13:30] is the sub-list for method input_type
 	13, // [13:13] is the sub-list for extension type_name
 	13, // [13:13] is the sub-list for extension extendee
 	0,  // [0:13] is the sub-list for field type_name
@@ -2585,7 +2896,7 @@ func file_device_v1_device_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_device_v1_device_proto_rawDesc), len(file_device_v1_device_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   37,
+			NumMessages:   41,
 			NumExtensions: 0,
 			NumServices:   3,
 		},
