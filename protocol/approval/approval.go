@@ -34,7 +34,8 @@ const Version = 1
 const Skew = 2 * time.Minute
 
 // MaxDocument and MaxOrder bound the payload of a document in bytes. An [Order]
-// carries sealed keys and may be larger than the rest.
+// carries sealed keys, and a [Changes] names of files: these may be larger than
+// the rest.
 const (
 	MaxDocument = 64 << 10
 	MaxOrder    = 256 << 10
@@ -55,6 +56,7 @@ const (
 	KindOrder      Kind = "application/vnd.databox.order+json"
 	KindOpened     Kind = "application/vnd.databox.opened+json"
 	KindCommit     Kind = "application/vnd.databox.commit+json"
+	KindChanges    Kind = "application/vnd.databox.changes+json"
 )
 
 var kindForm = regexp.MustCompile(`^application/vnd\.databox\.([a-z]+)\+json$`)
@@ -75,7 +77,7 @@ func (k Kind) Namespace() string { return "databox-" + k.name() + "@lockbox" }
 // not one of ours.
 func (k Kind) limit() int {
 	switch k {
-	case KindOrder:
+	case KindOrder, KindChanges:
 		return MaxOrder
 	case KindRequest, KindDecision, KindRevocation, KindConsent, KindStanding, KindPolicy,
 		KindChallenge, KindOpened, KindCommit:
