@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/crypto/ssh"
 
+	"github.com/databox-lockbox/lockbox/agent/internal/shell"
 	"github.com/databox-lockbox/lockbox/certs"
 	"github.com/databox-lockbox/lockbox/protocol"
 	"github.com/databox-lockbox/lockbox/protocol/auditlog"
@@ -49,7 +50,7 @@ func (s *Server) ServeConn(ctx context.Context, raw net.Conn, id protocol.Sessio
 		return err
 	}
 	rec := s.record(auditlog.OpConnectSession, auditlog.Success, one)
-	rec.Properties["client"] = visible(string(sc.ClientVersion()))
+	rec.Properties["client"] = shell.Visible(string(sc.ClientVersion()))
 	if _, err := s.cfg.Journal.Append(ctx, rec); err != nil {
 		return fmt.Errorf("cannot record the connection: %w", err)
 	}

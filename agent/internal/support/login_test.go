@@ -1,7 +1,6 @@
 package support
 
 import (
-	"context"
 	"net"
 	"path/filepath"
 	"strings"
@@ -178,11 +177,11 @@ func TestSessionEnds(t *testing.T) {
 			s := newScene(t)
 			s.unlock(approval.ReadOnly, s.session.Key)
 			release := make(chan struct{})
-			hangs(t, release)
+			s.lock.hang(release)
 			s.write("big", strings.Repeat("x", 16<<20))
 
 			idle, stuck, unread := s.client(), s.client(), s.client()
-			if err := must(stuck.NewSession()).Start("hang"); err != nil {
+			if err := must(stuck.NewSession()).Start("disks"); err != nil {
 				t.Fatal(err)
 			}
 			if err := must(unread.NewSession()).Start("cat /shares/contoso_BlockBlob/big"); err != nil { // nobody reads it
@@ -214,15 +213,6 @@ func TestSessionEnds(t *testing.T) {
 			}
 		})
 	}
-}
-
-// hangs adds a command that hears of no context.
-func hangs(t *testing.T, release <-chan struct{}) {
-	commands["hang"] = command{usage: "hang", run: func(_ context.Context, s *shell, args []string) error {
-		<-release
-		return nil
-	}}
-	t.Cleanup(func() { delete(commands, "hang") })
 }
 
 func TestHandshakesEndToo(t *testing.T) {

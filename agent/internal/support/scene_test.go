@@ -70,7 +70,14 @@ func signer(key ed25519.PrivateKey) ssh.Signer { return must(ssh.NewSignerFromKe
 type fakeLock struct {
 	mu    sync.Mutex
 	lease *lock.Lease
-	job   *devicev1.JobStatus
+	stuck <-chan struct{}
+}
+
+// hang makes a look at the status hear of no context, until release is closed.
+func (f *fakeLock) hang(release <-chan struct{}) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.stuck = release
 }
 
 func (f *fakeLock) set(l *lock.Lease) {
@@ -89,8 +96,14 @@ func (f *fakeLock) Lease() (lock.Lease, bool) {
 }
 
 func (f *fakeLock) Status() *devicev1.NodeStatus {
+	f.mu.Lock()
+	stuck := f.stuck
+	f.mu.Unlock()
+	if stuck != nil {
+		<-stuck
+	}
 	l, unlocked := f.Lease()
-	s := &devicev1.NodeStatus{State: "Locked", Job: f.job, Disks: []*devicev1.DiskStatus{{Disk: "disk1", State: "locked", Method: "XTS-AES-128"}}}
+	s := &devicev1.NodeStatus{State: "Locked", Disks: []*devicev1.DiskStatus{{Disk: "disk1", State: "locked", Method: "XTS-AES-128"}}}
 	if unlocked {
 		s.State, s.Disks[0].State = "Unlocked", "mounted"
 		s.Shares = []*devicev1.ShareStatus{{Name: "contoso_BlockBlob", State: "open", Protocol: "smb", Address: l.Address, Access: string(l.Access)}}

@@ -10,8 +10,7 @@
 //     put out within two seconds.
 //   - Every command is recorded before it runs, and how it ended after. If that
 //     fails, the connection ends. Who types faster than is worth recording waits.
-//   - There is no process behind the shell: its commands are this package's own,
-//     they see the share folders of the lease and nothing else.
+//   - What is typed is evaluated by package shell: there is no process behind it.
 package support
 
 import (
@@ -29,6 +28,7 @@ import (
 	"golang.org/x/crypto/ssh"
 
 	"github.com/databox-lockbox/lockbox/agent/internal/lock"
+	"github.com/databox-lockbox/lockbox/agent/internal/shell"
 	"github.com/databox-lockbox/lockbox/protocol"
 	"github.com/databox-lockbox/lockbox/protocol/auditlog"
 	devicev1 "github.com/databox-lockbox/lockbox/protocol/device/v1"
@@ -231,7 +231,7 @@ func (s *Server) Disable(id protocol.SessionID, reason string) {
 // recordEnd records that a session has ended.
 func (s *Server) recordEnd(one Session, reason string) {
 	rec := s.record(auditlog.OpDisableSession, auditlog.Success, one)
-	rec.Properties["reason"] = visible(reason)
+	rec.Properties["reason"] = shell.Visible(reason)
 	s.recordAfter(rec)
 }
 

@@ -1,33 +1,29 @@
 package support
 
 import (
+	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"strings"
 	"sync"
 
 	"golang.org/x/crypto/ssh"
-	"golang.org/x/term"
-)
 
-// maxLine is the longest command line, in bytes. With its quotes it fits in an
-// audit record.
-const maxLine = 4 << 10
+	"github.com/databox-lockbox/lockbox/agent/internal/shell"
+)
 
 // terminal is one session channel: a shell, or one command.
 type terminal struct {
 	conn    *connection
 	channel active
 
-	// These belong to the one who answers the requests; the editor is safe for
+	// These belong to the one who answers the requests; the console is safe for
 	// concurrent use and does not change once the work has started.
 	started       bool
 	pty           bool
 	columns, rows int
-	editor        *term.Terminal // of an interactive shell with a terminal
-	keys          *keyboard
+	console       *shell.Console // of an interactive shell with a terminal
 }
 
 // serve answers the channel's requests. One of them starts the work; the others
@@ -69,19 +65,17 @@ func (t *terminal) answer(r *ssh.Request) func(context.Context, *sync.WaitGroup,
 		}
 		t.started = true
 		if t.pty && !isExec {
-			t.keys = newKeyboard(t.channel)
-			t.editor = term.NewTerminal(t.keys, "")
-			t.editor.SetSize(t.columns, t.rows)
+			t.console = shell.NewConsole(t.channel, t.columns, t.rows)
 		}
 		return func(ctx context.Context, work *sync.WaitGroup, cancel context.CancelFunc) {
-			if t.keys != nil {
-				work.Go(func() { t.keys.pump(ctx) })
+			if t.console != nil {
+				work.Go(func() { t.console.Pump(ctx) })
 			}
 			work.Go(func() {
 				defer cancel()
-				sh := &shell{conn: t.conn, out: t.channel, err: t.channel.Stderr(), dir: "/"}
+				sh := shell.New(t.config(isExec))
 				t.finish(t.run(ctx, sh, line, isExec))
-				if sh.unrecorded {
+				if sh.Unrecorded() {
 					t.conn.Close()
 				}
 			})
@@ -128,36 +122,40 @@ func (t *terminal) setSize(columns, rows uint32) {
 		return
 	}
 	t.columns, t.rows = int(columns), int(rows)
-	if t.editor != nil {
-		t.editor.SetSize(t.columns, t.rows)
+	if t.console != nil {
+		t.console.SetSize(t.columns, t.rows)
 	}
+}
+
+// config is that of this channel's shell.
+func (t *terminal) config(isExec bool) shell.Config {
+	cfg := shell.Config{
+		Node: t.conn, Session: t.conn, Now: t.conn.server.cfg.Clock.Now,
+		Out: t.channel, Err: t.channel.Stderr(), Log: t.conn.server.cfg.Log,
+	}
+	if isExec && t.pty { // output only; a terminal wants its line ends
+		cfg.Out, cfg.Err = lineEnds{t.channel}, lineEnds{t.channel}
+	}
+	return cfg
 }
 
 // run runs one command line, or lines until the end of input, and returns the
 // exit status.
-func (t *terminal) run(ctx context.Context, sh *shell, line string, isExec bool) int {
+func (t *terminal) run(ctx context.Context, sh *shell.Shell, line string, isExec bool) int {
 	switch {
-	case isExec && t.pty: // output only; a terminal wants its line ends
-		sh.out, sh.err = lineEnds{t.channel}, lineEnds{t.channel}
-		return sh.line(ctx, line)
 	case isExec:
-		return sh.line(ctx, line)
+		return sh.Run(ctx, line)
 	case t.pty:
-		sh.out, sh.err, sh.keys = t.editor, t.editor, t.keys
-		return t.interact(ctx, sh)
+		t.greet()
+		return sh.Interact(ctx, t.console, t.prompt)
 	}
-	return lines(ctx, sh, func() (string, error) { return readLine(t.channel) })
+	return sh.Lines(ctx, t.channel)
 }
 
-// interact is a shell with a terminal.
-func (t *terminal) interact(ctx context.Context, sh *shell) int {
+func (t *terminal) greet() {
 	one := t.conn.session
-	fmt.Fprintf(sh.out, "Support session %s on node %s for %s, ticket %s.\nEverything you do is recorded. Type help for the commands.\n",
-		visible(string(one.ID)), t.conn.server.cfg.Node, visible(string(one.Engineer)), visible(string(one.Ticket)))
-	return lines(ctx, sh, func() (string, error) {
-		t.editor.SetPrompt(t.prompt())
-		return t.editor.ReadLine()
-	})
+	fmt.Fprintf(t.console, "Support session %s on node %s for %s, ticket %s.\nEverything you do is recorded. Type help for the commands.\n",
+		shell.Visible(string(one.ID)), t.conn.server.cfg.Node, shell.Visible(string(one.Engineer)), shell.Visible(string(one.Ticket)))
 }
 
 // prompt shows where one is and how the disks are.
@@ -166,40 +164,19 @@ func (t *terminal) prompt() string {
 	return fmt.Sprintf("%s [%s]> ", cfg.Node, strings.ToLower(cfg.Lock.Status().State))
 }
 
-// lines runs lines until exit, the end of input, or the end of ctx, and returns
-// the status of the last one.
-func lines(ctx context.Context, sh *shell, next func() (string, error)) int {
-	for !sh.done && ctx.Err() == nil {
-		line, err := next()
-		if strings.TrimSpace(line) != "" {
-			sh.line(ctx, line)
-		}
-		if err != nil {
-			break
-		}
-	}
-	return sh.status
-}
-
-// readLine reads one line, a byte at a time: what follows belongs to the next.
-func readLine(r io.Reader) (string, error) {
-	var line []byte
-	for b := make([]byte, 1); len(line) <= maxLine; {
-		n, err := r.Read(b)
-		if n == 1 && b[0] == '\n' {
-			return string(line), nil
-		}
-		line = append(line, b[:n]...)
-		if err != nil {
-			return string(line), err
-		}
-	}
-	return string(line), errors.New("the line is too long")
-}
-
 // finish reports the exit status and ends the channel.
 func (t *terminal) finish(status int) {
 	t.channel.SendRequest("exit-status", false, ssh.Marshal(struct{ Status uint32 }{uint32(status)}))
 	t.channel.CloseWrite()
 	t.channel.Close()
+}
+
+// lineEnds ends lines as a terminal wants them.
+type lineEnds struct{ w io.Writer }
+
+func (l lineEnds) Write(p []byte) (int, error) {
+	if _, err := l.w.Write(bytes.ReplaceAll(p, []byte("\n"), []byte("\r\n"))); err != nil {
+		return 0, err
+	}
+	return len(p), nil
 }

@@ -1,10 +1,20 @@
-package support
+// Package shell is the shell of a support session: a small evaluator with
+// commands of its own.
+//
+//   - There is no process behind it. Its commands see the shares of the lease,
+//     below /shares/<share>, and nothing else.
+//   - Of the language it takes the parser only; what it does not know it refuses.
+//   - Every command is recorded before it runs, and how it ended after.
+//   - It knows neither SSH nor the lock: whoever serves the session says what may
+//     be used, see [Node] and [Session].
+package shell
 
 import (
 	"context"
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"path"
 	"runtime/debug"
 	"slices"
@@ -32,33 +42,83 @@ const (
 // a full disk takes long.
 const commandTimeout = 30 * time.Minute
 
-// shell evaluates command lines: simple commands, joined by ; && and ||. Of the
-// language it takes the parser only; what it does not know it refuses.
-type shell struct {
-	conn   *connection
-	out    io.Writer
-	err    io.Writer
-	keys   *keyboard // nil without a terminal
-	dir    string    // absolute
-	done   bool      // exit was typed, or nothing can be recorded
-	status int       // of the last command
+// maxLine is the longest command line, in bytes. With its quotes it fits in an
+// audit record.
+const maxLine = 4 << 10
 
-	unrecorded bool // something could not be recorded: the connection must end
+// Shell evaluates command lines. It is for one caller at a time.
+type Shell struct {
+	cfg     Config
+	console *Console // nil without a terminal
+	dir     string   // absolute
+	done    bool     // exit was typed, or nothing can be recorded
+	status  int      // of the last command
+
+	unrecorded bool
 }
 
-// line runs one line and returns its exit status.
-func (s *shell) line(ctx context.Context, text string) int {
+// New returns a shell in the folder above the shares.
+func New(cfg Config) *Shell { return &Shell{cfg: cfg, dir: "/"} }
+
+// Unrecorded reports whether something could not be recorded: the session must
+// end.
+func (s *Shell) Unrecorded() bool { return s.unrecorded }
+
+// Run runs one line and returns its exit status. It ends early when ctx does.
+func (s *Shell) Run(ctx context.Context, text string) int {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	if s.keys != nil {
-		s.keys.running(cancel)
-		defer s.keys.running(nil)
+	if s.console != nil {
+		s.console.running(cancel)
+		defer s.console.running(nil)
 	}
 	s.status = s.evaluate(ctx, text)
 	return s.status
 }
 
-func (s *shell) evaluate(ctx context.Context, text string) int {
+// Lines runs lines from r until exit, the end of r, or the end of ctx, and
+// returns the status of the last one.
+func (s *Shell) Lines(ctx context.Context, r io.Reader) int {
+	return s.lines(ctx, func() (string, error) { return readLine(r) })
+}
+
+// Interact runs the lines that are typed at a terminal, as Lines does. prompt is
+// asked for each. Output goes to the terminal.
+func (s *Shell) Interact(ctx context.Context, c *Console, prompt func() string) int {
+	s.console, s.cfg.Out, s.cfg.Err = c, c, c
+	return s.lines(ctx, func() (string, error) { return c.readLine(prompt()) })
+}
+
+func (s *Shell) lines(ctx context.Context, next func() (string, error)) int {
+	for !s.done && ctx.Err() == nil {
+		line, err := next()
+		if strings.TrimSpace(line) != "" {
+			s.Run(ctx, line)
+		}
+		if err != nil {
+			break
+		}
+	}
+	return s.status
+}
+
+// readLine reads one line, a byte at a time: what follows belongs to the next.
+func readLine(r io.Reader) (string, error) {
+	var line []byte
+	for b := make([]byte, 1); len(line) <= maxLine; {
+		n, err := r.Read(b)
+		if n == 1 && b[0] == '\n' {
+			return string(line), nil
+		}
+		line = append(line, b[:n]...)
+		if err != nil {
+			return string(line), err
+		}
+	}
+	return string(line), errors.New("the line is too long")
+}
+
+func (s *Shell) evaluate(ctx context.Context, text string) int {
 	if err := checkLine(text); err != nil {
 		return s.fail(exitUsage, "%v", err)
 	}
@@ -91,15 +151,15 @@ func checkLine(text string) error {
 
 // fail tells what went wrong, in one line: names come from the customer's disks
 // and must not steer the terminal.
-func (s *shell) fail(status int, format string, args ...any) int {
+func (s *Shell) fail(status int, format string, args ...any) int {
 	text := strings.ReplaceAll(fmt.Sprintf(format, args...), "\n", "; ")
-	fmt.Fprintln(s.err, visible(text))
+	fmt.Fprintln(s.cfg.Err, Visible(text))
 	return status
 }
 
 const onlySimple = "only simple commands joined by ; && and || are understood here; see help"
 
-func (s *shell) statement(ctx context.Context, stmt *syntax.Stmt) int {
+func (s *Shell) statement(ctx context.Context, stmt *syntax.Stmt) int {
 	if stmt.Background || stmt.Negated || stmt.Coprocess || len(stmt.Redirs) > 0 {
 		return s.fail(exitUsage, onlySimple)
 	}
@@ -119,7 +179,7 @@ func (s *shell) statement(ctx context.Context, stmt *syntax.Stmt) int {
 	return s.fail(exitUsage, onlySimple)
 }
 
-func (s *shell) both(ctx context.Context, cmd *syntax.BinaryCmd) int {
+func (s *Shell) both(ctx context.Context, cmd *syntax.BinaryCmd) int {
 	if cmd.Op != syntax.AndStmt && cmd.Op != syntax.OrStmt {
 		return s.fail(exitUsage, "there are no pipes here; see help")
 	}
@@ -222,56 +282,52 @@ func unescapeDouble(s string) string {
 }
 
 // command records one command, runs it, and records how it ended.
-func (s *shell) command(ctx context.Context, words []word) int {
+func (s *Shell) command(ctx context.Context, words []word) int {
 	if len(words) == 0 {
 		return s.status
-	}
-	if err := s.conn.server.pace(ctx, s.conn.session.ID); err != nil {
-		return s.fail(exitInterrupted, "%v", err)
 	}
 	name, args := words[0].text, words[1:]
 	c, known := commands[name]
 	if !known {
-		if err := s.record(ctx, s.about(auditlog.Refused, words)); err != nil {
+		if err := s.recordCommand(ctx, auditlog.Refused, words, nil); err != nil {
 			return s.fail(exitFailed, "%s", err)
 		}
 		return s.fail(exitNotFound, "%s: no such command; type help", strconv.Quote(name))
 	}
-	s.conn.idle.count(1)
-	defer s.conn.idle.count(-1)
+	s.cfg.Session.Running(true)
+	defer s.cfg.Session.Running(false)
 	ctx, cancel := context.WithTimeout(ctx, commandTimeout)
 	defer cancel()
 	// What hangs in a read or write hears of no context.
-	defer time.AfterFunc(commandTimeout, func() { s.conn.Close() }).Stop()
+	defer time.AfterFunc(commandTimeout, s.cfg.Session.Hung).Stop()
 
 	expanded, err := s.expand(ctx, args)
-	rec := s.about(auditlog.Start, words)
+	began := map[string]string{}
 	if err == nil && slices.ContainsFunc(args, func(w word) bool { return w.pattern != "" }) {
-		rec.Properties["arguments"] = quote(expanded)
+		began["arguments"] = quote(expanded)
 	}
-	if err := s.record(ctx, rec); err != nil {
+	if err := s.recordCommand(ctx, auditlog.Start, words, began); err != nil {
 		return s.fail(exitFailed, "%s", err)
 	}
 	if err == nil {
 		err = s.invoke(ctx, name, c, expanded)
 	}
 	status := s.explain(ctx, name, c, err)
-	rec = s.about(auditlog.Success, words)
+	result := auditlog.Success
 	if status != exitOK {
-		rec = s.about(auditlog.Failure, words)
+		result = auditlog.Failure
 	}
-	rec.Properties["status"] = strconv.Itoa(status)
-	if err := s.record(context.WithoutCancel(ctx), rec); err != nil {
+	if err := s.recordCommand(context.WithoutCancel(ctx), result, words, map[string]string{"status": strconv.Itoa(status)}); err != nil {
 		return s.fail(exitFailed, "%s", err)
 	}
 	return status
 }
 
 // invoke runs a command. A panic ends the command, not the agent.
-func (s *shell) invoke(ctx context.Context, name string, c command, args []string) (err error) {
+func (s *Shell) invoke(ctx context.Context, name string, c command, args []string) (err error) {
 	defer func() {
 		if p := recover(); p != nil {
-			s.conn.server.cfg.Log.Error().Str("command", name).Bytes("stack", debug.Stack()).Msg("panic in a support command")
+			s.cfg.Log.Error().Str("command", name).Bytes("stack", debug.Stack()).Msg("panic in a support command")
 			err = errors.New("internal error")
 		}
 	}()
@@ -279,7 +335,7 @@ func (s *shell) invoke(ctx context.Context, name string, c command, args []strin
 }
 
 // explain says what an error was and returns the exit status.
-func (s *shell) explain(ctx context.Context, name string, c command, err error) int {
+func (s *Shell) explain(ctx context.Context, name string, c command, err error) int {
 	var usage usageError
 	switch {
 	case err == nil:
@@ -297,25 +353,25 @@ type usageError struct{}
 
 func (usageError) Error() string { return "typed wrong" }
 
-// about makes a record about a command.
-func (s *shell) about(result auditlog.Result, words []word) auditlog.Record {
-	rec := s.conn.server.record(auditlog.OpRunCommand, result, s.conn.session)
+// recordCommand records about a command.
+func (s *Shell) recordCommand(ctx context.Context, result auditlog.Result, words []word, properties map[string]string) error {
 	texts := make([]string, len(words))
 	for i, w := range words {
 		texts[i] = w.text
 	}
-	rec.Properties["command"] = quote(texts)
-	rec.Properties["directory"] = visible(s.dir)
-	return rec
+	all := map[string]string{"command": quote(texts), "directory": Visible(s.dir)}
+	maps.Copy(all, properties)
+	return s.record(ctx, auditlog.OpRunCommand, result, all)
 }
 
-// record makes a record durable. If that fails, the connection ends.
-func (s *shell) record(ctx context.Context, rec auditlog.Record) error {
-	if _, err := s.conn.server.cfg.Journal.Append(ctx, rec); err != nil {
-		s.done, s.unrecorded = true, true
-		return fmt.Errorf("this cannot be recorded, so the session ends: %w", err)
+// record makes a record durable. If that fails, the session ends.
+func (s *Shell) record(ctx context.Context, op auditlog.Operation, result auditlog.Result, properties map[string]string) error {
+	err := s.cfg.Session.Record(ctx, op, result, properties)
+	if err == nil || ctx.Err() != nil {
+		return err
 	}
-	return nil
+	s.done, s.unrecorded = true, true
+	return fmt.Errorf("this cannot be recorded, so the session ends: %w", err)
 }
 
 // quote puts words in one line that shows where each begins and ends.
@@ -336,7 +392,7 @@ func plain(r rune) bool {
 }
 
 // resolve makes a path absolute.
-func (s *shell) resolve(name string) string {
+func (s *Shell) resolve(name string) string {
 	if !path.IsAbs(name) {
 		name = path.Join(s.dir, name)
 	}

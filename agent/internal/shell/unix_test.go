@@ -1,4 +1,4 @@
-package support
+package shell
 
 import (
 	"testing"

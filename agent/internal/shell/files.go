@@ -1,4 +1,4 @@
-package support
+package shell
 
 import (
 	"context"
@@ -17,8 +17,6 @@ import (
 	"syscall"
 	"unicode"
 
-	"github.com/databox-lockbox/lockbox/agent/internal/copyjob"
-	"github.com/databox-lockbox/lockbox/agent/internal/lock"
 	"github.com/databox-lockbox/lockbox/protocol"
 	"github.com/databox-lockbox/lockbox/protocol/approval"
 	"github.com/databox-lockbox/lockbox/protocol/manifest"
@@ -40,8 +38,8 @@ type place struct {
 }
 
 // open finds the share that a path lies in.
-func (s *shell) open(name string) (place, error) {
-	lease, err := s.lease()
+func (s *Shell) open(name string) (place, error) {
+	lease, err := s.cfg.Node.Lease()
 	if err != nil {
 		return place{}, err
 	}
@@ -52,10 +50,10 @@ func (s *shell) open(name string) (place, error) {
 	}
 	share, inside, _ := strings.Cut(rest, "/")
 	for _, sh := range lease.Shares {
-		if shareName(lease.Shares, sh) != share {
+		if sh.Name != share {
 			continue
 		}
-		root, err := os.OpenRoot(sh.Dir())
+		root, err := os.OpenRoot(sh.Dir)
 		if err != nil {
 			return place{}, s.clean(err)
 		}
@@ -99,19 +97,8 @@ func (p place) entries(name string) ([]fs.FileInfo, error) {
 	return list, nil
 }
 
-// shareName is the folder name of a share: its own, with the disk behind it if
-// two disks have it.
-func shareName(all []copyjob.Share, sh copyjob.Share) string {
-	for _, other := range all {
-		if other.Share == sh.Share && other.Disk != sh.Disk {
-			return sh.Share.String() + "-" + string(sh.Disk)
-		}
-	}
-	return sh.Share.String()
-}
-
 // clean takes the device's own paths out of an error.
-func (s *shell) clean(err error) error {
+func (s *Shell) clean(err error) error {
 	if p, ok := errors.AsType[*fs.PathError](err); ok {
 		return fmt.Errorf("%s: %w", relative(p.Path), p.Err)
 	}
@@ -129,8 +116,8 @@ func relative(name string) string {
 }
 
 // mayWrite refuses unless the approval lets its engineer change files.
-func (s *shell) mayWrite() (lock.Lease, error) {
-	lease, err := s.lease()
+func (s *Shell) mayWrite() (Lease, error) {
+	lease, err := s.cfg.Node.Lease()
 	if err == nil && lease.Access != approval.ReadWrite && lease.Access != approval.Delete {
 		err = protocol.Errorf(protocol.CodeForbidden, "the approval is %s: nothing can be changed", lease.Access)
 	}
@@ -138,23 +125,23 @@ func (s *shell) mayWrite() (lock.Lease, error) {
 }
 
 // mayDelete refuses unless the approval lets its engineer remove files.
-func (s *shell) mayDelete() error {
-	lease, err := s.lease()
+func (s *Shell) mayDelete() error {
+	lease, err := s.cfg.Node.Lease()
 	if err == nil && lease.Access != approval.Delete {
 		err = protocol.Errorf(protocol.CodeForbidden, "the approval does not say delete: raise a request with --access delete")
 	}
 	return err
 }
 
-func pwd(_ context.Context, s *shell, args []string) error {
+func pwd(_ context.Context, s *Shell, args []string) error {
 	if len(args) > 0 {
 		return usageError{}
 	}
-	_, err := fmt.Fprintln(s.out, visible(s.dir))
+	_, err := fmt.Fprintln(s.cfg.Out, Visible(s.dir))
 	return err
 }
 
-func cd(_ context.Context, s *shell, args []string) error {
+func cd(_ context.Context, s *Shell, args []string) error {
 	if len(args) > 1 {
 		return usageError{}
 	}
@@ -180,8 +167,8 @@ func cd(_ context.Context, s *shell, args []string) error {
 	return nil
 }
 
-func ls(_ context.Context, s *shell, args []string) error {
-	lease, err := s.lease()
+func ls(_ context.Context, s *Shell, args []string) error {
+	lease, err := s.cfg.Node.Lease()
 	if err != nil {
 		return err
 	}
@@ -197,14 +184,14 @@ func ls(_ context.Context, s *shell, args []string) error {
 }
 
 // list lists what is at an absolute path.
-func (s *shell) list(lease lock.Lease, target string) error {
+func (s *Shell) list(lease Lease, target string) error {
 	switch target {
 	case "/":
-		_, err := fmt.Fprintln(s.out, "shares/")
+		_, err := fmt.Fprintln(s.cfg.Out, "shares/")
 		return err
 	case sharesDir:
 		for _, sh := range lease.Shares {
-			if _, err := fmt.Fprintln(s.out, shareName(lease.Shares, sh)+"/"); err != nil {
+			if _, err := fmt.Fprintln(s.cfg.Out, sh.Name+"/"); err != nil {
 				return err
 			}
 		}
@@ -233,20 +220,20 @@ func (s *shell) list(lease lock.Lease, target string) error {
 	return nil
 }
 
-func (s *shell) listEntry(info fs.FileInfo) error {
-	name := visible(info.Name())
+func (s *Shell) listEntry(info fs.FileInfo) error {
+	name := Visible(info.Name())
 	switch {
 	case info.IsDir():
 		name += "/"
 	case info.Mode()&fs.ModeSymlink != 0:
 		name += "@"
 	}
-	_, err := fmt.Fprintf(s.out, "%12d  %s  %s\n", info.Size(), info.ModTime().UTC().Format("2006-01-02 15:04"), name)
+	_, err := fmt.Fprintf(s.cfg.Out, "%12d  %s  %s\n", info.Size(), info.ModTime().UTC().Format("2006-01-02 15:04"), name)
 	return err
 }
 
-// visible keeps names and messages from steering the terminal or hiding in it.
-func visible(name string) string {
+// Visible keeps names and messages from steering the terminal or hiding in it.
+func Visible(name string) string {
 	return strings.Map(func(r rune) rune {
 		if !unicode.IsGraphic(r) {
 			return unicode.ReplacementChar
@@ -255,7 +242,7 @@ func visible(name string) string {
 	}, name)
 }
 
-func find(ctx context.Context, s *shell, args []string) error {
+func find(ctx context.Context, s *Shell, args []string) error {
 	if len(args) > 1 {
 		return usageError{}
 	}
@@ -276,8 +263,8 @@ func find(ctx context.Context, s *shell, args []string) error {
 }
 
 // walk prints what is at name and, without following links, below it.
-func (s *shell) walk(ctx context.Context, p place, name string, info fs.FileInfo) error {
-	if _, err := fmt.Fprintln(s.out, visible(p.path(name))); err != nil || !info.IsDir() {
+func (s *Shell) walk(ctx context.Context, p place, name string, info fs.FileInfo) error {
+	if _, err := fmt.Fprintln(s.cfg.Out, Visible(p.path(name))); err != nil || !info.IsDir() {
 		return err
 	}
 	entries, err := p.entries(name)
@@ -296,7 +283,7 @@ func (s *shell) walk(ctx context.Context, p place, name string, info fs.FileInfo
 }
 
 // eachFile opens every named file in turn.
-func (s *shell) eachFile(ctx context.Context, args []string, do func(name string, r io.Reader) error) error {
+func (s *Shell) eachFile(ctx context.Context, args []string, do func(name string, r io.Reader) error) error {
 	if len(args) == 0 {
 		return usageError{}
 	}
@@ -308,7 +295,7 @@ func (s *shell) eachFile(ctx context.Context, args []string, do func(name string
 	return nil
 }
 
-func (s *shell) oneFile(ctx context.Context, name string, do func(string, io.Reader) error) error {
+func (s *Shell) oneFile(ctx context.Context, name string, do func(string, io.Reader) error) error {
 	p, err := s.open(name)
 	if err != nil {
 		return err
@@ -329,7 +316,7 @@ func (s *shell) oneFile(ctx context.Context, name string, do func(string, io.Rea
 }
 
 // isFile refuses what is not a regular file.
-func (s *shell) isFile(info fs.FileInfo, err error) error {
+func (s *Shell) isFile(info fs.FileInfo, err error) error {
 	if err != nil {
 		return s.clean(err)
 	}
@@ -352,28 +339,28 @@ func (c contextReader) Read(p []byte) (int, error) {
 	return c.r.Read(p)
 }
 
-func cat(ctx context.Context, s *shell, args []string) error {
+func cat(ctx context.Context, s *Shell, args []string) error {
 	return s.eachFile(ctx, args, func(_ string, r io.Reader) error {
-		_, err := io.Copy(s.out, r)
+		_, err := io.Copy(s.cfg.Out, r)
 		return err
 	})
 }
 
-func sha256sum(ctx context.Context, s *shell, args []string) error {
+func sha256sum(ctx context.Context, s *Shell, args []string) error {
 	return s.checksums(ctx, args, sha256.New, func(sum []byte) string { return hex.EncodeToString(sum) })
 }
 
-func crc64sum(ctx context.Context, s *shell, args []string) error {
+func crc64sum(ctx context.Context, s *Shell, args []string) error {
 	return s.checksums(ctx, args, func() hash.Hash { return manifest.NewCRC64() }, func(sum []byte) string { return "0x" + hex.EncodeToString(sum) })
 }
 
-func (s *shell) checksums(ctx context.Context, args []string, newHash func() hash.Hash, text func([]byte) string) error {
+func (s *Shell) checksums(ctx context.Context, args []string, newHash func() hash.Hash, text func([]byte) string) error {
 	return s.eachFile(ctx, args, func(name string, r io.Reader) error {
 		h := newHash()
 		if _, err := io.Copy(h, r); err != nil {
 			return err
 		}
-		_, err := fmt.Fprintf(s.out, "%s  %s\n", text(h.Sum(nil)), visible(name))
+		_, err := fmt.Fprintf(s.cfg.Out, "%s  %s\n", text(h.Sum(nil)), Visible(name))
 		return err
 	})
 }
@@ -386,7 +373,7 @@ func flag(args []string, name string) ([]string, bool) {
 	return args, false
 }
 
-func mkdir(_ context.Context, s *shell, args []string) error {
+func mkdir(_ context.Context, s *Shell, args []string) error {
 	args, parents := flag(args, "-p")
 	if len(args) == 0 {
 		return usageError{}
@@ -402,7 +389,7 @@ func mkdir(_ context.Context, s *shell, args []string) error {
 	return nil
 }
 
-func (s *shell) makeFolder(name string, parents bool) error {
+func (s *Shell) makeFolder(name string, parents bool) error {
 	p, err := s.open(name)
 	if err != nil {
 		return err
@@ -414,7 +401,7 @@ func (s *shell) makeFolder(name string, parents bool) error {
 	return s.clean(p.Mkdir(p.name, 0o755))
 }
 
-func mv(ctx context.Context, s *shell, args []string) error {
+func mv(ctx context.Context, s *Shell, args []string) error {
 	if len(args) < 2 {
 		return usageError{}
 	}
@@ -444,7 +431,7 @@ func mv(ctx context.Context, s *shell, args []string) error {
 }
 
 // move renames one file or folder, to a name or into a folder.
-func (s *shell) move(name string, to place, into bool) error {
+func (s *Shell) move(name string, to place, into bool) error {
 	from, err := s.open(name)
 	if err != nil {
 		return err
@@ -466,7 +453,7 @@ func (s *shell) move(name string, to place, into bool) error {
 	return s.clean(to.Rename(from.name, target))
 }
 
-func rm(ctx context.Context, s *shell, args []string) error {
+func rm(ctx context.Context, s *Shell, args []string) error {
 	args, recursive := flag(args, "-r")
 	if len(args) == 0 {
 		return usageError{}
@@ -485,7 +472,7 @@ func rm(ctx context.Context, s *shell, args []string) error {
 	return nil
 }
 
-func (s *shell) remove(name string, recursive bool) error {
+func (s *Shell) remove(name string, recursive bool) error {
 	p, err := s.open(name)
 	if err != nil {
 		return err

@@ -1,4 +1,4 @@
-package support
+package shell
 
 import (
 	"context"
@@ -14,7 +14,7 @@ const (
 )
 
 // expand replaces the words that are patterns by the paths that they match.
-func (s *shell) expand(ctx context.Context, words []word) ([]string, error) {
+func (s *Shell) expand(ctx context.Context, words []word) ([]string, error) {
 	var list []string
 	for _, w := range words {
 		if w.pattern == "" {
@@ -34,7 +34,7 @@ func (s *shell) expand(ctx context.Context, words []word) ([]string, error) {
 }
 
 // glob returns the paths in a share that match, at least one.
-func (s *shell) glob(ctx context.Context, w word) ([]string, error) {
+func (s *Shell) glob(ctx context.Context, w word) ([]string, error) {
 	pattern := w.pattern
 	if !path.IsAbs(pattern) {
 		pattern = escapePattern(s.dir) + "/" + pattern

@@ -1,0 +1,107 @@
+package support
+
+import (
+	"context"
+	"errors"
+	"maps"
+
+	"github.com/databox-lockbox/lockbox/agent/internal/copyjob"
+	"github.com/databox-lockbox/lockbox/agent/internal/lock"
+	"github.com/databox-lockbox/lockbox/agent/internal/shell"
+	"github.com/databox-lockbox/lockbox/protocol"
+	"github.com/databox-lockbox/lockbox/protocol/auditlog"
+	devicev1 "github.com/databox-lockbox/lockbox/protocol/device/v1"
+)
+
+// Status implements [shell.Node].
+func (c *connection) Status() *devicev1.NodeStatus { return c.server.cfg.Lock.Status() }
+
+// Lease implements [shell.Node]: the lease of this session's own engineer.
+func (c *connection) Lease() (shell.Lease, error) {
+	l, err := c.lease()
+	if err != nil {
+		return shell.Lease{}, err
+	}
+	out := shell.Lease{
+		Request: l.RequestID, Order: l.Order, Ticket: l.Ticket, Engineer: l.Engineer.Person, Access: l.Access, End: l.End,
+		Address: l.Address, User: l.User, Password: l.Password,
+	}
+	for _, sh := range l.Shares {
+		out.Shares = append(out.Shares, shell.Share{Name: shareName(l.Shares, sh), Dir: sh.Dir()})
+	}
+	return out, nil
+}
+
+func (c *connection) lease() (lock.Lease, error) {
+	lease, ok := c.server.cfg.Lock.Lease()
+	if !ok || !letsIn(lease, c.session.Key) {
+		return lock.Lease{}, protocol.Errorf(protocol.CodeLocked, "the disks are locked and the shares closed: raise a Lockbox request, and execute it once the customer has approved")
+	}
+	return lease, nil
+}
+
+// shareName is the folder name of a share: its own, with the disk behind it if
+// two disks have it.
+func shareName(all []copyjob.Share, sh copyjob.Share) string {
+	for _, other := range all {
+		if other.Share == sh.Share && other.Disk != sh.Disk {
+			return sh.Share.String() + "-" + string(sh.Disk)
+		}
+	}
+	return sh.Share.String()
+}
+
+// Ship implements [shell.Node].
+func (c *connection) Ship(ctx context.Context) ([]shell.Bill, error) {
+	lease, err := c.lease()
+	if err != nil {
+		return nil, err
+	}
+	properties := map[string]string{"request": string(lease.RequestID)}
+	if err := c.Record(ctx, auditlog.OpPrepareToShip, auditlog.Start, properties); err != nil {
+		return nil, err
+	}
+	made, failure := copyjob.PrepareToShip(ctx, lease.Shares)
+	report := &devicev1.ReportManifestRequest{Order: string(lease.Order), Request: string(lease.RequestID), State: "Succeeded"}
+	result := auditlog.Success
+	if failure != nil { // what was written until then stays
+		report.State, result = "Failed", auditlog.Failure
+	}
+	var bills []shell.Bill
+	for _, m := range made {
+		b := shell.Bill{Share: m.Share.Share.String(), Disk: m.Share.Disk, Digest: m.Digest, Previous: m.Previous, Difference: m.Difference.String()}
+		bills = append(bills, b)
+		properties["digest."+shareName(lease.Shares, m.Share)] = m.Digest
+		report.Manifests = append(report.Manifests, &devicev1.Manifest{
+			Disk: string(b.Disk), Share: b.Share, Bom: m.BOM, Digest: b.Digest, PreviousDigest: b.Previous, Difference: b.Difference,
+		})
+	}
+	c.server.cfg.Manifests(report)
+	return bills, errors.Join(failure, c.Record(context.WithoutCancel(ctx), auditlog.OpPrepareToShip, result, properties))
+}
+
+// Record implements [shell.Session]. What begins waits its turn, how it ended is
+// recorded at once.
+func (c *connection) Record(ctx context.Context, op auditlog.Operation, result auditlog.Result, properties map[string]string) error {
+	if result == auditlog.Start || result == auditlog.Refused {
+		if err := c.server.pace(ctx, c.session.ID); err != nil {
+			return err
+		}
+	}
+	rec := c.server.record(op, result, c.session)
+	maps.Copy(rec.Properties, properties)
+	_, err := c.server.cfg.Journal.Append(ctx, rec)
+	return err
+}
+
+// Running implements [shell.Session].
+func (c *connection) Running(begins bool) {
+	if begins {
+		c.idle.count(1)
+	} else {
+		c.idle.count(-1)
+	}
+}
+
+// Hung implements [shell.Session].
+func (c *connection) Hung() { c.Close() }
