@@ -25,6 +25,11 @@ const (
 // that has begun does not need its certificate any more.
 const MaxSSHUserTTL = 30 * time.Minute
 
+// SSHUser is the login name that every session takes beside its own id, for
+// clients that cannot know the id when they name a user. It gives nothing: what
+// opens a session is its certificate.
+const SSHUser = "support"
+
 // HostDomain ends the host name of every node, see [SSHHostName].
 const HostDomain = "databox"
 

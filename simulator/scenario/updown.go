@@ -116,10 +116,10 @@ customer (olga)
 
 engineer (erin)
   %[6]s session enable --device %[7]s --ticket T
-  %[6]s ssh S --key %[8]s
+  %[6]s ssh --key %[8]s %[7]s
   %[6]s request create --device %[7]s --ticket T --reason-code copied-to-wrong-folder --justification "move the files"
   %[6]s request execute N
-  %[6]s ssh S --key %[8]s -- 'mv %[14]s/%[15]s %[14]s/%[16]s && prepare-to-ship'
+  %[6]s ssh --key %[8]s %[7]s 'mv %[14]s/%[15]s %[14]s/%[16]s && prepare-to-ship'
   %[6]s session disable S --reason repaired
 
 internal approver (ivan)

@@ -14,6 +14,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/databox-lockbox/lockbox/certs"
 	"github.com/databox-lockbox/lockbox/protocol"
 	"github.com/databox-lockbox/lockbox/protocol/approval"
 	lockboxv1 "github.com/databox-lockbox/lockbox/protocol/lockbox/v1"
@@ -119,8 +120,8 @@ func (s *Story) openSession(ctx context.Context) {
 	line := s.ok(ctx, "erin", "session", "cert", s.session, "--key", s.w.People["erin"].KeyFile())
 	// Nobody's own configuration takes part, and nobody can be asked.
 	s.ssh = strings.Replace(strings.TrimSpace(line), "ssh ", "ssh -F none -o BatchMode=yes ", 1)
-	cert := filepath.Join(s.w.People["erin"].Home(), "sessions", s.session, "key-cert.pub")
-	s.out.tried("ssh-keygen -L -f …/key-cert.pub")
+	cert := filepath.Join(s.w.People["erin"].Home(), "ssh", certs.SSHHostName(n.ID)+"-cert.pub")
+	s.out.tried("ssh-keygen -L -f …/%s", filepath.Base(cert))
 	c, err := run(ctx, "", "ssh-keygen", "-L", "-f", cert)
 	s.must(err)
 	s.out.back(c.out)

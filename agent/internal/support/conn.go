@@ -126,7 +126,7 @@ func (s *Server) leave(id protocol.SessionID, raw net.Conn) {
 
 func (s *Server) sshConfig(one Session) *ssh.ServerConfig {
 	c := &ssh.ServerConfig{
-		MaxAuthTries:  3,
+		MaxAuthTries:  6, // as OpenSSH has it: clients offer plain keys first
 		ServerVersion: "SSH-2.0-databox",
 		PublicKeyCallback: func(meta ssh.ConnMetadata, key ssh.PublicKey) (*ssh.Permissions, error) {
 			return s.login(one, meta, key)
@@ -159,8 +159,8 @@ func (s *Server) login(one Session, meta ssh.ConnMetadata, key ssh.PublicKey) (*
 }
 
 func (s *Server) checkCertificate(one Session, user string, cert *ssh.Certificate) error {
-	if user != string(one.ID) {
-		return errors.New("the user name is not the session")
+	if user != string(one.ID) && user != certs.SSHUser {
+		return errors.New("the user name is neither the session nor " + certs.SSHUser)
 	}
 	if err := s.checkAuthorities(one, cert); err != nil {
 		return err

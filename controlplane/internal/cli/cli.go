@@ -77,6 +77,9 @@ func exitCode(err error) int {
 	if _, ok := errors.AsType[usageError](err); ok {
 		return ExitUsage
 	}
+	if _, ok := errors.AsType[sshFailure](err); ok {
+		return exitSSH
+	}
 	switch protocol.CodeOf(err) {
 	case protocol.CodeInternal, protocol.CodeUnavailable, protocol.CodeTimeout, protocol.CodeKeyService: // nobody refused anything
 		return ExitFailed
@@ -123,7 +126,7 @@ func newRoot() *cobra.Command {
 		Long: `Customer Lockbox for Data Box: support looks inside a halted device only when
 the customer says yes, only on that device, only for that long, on record.
 
-Engineers      lockbox session enable, lockbox ssh, lockbox request create|execute
+Engineers      lockbox session enable, lockbox ssh|scp|sftp, lockbox request create|execute
 Customers      lockbox order place, lockbox trust-policy sign, lockbox ticket file
 Approvers      lockbox request list --pending, lockbox request show|approve|deny
 Staff          lockbox order prepare|advance|start-job, lockbox device join-token
@@ -132,7 +135,8 @@ Admins         lockbox person create, lockbox tenant create, lockbox audit expor
 Start with 'lockbox login --server HOST:PORT'.
 
 Exit codes: 0 done, 1 failed, 2 typed wrong, 3 refused by the control plane or
-the device (the code stands in brackets); 'lockbox ssh' ends as ssh does.`,
+the device (the code stands in brackets); 'lockbox ssh', scp and sftp end as the
+stock programs do, with 255 when there is no session to run them in.`,
 		SilenceErrors: true,
 		SilenceUsage:  true,
 		Args:          noWords,
@@ -160,7 +164,7 @@ the device (the code stands in brackets); 'lockbox ssh' ends as ssh does.`,
 		a.personCommand(), a.tenantCommand(), a.subscriptionCommand(),
 		a.orderCommand(), a.trustPolicyCommand(), a.consentCommand(),
 		a.deviceCommand(), a.ticketCommand(), a.policyCommand(), a.contactCommand(), a.catalogueCommand(),
-		a.sessionCommand(), a.sshCommand(), a.sshProxyCommand(),
+		a.sessionCommand(), a.sshCommand(), a.scpCommand(), a.sftpCommand(), a.configCommand(), a.sshProxyCommand(), a.sshCertificateCommand(),
 		a.requestCommand(), a.keyCommand(), a.auditCommand(),
 		a.noticeCommand(), a.webhookCommand(),
 	)

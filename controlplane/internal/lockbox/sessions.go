@@ -145,7 +145,9 @@ func (s *Service) GetSession(ctx context.Context, caller auth.Caller, in *lockbo
 // ListSessions shows the sessions that the caller may see.
 func (s *Service) ListSessions(ctx context.Context, caller auth.Caller, in *lockboxv1.ListSessionsRequest) (*lockboxv1.ListSessionsResponse, error) {
 	return view(ctx, s.cfg.Store, func(tx *store.Tx) (*lockboxv1.ListSessionsResponse, error) {
-		rows, err := tx.Sessions(ctx, store.SessionFilter{Tenant: caller.Scope(), Serial: protocol.DeviceSerial(in.Serial)})
+		rows, err := tx.Sessions(ctx, store.SessionFilter{
+			Tenant: caller.Scope(), Serial: protocol.DeviceSerial(in.Serial), Engineer: protocol.Person(in.Engineer), State: in.State,
+		})
 		if err != nil {
 			return nil, err
 		}

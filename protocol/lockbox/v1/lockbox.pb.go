@@ -5509,6 +5509,8 @@ func (x *GetSessionRequest) GetId() string {
 type ListSessionsRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Serial        string                 `protobuf:"bytes,1,opt,name=serial,proto3" json:"serial,omitempty"`
+	Engineer      string                 `protobuf:"bytes,2,opt,name=engineer,proto3" json:"engineer,omitempty"` // only this person's
+	State         string                 `protobuf:"bytes,3,opt,name=state,proto3" json:"state,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -5546,6 +5548,20 @@ func (*ListSessionsRequest) Descriptor() ([]byte, []int) {
 func (x *ListSessionsRequest) GetSerial() string {
 	if x != nil {
 		return x.Serial
+	}
+	return ""
+}
+
+func (x *ListSessionsRequest) GetEngineer() string {
+	if x != nil {
+		return x.Engineer
+	}
+	return ""
+}
+
+func (x *ListSessionsRequest) GetState() string {
+	if x != nil {
+		return x.State
 	}
 	return ""
 }
@@ -11934,9 +11950,11 @@ const file_lockbox_v1_lockbox_proto_rawDesc = "" +
 	"\x06ticket\x18\x03 \x01(\tR\x06ticket\x12)\n" +
 	"\x10duration_seconds\x18\x04 \x01(\x03R\x0fdurationSeconds\"#\n" +
 	"\x11GetSessionRequest\x12\x0e\n" +
-	"\x02id\x18\x01 \x01(\tR\x02id\"-\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\"_\n" +
 	"\x13ListSessionsRequest\x12\x16\n" +
-	"\x06serial\x18\x01 \x01(\tR\x06serial\"G\n" +
+	"\x06serial\x18\x01 \x01(\tR\x06serial\x12\x1a\n" +
+	"\bengineer\x18\x02 \x01(\tR\bengineer\x12\x14\n" +
+	"\x05state\x18\x03 \x01(\tR\x05state\"G\n" +
 	"\x14ListSessionsResponse\x12/\n" +
 	"\bsessions\x18\x01 \x03(\v2\x13.lockbox.v1.SessionR\bsessions\"?\n" +
 	"\x15DisableSessionRequest\x12\x0e\n" +
