@@ -342,6 +342,9 @@ func (c *ControlPlane) newTunnels(log *audit.Service) *tunnel.Server {
 		ReportManifest: func(ctx context.Context, n protocol.NodeID, in *devicev1.ReportManifestRequest) (*devicev1.ReportManifestResponse, error) {
 			return c.services.Orders.ReportManifest(ctx, n, in)
 		},
+		ReportChanges: func(ctx context.Context, n protocol.NodeID, in *devicev1.ReportChangesRequest) (*devicev1.ReportChangesResponse, error) {
+			return c.services.Lockbox.ReportChanges(ctx, n, in)
+		},
 	}, c.opts.Log)
 	return tunnel.NewServer(tunnel.ServerConfig{
 		TLS:      certs.DeviceListener(c.server, c.authorities.Roots().Devices, c.revoked),

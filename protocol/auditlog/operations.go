@@ -71,6 +71,7 @@ const (
 	OpPrepareToShip   Operation = "Prepare To Ship"
 	OpFaultNode       Operation = "Fault Node"
 	OpSpendApproval   Operation = "Spend Approval"
+	OpReportChanges   Operation = "Report Changed Files"
 )
 
 // Operations on devices and their orders.
@@ -173,7 +174,7 @@ var categories = table(map[Category][]Operation{
 		OpInternalApprove, OpInternalDeny, OpAskContact, OpApproveContact, OpDenyContact, OpReadContactEmail, OpEnableLockbox, OpDisableLockbox,
 		OpChallenge, OpUnlockIntent, OpUnlockVolume, OpLockVolume, OpRefuseUnlock, OpCommitUnlock, OpOpenShares,
 		OpCloseShares, OpEnableSession, OpDisableSession, OpConnectSession, OpEndSession, OpRefuseSession,
-		OpRunCommand, OpIssueSSHCert, OpReadShareSecret, OpFaultNode, OpSpendApproval,
+		OpRunCommand, OpIssueSSHCert, OpReadShareSecret, OpFaultNode, OpSpendApproval, OpReportChanges,
 		OpCreateJoinToken, OpEnrolDevice, OpRefuseEnrolment, OpRevokeDevice, OpRenewCertificate,
 		OpSignConsent, OpRevokeConsent,
 		OpStoreDiskKeys, OpSealDiskKeys, OpExportRecoveryPassword, OpRotateMasterKey, OpMoveToCustomerKey, OpMoveToServiceKey,

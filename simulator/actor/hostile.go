@@ -149,6 +149,10 @@ func (control) ReportManifest(context.Context, *devicev1.ReportManifestRequest) 
 	return nil, protocol.Errorf(protocol.CodeUnavailable, "not now")
 }
 
+func (control) ReportChanges(context.Context, *devicev1.ReportChangesRequest) (*devicev1.ReportChangesResponse, error) {
+	return nil, protocol.Errorf(protocol.CodeUnavailable, "not now")
+}
+
 // Node waits until a node's tunnel is there and returns a client of the node.
 func (h *Hostile) Node(ctx context.Context, id protocol.NodeID) (devicev1.NodeServiceClient, error) {
 	for {

@@ -132,6 +132,7 @@ func publicRoutes(s Services) []route {
 		unary(requests+"CommentRequest", append([]auth.Role{auth.Engineer}, deciders...), s.Lockbox.CommentRequest),
 		unary(requests+"ExtendRequest", engineers, s.Lockbox.ExtendRequest),
 		unary(requests+"RaiseRequestAgain", engineers, s.Lockbox.RaiseRequestAgain),
+		unary(requests+"GetChanges", []auth.Role{auth.Admin, auth.Engineer, auth.Owner, auth.Approver}, s.Lockbox.GetChanges),
 
 		unary(standing+"DraftStandingConsent", customers, s.Lockbox.DraftStandingConsent),
 		unary(standing+"SubmitStandingConsent", customers, s.Lockbox.SubmitStandingConsent),

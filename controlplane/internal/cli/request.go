@@ -18,7 +18,7 @@ import (
 
 func (a *app) requestCommand() *cobra.Command {
 	return group("request", "Lockbox requests: raise, discuss, decide, execute, extend, revoke",
-		a.requestCreate(), a.requestShow(), a.requestList(), a.requestComment(), a.requestExtend(), a.requestRaise(),
+		a.requestCreate(), a.requestShow(), a.requestList(), a.requestComment(), a.requestExtend(), a.requestRaise(), a.requestChanges(),
 		a.requestDecide("approve", approval.Approve), a.requestDecide("deny", approval.Deny),
 		a.requestCancel(), a.requestExecute(), a.requestRevoke("revoke", "End an approved request: sessions closed, disks relocked",
 			"End an approved request at once: sessions closed, disks relocked, the approval spent.\nA device that cannot be reached locks within its dead-man time."),

@@ -65,6 +65,9 @@ const (
 	// ControlServiceReportManifestProcedure is the procedure name of the ControlService's
 	// ReportManifest RPC.
 	ControlServiceReportManifestProcedure = "/device.v1.ControlService/ReportManifest"
+	// ControlServiceReportChangesProcedure is the procedure name of the ControlService's ReportChanges
+	// RPC.
+	ControlServiceReportChangesProcedure = "/device.v1.ControlService/ReportChanges"
 	// ControlServiceAppendRecordingProcedure is the procedure name of the ControlService's
 	// AppendRecording RPC.
 	ControlServiceAppendRecordingProcedure = "/device.v1.ControlService/AppendRecording"
@@ -573,6 +576,13 @@ var (
 			Procedure:  ControlServiceReportManifestProcedure,
 		}
 	})
+	controlServiceReportChangesSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeUnary,
+			Schema:     File_device_v1_device_proto.Services().ByName("ControlService").Methods().ByName("ReportChanges"),
+			Procedure:  ControlServiceReportChangesProcedure,
+		}
+	})
 	controlServiceAppendRecordingSpec = sync.OnceValue(func() connect.Spec {
 		return connect.Spec{
 			StreamType: connect.StreamTypeUnary,
@@ -595,6 +605,8 @@ type ControlServiceClient interface {
 	ReportJob(context.Context, *ReportJobRequest) (*ReportJobResponse, error)
 	// ReportManifest brings the bills of materials made by prepare-to-ship.
 	ReportManifest(context.Context, *ReportManifestRequest) (*ReportManifestResponse, error)
+	// ReportChanges brings what was touched under a request, a part at a time.
+	ReportChanges(context.Context, *ReportChangesRequest) (*ReportChangesResponse, error)
 	// AppendRecording brings a recording, piece by piece while it grows. What the
 	// control plane has already is not an error: the answer says where to go on.
 	AppendRecording(context.Context, *AppendRecordingRequest) (*AppendRecordingResponse, error)
@@ -619,6 +631,8 @@ type ControlServiceHandler interface {
 	ReportJob(context.Context, *ReportJobRequest) (*ReportJobResponse, error)
 	// ReportManifest brings the bills of materials made by prepare-to-ship.
 	ReportManifest(context.Context, *ReportManifestRequest) (*ReportManifestResponse, error)
+	// ReportChanges brings what was touched under a request, a part at a time.
+	ReportChanges(context.Context, *ReportChangesRequest) (*ReportChangesResponse, error)
 	// AppendRecording brings a recording, piece by piece while it grows. What the
 	// control plane has already is not an error: the answer says where to go on.
 	AppendRecording(context.Context, *AppendRecordingRequest) (*AppendRecordingResponse, error)
@@ -634,6 +648,7 @@ func RegisterControlServiceHandler(server *connect.Server, svc ControlServiceHan
 		connect.Method{Spec: controlServiceRenewCertificateSpec(), Handler: adapter.renewCertificate},
 		connect.Method{Spec: controlServiceReportJobSpec(), Handler: adapter.reportJob},
 		connect.Method{Spec: controlServiceReportManifestSpec(), Handler: adapter.reportManifest},
+		connect.Method{Spec: controlServiceReportChangesSpec(), Handler: adapter.reportChanges},
 		connect.Method{Spec: controlServiceAppendRecordingSpec(), Handler: adapter.appendRecording},
 	)
 }
@@ -659,6 +674,10 @@ func (UnimplementedControlServiceHandler) ReportJob(context.Context, *ReportJobR
 
 func (UnimplementedControlServiceHandler) ReportManifest(context.Context, *ReportManifestRequest) (*ReportManifestResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "device.v1.ControlService.ReportManifest is not implemented")
+}
+
+func (UnimplementedControlServiceHandler) ReportChanges(context.Context, *ReportChangesRequest) (*ReportChangesResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "device.v1.ControlService.ReportChanges is not implemented")
 }
 
 func (UnimplementedControlServiceHandler) AppendRecording(context.Context, *AppendRecordingRequest) (*AppendRecordingResponse, error) {
@@ -704,6 +723,14 @@ func (c *controlServiceClient) ReportJob(ctx context.Context, req *ReportJobRequ
 func (c *controlServiceClient) ReportManifest(ctx context.Context, req *ReportManifestRequest) (*ReportManifestResponse, error) {
 	var res ReportManifestResponse
 	if err := c.client.CallUnary(ctx, controlServiceReportManifestSpec(), req, &res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+func (c *controlServiceClient) ReportChanges(ctx context.Context, req *ReportChangesRequest) (*ReportChangesResponse, error) {
+	var res ReportChangesResponse
+	if err := c.client.CallUnary(ctx, controlServiceReportChangesSpec(), req, &res); err != nil {
 		return nil, err
 	}
 	return &res, nil
@@ -773,6 +800,18 @@ func (h controlServiceHandler) reportManifest(ctx context.Context, _ connect.Spe
 		return err
 	}
 	res, err := h.svc.ReportManifest(ctx, &req)
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
+}
+
+func (h controlServiceHandler) reportChanges(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req ReportChangesRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	res, err := h.svc.ReportChanges(ctx, &req)
 	if err != nil {
 		return err
 	}

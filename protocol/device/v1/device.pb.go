@@ -2264,6 +2264,86 @@ func (*ReportManifestResponse) Descriptor() ([]byte, []int) {
 	return file_device_v1_device_proto_rawDescGZIP(), []int{36}
 }
 
+type ReportChangesRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Envelope      []byte                 `protobuf:"bytes,1,opt,name=envelope,proto3" json:"envelope,omitempty"` // of approval.Changes, signed by the node's key
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReportChangesRequest) Reset() {
+	*x = ReportChangesRequest{}
+	mi := &file_device_v1_device_proto_msgTypes[37]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReportChangesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReportChangesRequest) ProtoMessage() {}
+
+func (x *ReportChangesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_device_v1_device_proto_msgTypes[37]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReportChangesRequest.ProtoReflect.Descriptor instead.
+func (*ReportChangesRequest) Descriptor() ([]byte, []int) {
+	return file_device_v1_device_proto_rawDescGZIP(), []int{37}
+}
+
+func (x *ReportChangesRequest) GetEnvelope() []byte {
+	if x != nil {
+		return x.Envelope
+	}
+	return nil
+}
+
+type ReportChangesResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReportChangesResponse) Reset() {
+	*x = ReportChangesResponse{}
+	mi := &file_device_v1_device_proto_msgTypes[38]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReportChangesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReportChangesResponse) ProtoMessage() {}
+
+func (x *ReportChangesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_device_v1_device_proto_msgTypes[38]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReportChangesResponse.ProtoReflect.Descriptor instead.
+func (*ReportChangesResponse) Descriptor() ([]byte, []int) {
+	return file_device_v1_device_proto_rawDescGZIP(), []int{38}
+}
+
 type EnrolRequest struct {
 	state             protoimpl.MessageState `protogen:"open.v1"`
 	Token             string                 `protobuf:"bytes,1,opt,name=token,proto3" json:"token,omitempty"`
@@ -2279,7 +2359,7 @@ type EnrolRequest struct {
 
 func (x *EnrolRequest) Reset() {
 	*x = EnrolRequest{}
-	mi := &file_device_v1_device_proto_msgTypes[37]
+	mi := &file_device_v1_device_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2291,7 +2371,7 @@ func (x *EnrolRequest) String() string {
 func (*EnrolRequest) ProtoMessage() {}
 
 func (x *EnrolRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_device_v1_device_proto_msgTypes[37]
+	mi := &file_device_v1_device_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2304,7 +2384,7 @@ func (x *EnrolRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EnrolRequest.ProtoReflect.Descriptor instead.
 func (*EnrolRequest) Descriptor() ([]byte, []int) {
-	return file_device_v1_device_proto_rawDescGZIP(), []int{37}
+	return file_device_v1_device_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *EnrolRequest) GetToken() string {
@@ -2369,7 +2449,7 @@ type EnrolResponse struct {
 
 func (x *EnrolResponse) Reset() {
 	*x = EnrolResponse{}
-	mi := &file_device_v1_device_proto_msgTypes[38]
+	mi := &file_device_v1_device_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2381,7 +2461,7 @@ func (x *EnrolResponse) String() string {
 func (*EnrolResponse) ProtoMessage() {}
 
 func (x *EnrolResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_device_v1_device_proto_msgTypes[38]
+	mi := &file_device_v1_device_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2394,7 +2474,7 @@ func (x *EnrolResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EnrolResponse.ProtoReflect.Descriptor instead.
 func (*EnrolResponse) Descriptor() ([]byte, []int) {
-	return file_device_v1_device_proto_rawDescGZIP(), []int{38}
+	return file_device_v1_device_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *EnrolResponse) GetChain() [][]byte {
@@ -2445,7 +2525,7 @@ type AppendRecordingRequest struct {
 
 func (x *AppendRecordingRequest) Reset() {
 	*x = AppendRecordingRequest{}
-	mi := &file_device_v1_device_proto_msgTypes[39]
+	mi := &file_device_v1_device_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2457,7 +2537,7 @@ func (x *AppendRecordingRequest) String() string {
 func (*AppendRecordingRequest) ProtoMessage() {}
 
 func (x *AppendRecordingRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_device_v1_device_proto_msgTypes[39]
+	mi := &file_device_v1_device_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2470,7 +2550,7 @@ func (x *AppendRecordingRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AppendRecordingRequest.ProtoReflect.Descriptor instead.
 func (*AppendRecordingRequest) Descriptor() ([]byte, []int) {
-	return file_device_v1_device_proto_rawDescGZIP(), []int{39}
+	return file_device_v1_device_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *AppendRecordingRequest) GetRecording() string {
@@ -2518,7 +2598,7 @@ type AppendRecordingResponse struct {
 
 func (x *AppendRecordingResponse) Reset() {
 	*x = AppendRecordingResponse{}
-	mi := &file_device_v1_device_proto_msgTypes[40]
+	mi := &file_device_v1_device_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2530,7 +2610,7 @@ func (x *AppendRecordingResponse) String() string {
 func (*AppendRecordingResponse) ProtoMessage() {}
 
 func (x *AppendRecordingResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_device_v1_device_proto_msgTypes[40]
+	mi := &file_device_v1_device_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2543,7 +2623,7 @@ func (x *AppendRecordingResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AppendRecordingResponse.ProtoReflect.Descriptor instead.
 func (*AppendRecordingResponse) Descriptor() ([]byte, []int) {
-	return file_device_v1_device_proto_rawDescGZIP(), []int{40}
+	return file_device_v1_device_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *AppendRecordingResponse) GetAcked() int64 {
@@ -2728,7 +2808,10 @@ const file_device_v1_device_proto_rawDesc = "" +
 	"\n" +
 	"difference\x18\x06 \x01(\tR\n" +
 	"difference\"\x18\n" +
-	"\x16ReportManifestResponse\"\xe1\x01\n" +
+	"\x16ReportManifestResponse\"2\n" +
+	"\x14ReportChangesRequest\x12\x1a\n" +
+	"\benvelope\x18\x01 \x01(\fR\benvelope\"\x17\n" +
+	"\x15ReportChangesResponse\"\xe1\x01\n" +
 	"\fEnrolRequest\x12\x14\n" +
 	"\x05token\x18\x01 \x01(\tR\x05token\x12\x16\n" +
 	"\x06serial\x18\x02 \x01(\tR\x06serial\x12\x12\n" +
@@ -2763,13 +2846,14 @@ const file_device_v1_device_proto_rawDesc = "" +
 	"\x0eDisableSession\x12 .device.v1.DisableSessionRequest\x1a!.device.v1.DisableSessionResponse\x12W\n" +
 	"\x0eWatchRecording\x12 .device.v1.WatchRecordingRequest\x1a!.device.v1.WatchRecordingResponse0\x01\x12C\n" +
 	"\bOpenBulk\x12\x1a.device.v1.OpenBulkRequest\x1a\x1b.device.v1.OpenBulkResponse\x12^\n" +
-	"\x11UpdateTrustPolicy\x12#.device.v1.UpdateTrustPolicyRequest\x1a$.device.v1.UpdateTrustPolicyResponse2\x82\x04\n" +
+	"\x11UpdateTrustPolicy\x12#.device.v1.UpdateTrustPolicyRequest\x1a$.device.v1.UpdateTrustPolicyResponse2\xd6\x04\n" +
 	"\x0eControlService\x12F\n" +
 	"\tHeartbeat\x12\x1b.device.v1.HeartbeatRequest\x1a\x1c.device.v1.HeartbeatResponse\x12R\n" +
 	"\rAppendRecords\x12\x1f.device.v1.AppendRecordsRequest\x1a .device.v1.AppendRecordsResponse\x12[\n" +
 	"\x10RenewCertificate\x12\".device.v1.RenewCertificateRequest\x1a#.device.v1.RenewCertificateResponse\x12F\n" +
 	"\tReportJob\x12\x1b.device.v1.ReportJobRequest\x1a\x1c.device.v1.ReportJobResponse\x12U\n" +
-	"\x0eReportManifest\x12 .device.v1.ReportManifestRequest\x1a!.device.v1.ReportManifestResponse\x12X\n" +
+	"\x0eReportManifest\x12 .device.v1.ReportManifestRequest\x1a!.device.v1.ReportManifestResponse\x12R\n" +
+	"\rReportChanges\x12\x1f.device.v1.ReportChangesRequest\x1a .device.v1.ReportChangesResponse\x12X\n" +
 	"\x0fAppendRecording\x12!.device.v1.AppendRecordingRequest\x1a\".device.v1.AppendRecordingResponse2N\n" +
 	"\x10EnrolmentService\x12:\n" +
 	"\x05Enrol\x12\x17.device.v1.EnrolRequest\x1a\x18.device.v1.EnrolResponseB@Z>github.com/databox-lockbox/lockbox/protocol/device/v1;devicev1b\x06proto3"
@@ -2786,7 +2870,7 @@ func file_device_v1_device_proto_rawDescGZIP() []byte {
 	return file_device_v1_device_proto_rawDescData
 }
 
-var file_device_v1_device_proto_msgTypes = make([]protoimpl.MessageInfo, 41)
+var file_device_v1_device_proto_msgTypes = make([]protoimpl.MessageInfo, 43)
 var file_device_v1_device_proto_goTypes = []any{
 	(*StatusRequest)(nil),             // 0: device.v1.StatusRequest
 	(*StatusResponse)(nil),            // 1: device.v1.StatusResponse
@@ -2825,10 +2909,12 @@ var file_device_v1_device_proto_goTypes = []any{
 	(*ReportManifestRequest)(nil),     // 34: device.v1.ReportManifestRequest
 	(*Manifest)(nil),                  // 35: device.v1.Manifest
 	(*ReportManifestResponse)(nil),    // 36: device.v1.ReportManifestResponse
-	(*EnrolRequest)(nil),              // 37: device.v1.EnrolRequest
-	(*EnrolResponse)(nil),             // 38: device.v1.EnrolResponse
-	(*AppendRecordingRequest)(nil),    // 39: device.v1.AppendRecordingRequest
-	(*AppendRecordingResponse)(nil),   // 40: device.v1.AppendRecordingResponse
+	(*ReportChangesRequest)(nil),      // 37: device.v1.ReportChangesRequest
+	(*ReportChangesResponse)(nil),     // 38: device.v1.ReportChangesResponse
+	(*EnrolRequest)(nil),              // 39: device.v1.EnrolRequest
+	(*EnrolResponse)(nil),             // 40: device.v1.EnrolResponse
+	(*AppendRecordingRequest)(nil),    // 41: device.v1.AppendRecordingRequest
+	(*AppendRecordingResponse)(nil),   // 42: device.v1.AppendRecordingResponse
 }
 var file_device_v1_device_proto_depIdxs = []int32{
 	2,  // 0: device.v1.StatusResponse.status:type_name -> device.v1.NodeStatus
@@ -2859,27 +2945,29 @@ var file_device_v1_device_proto_depIdxs = []int32{
 	30, // 25: device.v1.ControlService.RenewCertificate:input_type -> device.v1.RenewCertificateRequest
 	32, // 26: device.v1.ControlService.ReportJob:input_type -> device.v1.ReportJobRequest
 	34, // 27: device.v1.ControlService.ReportManifest:input_type -> device.v1.ReportManifestRequest
-	39, // 28: device.v1.ControlService.AppendRecording:input_type -> device.v1.AppendRecordingRequest
-	37, // 29: device.v1.EnrolmentService.Enrol:input_type -> device.v1.EnrolRequest
-	1,  // 30: device.v1.NodeService.Status:output_type -> device.v1.StatusResponse
-	8,  // 31: device.v1.NodeService.Challenge:output_type -> device.v1.ChallengeResponse
-	10, // 32: device.v1.NodeService.Unlock:output_type -> device.v1.UnlockResponse
-	12, // 33: device.v1.NodeService.Commit:output_type -> device.v1.CommitResponse
-	14, // 34: device.v1.NodeService.Lock:output_type -> device.v1.LockResponse
-	16, // 35: device.v1.NodeService.EnableSession:output_type -> device.v1.EnableSessionResponse
-	18, // 36: device.v1.NodeService.DisableSession:output_type -> device.v1.DisableSessionResponse
-	20, // 37: device.v1.NodeService.WatchRecording:output_type -> device.v1.WatchRecordingResponse
-	22, // 38: device.v1.NodeService.OpenBulk:output_type -> device.v1.OpenBulkResponse
-	24, // 39: device.v1.NodeService.UpdateTrustPolicy:output_type -> device.v1.UpdateTrustPolicyResponse
-	26, // 40: device.v1.ControlService.Heartbeat:output_type -> device.v1.HeartbeatResponse
-	29, // 41: device.v1.ControlService.AppendRecords:output_type -> device.v1.AppendRecordsResponse
-	31, // 42: device.v1.ControlService.RenewCertificate:output_type -> device.v1.RenewCertificateResponse
-	33, // 43: device.v1.ControlService.ReportJob:output_type -> device.v1.ReportJobResponse
-	36, // 44: device.v1.ControlService.ReportManifest:output_type -> device.v1.ReportManifestResponse
-	40, // 45: device.v1.ControlService.AppendRecording:output_type -> device.v1.AppendRecordingResponse
-	38, // 46: device.v1.EnrolmentService.Enrol:output_type -> device.v1.EnrolResponse
-	30, // [30:47] is the sub-list for method output_type
-	13, // [13:30] is the sub-list for method input_type
+	37, // 28: device.v1.ControlService.ReportChanges:input_type -> device.v1.ReportChangesRequest
+	41, // 29: device.v1.ControlService.AppendRecording:input_type -> device.v1.AppendRecordingRequest
+	39, // 30: device.v1.EnrolmentService.Enrol:input_type -> device.v1.EnrolRequest
+	1,  // 31: device.v1.NodeService.Status:output_type -> device.v1.StatusResponse
+	8,  // 32: device.v1.NodeService.Challenge:output_type -> device.v1.ChallengeResponse
+	10, // 33: device.v1.NodeService.Unlock:output_type -> device.v1.UnlockResponse
+	12, // 34: device.v1.NodeService.Commit:output_type -> device.v1.CommitResponse
+	14, // 35: device.v1.NodeService.Lock:output_type -> device.v1.LockResponse
+	16, // 36: device.v1.NodeService.EnableSession:output_type -> device.v1.EnableSessionResponse
+	18, // 37: device.v1.NodeService.DisableSession:output_type -> device.v1.DisableSessionResponse
+	20, // 38: device.v1.NodeService.WatchRecording:output_type -> device.v1.WatchRecordingResponse
+	22, // 39: device.v1.NodeService.OpenBulk:output_type -> device.v1.OpenBulkResponse
+	24, // 40: device.v1.NodeService.UpdateTrustPolicy:output_type -> device.v1.UpdateTrustPolicyResponse
+	26, // 41: device.v1.ControlService.Heartbeat:output_type -> device.v1.HeartbeatResponse
+	29, // 42: device.v1.ControlService.AppendRecords:output_type -> device.v1.AppendRecordsResponse
+	31, // 43: device.v1.ControlService.RenewCertificate:output_type -> device.v1.RenewCertificateResponse
+	33, // 44: device.v1.ControlService.ReportJob:output_type -> device.v1.ReportJobResponse
+	36, // 45: device.v1.ControlService.ReportManifest:output_type -> device.v1.ReportManifestResponse
+	38, // 46: device.v1.ControlService.ReportChanges:output_type -> device.v1.ReportChangesResponse
+	42, // 47: device.v1.ControlService.AppendRecording:output_type -> device.v1.AppendRecordingResponse
+	40, // 48: device.v1.EnrolmentService.Enrol:output_type -> device.v1.EnrolResponse
+	31, // [31:49] is the sub-list for method output_type
+	13, // [13:31] is the sub-list for method input_type
 	13, // [13:13] is the sub-list for extension type_name
 	13, // [13:13] is the sub-list for extension extendee
 	0,  // [0:13] is the sub-list for field type_name
@@ -2896,7 +2984,7 @@ func file_device_v1_device_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_device_v1_device_proto_rawDesc), len(file_device_v1_device_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   41,
+			NumMessages:   43,
 			NumExtensions: 0,
 			NumServices:   3,
 		},

@@ -203,6 +203,8 @@ const (
 	// RequestServiceRaiseRequestAgainProcedure is the procedure name of the RequestService's
 	// RaiseRequestAgain RPC.
 	RequestServiceRaiseRequestAgainProcedure = "/lockbox.v1.RequestService/RaiseRequestAgain"
+	// RequestServiceGetChangesProcedure is the procedure name of the RequestService's GetChanges RPC.
+	RequestServiceGetChangesProcedure = "/lockbox.v1.RequestService/GetChanges"
 	// StandingServiceDraftStandingConsentProcedure is the procedure name of the StandingService's
 	// DraftStandingConsent RPC.
 	StandingServiceDraftStandingConsentProcedure = "/lockbox.v1.StandingService/DraftStandingConsent"
@@ -2385,6 +2387,13 @@ var (
 			Procedure:  RequestServiceRaiseRequestAgainProcedure,
 		}
 	})
+	requestServiceGetChangesSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeUnary,
+			Schema:     File_lockbox_v1_lockbox_proto.Services().ByName("RequestService").Methods().ByName("GetChanges"),
+			Procedure:  RequestServiceGetChangesProcedure,
+		}
+	})
 )
 
 // RequestServiceClient is a client for the lockbox.v1.RequestService service.
@@ -2409,6 +2418,8 @@ type RequestServiceClient interface {
 	ExtendRequest(context.Context, *ExtendRequestRequest) (*Request, error)
 	// RaiseRequestAgain repeats a request that expired, was voided or withdrawn.
 	RaiseRequestAgain(context.Context, *RaiseRequestAgainRequest) (*Request, error)
+	// GetChanges shows what the device says was touched under a request.
+	GetChanges(context.Context, *GetChangesRequest) (*GetChangesResponse, error)
 }
 
 // NewRequestServiceClient constructs a client for the lockbox.v1.RequestService service. Multiple
@@ -2460,6 +2471,8 @@ type RequestServiceHandler interface {
 	ExtendRequest(context.Context, *ExtendRequestRequest) (*Request, error)
 	// RaiseRequestAgain repeats a request that expired, was voided or withdrawn.
 	RaiseRequestAgain(context.Context, *RaiseRequestAgainRequest) (*Request, error)
+	// GetChanges shows what the device says was touched under a request.
+	GetChanges(context.Context, *GetChangesRequest) (*GetChangesResponse, error)
 }
 
 // RegisterRequestServiceHandler registers svc as the lockbox.v1.RequestService implementation on
@@ -2478,6 +2491,7 @@ func RegisterRequestServiceHandler(server *connect.Server, svc RequestServiceHan
 		connect.Method{Spec: requestServiceCommentRequestSpec(), Handler: adapter.commentRequest},
 		connect.Method{Spec: requestServiceExtendRequestSpec(), Handler: adapter.extendRequest},
 		connect.Method{Spec: requestServiceRaiseRequestAgainSpec(), Handler: adapter.raiseRequestAgain},
+		connect.Method{Spec: requestServiceGetChangesSpec(), Handler: adapter.getChanges},
 	)
 }
 
@@ -2542,6 +2556,10 @@ func (UnimplementedRequestServiceHandler) ExtendRequest(context.Context, *Extend
 
 func (UnimplementedRequestServiceHandler) RaiseRequestAgain(context.Context, *RaiseRequestAgainRequest) (*Request, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "lockbox.v1.RequestService.RaiseRequestAgain is not implemented")
+}
+
+func (UnimplementedRequestServiceHandler) GetChanges(context.Context, *GetChangesRequest) (*GetChangesResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "lockbox.v1.RequestService.GetChanges is not implemented")
 }
 
 type requestServiceClient struct {
@@ -2631,6 +2649,14 @@ func (c *requestServiceClient) ExtendRequest(ctx context.Context, req *ExtendReq
 func (c *requestServiceClient) RaiseRequestAgain(ctx context.Context, req *RaiseRequestAgainRequest) (*Request, error) {
 	var res Request
 	if err := c.client.CallUnary(ctx, requestServiceRaiseRequestAgainSpec(), req, &res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+func (c *requestServiceClient) GetChanges(ctx context.Context, req *GetChangesRequest) (*GetChangesResponse, error) {
+	var res GetChangesResponse
+	if err := c.client.CallUnary(ctx, requestServiceGetChangesSpec(), req, &res); err != nil {
 		return nil, err
 	}
 	return &res, nil
@@ -2760,6 +2786,18 @@ func (h requestServiceHandler) raiseRequestAgain(ctx context.Context, _ connect.
 		return err
 	}
 	res, err := h.svc.RaiseRequestAgain(ctx, &req)
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
+}
+
+func (h requestServiceHandler) getChanges(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req GetChangesRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	res, err := h.svc.GetChanges(ctx, &req)
 	if err != nil {
 		return err
 	}

@@ -7445,6 +7445,170 @@ func (x *ExtendRequestRequest) GetJustification() string {
 	return ""
 }
 
+type GetChangesRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	After         int64                  `protobuf:"varint,2,opt,name=after,proto3" json:"after,omitempty"` // parts up to this number were read already
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetChangesRequest) Reset() {
+	*x = GetChangesRequest{}
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[115]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetChangesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetChangesRequest) ProtoMessage() {}
+
+func (x *GetChangesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[115]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetChangesRequest.ProtoReflect.Descriptor instead.
+func (*GetChangesRequest) Descriptor() ([]byte, []int) {
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{115}
+}
+
+func (x *GetChangesRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *GetChangesRequest) GetAfter() int64 {
+	if x != nil {
+		return x.After
+	}
+	return 0
+}
+
+type GetChangesResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Parts         []*ChangesPart         `protobuf:"bytes,1,rep,name=parts,proto3" json:"parts,omitempty"` // as many as one message carries
+	Next          int64                  `protobuf:"varint,2,opt,name=next,proto3" json:"next,omitempty"`  // to go on after; 0 when these were the last
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetChangesResponse) Reset() {
+	*x = GetChangesResponse{}
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[116]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetChangesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetChangesResponse) ProtoMessage() {}
+
+func (x *GetChangesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[116]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetChangesResponse.ProtoReflect.Descriptor instead.
+func (*GetChangesResponse) Descriptor() ([]byte, []int) {
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{116}
+}
+
+func (x *GetChangesResponse) GetParts() []*ChangesPart {
+	if x != nil {
+		return x.Parts
+	}
+	return nil
+}
+
+func (x *GetChangesResponse) GetNext() int64 {
+	if x != nil {
+		return x.Next
+	}
+	return 0
+}
+
+type ChangesPart struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Node          int32                  `protobuf:"varint,1,opt,name=node,proto3" json:"node,omitempty"`
+	Envelope      []byte                 `protobuf:"bytes,2,opt,name=envelope,proto3" json:"envelope,omitempty"` // of approval.Changes, signed by the node
+	Time          int64                  `protobuf:"varint,3,opt,name=time,proto3" json:"time,omitempty"`        // Unix seconds: when it came here
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ChangesPart) Reset() {
+	*x = ChangesPart{}
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[117]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ChangesPart) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ChangesPart) ProtoMessage() {}
+
+func (x *ChangesPart) ProtoReflect() protoreflect.Message {
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[117]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ChangesPart.ProtoReflect.Descriptor instead.
+func (*ChangesPart) Descriptor() ([]byte, []int) {
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{117}
+}
+
+func (x *ChangesPart) GetNode() int32 {
+	if x != nil {
+		return x.Node
+	}
+	return 0
+}
+
+func (x *ChangesPart) GetEnvelope() []byte {
+	if x != nil {
+		return x.Envelope
+	}
+	return nil
+}
+
+func (x *ChangesPart) GetTime() int64 {
+	if x != nil {
+		return x.Time
+	}
+	return 0
+}
+
 type RaiseRequestAgainRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`                       // of a request of the caller's that expired, was voided, withdrawn or completed
@@ -7455,7 +7619,7 @@ type RaiseRequestAgainRequest struct {
 
 func (x *RaiseRequestAgainRequest) Reset() {
 	*x = RaiseRequestAgainRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[115]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[118]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7467,7 +7631,7 @@ func (x *RaiseRequestAgainRequest) String() string {
 func (*RaiseRequestAgainRequest) ProtoMessage() {}
 
 func (x *RaiseRequestAgainRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[115]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[118]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7480,7 +7644,7 @@ func (x *RaiseRequestAgainRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RaiseRequestAgainRequest.ProtoReflect.Descriptor instead.
 func (*RaiseRequestAgainRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{115}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{118}
 }
 
 func (x *RaiseRequestAgainRequest) GetId() string {
@@ -7511,7 +7675,7 @@ type DraftStandingConsentRequest struct {
 
 func (x *DraftStandingConsentRequest) Reset() {
 	*x = DraftStandingConsentRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[116]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[119]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7523,7 +7687,7 @@ func (x *DraftStandingConsentRequest) String() string {
 func (*DraftStandingConsentRequest) ProtoMessage() {}
 
 func (x *DraftStandingConsentRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[116]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[119]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7536,7 +7700,7 @@ func (x *DraftStandingConsentRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DraftStandingConsentRequest.ProtoReflect.Descriptor instead.
 func (*DraftStandingConsentRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{116}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{119}
 }
 
 func (x *DraftStandingConsentRequest) GetOrder() string {
@@ -7591,7 +7755,7 @@ type SubmitStandingConsentRequest struct {
 
 func (x *SubmitStandingConsentRequest) Reset() {
 	*x = SubmitStandingConsentRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[117]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[120]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7603,7 +7767,7 @@ func (x *SubmitStandingConsentRequest) String() string {
 func (*SubmitStandingConsentRequest) ProtoMessage() {}
 
 func (x *SubmitStandingConsentRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[117]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[120]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7616,7 +7780,7 @@ func (x *SubmitStandingConsentRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SubmitStandingConsentRequest.ProtoReflect.Descriptor instead.
 func (*SubmitStandingConsentRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{117}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{120}
 }
 
 func (x *SubmitStandingConsentRequest) GetOrder() string {
@@ -7642,7 +7806,7 @@ type ListStandingConsentsRequest struct {
 
 func (x *ListStandingConsentsRequest) Reset() {
 	*x = ListStandingConsentsRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[118]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[121]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7654,7 +7818,7 @@ func (x *ListStandingConsentsRequest) String() string {
 func (*ListStandingConsentsRequest) ProtoMessage() {}
 
 func (x *ListStandingConsentsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[118]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[121]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7667,7 +7831,7 @@ func (x *ListStandingConsentsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListStandingConsentsRequest.ProtoReflect.Descriptor instead.
 func (*ListStandingConsentsRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{118}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{121}
 }
 
 func (x *ListStandingConsentsRequest) GetOrder() string {
@@ -7686,7 +7850,7 @@ type ListStandingConsentsResponse struct {
 
 func (x *ListStandingConsentsResponse) Reset() {
 	*x = ListStandingConsentsResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[119]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[122]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7698,7 +7862,7 @@ func (x *ListStandingConsentsResponse) String() string {
 func (*ListStandingConsentsResponse) ProtoMessage() {}
 
 func (x *ListStandingConsentsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[119]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[122]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7711,7 +7875,7 @@ func (x *ListStandingConsentsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListStandingConsentsResponse.ProtoReflect.Descriptor instead.
 func (*ListStandingConsentsResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{119}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{122}
 }
 
 func (x *ListStandingConsentsResponse) GetConsents() []*StandingConsent {
@@ -7735,7 +7899,7 @@ type StandingConsent struct {
 
 func (x *StandingConsent) Reset() {
 	*x = StandingConsent{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[120]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[123]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7747,7 +7911,7 @@ func (x *StandingConsent) String() string {
 func (*StandingConsent) ProtoMessage() {}
 
 func (x *StandingConsent) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[120]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[123]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7760,7 +7924,7 @@ func (x *StandingConsent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StandingConsent.ProtoReflect.Descriptor instead.
 func (*StandingConsent) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{120}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{123}
 }
 
 func (x *StandingConsent) GetId() string {
@@ -7815,7 +7979,7 @@ type RevokeStandingConsentRequest struct {
 
 func (x *RevokeStandingConsentRequest) Reset() {
 	*x = RevokeStandingConsentRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[121]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[124]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7827,7 +7991,7 @@ func (x *RevokeStandingConsentRequest) String() string {
 func (*RevokeStandingConsentRequest) ProtoMessage() {}
 
 func (x *RevokeStandingConsentRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[121]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[124]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7840,7 +8004,7 @@ func (x *RevokeStandingConsentRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeStandingConsentRequest.ProtoReflect.Descriptor instead.
 func (*RevokeStandingConsentRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{121}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{124}
 }
 
 func (x *RevokeStandingConsentRequest) GetId() string {
@@ -7866,7 +8030,7 @@ type ListKeysRequest struct {
 
 func (x *ListKeysRequest) Reset() {
 	*x = ListKeysRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[122]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[125]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7878,7 +8042,7 @@ func (x *ListKeysRequest) String() string {
 func (*ListKeysRequest) ProtoMessage() {}
 
 func (x *ListKeysRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[122]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[125]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7891,7 +8055,7 @@ func (x *ListKeysRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListKeysRequest.ProtoReflect.Descriptor instead.
 func (*ListKeysRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{122}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{125}
 }
 
 func (x *ListKeysRequest) GetOrder() string {
@@ -7910,7 +8074,7 @@ type ListKeysResponse struct {
 
 func (x *ListKeysResponse) Reset() {
 	*x = ListKeysResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[123]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[126]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7922,7 +8086,7 @@ func (x *ListKeysResponse) String() string {
 func (*ListKeysResponse) ProtoMessage() {}
 
 func (x *ListKeysResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[123]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[126]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7935,7 +8099,7 @@ func (x *ListKeysResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListKeysResponse.ProtoReflect.Descriptor instead.
 func (*ListKeysResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{123}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{126}
 }
 
 func (x *ListKeysResponse) GetKeys() []*KeyInfo {
@@ -7960,7 +8124,7 @@ type KeyInfo struct {
 
 func (x *KeyInfo) Reset() {
 	*x = KeyInfo{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[124]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[127]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7972,7 +8136,7 @@ func (x *KeyInfo) String() string {
 func (*KeyInfo) ProtoMessage() {}
 
 func (x *KeyInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[124]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[127]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7985,7 +8149,7 @@ func (x *KeyInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeyInfo.ProtoReflect.Descriptor instead.
 func (*KeyInfo) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{124}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{127}
 }
 
 func (x *KeyInfo) GetSerial() string {
@@ -8042,7 +8206,7 @@ type ExportRecoveryPasswordRequest struct {
 
 func (x *ExportRecoveryPasswordRequest) Reset() {
 	*x = ExportRecoveryPasswordRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[125]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[128]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8054,7 +8218,7 @@ func (x *ExportRecoveryPasswordRequest) String() string {
 func (*ExportRecoveryPasswordRequest) ProtoMessage() {}
 
 func (x *ExportRecoveryPasswordRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[125]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[128]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8067,7 +8231,7 @@ func (x *ExportRecoveryPasswordRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportRecoveryPasswordRequest.ProtoReflect.Descriptor instead.
 func (*ExportRecoveryPasswordRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{125}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{128}
 }
 
 func (x *ExportRecoveryPasswordRequest) GetSerial() string {
@@ -8107,7 +8271,7 @@ type ExportRecoveryPasswordResponse struct {
 
 func (x *ExportRecoveryPasswordResponse) Reset() {
 	*x = ExportRecoveryPasswordResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[126]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[129]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8119,7 +8283,7 @@ func (x *ExportRecoveryPasswordResponse) String() string {
 func (*ExportRecoveryPasswordResponse) ProtoMessage() {}
 
 func (x *ExportRecoveryPasswordResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[126]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[129]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8132,7 +8296,7 @@ func (x *ExportRecoveryPasswordResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportRecoveryPasswordResponse.ProtoReflect.Descriptor instead.
 func (*ExportRecoveryPasswordResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{126}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{129}
 }
 
 func (x *ExportRecoveryPasswordResponse) GetRecoveryPassword() string {
@@ -8150,7 +8314,7 @@ type GetKeyStatusRequest struct {
 
 func (x *GetKeyStatusRequest) Reset() {
 	*x = GetKeyStatusRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[127]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[130]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8162,7 +8326,7 @@ func (x *GetKeyStatusRequest) String() string {
 func (*GetKeyStatusRequest) ProtoMessage() {}
 
 func (x *GetKeyStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[127]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[130]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8175,7 +8339,7 @@ func (x *GetKeyStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetKeyStatusRequest.ProtoReflect.Descriptor instead.
 func (*GetKeyStatusRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{127}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{130}
 }
 
 type RotateKeyRequest struct {
@@ -8186,7 +8350,7 @@ type RotateKeyRequest struct {
 
 func (x *RotateKeyRequest) Reset() {
 	*x = RotateKeyRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[128]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[131]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8198,7 +8362,7 @@ func (x *RotateKeyRequest) String() string {
 func (*RotateKeyRequest) ProtoMessage() {}
 
 func (x *RotateKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[128]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[131]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8211,7 +8375,7 @@ func (x *RotateKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateKeyRequest.ProtoReflect.Descriptor instead.
 func (*RotateKeyRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{128}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{131}
 }
 
 type KeyStatus struct {
@@ -8226,7 +8390,7 @@ type KeyStatus struct {
 
 func (x *KeyStatus) Reset() {
 	*x = KeyStatus{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[129]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[132]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8238,7 +8402,7 @@ func (x *KeyStatus) String() string {
 func (*KeyStatus) ProtoMessage() {}
 
 func (x *KeyStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[129]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[132]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8251,7 +8415,7 @@ func (x *KeyStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeyStatus.ProtoReflect.Descriptor instead.
 func (*KeyStatus) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{129}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{132}
 }
 
 func (x *KeyStatus) GetCurrent() string {
@@ -8294,7 +8458,7 @@ type WrappingKey struct {
 
 func (x *WrappingKey) Reset() {
 	*x = WrappingKey{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[130]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[133]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8306,7 +8470,7 @@ func (x *WrappingKey) String() string {
 func (*WrappingKey) ProtoMessage() {}
 
 func (x *WrappingKey) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[130]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[133]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8319,7 +8483,7 @@ func (x *WrappingKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WrappingKey.ProtoReflect.Descriptor instead.
 func (*WrappingKey) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{130}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{133}
 }
 
 func (x *WrappingKey) GetId() string {
@@ -8358,7 +8522,7 @@ type KeyRotation struct {
 
 func (x *KeyRotation) Reset() {
 	*x = KeyRotation{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[131]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[134]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8370,7 +8534,7 @@ func (x *KeyRotation) String() string {
 func (*KeyRotation) ProtoMessage() {}
 
 func (x *KeyRotation) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[131]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[134]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8383,7 +8547,7 @@ func (x *KeyRotation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeyRotation.ProtoReflect.Descriptor instead.
 func (*KeyRotation) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{131}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{134}
 }
 
 func (x *KeyRotation) GetTarget() string {
@@ -8444,7 +8608,7 @@ type GetOrderKeyRequest struct {
 
 func (x *GetOrderKeyRequest) Reset() {
 	*x = GetOrderKeyRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[132]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[135]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8456,7 +8620,7 @@ func (x *GetOrderKeyRequest) String() string {
 func (*GetOrderKeyRequest) ProtoMessage() {}
 
 func (x *GetOrderKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[132]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[135]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8469,7 +8633,7 @@ func (x *GetOrderKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetOrderKeyRequest.ProtoReflect.Descriptor instead.
 func (*GetOrderKeyRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{132}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{135}
 }
 
 func (x *GetOrderKeyRequest) GetOrder() string {
@@ -8492,7 +8656,7 @@ type SetOrderKeyRequest struct {
 
 func (x *SetOrderKeyRequest) Reset() {
 	*x = SetOrderKeyRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[133]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[136]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8504,7 +8668,7 @@ func (x *SetOrderKeyRequest) String() string {
 func (*SetOrderKeyRequest) ProtoMessage() {}
 
 func (x *SetOrderKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[133]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[136]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8517,7 +8681,7 @@ func (x *SetOrderKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetOrderKeyRequest.ProtoReflect.Descriptor instead.
 func (*SetOrderKeyRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{133}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{136}
 }
 
 func (x *SetOrderKeyRequest) GetOrder() string {
@@ -8555,7 +8719,7 @@ type OrderKey struct {
 
 func (x *OrderKey) Reset() {
 	*x = OrderKey{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[134]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[137]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8567,7 +8731,7 @@ func (x *OrderKey) String() string {
 func (*OrderKey) ProtoMessage() {}
 
 func (x *OrderKey) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[134]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[137]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8580,7 +8744,7 @@ func (x *OrderKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OrderKey.ProtoReflect.Descriptor instead.
 func (*OrderKey) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{134}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{137}
 }
 
 func (x *OrderKey) GetOrder() string {
@@ -8634,7 +8798,7 @@ type ListRecordsRequest struct {
 
 func (x *ListRecordsRequest) Reset() {
 	*x = ListRecordsRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[135]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[138]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8646,7 +8810,7 @@ func (x *ListRecordsRequest) String() string {
 func (*ListRecordsRequest) ProtoMessage() {}
 
 func (x *ListRecordsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[135]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[138]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8659,7 +8823,7 @@ func (x *ListRecordsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRecordsRequest.ProtoReflect.Descriptor instead.
 func (*ListRecordsRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{135}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{138}
 }
 
 func (x *ListRecordsRequest) GetOperation() string {
@@ -8728,7 +8892,7 @@ type AuditRecord struct {
 
 func (x *AuditRecord) Reset() {
 	*x = AuditRecord{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[136]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[139]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8740,7 +8904,7 @@ func (x *AuditRecord) String() string {
 func (*AuditRecord) ProtoMessage() {}
 
 func (x *AuditRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[136]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[139]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8753,7 +8917,7 @@ func (x *AuditRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuditRecord.ProtoReflect.Descriptor instead.
 func (*AuditRecord) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{136}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{139}
 }
 
 func (x *AuditRecord) GetIndex() int64 {
@@ -8780,7 +8944,7 @@ type ListRecordsResponse struct {
 
 func (x *ListRecordsResponse) Reset() {
 	*x = ListRecordsResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[137]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[140]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8792,7 +8956,7 @@ func (x *ListRecordsResponse) String() string {
 func (*ListRecordsResponse) ProtoMessage() {}
 
 func (x *ListRecordsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[137]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[140]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8805,7 +8969,7 @@ func (x *ListRecordsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRecordsResponse.ProtoReflect.Descriptor instead.
 func (*ListRecordsResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{137}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{140}
 }
 
 func (x *ListRecordsResponse) GetRecords() []*AuditRecord {
@@ -8841,7 +9005,7 @@ type LegalHold struct {
 
 func (x *LegalHold) Reset() {
 	*x = LegalHold{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[138]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[141]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8853,7 +9017,7 @@ func (x *LegalHold) String() string {
 func (*LegalHold) ProtoMessage() {}
 
 func (x *LegalHold) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[138]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[141]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8866,7 +9030,7 @@ func (x *LegalHold) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LegalHold.ProtoReflect.Descriptor instead.
 func (*LegalHold) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{138}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{141}
 }
 
 func (x *LegalHold) GetId() string {
@@ -8944,7 +9108,7 @@ type PlaceHoldRequest struct {
 
 func (x *PlaceHoldRequest) Reset() {
 	*x = PlaceHoldRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[139]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[142]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8956,7 +9120,7 @@ func (x *PlaceHoldRequest) String() string {
 func (*PlaceHoldRequest) ProtoMessage() {}
 
 func (x *PlaceHoldRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[139]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[142]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8969,7 +9133,7 @@ func (x *PlaceHoldRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlaceHoldRequest.ProtoReflect.Descriptor instead.
 func (*PlaceHoldRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{139}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{142}
 }
 
 func (x *PlaceHoldRequest) GetTenant() string {
@@ -9010,7 +9174,7 @@ type ReleaseHoldRequest struct {
 
 func (x *ReleaseHoldRequest) Reset() {
 	*x = ReleaseHoldRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[140]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[143]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9022,7 +9186,7 @@ func (x *ReleaseHoldRequest) String() string {
 func (*ReleaseHoldRequest) ProtoMessage() {}
 
 func (x *ReleaseHoldRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[140]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[143]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9035,7 +9199,7 @@ func (x *ReleaseHoldRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReleaseHoldRequest.ProtoReflect.Descriptor instead.
 func (*ReleaseHoldRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{140}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{143}
 }
 
 func (x *ReleaseHoldRequest) GetId() string {
@@ -9060,7 +9224,7 @@ type ListHoldsRequest struct {
 
 func (x *ListHoldsRequest) Reset() {
 	*x = ListHoldsRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[141]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[144]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9072,7 +9236,7 @@ func (x *ListHoldsRequest) String() string {
 func (*ListHoldsRequest) ProtoMessage() {}
 
 func (x *ListHoldsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[141]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[144]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9085,7 +9249,7 @@ func (x *ListHoldsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListHoldsRequest.ProtoReflect.Descriptor instead.
 func (*ListHoldsRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{141}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{144}
 }
 
 type ListHoldsResponse struct {
@@ -9098,7 +9262,7 @@ type ListHoldsResponse struct {
 
 func (x *ListHoldsResponse) Reset() {
 	*x = ListHoldsResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[142]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[145]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9110,7 +9274,7 @@ func (x *ListHoldsResponse) String() string {
 func (*ListHoldsResponse) ProtoMessage() {}
 
 func (x *ListHoldsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[142]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[145]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9123,7 +9287,7 @@ func (x *ListHoldsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListHoldsResponse.ProtoReflect.Descriptor instead.
 func (*ListHoldsResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{142}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{145}
 }
 
 func (x *ListHoldsResponse) GetHolds() []*LegalHold {
@@ -9158,7 +9322,7 @@ type Sink struct {
 
 func (x *Sink) Reset() {
 	*x = Sink{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[143]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[146]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9170,7 +9334,7 @@ func (x *Sink) String() string {
 func (*Sink) ProtoMessage() {}
 
 func (x *Sink) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[143]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[146]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9183,7 +9347,7 @@ func (x *Sink) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Sink.ProtoReflect.Descriptor instead.
 func (*Sink) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{143}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{146}
 }
 
 func (x *Sink) GetName() string {
@@ -9257,7 +9421,7 @@ type ListSinksRequest struct {
 
 func (x *ListSinksRequest) Reset() {
 	*x = ListSinksRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[144]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[147]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9269,7 +9433,7 @@ func (x *ListSinksRequest) String() string {
 func (*ListSinksRequest) ProtoMessage() {}
 
 func (x *ListSinksRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[144]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[147]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9282,7 +9446,7 @@ func (x *ListSinksRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSinksRequest.ProtoReflect.Descriptor instead.
 func (*ListSinksRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{144}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{147}
 }
 
 type ListSinksResponse struct {
@@ -9294,7 +9458,7 @@ type ListSinksResponse struct {
 
 func (x *ListSinksResponse) Reset() {
 	*x = ListSinksResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[145]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[148]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9306,7 +9470,7 @@ func (x *ListSinksResponse) String() string {
 func (*ListSinksResponse) ProtoMessage() {}
 
 func (x *ListSinksResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[145]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[148]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9319,7 +9483,7 @@ func (x *ListSinksResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSinksResponse.ProtoReflect.Descriptor instead.
 func (*ListSinksResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{145}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{148}
 }
 
 func (x *ListSinksResponse) GetSinks() []*Sink {
@@ -9337,7 +9501,7 @@ type ExportLogRequest struct {
 
 func (x *ExportLogRequest) Reset() {
 	*x = ExportLogRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[146]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[149]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9349,7 +9513,7 @@ func (x *ExportLogRequest) String() string {
 func (*ExportLogRequest) ProtoMessage() {}
 
 func (x *ExportLogRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[146]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[149]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9362,7 +9526,7 @@ func (x *ExportLogRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportLogRequest.ProtoReflect.Descriptor instead.
 func (*ExportLogRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{146}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{149}
 }
 
 type ExportLogResponse struct {
@@ -9374,7 +9538,7 @@ type ExportLogResponse struct {
 
 func (x *ExportLogResponse) Reset() {
 	*x = ExportLogResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[147]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[150]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9386,7 +9550,7 @@ func (x *ExportLogResponse) String() string {
 func (*ExportLogResponse) ProtoMessage() {}
 
 func (x *ExportLogResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[147]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[150]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9399,7 +9563,7 @@ func (x *ExportLogResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportLogResponse.ProtoReflect.Descriptor instead.
 func (*ExportLogResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{147}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{150}
 }
 
 func (x *ExportLogResponse) GetData() []byte {
@@ -9418,7 +9582,7 @@ type GetCheckpointRequest struct {
 
 func (x *GetCheckpointRequest) Reset() {
 	*x = GetCheckpointRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[148]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[151]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9430,7 +9594,7 @@ func (x *GetCheckpointRequest) String() string {
 func (*GetCheckpointRequest) ProtoMessage() {}
 
 func (x *GetCheckpointRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[148]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[151]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9443,7 +9607,7 @@ func (x *GetCheckpointRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetCheckpointRequest.ProtoReflect.Descriptor instead.
 func (*GetCheckpointRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{148}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{151}
 }
 
 func (x *GetCheckpointRequest) GetConsistentWith() int64 {
@@ -9464,7 +9628,7 @@ type GetCheckpointResponse struct {
 
 func (x *GetCheckpointResponse) Reset() {
 	*x = GetCheckpointResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[149]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[152]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9476,7 +9640,7 @@ func (x *GetCheckpointResponse) String() string {
 func (*GetCheckpointResponse) ProtoMessage() {}
 
 func (x *GetCheckpointResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[149]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[152]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9489,7 +9653,7 @@ func (x *GetCheckpointResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetCheckpointResponse.ProtoReflect.Descriptor instead.
 func (*GetCheckpointResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{149}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{152}
 }
 
 func (x *GetCheckpointResponse) GetCheckpoint() []byte {
@@ -9537,7 +9701,7 @@ type Delivery struct {
 
 func (x *Delivery) Reset() {
 	*x = Delivery{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[150]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[153]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9549,7 +9713,7 @@ func (x *Delivery) String() string {
 func (*Delivery) ProtoMessage() {}
 
 func (x *Delivery) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[150]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[153]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9562,7 +9726,7 @@ func (x *Delivery) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Delivery.ProtoReflect.Descriptor instead.
 func (*Delivery) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{150}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{153}
 }
 
 func (x *Delivery) GetId() string {
@@ -9683,7 +9847,7 @@ type ListNoticesRequest struct {
 
 func (x *ListNoticesRequest) Reset() {
 	*x = ListNoticesRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[151]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[154]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9695,7 +9859,7 @@ func (x *ListNoticesRequest) String() string {
 func (*ListNoticesRequest) ProtoMessage() {}
 
 func (x *ListNoticesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[151]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[154]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9708,7 +9872,7 @@ func (x *ListNoticesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNoticesRequest.ProtoReflect.Descriptor instead.
 func (*ListNoticesRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{151}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{154}
 }
 
 func (x *ListNoticesRequest) GetTenant() string {
@@ -9755,7 +9919,7 @@ type ListNoticesResponse struct {
 
 func (x *ListNoticesResponse) Reset() {
 	*x = ListNoticesResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[152]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[155]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9767,7 +9931,7 @@ func (x *ListNoticesResponse) String() string {
 func (*ListNoticesResponse) ProtoMessage() {}
 
 func (x *ListNoticesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[152]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[155]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9780,7 +9944,7 @@ func (x *ListNoticesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNoticesResponse.ProtoReflect.Descriptor instead.
 func (*ListNoticesResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{152}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{155}
 }
 
 func (x *ListNoticesResponse) GetDeliveries() []*Delivery {
@@ -9800,7 +9964,7 @@ type RetryNoticesRequest struct {
 
 func (x *RetryNoticesRequest) Reset() {
 	*x = RetryNoticesRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[153]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[156]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9812,7 +9976,7 @@ func (x *RetryNoticesRequest) String() string {
 func (*RetryNoticesRequest) ProtoMessage() {}
 
 func (x *RetryNoticesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[153]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[156]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9825,7 +9989,7 @@ func (x *RetryNoticesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RetryNoticesRequest.ProtoReflect.Descriptor instead.
 func (*RetryNoticesRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{153}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{156}
 }
 
 func (x *RetryNoticesRequest) GetIds() []string {
@@ -9851,7 +10015,7 @@ type RetryNoticesResponse struct {
 
 func (x *RetryNoticesResponse) Reset() {
 	*x = RetryNoticesResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[154]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[157]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9863,7 +10027,7 @@ func (x *RetryNoticesResponse) String() string {
 func (*RetryNoticesResponse) ProtoMessage() {}
 
 func (x *RetryNoticesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[154]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[157]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9876,7 +10040,7 @@ func (x *RetryNoticesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RetryNoticesResponse.ProtoReflect.Descriptor instead.
 func (*RetryNoticesResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{154}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{157}
 }
 
 func (x *RetryNoticesResponse) GetRetried() int32 {
@@ -9899,7 +10063,7 @@ type Webhook struct {
 
 func (x *Webhook) Reset() {
 	*x = Webhook{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[155]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[158]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9911,7 +10075,7 @@ func (x *Webhook) String() string {
 func (*Webhook) ProtoMessage() {}
 
 func (x *Webhook) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[155]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[158]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9924,7 +10088,7 @@ func (x *Webhook) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Webhook.ProtoReflect.Descriptor instead.
 func (*Webhook) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{155}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{158}
 }
 
 func (x *Webhook) GetId() string {
@@ -9973,7 +10137,7 @@ type CreateWebhookRequest struct {
 
 func (x *CreateWebhookRequest) Reset() {
 	*x = CreateWebhookRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[156]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[159]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9985,7 +10149,7 @@ func (x *CreateWebhookRequest) String() string {
 func (*CreateWebhookRequest) ProtoMessage() {}
 
 func (x *CreateWebhookRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[156]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[159]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9998,7 +10162,7 @@ func (x *CreateWebhookRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateWebhookRequest.ProtoReflect.Descriptor instead.
 func (*CreateWebhookRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{156}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{159}
 }
 
 func (x *CreateWebhookRequest) GetTenant() string {
@@ -10032,7 +10196,7 @@ type CreateWebhookResponse struct {
 
 func (x *CreateWebhookResponse) Reset() {
 	*x = CreateWebhookResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[157]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[160]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10044,7 +10208,7 @@ func (x *CreateWebhookResponse) String() string {
 func (*CreateWebhookResponse) ProtoMessage() {}
 
 func (x *CreateWebhookResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[157]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[160]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10057,7 +10221,7 @@ func (x *CreateWebhookResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateWebhookResponse.ProtoReflect.Descriptor instead.
 func (*CreateWebhookResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{157}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{160}
 }
 
 func (x *CreateWebhookResponse) GetWebhook() *Webhook {
@@ -10083,7 +10247,7 @@ type ListWebhooksRequest struct {
 
 func (x *ListWebhooksRequest) Reset() {
 	*x = ListWebhooksRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[158]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[161]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10095,7 +10259,7 @@ func (x *ListWebhooksRequest) String() string {
 func (*ListWebhooksRequest) ProtoMessage() {}
 
 func (x *ListWebhooksRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[158]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[161]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10108,7 +10272,7 @@ func (x *ListWebhooksRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListWebhooksRequest.ProtoReflect.Descriptor instead.
 func (*ListWebhooksRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{158}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{161}
 }
 
 func (x *ListWebhooksRequest) GetTenant() string {
@@ -10127,7 +10291,7 @@ type ListWebhooksResponse struct {
 
 func (x *ListWebhooksResponse) Reset() {
 	*x = ListWebhooksResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[159]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[162]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10139,7 +10303,7 @@ func (x *ListWebhooksResponse) String() string {
 func (*ListWebhooksResponse) ProtoMessage() {}
 
 func (x *ListWebhooksResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[159]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[162]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10152,7 +10316,7 @@ func (x *ListWebhooksResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListWebhooksResponse.ProtoReflect.Descriptor instead.
 func (*ListWebhooksResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{159}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{162}
 }
 
 func (x *ListWebhooksResponse) GetWebhooks() []*Webhook {
@@ -10171,7 +10335,7 @@ type RemoveWebhookRequest struct {
 
 func (x *RemoveWebhookRequest) Reset() {
 	*x = RemoveWebhookRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[160]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[163]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10183,7 +10347,7 @@ func (x *RemoveWebhookRequest) String() string {
 func (*RemoveWebhookRequest) ProtoMessage() {}
 
 func (x *RemoveWebhookRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[160]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[163]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10196,7 +10360,7 @@ func (x *RemoveWebhookRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveWebhookRequest.ProtoReflect.Descriptor instead.
 func (*RemoveWebhookRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{160}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{163}
 }
 
 func (x *RemoveWebhookRequest) GetId() string {
@@ -10215,7 +10379,7 @@ type TestWebhookRequest struct {
 
 func (x *TestWebhookRequest) Reset() {
 	*x = TestWebhookRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[161]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[164]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10227,7 +10391,7 @@ func (x *TestWebhookRequest) String() string {
 func (*TestWebhookRequest) ProtoMessage() {}
 
 func (x *TestWebhookRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[161]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[164]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10240,7 +10404,7 @@ func (x *TestWebhookRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TestWebhookRequest.ProtoReflect.Descriptor instead.
 func (*TestWebhookRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{161}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{164}
 }
 
 func (x *TestWebhookRequest) GetId() string {
@@ -10260,7 +10424,7 @@ type TestWebhookResponse struct {
 
 func (x *TestWebhookResponse) Reset() {
 	*x = TestWebhookResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[162]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[165]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10272,7 +10436,7 @@ func (x *TestWebhookResponse) String() string {
 func (*TestWebhookResponse) ProtoMessage() {}
 
 func (x *TestWebhookResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[162]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[165]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10285,7 +10449,7 @@ func (x *TestWebhookResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TestWebhookResponse.ProtoReflect.Descriptor instead.
 func (*TestWebhookResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{162}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{165}
 }
 
 func (x *TestWebhookResponse) GetDelivered() bool {
@@ -10311,7 +10475,7 @@ type GetPoliciesRequest struct {
 
 func (x *GetPoliciesRequest) Reset() {
 	*x = GetPoliciesRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[163]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[166]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10323,7 +10487,7 @@ func (x *GetPoliciesRequest) String() string {
 func (*GetPoliciesRequest) ProtoMessage() {}
 
 func (x *GetPoliciesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[163]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[166]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10336,7 +10500,7 @@ func (x *GetPoliciesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetPoliciesRequest.ProtoReflect.Descriptor instead.
 func (*GetPoliciesRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{163}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{166}
 }
 
 func (x *GetPoliciesRequest) GetDigest() string {
@@ -10361,7 +10525,7 @@ type Policies struct {
 
 func (x *Policies) Reset() {
 	*x = Policies{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[164]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[167]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10373,7 +10537,7 @@ func (x *Policies) String() string {
 func (*Policies) ProtoMessage() {}
 
 func (x *Policies) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[164]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[167]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10386,7 +10550,7 @@ func (x *Policies) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Policies.ProtoReflect.Descriptor instead.
 func (*Policies) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{164}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{167}
 }
 
 func (x *Policies) GetDigest() string {
@@ -10453,7 +10617,7 @@ type PolicyRule struct {
 
 func (x *PolicyRule) Reset() {
 	*x = PolicyRule{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[165]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[168]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10465,7 +10629,7 @@ func (x *PolicyRule) String() string {
 func (*PolicyRule) ProtoMessage() {}
 
 func (x *PolicyRule) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[165]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[168]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10478,7 +10642,7 @@ func (x *PolicyRule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PolicyRule.ProtoReflect.Descriptor instead.
 func (*PolicyRule) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{165}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{168}
 }
 
 func (x *PolicyRule) GetId() string {
@@ -10540,7 +10704,7 @@ type PolicyFile struct {
 
 func (x *PolicyFile) Reset() {
 	*x = PolicyFile{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[166]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[169]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10552,7 +10716,7 @@ func (x *PolicyFile) String() string {
 func (*PolicyFile) ProtoMessage() {}
 
 func (x *PolicyFile) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[166]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[169]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10565,7 +10729,7 @@ func (x *PolicyFile) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PolicyFile.ProtoReflect.Descriptor instead.
 func (*PolicyFile) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{166}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{169}
 }
 
 func (x *PolicyFile) GetName() string {
@@ -10593,7 +10757,7 @@ type RefusedPolicies struct {
 
 func (x *RefusedPolicies) Reset() {
 	*x = RefusedPolicies{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[167]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[170]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10605,7 +10769,7 @@ func (x *RefusedPolicies) String() string {
 func (*RefusedPolicies) ProtoMessage() {}
 
 func (x *RefusedPolicies) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[167]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[170]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10618,7 +10782,7 @@ func (x *RefusedPolicies) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RefusedPolicies.ProtoReflect.Descriptor instead.
 func (*RefusedPolicies) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{167}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{170}
 }
 
 func (x *RefusedPolicies) GetTime() int64 {
@@ -10651,7 +10815,7 @@ type WhyRequestRequest struct {
 
 func (x *WhyRequestRequest) Reset() {
 	*x = WhyRequestRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[168]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[171]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10663,7 +10827,7 @@ func (x *WhyRequestRequest) String() string {
 func (*WhyRequestRequest) ProtoMessage() {}
 
 func (x *WhyRequestRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[168]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[171]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10676,7 +10840,7 @@ func (x *WhyRequestRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhyRequestRequest.ProtoReflect.Descriptor instead.
 func (*WhyRequestRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{168}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{171}
 }
 
 func (x *WhyRequestRequest) GetId() string {
@@ -10697,7 +10861,7 @@ type WhyRequestResponse struct {
 
 func (x *WhyRequestResponse) Reset() {
 	*x = WhyRequestResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[169]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[172]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10709,7 +10873,7 @@ func (x *WhyRequestResponse) String() string {
 func (*WhyRequestResponse) ProtoMessage() {}
 
 func (x *WhyRequestResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[169]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[172]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10722,7 +10886,7 @@ func (x *WhyRequestResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhyRequestResponse.ProtoReflect.Descriptor instead.
 func (*WhyRequestResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{169}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{172}
 }
 
 func (x *WhyRequestResponse) GetThen() *Evaluation {
@@ -10755,7 +10919,7 @@ type WhoCouldUnlockRequest struct {
 
 func (x *WhoCouldUnlockRequest) Reset() {
 	*x = WhoCouldUnlockRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[170]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[173]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10767,7 +10931,7 @@ func (x *WhoCouldUnlockRequest) String() string {
 func (*WhoCouldUnlockRequest) ProtoMessage() {}
 
 func (x *WhoCouldUnlockRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[170]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[173]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10780,7 +10944,7 @@ func (x *WhoCouldUnlockRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhoCouldUnlockRequest.ProtoReflect.Descriptor instead.
 func (*WhoCouldUnlockRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{170}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{173}
 }
 
 func (x *WhoCouldUnlockRequest) GetSerial() string {
@@ -10803,7 +10967,7 @@ type WhoCouldUnlockResponse struct {
 
 func (x *WhoCouldUnlockResponse) Reset() {
 	*x = WhoCouldUnlockResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[171]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[174]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10815,7 +10979,7 @@ func (x *WhoCouldUnlockResponse) String() string {
 func (*WhoCouldUnlockResponse) ProtoMessage() {}
 
 func (x *WhoCouldUnlockResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[171]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[174]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10828,7 +10992,7 @@ func (x *WhoCouldUnlockResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhoCouldUnlockResponse.ProtoReflect.Descriptor instead.
 func (*WhoCouldUnlockResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{171}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{174}
 }
 
 func (x *WhoCouldUnlockResponse) GetSerial() string {
@@ -10881,7 +11045,7 @@ type Candidate struct {
 
 func (x *Candidate) Reset() {
 	*x = Candidate{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[172]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[175]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10893,7 +11057,7 @@ func (x *Candidate) String() string {
 func (*Candidate) ProtoMessage() {}
 
 func (x *Candidate) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[172]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[175]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10906,7 +11070,7 @@ func (x *Candidate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Candidate.ProtoReflect.Descriptor instead.
 func (*Candidate) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{172}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{175}
 }
 
 func (x *Candidate) GetEngineer() string {
@@ -10969,7 +11133,7 @@ type AskContactRequest struct {
 
 func (x *AskContactRequest) Reset() {
 	*x = AskContactRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[173]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[176]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10981,7 +11145,7 @@ func (x *AskContactRequest) String() string {
 func (*AskContactRequest) ProtoMessage() {}
 
 func (x *AskContactRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[173]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[176]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10994,7 +11158,7 @@ func (x *AskContactRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AskContactRequest.ProtoReflect.Descriptor instead.
 func (*AskContactRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{173}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{176}
 }
 
 func (x *AskContactRequest) GetOrder() string {
@@ -11037,7 +11201,7 @@ type ContactRequest struct {
 
 func (x *ContactRequest) Reset() {
 	*x = ContactRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[174]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[177]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -11049,7 +11213,7 @@ func (x *ContactRequest) String() string {
 func (*ContactRequest) ProtoMessage() {}
 
 func (x *ContactRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[174]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[177]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -11062,7 +11226,7 @@ func (x *ContactRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ContactRequest.ProtoReflect.Descriptor instead.
 func (*ContactRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{174}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{177}
 }
 
 func (x *ContactRequest) GetId() string {
@@ -11152,7 +11316,7 @@ type DecideContactRequest struct {
 
 func (x *DecideContactRequest) Reset() {
 	*x = DecideContactRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[175]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[178]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -11164,7 +11328,7 @@ func (x *DecideContactRequest) String() string {
 func (*DecideContactRequest) ProtoMessage() {}
 
 func (x *DecideContactRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[175]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[178]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -11177,7 +11341,7 @@ func (x *DecideContactRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DecideContactRequest.ProtoReflect.Descriptor instead.
 func (*DecideContactRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{175}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{178}
 }
 
 func (x *DecideContactRequest) GetId() string {
@@ -11203,7 +11367,7 @@ type ReadContactRequest struct {
 
 func (x *ReadContactRequest) Reset() {
 	*x = ReadContactRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[176]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[179]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -11215,7 +11379,7 @@ func (x *ReadContactRequest) String() string {
 func (*ReadContactRequest) ProtoMessage() {}
 
 func (x *ReadContactRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[176]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[179]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -11228,7 +11392,7 @@ func (x *ReadContactRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadContactRequest.ProtoReflect.Descriptor instead.
 func (*ReadContactRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{176}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{179}
 }
 
 func (x *ReadContactRequest) GetId() string {
@@ -11248,7 +11412,7 @@ type ReadContactResponse struct {
 
 func (x *ReadContactResponse) Reset() {
 	*x = ReadContactResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[177]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[180]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -11260,7 +11424,7 @@ func (x *ReadContactResponse) String() string {
 func (*ReadContactResponse) ProtoMessage() {}
 
 func (x *ReadContactResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[177]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[180]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -11273,7 +11437,7 @@ func (x *ReadContactResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadContactResponse.ProtoReflect.Descriptor instead.
 func (*ReadContactResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{177}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{180}
 }
 
 func (x *ReadContactResponse) GetRequest() *ContactRequest {
@@ -11299,7 +11463,7 @@ type ListContactsRequest struct {
 
 func (x *ListContactsRequest) Reset() {
 	*x = ListContactsRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[178]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[181]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -11311,7 +11475,7 @@ func (x *ListContactsRequest) String() string {
 func (*ListContactsRequest) ProtoMessage() {}
 
 func (x *ListContactsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[178]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[181]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -11324,7 +11488,7 @@ func (x *ListContactsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListContactsRequest.ProtoReflect.Descriptor instead.
 func (*ListContactsRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{178}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{181}
 }
 
 func (x *ListContactsRequest) GetPending() bool {
@@ -11343,7 +11507,7 @@ type ListContactsResponse struct {
 
 func (x *ListContactsResponse) Reset() {
 	*x = ListContactsResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[179]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[182]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -11355,7 +11519,7 @@ func (x *ListContactsResponse) String() string {
 func (*ListContactsResponse) ProtoMessage() {}
 
 func (x *ListContactsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[179]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[182]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -11368,7 +11532,7 @@ func (x *ListContactsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListContactsResponse.ProtoReflect.Descriptor instead.
 func (*ListContactsResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{179}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{182}
 }
 
 func (x *ListContactsResponse) GetRequests() []*ContactRequest {
@@ -11386,7 +11550,7 @@ type ListOperationsRequest struct {
 
 func (x *ListOperationsRequest) Reset() {
 	*x = ListOperationsRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[180]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[183]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -11398,7 +11562,7 @@ func (x *ListOperationsRequest) String() string {
 func (*ListOperationsRequest) ProtoMessage() {}
 
 func (x *ListOperationsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[180]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[183]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -11411,7 +11575,7 @@ func (x *ListOperationsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListOperationsRequest.ProtoReflect.Descriptor instead.
 func (*ListOperationsRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{180}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{183}
 }
 
 type ListOperationsResponse struct {
@@ -11423,7 +11587,7 @@ type ListOperationsResponse struct {
 
 func (x *ListOperationsResponse) Reset() {
 	*x = ListOperationsResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[181]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[184]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -11435,7 +11599,7 @@ func (x *ListOperationsResponse) String() string {
 func (*ListOperationsResponse) ProtoMessage() {}
 
 func (x *ListOperationsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[181]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[184]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -11448,7 +11612,7 @@ func (x *ListOperationsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListOperationsResponse.ProtoReflect.Descriptor instead.
 func (*ListOperationsResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{181}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{184}
 }
 
 func (x *ListOperationsResponse) GetOperations() []*Operation {
@@ -11475,7 +11639,7 @@ type Operation struct {
 
 func (x *Operation) Reset() {
 	*x = Operation{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[182]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[185]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -11487,7 +11651,7 @@ func (x *Operation) String() string {
 func (*Operation) ProtoMessage() {}
 
 func (x *Operation) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[182]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[185]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -11500,7 +11664,7 @@ func (x *Operation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Operation.ProtoReflect.Descriptor instead.
 func (*Operation) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{182}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{185}
 }
 
 func (x *Operation) GetName() string {
@@ -12121,7 +12285,17 @@ const file_lockbox_v1_lockbox_proto_rawDesc = "" +
 	"\x14ExtendRequestRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12)\n" +
 	"\x10duration_seconds\x18\x02 \x01(\x03R\x0fdurationSeconds\x12$\n" +
-	"\rjustification\x18\x03 \x01(\tR\rjustification\"P\n" +
+	"\rjustification\x18\x03 \x01(\tR\rjustification\"9\n" +
+	"\x11GetChangesRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n" +
+	"\x05after\x18\x02 \x01(\x03R\x05after\"W\n" +
+	"\x12GetChangesResponse\x12-\n" +
+	"\x05parts\x18\x01 \x03(\v2\x17.lockbox.v1.ChangesPartR\x05parts\x12\x12\n" +
+	"\x04next\x18\x02 \x01(\x03R\x04next\"Q\n" +
+	"\vChangesPart\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\x05R\x04node\x12\x1a\n" +
+	"\benvelope\x18\x02 \x01(\fR\benvelope\x12\x12\n" +
+	"\x04time\x18\x03 \x01(\x03R\x04time\"P\n" +
 	"\x18RaiseRequestAgainRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12$\n" +
 	"\rjustification\x18\x02 \x01(\tR\rjustification\"\xd0\x01\n" +
@@ -12483,7 +12657,7 @@ const file_lockbox_v1_lockbox_proto_rawDesc = "" +
 	"GetSession\x12\x1d.lockbox.v1.GetSessionRequest\x1a\x13.lockbox.v1.Session\x12Q\n" +
 	"\fListSessions\x12\x1f.lockbox.v1.ListSessionsRequest\x1a .lockbox.v1.ListSessionsResponse\x12W\n" +
 	"\x0eDisableSession\x12!.lockbox.v1.DisableSessionRequest\x1a\".lockbox.v1.DisableSessionResponse\x12]\n" +
-	"\x10IssueCertificate\x12#.lockbox.v1.IssueCertificateRequest\x1a$.lockbox.v1.IssueCertificateResponse2\xc2\x06\n" +
+	"\x10IssueCertificate\x12#.lockbox.v1.IssueCertificateRequest\x1a$.lockbox.v1.IssueCertificateResponse2\x8f\a\n" +
 	"\x0eRequestService\x12F\n" +
 	"\rCreateRequest\x12 .lockbox.v1.CreateRequestRequest\x1a\x13.lockbox.v1.Request\x12@\n" +
 	"\n" +
@@ -12496,7 +12670,9 @@ const file_lockbox_v1_lockbox_proto_rawDesc = "" +
 	"\rRevokeRequest\x12 .lockbox.v1.RevokeRequestRequest\x1a!.lockbox.v1.RevokeRequestResponse\x12H\n" +
 	"\x0eCommentRequest\x12!.lockbox.v1.CommentRequestRequest\x1a\x13.lockbox.v1.Request\x12F\n" +
 	"\rExtendRequest\x12 .lockbox.v1.ExtendRequestRequest\x1a\x13.lockbox.v1.Request\x12N\n" +
-	"\x11RaiseRequestAgain\x12$.lockbox.v1.RaiseRequestAgainRequest\x1a\x13.lockbox.v1.Request2\x8c\x03\n" +
+	"\x11RaiseRequestAgain\x12$.lockbox.v1.RaiseRequestAgainRequest\x1a\x13.lockbox.v1.Request\x12K\n" +
+	"\n" +
+	"GetChanges\x12\x1d.lockbox.v1.GetChangesRequest\x1a\x1e.lockbox.v1.GetChangesResponse2\x8c\x03\n" +
 	"\x0fStandingService\x12U\n" +
 	"\x14DraftStandingConsent\x12'.lockbox.v1.DraftStandingConsentRequest\x1a\x14.lockbox.v1.Document\x12W\n" +
 	"\x15SubmitStandingConsent\x12(.lockbox.v1.SubmitStandingConsentRequest\x1a\x14.lockbox.v1.Document\x12i\n" +
@@ -12551,7 +12727,7 @@ func file_lockbox_v1_lockbox_proto_rawDescGZIP() []byte {
 	return file_lockbox_v1_lockbox_proto_rawDescData
 }
 
-var file_lockbox_v1_lockbox_proto_msgTypes = make([]protoimpl.MessageInfo, 183)
+var file_lockbox_v1_lockbox_proto_msgTypes = make([]protoimpl.MessageInfo, 186)
 var file_lockbox_v1_lockbox_proto_goTypes = []any{
 	(*ErrorInfo)(nil),                      // 0: lockbox.v1.ErrorInfo
 	(*Person)(nil),                         // 1: lockbox.v1.Person
@@ -12668,74 +12844,77 @@ var file_lockbox_v1_lockbox_proto_goTypes = []any{
 	(*RevokeRequestResponse)(nil),          // 112: lockbox.v1.RevokeRequestResponse
 	(*CommentRequestRequest)(nil),          // 113: lockbox.v1.CommentRequestRequest
 	(*ExtendRequestRequest)(nil),           // 114: lockbox.v1.ExtendRequestRequest
-	(*RaiseRequestAgainRequest)(nil),       // 115: lockbox.v1.RaiseRequestAgainRequest
-	(*DraftStandingConsentRequest)(nil),    // 116: lockbox.v1.DraftStandingConsentRequest
-	(*SubmitStandingConsentRequest)(nil),   // 117: lockbox.v1.SubmitStandingConsentRequest
-	(*ListStandingConsentsRequest)(nil),    // 118: lockbox.v1.ListStandingConsentsRequest
-	(*ListStandingConsentsResponse)(nil),   // 119: lockbox.v1.ListStandingConsentsResponse
-	(*StandingConsent)(nil),                // 120: lockbox.v1.StandingConsent
-	(*RevokeStandingConsentRequest)(nil),   // 121: lockbox.v1.RevokeStandingConsentRequest
-	(*ListKeysRequest)(nil),                // 122: lockbox.v1.ListKeysRequest
-	(*ListKeysResponse)(nil),               // 123: lockbox.v1.ListKeysResponse
-	(*KeyInfo)(nil),                        // 124: lockbox.v1.KeyInfo
-	(*ExportRecoveryPasswordRequest)(nil),  // 125: lockbox.v1.ExportRecoveryPasswordRequest
-	(*ExportRecoveryPasswordResponse)(nil), // 126: lockbox.v1.ExportRecoveryPasswordResponse
-	(*GetKeyStatusRequest)(nil),            // 127: lockbox.v1.GetKeyStatusRequest
-	(*RotateKeyRequest)(nil),               // 128: lockbox.v1.RotateKeyRequest
-	(*KeyStatus)(nil),                      // 129: lockbox.v1.KeyStatus
-	(*WrappingKey)(nil),                    // 130: lockbox.v1.WrappingKey
-	(*KeyRotation)(nil),                    // 131: lockbox.v1.KeyRotation
-	(*GetOrderKeyRequest)(nil),             // 132: lockbox.v1.GetOrderKeyRequest
-	(*SetOrderKeyRequest)(nil),             // 133: lockbox.v1.SetOrderKeyRequest
-	(*OrderKey)(nil),                       // 134: lockbox.v1.OrderKey
-	(*ListRecordsRequest)(nil),             // 135: lockbox.v1.ListRecordsRequest
-	(*AuditRecord)(nil),                    // 136: lockbox.v1.AuditRecord
-	(*ListRecordsResponse)(nil),            // 137: lockbox.v1.ListRecordsResponse
-	(*LegalHold)(nil),                      // 138: lockbox.v1.LegalHold
-	(*PlaceHoldRequest)(nil),               // 139: lockbox.v1.PlaceHoldRequest
-	(*ReleaseHoldRequest)(nil),             // 140: lockbox.v1.ReleaseHoldRequest
-	(*ListHoldsRequest)(nil),               // 141: lockbox.v1.ListHoldsRequest
-	(*ListHoldsResponse)(nil),              // 142: lockbox.v1.ListHoldsResponse
-	(*Sink)(nil),                           // 143: lockbox.v1.Sink
-	(*ListSinksRequest)(nil),               // 144: lockbox.v1.ListSinksRequest
-	(*ListSinksResponse)(nil),              // 145: lockbox.v1.ListSinksResponse
-	(*ExportLogRequest)(nil),               // 146: lockbox.v1.ExportLogRequest
-	(*ExportLogResponse)(nil),              // 147: lockbox.v1.ExportLogResponse
-	(*GetCheckpointRequest)(nil),           // 148: lockbox.v1.GetCheckpointRequest
-	(*GetCheckpointResponse)(nil),          // 149: lockbox.v1.GetCheckpointResponse
-	(*Delivery)(nil),                       // 150: lockbox.v1.Delivery
-	(*ListNoticesRequest)(nil),             // 151: lockbox.v1.ListNoticesRequest
-	(*ListNoticesResponse)(nil),            // 152: lockbox.v1.ListNoticesResponse
-	(*RetryNoticesRequest)(nil),            // 153: lockbox.v1.RetryNoticesRequest
-	(*RetryNoticesResponse)(nil),           // 154: lockbox.v1.RetryNoticesResponse
-	(*Webhook)(nil),                        // 155: lockbox.v1.Webhook
-	(*CreateWebhookRequest)(nil),           // 156: lockbox.v1.CreateWebhookRequest
-	(*CreateWebhookResponse)(nil),          // 157: lockbox.v1.CreateWebhookResponse
-	(*ListWebhooksRequest)(nil),            // 158: lockbox.v1.ListWebhooksRequest
-	(*ListWebhooksResponse)(nil),           // 159: lockbox.v1.ListWebhooksResponse
-	(*RemoveWebhookRequest)(nil),           // 160: lockbox.v1.RemoveWebhookRequest
-	(*TestWebhookRequest)(nil),             // 161: lockbox.v1.TestWebhookRequest
-	(*TestWebhookResponse)(nil),            // 162: lockbox.v1.TestWebhookResponse
-	(*GetPoliciesRequest)(nil),             // 163: lockbox.v1.GetPoliciesRequest
-	(*Policies)(nil),                       // 164: lockbox.v1.Policies
-	(*PolicyRule)(nil),                     // 165: lockbox.v1.PolicyRule
-	(*PolicyFile)(nil),                     // 166: lockbox.v1.PolicyFile
-	(*RefusedPolicies)(nil),                // 167: lockbox.v1.RefusedPolicies
-	(*WhyRequestRequest)(nil),              // 168: lockbox.v1.WhyRequestRequest
-	(*WhyRequestResponse)(nil),             // 169: lockbox.v1.WhyRequestResponse
-	(*WhoCouldUnlockRequest)(nil),          // 170: lockbox.v1.WhoCouldUnlockRequest
-	(*WhoCouldUnlockResponse)(nil),         // 171: lockbox.v1.WhoCouldUnlockResponse
-	(*Candidate)(nil),                      // 172: lockbox.v1.Candidate
-	(*AskContactRequest)(nil),              // 173: lockbox.v1.AskContactRequest
-	(*ContactRequest)(nil),                 // 174: lockbox.v1.ContactRequest
-	(*DecideContactRequest)(nil),           // 175: lockbox.v1.DecideContactRequest
-	(*ReadContactRequest)(nil),             // 176: lockbox.v1.ReadContactRequest
-	(*ReadContactResponse)(nil),            // 177: lockbox.v1.ReadContactResponse
-	(*ListContactsRequest)(nil),            // 178: lockbox.v1.ListContactsRequest
-	(*ListContactsResponse)(nil),           // 179: lockbox.v1.ListContactsResponse
-	(*ListOperationsRequest)(nil),          // 180: lockbox.v1.ListOperationsRequest
-	(*ListOperationsResponse)(nil),         // 181: lockbox.v1.ListOperationsResponse
-	(*Operation)(nil),                      // 182: lockbox.v1.Operation
+	(*GetChangesRequest)(nil),              // 115: lockbox.v1.GetChangesRequest
+	(*GetChangesResponse)(nil),             // 116: lockbox.v1.GetChangesResponse
+	(*ChangesPart)(nil),                    // 117: lockbox.v1.ChangesPart
+	(*RaiseRequestAgainRequest)(nil),       // 118: lockbox.v1.RaiseRequestAgainRequest
+	(*DraftStandingConsentRequest)(nil),    // 119: lockbox.v1.DraftStandingConsentRequest
+	(*SubmitStandingConsentRequest)(nil),   // 120: lockbox.v1.SubmitStandingConsentRequest
+	(*ListStandingConsentsRequest)(nil),    // 121: lockbox.v1.ListStandingConsentsRequest
+	(*ListStandingConsentsResponse)(nil),   // 122: lockbox.v1.ListStandingConsentsResponse
+	(*StandingConsent)(nil),                // 123: lockbox.v1.StandingConsent
+	(*RevokeStandingConsentRequest)(nil),   // 124: lockbox.v1.RevokeStandingConsentRequest
+	(*ListKeysRequest)(nil),                // 125: lockbox.v1.ListKeysRequest
+	(*ListKeysResponse)(nil),               // 126: lockbox.v1.ListKeysResponse
+	(*KeyInfo)(nil),                        // 127: lockbox.v1.KeyInfo
+	(*ExportRecoveryPasswordRequest)(nil),  // 128: lockbox.v1.ExportRecoveryPasswordRequest
+	(*ExportRecoveryPasswordResponse)(nil), // 129: lockbox.v1.ExportRecoveryPasswordResponse
+	(*GetKeyStatusRequest)(nil),            // 130: lockbox.v1.GetKeyStatusRequest
+	(*RotateKeyRequest)(nil),               // 131: lockbox.v1.RotateKeyRequest
+	(*KeyStatus)(nil),                      // 132: lockbox.v1.KeyStatus
+	(*WrappingKey)(nil),                    // 133: lockbox.v1.WrappingKey
+	(*KeyRotation)(nil),                    // 134: lockbox.v1.KeyRotation
+	(*GetOrderKeyRequest)(nil),             // 135: lockbox.v1.GetOrderKeyRequest
+	(*SetOrderKeyRequest)(nil),             // 136: lockbox.v1.SetOrderKeyRequest
+	(*OrderKey)(nil),                       // 137: lockbox.v1.OrderKey
+	(*ListRecordsRequest)(nil),             // 138: lockbox.v1.ListRecordsRequest
+	(*AuditRecord)(nil),                    // 139: lockbox.v1.AuditRecord
+	(*ListRecordsResponse)(nil),            // 140: lockbox.v1.ListRecordsResponse
+	(*LegalHold)(nil),                      // 141: lockbox.v1.LegalHold
+	(*PlaceHoldRequest)(nil),               // 142: lockbox.v1.PlaceHoldRequest
+	(*ReleaseHoldRequest)(nil),             // 143: lockbox.v1.ReleaseHoldRequest
+	(*ListHoldsRequest)(nil),               // 144: lockbox.v1.ListHoldsRequest
+	(*ListHoldsResponse)(nil),              // 145: lockbox.v1.ListHoldsResponse
+	(*Sink)(nil),                           // 146: lockbox.v1.Sink
+	(*ListSinksRequest)(nil),               // 147: lockbox.v1.ListSinksRequest
+	(*ListSinksResponse)(nil),              // 148: lockbox.v1.ListSinksResponse
+	(*ExportLogRequest)(nil),               // 149: lockbox.v1.ExportLogRequest
+	(*ExportLogResponse)(nil),              // 150: lockbox.v1.ExportLogResponse
+	(*GetCheckpointRequest)(nil),           // 151: lockbox.v1.GetCheckpointRequest
+	(*GetCheckpointResponse)(nil),          // 152: lockbox.v1.GetCheckpointResponse
+	(*Delivery)(nil),                       // 153: lockbox.v1.Delivery
+	(*ListNoticesRequest)(nil),             // 154: lockbox.v1.ListNoticesRequest
+	(*ListNoticesResponse)(nil),            // 155: lockbox.v1.ListNoticesResponse
+	(*RetryNoticesRequest)(nil),            // 156: lockbox.v1.RetryNoticesRequest
+	(*RetryNoticesResponse)(nil),           // 157: lockbox.v1.RetryNoticesResponse
+	(*Webhook)(nil),                        // 158: lockbox.v1.Webhook
+	(*CreateWebhookRequest)(nil),           // 159: lockbox.v1.CreateWebhookRequest
+	(*CreateWebhookResponse)(nil),          // 160: lockbox.v1.CreateWebhookResponse
+	(*ListWebhooksRequest)(nil),            // 161: lockbox.v1.ListWebhooksRequest
+	(*ListWebhooksResponse)(nil),           // 162: lockbox.v1.ListWebhooksResponse
+	(*RemoveWebhookRequest)(nil),           // 163: lockbox.v1.RemoveWebhookRequest
+	(*TestWebhookRequest)(nil),             // 164: lockbox.v1.TestWebhookRequest
+	(*TestWebhookResponse)(nil),            // 165: lockbox.v1.TestWebhookResponse
+	(*GetPoliciesRequest)(nil),             // 166: lockbox.v1.GetPoliciesRequest
+	(*Policies)(nil),                       // 167: lockbox.v1.Policies
+	(*PolicyRule)(nil),                     // 168: lockbox.v1.PolicyRule
+	(*PolicyFile)(nil),                     // 169: lockbox.v1.PolicyFile
+	(*RefusedPolicies)(nil),                // 170: lockbox.v1.RefusedPolicies
+	(*WhyRequestRequest)(nil),              // 171: lockbox.v1.WhyRequestRequest
+	(*WhyRequestResponse)(nil),             // 172: lockbox.v1.WhyRequestResponse
+	(*WhoCouldUnlockRequest)(nil),          // 173: lockbox.v1.WhoCouldUnlockRequest
+	(*WhoCouldUnlockResponse)(nil),         // 174: lockbox.v1.WhoCouldUnlockResponse
+	(*Candidate)(nil),                      // 175: lockbox.v1.Candidate
+	(*AskContactRequest)(nil),              // 176: lockbox.v1.AskContactRequest
+	(*ContactRequest)(nil),                 // 177: lockbox.v1.ContactRequest
+	(*DecideContactRequest)(nil),           // 178: lockbox.v1.DecideContactRequest
+	(*ReadContactRequest)(nil),             // 179: lockbox.v1.ReadContactRequest
+	(*ReadContactResponse)(nil),            // 180: lockbox.v1.ReadContactResponse
+	(*ListContactsRequest)(nil),            // 181: lockbox.v1.ListContactsRequest
+	(*ListContactsResponse)(nil),           // 182: lockbox.v1.ListContactsResponse
+	(*ListOperationsRequest)(nil),          // 183: lockbox.v1.ListOperationsRequest
+	(*ListOperationsResponse)(nil),         // 184: lockbox.v1.ListOperationsResponse
+	(*Operation)(nil),                      // 185: lockbox.v1.Operation
 }
 var file_lockbox_v1_lockbox_proto_depIdxs = []int32{
 	1,   // 0: lockbox.v1.LoginResponse.person:type_name -> lockbox.v1.Person
@@ -12774,224 +12953,227 @@ var file_lockbox_v1_lockbox_proto_depIdxs = []int32{
 	102, // 33: lockbox.v1.Request.decisions:type_name -> lockbox.v1.RequestDecision
 	41,  // 34: lockbox.v1.Request.history:type_name -> lockbox.v1.HistoryLine
 	99,  // 35: lockbox.v1.Request.comments:type_name -> lockbox.v1.RequestComment
-	150, // 36: lockbox.v1.Request.told:type_name -> lockbox.v1.Delivery
+	153, // 36: lockbox.v1.Request.told:type_name -> lockbox.v1.Delivery
 	101, // 37: lockbox.v1.Evaluation.factors:type_name -> lockbox.v1.Factor
 	98,  // 38: lockbox.v1.ListRequestsResponse.requests:type_name -> lockbox.v1.Request
 	98,  // 39: lockbox.v1.RevokeRequestResponse.request:type_name -> lockbox.v1.Request
 	95,  // 40: lockbox.v1.RevokeRequestResponse.relocked:type_name -> lockbox.v1.RelockResult
 	88,  // 41: lockbox.v1.RevokeRequestResponse.sessions:type_name -> lockbox.v1.Session
-	120, // 42: lockbox.v1.ListStandingConsentsResponse.consents:type_name -> lockbox.v1.StandingConsent
-	53,  // 43: lockbox.v1.StandingConsent.document:type_name -> lockbox.v1.Document
-	124, // 44: lockbox.v1.ListKeysResponse.keys:type_name -> lockbox.v1.KeyInfo
-	130, // 45: lockbox.v1.KeyStatus.keys:type_name -> lockbox.v1.WrappingKey
-	131, // 46: lockbox.v1.KeyStatus.rotation:type_name -> lockbox.v1.KeyRotation
-	136, // 47: lockbox.v1.ListRecordsResponse.records:type_name -> lockbox.v1.AuditRecord
-	138, // 48: lockbox.v1.ListHoldsResponse.holds:type_name -> lockbox.v1.LegalHold
-	143, // 49: lockbox.v1.ListSinksResponse.sinks:type_name -> lockbox.v1.Sink
-	150, // 50: lockbox.v1.ListNoticesResponse.deliveries:type_name -> lockbox.v1.Delivery
-	155, // 51: lockbox.v1.CreateWebhookResponse.webhook:type_name -> lockbox.v1.Webhook
-	155, // 52: lockbox.v1.ListWebhooksResponse.webhooks:type_name -> lockbox.v1.Webhook
-	165, // 53: lockbox.v1.Policies.rules:type_name -> lockbox.v1.PolicyRule
-	166, // 54: lockbox.v1.Policies.files:type_name -> lockbox.v1.PolicyFile
-	167, // 55: lockbox.v1.Policies.refused:type_name -> lockbox.v1.RefusedPolicies
-	100, // 56: lockbox.v1.WhyRequestResponse.then:type_name -> lockbox.v1.Evaluation
-	100, // 57: lockbox.v1.WhyRequestResponse.now:type_name -> lockbox.v1.Evaluation
-	172, // 58: lockbox.v1.WhoCouldUnlockResponse.engineers:type_name -> lockbox.v1.Candidate
-	100, // 59: lockbox.v1.Candidate.evaluation:type_name -> lockbox.v1.Evaluation
-	174, // 60: lockbox.v1.ReadContactResponse.request:type_name -> lockbox.v1.ContactRequest
-	174, // 61: lockbox.v1.ListContactsResponse.requests:type_name -> lockbox.v1.ContactRequest
-	182, // 62: lockbox.v1.ListOperationsResponse.operations:type_name -> lockbox.v1.Operation
-	3,   // 63: lockbox.v1.AccountService.Login:input_type -> lockbox.v1.LoginRequest
-	7,   // 64: lockbox.v1.AccountService.ListSignIns:input_type -> lockbox.v1.ListSignInsRequest
-	10,  // 65: lockbox.v1.AccountService.SignIn:input_type -> lockbox.v1.SignInRequest
-	11,  // 66: lockbox.v1.AccountService.Logout:input_type -> lockbox.v1.LogoutRequest
-	5,   // 67: lockbox.v1.AccountService.WhoAmI:input_type -> lockbox.v1.WhoAmIRequest
-	13,  // 68: lockbox.v1.AccountService.RenewCertificate:input_type -> lockbox.v1.RenewCertificateRequest
-	15,  // 69: lockbox.v1.AccountService.CreatePerson:input_type -> lockbox.v1.CreatePersonRequest
-	17,  // 70: lockbox.v1.AccountService.ListPeople:input_type -> lockbox.v1.ListPeopleRequest
-	19,  // 71: lockbox.v1.AccountService.RemovePerson:input_type -> lockbox.v1.RemovePersonRequest
-	21,  // 72: lockbox.v1.AccountService.AddKey:input_type -> lockbox.v1.AddKeyRequest
-	22,  // 73: lockbox.v1.AccountService.RemoveKey:input_type -> lockbox.v1.RemoveKeyRequest
-	23,  // 74: lockbox.v1.AccountService.CreateLoginToken:input_type -> lockbox.v1.CreateLoginTokenRequest
-	2,   // 75: lockbox.v1.AccountService.SetGroups:input_type -> lockbox.v1.SetGroupsRequest
-	30,  // 76: lockbox.v1.TenantService.CreateTenant:input_type -> lockbox.v1.CreateTenantRequest
-	31,  // 77: lockbox.v1.TenantService.GetTenant:input_type -> lockbox.v1.GetTenantRequest
-	32,  // 78: lockbox.v1.TenantService.ListTenants:input_type -> lockbox.v1.ListTenantsRequest
-	34,  // 79: lockbox.v1.TenantService.CreateSubscription:input_type -> lockbox.v1.CreateSubscriptionRequest
-	35,  // 80: lockbox.v1.TenantService.EnableLockbox:input_type -> lockbox.v1.EnableLockboxRequest
-	36,  // 81: lockbox.v1.TenantService.DisableLockbox:input_type -> lockbox.v1.DisableLockboxRequest
-	37,  // 82: lockbox.v1.TenantService.SetTenant:input_type -> lockbox.v1.SetTenantRequest
-	25,  // 83: lockbox.v1.TenantService.ReportApplicability:input_type -> lockbox.v1.ReportApplicabilityRequest
-	42,  // 84: lockbox.v1.OrderService.PlaceOrder:input_type -> lockbox.v1.PlaceOrderRequest
-	43,  // 85: lockbox.v1.OrderService.GetOrder:input_type -> lockbox.v1.GetOrderRequest
-	44,  // 86: lockbox.v1.OrderService.ListOrders:input_type -> lockbox.v1.ListOrdersRequest
-	46,  // 87: lockbox.v1.OrderService.PrepareDevice:input_type -> lockbox.v1.PrepareDeviceRequest
-	49,  // 88: lockbox.v1.OrderService.AdvanceOrder:input_type -> lockbox.v1.AdvanceOrderRequest
-	50,  // 89: lockbox.v1.OrderService.DraftTrustPolicy:input_type -> lockbox.v1.DraftTrustPolicyRequest
-	59,  // 90: lockbox.v1.OrderService.SubmitTrustPolicy:input_type -> lockbox.v1.SubmitTrustPolicyRequest
-	60,  // 91: lockbox.v1.OrderService.GetTrustPolicy:input_type -> lockbox.v1.GetTrustPolicyRequest
-	54,  // 92: lockbox.v1.OrderService.GetPolicyDelivery:input_type -> lockbox.v1.GetPolicyDeliveryRequest
-	57,  // 93: lockbox.v1.OrderService.ListPendingDocuments:input_type -> lockbox.v1.ListPendingDocumentsRequest
-	61,  // 94: lockbox.v1.OrderService.DraftConsent:input_type -> lockbox.v1.DraftConsentRequest
-	62,  // 95: lockbox.v1.OrderService.SubmitConsent:input_type -> lockbox.v1.SubmitConsentRequest
-	63,  // 96: lockbox.v1.OrderService.RevokeConsent:input_type -> lockbox.v1.RevokeConsentRequest
-	64,  // 97: lockbox.v1.OrderService.CreateJoinToken:input_type -> lockbox.v1.CreateJoinTokenRequest
-	66,  // 98: lockbox.v1.OrderService.StartJob:input_type -> lockbox.v1.StartJobRequest
-	68,  // 99: lockbox.v1.OrderService.GetCopyLog:input_type -> lockbox.v1.GetCopyLogRequest
-	70,  // 100: lockbox.v1.OrderService.GetManifest:input_type -> lockbox.v1.GetManifestRequest
-	73,  // 101: lockbox.v1.DeviceService.ListDevices:input_type -> lockbox.v1.ListDevicesRequest
-	75,  // 102: lockbox.v1.DeviceService.GetDevice:input_type -> lockbox.v1.GetDeviceRequest
-	76,  // 103: lockbox.v1.DeviceService.RevokeDevice:input_type -> lockbox.v1.RevokeDeviceRequest
-	82,  // 104: lockbox.v1.TicketService.FileTicket:input_type -> lockbox.v1.FileTicketRequest
-	83,  // 105: lockbox.v1.TicketService.GetTicket:input_type -> lockbox.v1.GetTicketRequest
-	84,  // 106: lockbox.v1.TicketService.ListTickets:input_type -> lockbox.v1.ListTicketsRequest
-	86,  // 107: lockbox.v1.TicketService.CommentTicket:input_type -> lockbox.v1.CommentTicketRequest
-	87,  // 108: lockbox.v1.TicketService.AssignTicket:input_type -> lockbox.v1.AssignTicketRequest
-	89,  // 109: lockbox.v1.SessionService.EnableSession:input_type -> lockbox.v1.EnableSessionRequest
-	90,  // 110: lockbox.v1.SessionService.GetSession:input_type -> lockbox.v1.GetSessionRequest
-	91,  // 111: lockbox.v1.SessionService.ListSessions:input_type -> lockbox.v1.ListSessionsRequest
-	93,  // 112: lockbox.v1.SessionService.DisableSession:input_type -> lockbox.v1.DisableSessionRequest
-	96,  // 113: lockbox.v1.SessionService.IssueCertificate:input_type -> lockbox.v1.IssueCertificateRequest
-	103, // 114: lockbox.v1.RequestService.CreateRequest:input_type -> lockbox.v1.CreateRequestRequest
-	104, // 115: lockbox.v1.RequestService.GetRequest:input_type -> lockbox.v1.GetRequestRequest
-	105, // 116: lockbox.v1.RequestService.ListRequests:input_type -> lockbox.v1.ListRequestsRequest
-	107, // 117: lockbox.v1.RequestService.DraftDecision:input_type -> lockbox.v1.DraftDecisionRequest
-	108, // 118: lockbox.v1.RequestService.Decide:input_type -> lockbox.v1.DecideRequest
-	109, // 119: lockbox.v1.RequestService.CancelRequest:input_type -> lockbox.v1.CancelRequestRequest
-	110, // 120: lockbox.v1.RequestService.ExecuteRequest:input_type -> lockbox.v1.ExecuteRequestRequest
-	111, // 121: lockbox.v1.RequestService.RevokeRequest:input_type -> lockbox.v1.RevokeRequestRequest
-	113, // 122: lockbox.v1.RequestService.CommentRequest:input_type -> lockbox.v1.CommentRequestRequest
-	114, // 123: lockbox.v1.RequestService.ExtendRequest:input_type -> lockbox.v1.ExtendRequestRequest
-	115, // 124: lockbox.v1.RequestService.RaiseRequestAgain:input_type -> lockbox.v1.RaiseRequestAgainRequest
-	116, // 125: lockbox.v1.StandingService.DraftStandingConsent:input_type -> lockbox.v1.DraftStandingConsentRequest
-	117, // 126: lockbox.v1.StandingService.SubmitStandingConsent:input_type -> lockbox.v1.SubmitStandingConsentRequest
-	118, // 127: lockbox.v1.StandingService.ListStandingConsents:input_type -> lockbox.v1.ListStandingConsentsRequest
-	121, // 128: lockbox.v1.StandingService.RevokeStandingConsent:input_type -> lockbox.v1.RevokeStandingConsentRequest
-	122, // 129: lockbox.v1.KeyService.ListKeys:input_type -> lockbox.v1.ListKeysRequest
-	125, // 130: lockbox.v1.KeyService.ExportRecoveryPassword:input_type -> lockbox.v1.ExportRecoveryPasswordRequest
-	127, // 131: lockbox.v1.KeyService.GetKeyStatus:input_type -> lockbox.v1.GetKeyStatusRequest
-	128, // 132: lockbox.v1.KeyService.RotateKey:input_type -> lockbox.v1.RotateKeyRequest
-	132, // 133: lockbox.v1.KeyService.GetOrderKey:input_type -> lockbox.v1.GetOrderKeyRequest
-	133, // 134: lockbox.v1.KeyService.SetOrderKey:input_type -> lockbox.v1.SetOrderKeyRequest
-	135, // 135: lockbox.v1.AuditService.ListRecords:input_type -> lockbox.v1.ListRecordsRequest
-	146, // 136: lockbox.v1.AuditService.ExportLog:input_type -> lockbox.v1.ExportLogRequest
-	148, // 137: lockbox.v1.AuditService.GetCheckpoint:input_type -> lockbox.v1.GetCheckpointRequest
-	139, // 138: lockbox.v1.AuditService.PlaceHold:input_type -> lockbox.v1.PlaceHoldRequest
-	140, // 139: lockbox.v1.AuditService.ReleaseHold:input_type -> lockbox.v1.ReleaseHoldRequest
-	141, // 140: lockbox.v1.AuditService.ListHolds:input_type -> lockbox.v1.ListHoldsRequest
-	144, // 141: lockbox.v1.AuditService.ListSinks:input_type -> lockbox.v1.ListSinksRequest
-	151, // 142: lockbox.v1.NoticeService.ListNotices:input_type -> lockbox.v1.ListNoticesRequest
-	153, // 143: lockbox.v1.NoticeService.RetryNotices:input_type -> lockbox.v1.RetryNoticesRequest
-	156, // 144: lockbox.v1.NoticeService.CreateWebhook:input_type -> lockbox.v1.CreateWebhookRequest
-	158, // 145: lockbox.v1.NoticeService.ListWebhooks:input_type -> lockbox.v1.ListWebhooksRequest
-	160, // 146: lockbox.v1.NoticeService.RemoveWebhook:input_type -> lockbox.v1.RemoveWebhookRequest
-	161, // 147: lockbox.v1.NoticeService.TestWebhook:input_type -> lockbox.v1.TestWebhookRequest
-	163, // 148: lockbox.v1.PolicyService.GetPolicies:input_type -> lockbox.v1.GetPoliciesRequest
-	168, // 149: lockbox.v1.PolicyService.WhyRequest:input_type -> lockbox.v1.WhyRequestRequest
-	170, // 150: lockbox.v1.PolicyService.WhoCouldUnlock:input_type -> lockbox.v1.WhoCouldUnlockRequest
-	173, // 151: lockbox.v1.ContactService.AskContact:input_type -> lockbox.v1.AskContactRequest
-	175, // 152: lockbox.v1.ContactService.DecideContact:input_type -> lockbox.v1.DecideContactRequest
-	176, // 153: lockbox.v1.ContactService.ReadContact:input_type -> lockbox.v1.ReadContactRequest
-	178, // 154: lockbox.v1.ContactService.ListContacts:input_type -> lockbox.v1.ListContactsRequest
-	180, // 155: lockbox.v1.CatalogueService.ListOperations:input_type -> lockbox.v1.ListOperationsRequest
-	4,   // 156: lockbox.v1.AccountService.Login:output_type -> lockbox.v1.LoginResponse
-	8,   // 157: lockbox.v1.AccountService.ListSignIns:output_type -> lockbox.v1.ListSignInsResponse
-	4,   // 158: lockbox.v1.AccountService.SignIn:output_type -> lockbox.v1.LoginResponse
-	12,  // 159: lockbox.v1.AccountService.Logout:output_type -> lockbox.v1.LogoutResponse
-	6,   // 160: lockbox.v1.AccountService.WhoAmI:output_type -> lockbox.v1.WhoAmIResponse
-	14,  // 161: lockbox.v1.AccountService.RenewCertificate:output_type -> lockbox.v1.RenewCertificateResponse
-	16,  // 162: lockbox.v1.AccountService.CreatePerson:output_type -> lockbox.v1.CreatePersonResponse
-	18,  // 163: lockbox.v1.AccountService.ListPeople:output_type -> lockbox.v1.ListPeopleResponse
-	20,  // 164: lockbox.v1.AccountService.RemovePerson:output_type -> lockbox.v1.RemovePersonResponse
-	1,   // 165: lockbox.v1.AccountService.AddKey:output_type -> lockbox.v1.Person
-	1,   // 166: lockbox.v1.AccountService.RemoveKey:output_type -> lockbox.v1.Person
-	24,  // 167: lockbox.v1.AccountService.CreateLoginToken:output_type -> lockbox.v1.CreateLoginTokenResponse
-	1,   // 168: lockbox.v1.AccountService.SetGroups:output_type -> lockbox.v1.Person
-	28,  // 169: lockbox.v1.TenantService.CreateTenant:output_type -> lockbox.v1.Tenant
-	28,  // 170: lockbox.v1.TenantService.GetTenant:output_type -> lockbox.v1.Tenant
-	33,  // 171: lockbox.v1.TenantService.ListTenants:output_type -> lockbox.v1.ListTenantsResponse
-	29,  // 172: lockbox.v1.TenantService.CreateSubscription:output_type -> lockbox.v1.Subscription
-	28,  // 173: lockbox.v1.TenantService.EnableLockbox:output_type -> lockbox.v1.Tenant
-	28,  // 174: lockbox.v1.TenantService.DisableLockbox:output_type -> lockbox.v1.Tenant
-	28,  // 175: lockbox.v1.TenantService.SetTenant:output_type -> lockbox.v1.Tenant
-	27,  // 176: lockbox.v1.TenantService.ReportApplicability:output_type -> lockbox.v1.ReportApplicabilityResponse
-	38,  // 177: lockbox.v1.OrderService.PlaceOrder:output_type -> lockbox.v1.Order
-	38,  // 178: lockbox.v1.OrderService.GetOrder:output_type -> lockbox.v1.Order
-	45,  // 179: lockbox.v1.OrderService.ListOrders:output_type -> lockbox.v1.ListOrdersResponse
-	38,  // 180: lockbox.v1.OrderService.PrepareDevice:output_type -> lockbox.v1.Order
-	38,  // 181: lockbox.v1.OrderService.AdvanceOrder:output_type -> lockbox.v1.Order
-	53,  // 182: lockbox.v1.OrderService.DraftTrustPolicy:output_type -> lockbox.v1.Document
-	53,  // 183: lockbox.v1.OrderService.SubmitTrustPolicy:output_type -> lockbox.v1.Document
-	53,  // 184: lockbox.v1.OrderService.GetTrustPolicy:output_type -> lockbox.v1.Document
-	55,  // 185: lockbox.v1.OrderService.GetPolicyDelivery:output_type -> lockbox.v1.GetPolicyDeliveryResponse
-	58,  // 186: lockbox.v1.OrderService.ListPendingDocuments:output_type -> lockbox.v1.ListPendingDocumentsResponse
-	53,  // 187: lockbox.v1.OrderService.DraftConsent:output_type -> lockbox.v1.Document
-	53,  // 188: lockbox.v1.OrderService.SubmitConsent:output_type -> lockbox.v1.Document
-	38,  // 189: lockbox.v1.OrderService.RevokeConsent:output_type -> lockbox.v1.Order
-	65,  // 190: lockbox.v1.OrderService.CreateJoinToken:output_type -> lockbox.v1.CreateJoinTokenResponse
-	67,  // 191: lockbox.v1.OrderService.StartJob:output_type -> lockbox.v1.ProgressEvent
-	69,  // 192: lockbox.v1.OrderService.GetCopyLog:output_type -> lockbox.v1.GetCopyLogResponse
-	71,  // 193: lockbox.v1.OrderService.GetManifest:output_type -> lockbox.v1.GetManifestResponse
-	74,  // 194: lockbox.v1.DeviceService.ListDevices:output_type -> lockbox.v1.ListDevicesResponse
-	77,  // 195: lockbox.v1.DeviceService.GetDevice:output_type -> lockbox.v1.Device
-	77,  // 196: lockbox.v1.DeviceService.RevokeDevice:output_type -> lockbox.v1.Device
-	81,  // 197: lockbox.v1.TicketService.FileTicket:output_type -> lockbox.v1.Ticket
-	81,  // 198: lockbox.v1.TicketService.GetTicket:output_type -> lockbox.v1.Ticket
-	85,  // 199: lockbox.v1.TicketService.ListTickets:output_type -> lockbox.v1.ListTicketsResponse
-	81,  // 200: lockbox.v1.TicketService.CommentTicket:output_type -> lockbox.v1.Ticket
-	81,  // 201: lockbox.v1.TicketService.AssignTicket:output_type -> lockbox.v1.Ticket
-	88,  // 202: lockbox.v1.SessionService.EnableSession:output_type -> lockbox.v1.Session
-	88,  // 203: lockbox.v1.SessionService.GetSession:output_type -> lockbox.v1.Session
-	92,  // 204: lockbox.v1.SessionService.ListSessions:output_type -> lockbox.v1.ListSessionsResponse
-	94,  // 205: lockbox.v1.SessionService.DisableSession:output_type -> lockbox.v1.DisableSessionResponse
-	97,  // 206: lockbox.v1.SessionService.IssueCertificate:output_type -> lockbox.v1.IssueCertificateResponse
-	98,  // 207: lockbox.v1.RequestService.CreateRequest:output_type -> lockbox.v1.Request
-	98,  // 208: lockbox.v1.RequestService.GetRequest:output_type -> lockbox.v1.Request
-	106, // 209: lockbox.v1.RequestService.ListRequests:output_type -> lockbox.v1.ListRequestsResponse
-	53,  // 210: lockbox.v1.RequestService.DraftDecision:output_type -> lockbox.v1.Document
-	98,  // 211: lockbox.v1.RequestService.Decide:output_type -> lockbox.v1.Request
-	98,  // 212: lockbox.v1.RequestService.CancelRequest:output_type -> lockbox.v1.Request
-	67,  // 213: lockbox.v1.RequestService.ExecuteRequest:output_type -> lockbox.v1.ProgressEvent
-	112, // 214: lockbox.v1.RequestService.RevokeRequest:output_type -> lockbox.v1.RevokeRequestResponse
-	98,  // 215: lockbox.v1.RequestService.CommentRequest:output_type -> lockbox.v1.Request
-	98,  // 216: lockbox.v1.RequestService.ExtendRequest:output_type -> lockbox.v1.Request
-	98,  // 217: lockbox.v1.RequestService.RaiseRequestAgain:output_type -> lockbox.v1.Request
-	53,  // 218: lockbox.v1.StandingService.DraftStandingConsent:output_type -> lockbox.v1.Document
-	53,  // 219: lockbox.v1.StandingService.SubmitStandingConsent:output_type -> lockbox.v1.Document
-	119, // 220: lockbox.v1.StandingService.ListStandingConsents:output_type -> lockbox.v1.ListStandingConsentsResponse
-	120, // 221: lockbox.v1.StandingService.RevokeStandingConsent:output_type -> lockbox.v1.StandingConsent
-	123, // 222: lockbox.v1.KeyService.ListKeys:output_type -> lockbox.v1.ListKeysResponse
-	126, // 223: lockbox.v1.KeyService.ExportRecoveryPassword:output_type -> lockbox.v1.ExportRecoveryPasswordResponse
-	129, // 224: lockbox.v1.KeyService.GetKeyStatus:output_type -> lockbox.v1.KeyStatus
-	129, // 225: lockbox.v1.KeyService.RotateKey:output_type -> lockbox.v1.KeyStatus
-	134, // 226: lockbox.v1.KeyService.GetOrderKey:output_type -> lockbox.v1.OrderKey
-	134, // 227: lockbox.v1.KeyService.SetOrderKey:output_type -> lockbox.v1.OrderKey
-	137, // 228: lockbox.v1.AuditService.ListRecords:output_type -> lockbox.v1.ListRecordsResponse
-	147, // 229: lockbox.v1.AuditService.ExportLog:output_type -> lockbox.v1.ExportLogResponse
-	149, // 230: lockbox.v1.AuditService.GetCheckpoint:output_type -> lockbox.v1.GetCheckpointResponse
-	138, // 231: lockbox.v1.AuditService.PlaceHold:output_type -> lockbox.v1.LegalHold
-	138, // 232: lockbox.v1.AuditService.ReleaseHold:output_type -> lockbox.v1.LegalHold
-	142, // 233: lockbox.v1.AuditService.ListHolds:output_type -> lockbox.v1.ListHoldsResponse
-	145, // 234: lockbox.v1.AuditService.ListSinks:output_type -> lockbox.v1.ListSinksResponse
-	152, // 235: lockbox.v1.NoticeService.ListNotices:output_type -> lockbox.v1.ListNoticesResponse
-	154, // 236: lockbox.v1.NoticeService.RetryNotices:output_type -> lockbox.v1.RetryNoticesResponse
-	157, // 237: lockbox.v1.NoticeService.CreateWebhook:output_type -> lockbox.v1.CreateWebhookResponse
-	159, // 238: lockbox.v1.NoticeService.ListWebhooks:output_type -> lockbox.v1.ListWebhooksResponse
-	155, // 239: lockbox.v1.NoticeService.RemoveWebhook:output_type -> lockbox.v1.Webhook
-	162, // 240: lockbox.v1.NoticeService.TestWebhook:output_type -> lockbox.v1.TestWebhookResponse
-	164, // 241: lockbox.v1.PolicyService.GetPolicies:output_type -> lockbox.v1.Policies
-	169, // 242: lockbox.v1.PolicyService.WhyRequest:output_type -> lockbox.v1.WhyRequestResponse
-	171, // 243: lockbox.v1.PolicyService.WhoCouldUnlock:output_type -> lockbox.v1.WhoCouldUnlockResponse
-	174, // 244: lockbox.v1.ContactService.AskContact:output_type -> lockbox.v1.ContactRequest
-	174, // 245: lockbox.v1.ContactService.DecideContact:output_type -> lockbox.v1.ContactRequest
-	177, // 246: lockbox.v1.ContactService.ReadContact:output_type -> lockbox.v1.ReadContactResponse
-	179, // 247: lockbox.v1.ContactService.ListContacts:output_type -> lockbox.v1.ListContactsResponse
-	181, // 248: lockbox.v1.CatalogueService.ListOperations:output_type -> lockbox.v1.ListOperationsResponse
-	156, // [156:249] is the sub-list for method output_type
-	63,  // [63:156] is the sub-list for method input_type
-	63,  // [63:63] is the sub-list for extension type_name
-	63,  // [63:63] is the sub-list for extension extendee
-	0,   // [0:63] is the sub-list for field type_name
+	117, // 42: lockbox.v1.GetChangesResponse.parts:type_name -> lockbox.v1.ChangesPart
+	123, // 43: lockbox.v1.ListStandingConsentsResponse.consents:type_name -> lockbox.v1.StandingConsent
+	53,  // 44: lockbox.v1.StandingConsent.document:type_name -> lockbox.v1.Document
+	127, // 45: lockbox.v1.ListKeysResponse.keys:type_name -> lockbox.v1.KeyInfo
+	133, // 46: lockbox.v1.KeyStatus.keys:type_name -> lockbox.v1.WrappingKey
+	134, // 47: lockbox.v1.KeyStatus.rotation:type_name -> lockbox.v1.KeyRotation
+	139, // 48: lockbox.v1.ListRecordsResponse.records:type_name -> lockbox.v1.AuditRecord
+	141, // 49: lockbox.v1.ListHoldsResponse.holds:type_name -> lockbox.v1.LegalHold
+	146, // 50: lockbox.v1.ListSinksResponse.sinks:type_name -> lockbox.v1.Sink
+	153, // 51: lockbox.v1.ListNoticesResponse.deliveries:type_name -> lockbox.v1.Delivery
+	158, // 52: lockbox.v1.CreateWebhookResponse.webhook:type_name -> lockbox.v1.Webhook
+	158, // 53: lockbox.v1.ListWebhooksResponse.webhooks:type_name -> lockbox.v1.Webhook
+	168, // 54: lockbox.v1.Policies.rules:type_name -> lockbox.v1.PolicyRule
+	169, // 55: lockbox.v1.Policies.files:type_name -> lockbox.v1.PolicyFile
+	170, // 56: lockbox.v1.Policies.refused:type_name -> lockbox.v1.RefusedPolicies
+	100, // 57: lockbox.v1.WhyRequestResponse.then:type_name -> lockbox.v1.Evaluation
+	100, // 58: lockbox.v1.WhyRequestResponse.now:type_name -> lockbox.v1.Evaluation
+	175, // 59: lockbox.v1.WhoCouldUnlockResponse.engineers:type_name -> lockbox.v1.Candidate
+	100, // 60: lockbox.v1.Candidate.evaluation:type_name -> lockbox.v1.Evaluation
+	177, // 61: lockbox.v1.ReadContactResponse.request:type_name -> lockbox.v1.ContactRequest
+	177, // 62: lockbox.v1.ListContactsResponse.requests:type_name -> lockbox.v1.ContactRequest
+	185, // 63: lockbox.v1.ListOperationsResponse.operations:type_name -> lockbox.v1.Operation
+	3,   // 64: lockbox.v1.AccountService.Login:input_type -> lockbox.v1.LoginRequest
+	7,   // 65: lockbox.v1.AccountService.ListSignIns:input_type -> lockbox.v1.ListSignInsRequest
+	10,  // 66: lockbox.v1.AccountService.SignIn:input_type -> lockbox.v1.SignInRequest
+	11,  // 67: lockbox.v1.AccountService.Logout:input_type -> lockbox.v1.LogoutRequest
+	5,   // 68: lockbox.v1.AccountService.WhoAmI:input_type -> lockbox.v1.WhoAmIRequest
+	13,  // 69: lockbox.v1.AccountService.RenewCertificate:input_type -> lockbox.v1.RenewCertificateRequest
+	15,  // 70: lockbox.v1.AccountService.CreatePerson:input_type -> lockbox.v1.CreatePersonRequest
+	17,  // 71: lockbox.v1.AccountService.ListPeople:input_type -> lockbox.v1.ListPeopleRequest
+	19,  // 72: lockbox.v1.AccountService.RemovePerson:input_type -> lockbox.v1.RemovePersonRequest
+	21,  // 73: lockbox.v1.AccountService.AddKey:input_type -> lockbox.v1.AddKeyRequest
+	22,  // 74: lockbox.v1.AccountService.RemoveKey:input_type -> lockbox.v1.RemoveKeyRequest
+	23,  // 75: lockbox.v1.AccountService.CreateLoginToken:input_type -> lockbox.v1.CreateLoginTokenRequest
+	2,   // 76: lockbox.v1.AccountService.SetGroups:input_type -> lockbox.v1.SetGroupsRequest
+	30,  // 77: lockbox.v1.TenantService.CreateTenant:input_type -> lockbox.v1.CreateTenantRequest
+	31,  // 78: lockbox.v1.TenantService.GetTenant:input_type -> lockbox.v1.GetTenantRequest
+	32,  // 79: lockbox.v1.TenantService.ListTenants:input_type -> lockbox.v1.ListTenantsRequest
+	34,  // 80: lockbox.v1.TenantService.CreateSubscription:input_type -> lockbox.v1.CreateSubscriptionRequest
+	35,  // 81: lockbox.v1.TenantService.EnableLockbox:input_type -> lockbox.v1.EnableLockboxRequest
+	36,  // 82: lockbox.v1.TenantService.DisableLockbox:input_type -> lockbox.v1.DisableLockboxRequest
+	37,  // 83: lockbox.v1.TenantService.SetTenant:input_type -> lockbox.v1.SetTenantRequest
+	25,  // 84: lockbox.v1.TenantService.ReportApplicability:input_type -> lockbox.v1.ReportApplicabilityRequest
+	42,  // 85: lockbox.v1.OrderService.PlaceOrder:input_type -> lockbox.v1.PlaceOrderRequest
+	43,  // 86: lockbox.v1.OrderService.GetOrder:input_type -> lockbox.v1.GetOrderRequest
+	44,  // 87: lockbox.v1.OrderService.ListOrders:input_type -> lockbox.v1.ListOrdersRequest
+	46,  // 88: lockbox.v1.OrderService.PrepareDevice:input_type -> lockbox.v1.PrepareDeviceRequest
+	49,  // 89: lockbox.v1.OrderService.AdvanceOrder:input_type -> lockbox.v1.AdvanceOrderRequest
+	50,  // 90: lockbox.v1.OrderService.DraftTrustPolicy:input_type -> lockbox.v1.DraftTrustPolicyRequest
+	59,  // 91: lockbox.v1.OrderService.SubmitTrustPolicy:input_type -> lockbox.v1.SubmitTrustPolicyRequest
+	60,  // 92: lockbox.v1.OrderService.GetTrustPolicy:input_type -> lockbox.v1.GetTrustPolicyRequest
+	54,  // 93: lockbox.v1.OrderService.GetPolicyDelivery:input_type -> lockbox.v1.GetPolicyDeliveryRequest
+	57,  // 94: lockbox.v1.OrderService.ListPendingDocuments:input_type -> lockbox.v1.ListPendingDocumentsRequest
+	61,  // 95: lockbox.v1.OrderService.DraftConsent:input_type -> lockbox.v1.DraftConsentRequest
+	62,  // 96: lockbox.v1.OrderService.SubmitConsent:input_type -> lockbox.v1.SubmitConsentRequest
+	63,  // 97: lockbox.v1.OrderService.RevokeConsent:input_type -> lockbox.v1.RevokeConsentRequest
+	64,  // 98: lockbox.v1.OrderService.CreateJoinToken:input_type -> lockbox.v1.CreateJoinTokenRequest
+	66,  // 99: lockbox.v1.OrderService.StartJob:input_type -> lockbox.v1.StartJobRequest
+	68,  // 100: lockbox.v1.OrderService.GetCopyLog:input_type -> lockbox.v1.GetCopyLogRequest
+	70,  // 101: lockbox.v1.OrderService.GetManifest:input_type -> lockbox.v1.GetManifestRequest
+	73,  // 102: lockbox.v1.DeviceService.ListDevices:input_type -> lockbox.v1.ListDevicesRequest
+	75,  // 103: lockbox.v1.DeviceService.GetDevice:input_type -> lockbox.v1.GetDeviceRequest
+	76,  // 104: lockbox.v1.DeviceService.RevokeDevice:input_type -> lockbox.v1.RevokeDeviceRequest
+	82,  // 105: lockbox.v1.TicketService.FileTicket:input_type -> lockbox.v1.FileTicketRequest
+	83,  // 106: lockbox.v1.TicketService.GetTicket:input_type -> lockbox.v1.GetTicketRequest
+	84,  // 107: lockbox.v1.TicketService.ListTickets:input_type -> lockbox.v1.ListTicketsRequest
+	86,  // 108: lockbox.v1.TicketService.CommentTicket:input_type -> lockbox.v1.CommentTicketRequest
+	87,  // 109: lockbox.v1.TicketService.AssignTicket:input_type -> lockbox.v1.AssignTicketRequest
+	89,  // 110: lockbox.v1.SessionService.EnableSession:input_type -> lockbox.v1.EnableSessionRequest
+	90,  // 111: lockbox.v1.SessionService.GetSession:input_type -> lockbox.v1.GetSessionRequest
+	91,  // 112: lockbox.v1.SessionService.ListSessions:input_type -> lockbox.v1.ListSessionsRequest
+	93,  // 113: lockbox.v1.SessionService.DisableSession:input_type -> lockbox.v1.DisableSessionRequest
+	96,  // 114: lockbox.v1.SessionService.IssueCertificate:input_type -> lockbox.v1.IssueCertificateRequest
+	103, // 115: lockbox.v1.RequestService.CreateRequest:input_type -> lockbox.v1.CreateRequestRequest
+	104, // 116: lockbox.v1.RequestService.GetRequest:input_type -> lockbox.v1.GetRequestRequest
+	105, // 117: lockbox.v1.RequestService.ListRequests:input_type -> lockbox.v1.ListRequestsRequest
+	107, // 118: lockbox.v1.RequestService.DraftDecision:input_type -> lockbox.v1.DraftDecisionRequest
+	108, // 119: lockbox.v1.RequestService.Decide:input_type -> lockbox.v1.DecideRequest
+	109, // 120: lockbox.v1.RequestService.CancelRequest:input_type -> lockbox.v1.CancelRequestRequest
+	110, // 121: lockbox.v1.RequestService.ExecuteRequest:input_type -> lockbox.v1.ExecuteRequestRequest
+	111, // 122: lockbox.v1.RequestService.RevokeRequest:input_type -> lockbox.v1.RevokeRequestRequest
+	113, // 123: lockbox.v1.RequestService.CommentRequest:input_type -> lockbox.v1.CommentRequestRequest
+	114, // 124: lockbox.v1.RequestService.ExtendRequest:input_type -> lockbox.v1.ExtendRequestRequest
+	118, // 125: lockbox.v1.RequestService.RaiseRequestAgain:input_type -> lockbox.v1.RaiseRequestAgainRequest
+	115, // 126: lockbox.v1.RequestService.GetChanges:input_type -> lockbox.v1.GetChangesRequest
+	119, // 127: lockbox.v1.StandingService.DraftStandingConsent:input_type -> lockbox.v1.DraftStandingConsentRequest
+	120, // 128: lockbox.v1.StandingService.SubmitStandingConsent:input_type -> lockbox.v1.SubmitStandingConsentRequest
+	121, // 129: lockbox.v1.StandingService.ListStandingConsents:input_type -> lockbox.v1.ListStandingConsentsRequest
+	124, // 130: lockbox.v1.StandingService.RevokeStandingConsent:input_type -> lockbox.v1.RevokeStandingConsentRequest
+	125, // 131: lockbox.v1.KeyService.ListKeys:input_type -> lockbox.v1.ListKeysRequest
+	128, // 132: lockbox.v1.KeyService.ExportRecoveryPassword:input_type -> lockbox.v1.ExportRecoveryPasswordRequest
+	130, // 133: lockbox.v1.KeyService.GetKeyStatus:input_type -> lockbox.v1.GetKeyStatusRequest
+	131, // 134: lockbox.v1.KeyService.RotateKey:input_type -> lockbox.v1.RotateKeyRequest
+	135, // 135: lockbox.v1.KeyService.GetOrderKey:input_type -> lockbox.v1.GetOrderKeyRequest
+	136, // 136: lockbox.v1.KeyService.SetOrderKey:input_type -> lockbox.v1.SetOrderKeyRequest
+	138, // 137: lockbox.v1.AuditService.ListRecords:input_type -> lockbox.v1.ListRecordsRequest
+	149, // 138: lockbox.v1.AuditService.ExportLog:input_type -> lockbox.v1.ExportLogRequest
+	151, // 139: lockbox.v1.AuditService.GetCheckpoint:input_type -> lockbox.v1.GetCheckpointRequest
+	142, // 140: lockbox.v1.AuditService.PlaceHold:input_type -> lockbox.v1.PlaceHoldRequest
+	143, // 141: lockbox.v1.AuditService.ReleaseHold:input_type -> lockbox.v1.ReleaseHoldRequest
+	144, // 142: lockbox.v1.AuditService.ListHolds:input_type -> lockbox.v1.ListHoldsRequest
+	147, // 143: lockbox.v1.AuditService.ListSinks:input_type -> lockbox.v1.ListSinksRequest
+	154, // 144: lockbox.v1.NoticeService.ListNotices:input_type -> lockbox.v1.ListNoticesRequest
+	156, // 145: lockbox.v1.NoticeService.RetryNotices:input_type -> lockbox.v1.RetryNoticesRequest
+	159, // 146: lockbox.v1.NoticeService.CreateWebhook:input_type -> lockbox.v1.CreateWebhookRequest
+	161, // 147: lockbox.v1.NoticeService.ListWebhooks:input_type -> lockbox.v1.ListWebhooksRequest
+	163, // 148: lockbox.v1.NoticeService.RemoveWebhook:input_type -> lockbox.v1.RemoveWebhookRequest
+	164, // 149: lockbox.v1.NoticeService.TestWebhook:input_type -> lockbox.v1.TestWebhookRequest
+	166, // 150: lockbox.v1.PolicyService.GetPolicies:input_type -> lockbox.v1.GetPoliciesRequest
+	171, // 151: lockbox.v1.PolicyService.WhyRequest:input_type -> lockbox.v1.WhyRequestRequest
+	173, // 152: lockbox.v1.PolicyService.WhoCouldUnlock:input_type -> lockbox.v1.WhoCouldUnlockRequest
+	176, // 153: lockbox.v1.ContactService.AskContact:input_type -> lockbox.v1.AskContactRequest
+	178, // 154: lockbox.v1.ContactService.DecideContact:input_type -> lockbox.v1.DecideContactRequest
+	179, // 155: lockbox.v1.ContactService.ReadContact:input_type -> lockbox.v1.ReadContactRequest
+	181, // 156: lockbox.v1.ContactService.ListContacts:input_type -> lockbox.v1.ListContactsRequest
+	183, // 157: lockbox.v1.CatalogueService.ListOperations:input_type -> lockbox.v1.ListOperationsRequest
+	4,   // 158: lockbox.v1.AccountService.Login:output_type -> lockbox.v1.LoginResponse
+	8,   // 159: lockbox.v1.AccountService.ListSignIns:output_type -> lockbox.v1.ListSignInsResponse
+	4,   // 160: lockbox.v1.AccountService.SignIn:output_type -> lockbox.v1.LoginResponse
+	12,  // 161: lockbox.v1.AccountService.Logout:output_type -> lockbox.v1.LogoutResponse
+	6,   // 162: lockbox.v1.AccountService.WhoAmI:output_type -> lockbox.v1.WhoAmIResponse
+	14,  // 163: lockbox.v1.AccountService.RenewCertificate:output_type -> lockbox.v1.RenewCertificateResponse
+	16,  // 164: lockbox.v1.AccountService.CreatePerson:output_type -> lockbox.v1.CreatePersonResponse
+	18,  // 165: lockbox.v1.AccountService.ListPeople:output_type -> lockbox.v1.ListPeopleResponse
+	20,  // 166: lockbox.v1.AccountService.RemovePerson:output_type -> lockbox.v1.RemovePersonResponse
+	1,   // 167: lockbox.v1.AccountService.AddKey:output_type -> lockbox.v1.Person
+	1,   // 168: lockbox.v1.AccountService.RemoveKey:output_type -> lockbox.v1.Person
+	24,  // 169: lockbox.v1.AccountService.CreateLoginToken:output_type -> lockbox.v1.CreateLoginTokenResponse
+	1,   // 170: lockbox.v1.AccountService.SetGroups:output_type -> lockbox.v1.Person
+	28,  // 171: lockbox.v1.TenantService.CreateTenant:output_type -> lockbox.v1.Tenant
+	28,  // 172: lockbox.v1.TenantService.GetTenant:output_type -> lockbox.v1.Tenant
+	33,  // 173: lockbox.v1.TenantService.ListTenants:output_type -> lockbox.v1.ListTenantsResponse
+	29,  // 174: lockbox.v1.TenantService.CreateSubscription:output_type -> lockbox.v1.Subscription
+	28,  // 175: lockbox.v1.TenantService.EnableLockbox:output_type -> lockbox.v1.Tenant
+	28,  // 176: lockbox.v1.TenantService.DisableLockbox:output_type -> lockbox.v1.Tenant
+	28,  // 177: lockbox.v1.TenantService.SetTenant:output_type -> lockbox.v1.Tenant
+	27,  // 178: lockbox.v1.TenantService.ReportApplicability:output_type -> lockbox.v1.ReportApplicabilityResponse
+	38,  // 179: lockbox.v1.OrderService.PlaceOrder:output_type -> lockbox.v1.Order
+	38,  // 180: lockbox.v1.OrderService.GetOrder:output_type -> lockbox.v1.Order
+	45,  // 181: lockbox.v1.OrderService.ListOrders:output_type -> lockbox.v1.ListOrdersResponse
+	38,  // 182: lockbox.v1.OrderService.PrepareDevice:output_type -> lockbox.v1.Order
+	38,  // 183: lockbox.v1.OrderService.AdvanceOrder:output_type -> lockbox.v1.Order
+	53,  // 184: lockbox.v1.OrderService.DraftTrustPolicy:output_type -> lockbox.v1.Document
+	53,  // 185: lockbox.v1.OrderService.SubmitTrustPolicy:output_type -> lockbox.v1.Document
+	53,  // 186: lockbox.v1.OrderService.GetTrustPolicy:output_type -> lockbox.v1.Document
+	55,  // 187: lockbox.v1.OrderService.GetPolicyDelivery:output_type -> lockbox.v1.GetPolicyDeliveryResponse
+	58,  // 188: lockbox.v1.OrderService.ListPendingDocuments:output_type -> lockbox.v1.ListPendingDocumentsResponse
+	53,  // 189: lockbox.v1.OrderService.DraftConsent:output_type -> lockbox.v1.Document
+	53,  // 190: lockbox.v1.OrderService.SubmitConsent:output_type -> lockbox.v1.Document
+	38,  // 191: lockbox.v1.OrderService.RevokeConsent:output_type -> lockbox.v1.Order
+	65,  // 192: lockbox.v1.OrderService.CreateJoinToken:output_type -> lockbox.v1.CreateJoinTokenResponse
+	67,  // 193: lockbox.v1.OrderService.StartJob:output_type -> lockbox.v1.ProgressEvent
+	69,  // 194: lockbox.v1.OrderService.GetCopyLog:output_type -> lockbox.v1.GetCopyLogResponse
+	71,  // 195: lockbox.v1.OrderService.GetManifest:output_type -> lockbox.v1.GetManifestResponse
+	74,  // 196: lockbox.v1.DeviceService.ListDevices:output_type -> lockbox.v1.ListDevicesResponse
+	77,  // 197: lockbox.v1.DeviceService.GetDevice:output_type -> lockbox.v1.Device
+	77,  // 198: lockbox.v1.DeviceService.RevokeDevice:output_type -> lockbox.v1.Device
+	81,  // 199: lockbox.v1.TicketService.FileTicket:output_type -> lockbox.v1.Ticket
+	81,  // 200: lockbox.v1.TicketService.GetTicket:output_type -> lockbox.v1.Ticket
+	85,  // 201: lockbox.v1.TicketService.ListTickets:output_type -> lockbox.v1.ListTicketsResponse
+	81,  // 202: lockbox.v1.TicketService.CommentTicket:output_type -> lockbox.v1.Ticket
+	81,  // 203: lockbox.v1.TicketService.AssignTicket:output_type -> lockbox.v1.Ticket
+	88,  // 204: lockbox.v1.SessionService.EnableSession:output_type -> lockbox.v1.Session
+	88,  // 205: lockbox.v1.SessionService.GetSession:output_type -> lockbox.v1.Session
+	92,  // 206: lockbox.v1.SessionService.ListSessions:output_type -> lockbox.v1.ListSessionsResponse
+	94,  // 207: lockbox.v1.SessionService.DisableSession:output_type -> lockbox.v1.DisableSessionResponse
+	97,  // 208: lockbox.v1.SessionService.IssueCertificate:output_type -> lockbox.v1.IssueCertificateResponse
+	98,  // 209: lockbox.v1.RequestService.CreateRequest:output_type -> lockbox.v1.Request
+	98,  // 210: lockbox.v1.RequestService.GetRequest:output_type -> lockbox.v1.Request
+	106, // 211: lockbox.v1.RequestService.ListRequests:output_type -> lockbox.v1.ListRequestsResponse
+	53,  // 212: lockbox.v1.RequestService.DraftDecision:output_type -> lockbox.v1.Document
+	98,  // 213: lockbox.v1.RequestService.Decide:output_type -> lockbox.v1.Request
+	98,  // 214: lockbox.v1.RequestService.CancelRequest:output_type -> lockbox.v1.Request
+	67,  // 215: lockbox.v1.RequestService.ExecuteRequest:output_type -> lockbox.v1.ProgressEvent
+	112, // 216: lockbox.v1.RequestService.RevokeRequest:output_type -> lockbox.v1.RevokeRequestResponse
+	98,  // 217: lockbox.v1.RequestService.CommentRequest:output_type -> lockbox.v1.Request
+	98,  // 218: lockbox.v1.RequestService.ExtendRequest:output_type -> lockbox.v1.Request
+	98,  // 219: lockbox.v1.RequestService.RaiseRequestAgain:output_type -> lockbox.v1.Request
+	116, // 220: lockbox.v1.RequestService.GetChanges:output_type -> lockbox.v1.GetChangesResponse
+	53,  // 221: lockbox.v1.StandingService.DraftStandingConsent:output_type -> lockbox.v1.Document
+	53,  // 222: lockbox.v1.StandingService.SubmitStandingConsent:output_type -> lockbox.v1.Document
+	122, // 223: lockbox.v1.StandingService.ListStandingConsents:output_type -> lockbox.v1.ListStandingConsentsResponse
+	123, // 224: lockbox.v1.StandingService.RevokeStandingConsent:output_type -> lockbox.v1.StandingConsent
+	126, // 225: lockbox.v1.KeyService.ListKeys:output_type -> lockbox.v1.ListKeysResponse
+	129, // 226: lockbox.v1.KeyService.ExportRecoveryPassword:output_type -> lockbox.v1.ExportRecoveryPasswordResponse
+	132, // 227: lockbox.v1.KeyService.GetKeyStatus:output_type -> lockbox.v1.KeyStatus
+	132, // 228: lockbox.v1.KeyService.RotateKey:output_type -> lockbox.v1.KeyStatus
+	137, // 229: lockbox.v1.KeyService.GetOrderKey:output_type -> lockbox.v1.OrderKey
+	137, // 230: lockbox.v1.KeyService.SetOrderKey:output_type -> lockbox.v1.OrderKey
+	140, // 231: lockbox.v1.AuditService.ListRecords:output_type -> lockbox.v1.ListRecordsResponse
+	150, // 232: lockbox.v1.AuditService.ExportLog:output_type -> lockbox.v1.ExportLogResponse
+	152, // 233: lockbox.v1.AuditService.GetCheckpoint:output_type -> lockbox.v1.GetCheckpointResponse
+	141, // 234: lockbox.v1.AuditService.PlaceHold:output_type -> lockbox.v1.LegalHold
+	141, // 235: lockbox.v1.AuditService.ReleaseHold:output_type -> lockbox.v1.LegalHold
+	145, // 236: lockbox.v1.AuditService.ListHolds:output_type -> lockbox.v1.ListHoldsResponse
+	148, // 237: lockbox.v1.AuditService.ListSinks:output_type -> lockbox.v1.ListSinksResponse
+	155, // 238: lockbox.v1.NoticeService.ListNotices:output_type -> lockbox.v1.ListNoticesResponse
+	157, // 239: lockbox.v1.NoticeService.RetryNotices:output_type -> lockbox.v1.RetryNoticesResponse
+	160, // 240: lockbox.v1.NoticeService.CreateWebhook:output_type -> lockbox.v1.CreateWebhookResponse
+	162, // 241: lockbox.v1.NoticeService.ListWebhooks:output_type -> lockbox.v1.ListWebhooksResponse
+	158, // 242: lockbox.v1.NoticeService.RemoveWebhook:output_type -> lockbox.v1.Webhook
+	165, // 243: lockbox.v1.NoticeService.TestWebhook:output_type -> lockbox.v1.TestWebhookResponse
+	167, // 244: lockbox.v1.PolicyService.GetPolicies:output_type -> lockbox.v1.Policies
+	172, // 245: lockbox.v1.PolicyService.WhyRequest:output_type -> lockbox.v1.WhyRequestResponse
+	174, // 246: lockbox.v1.PolicyService.WhoCouldUnlock:output_type -> lockbox.v1.WhoCouldUnlockResponse
+	177, // 247: lockbox.v1.ContactService.AskContact:output_type -> lockbox.v1.ContactRequest
+	177, // 248: lockbox.v1.ContactService.DecideContact:output_type -> lockbox.v1.ContactRequest
+	180, // 249: lockbox.v1.ContactService.ReadContact:output_type -> lockbox.v1.ReadContactResponse
+	182, // 250: lockbox.v1.ContactService.ListContacts:output_type -> lockbox.v1.ListContactsResponse
+	184, // 251: lockbox.v1.CatalogueService.ListOperations:output_type -> lockbox.v1.ListOperationsResponse
+	158, // [158:252] is the sub-list for method output_type
+	64,  // [64:158] is the sub-list for method input_type
+	64,  // [64:64] is the sub-list for extension type_name
+	64,  // [64:64] is the sub-list for extension extendee
+	0,   // [0:64] is the sub-list for field type_name
 }
 
 func init() { file_lockbox_v1_lockbox_proto_init() }
@@ -13005,7 +13187,7 @@ func file_lockbox_v1_lockbox_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_lockbox_v1_lockbox_proto_rawDesc), len(file_lockbox_v1_lockbox_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   183,
+			NumMessages:   186,
 			NumExtensions: 0,
 			NumServices:   14,
 		},
