@@ -20,7 +20,6 @@ import (
 	"golang.org/x/term"
 
 	"github.com/databox-lockbox/lockbox/agent/internal/config"
-	"github.com/databox-lockbox/lockbox/agent/internal/copyjob"
 	"github.com/databox-lockbox/lockbox/agent/internal/disk"
 	"github.com/databox-lockbox/lockbox/agent/internal/journal"
 	"github.com/databox-lockbox/lockbox/agent/internal/localapi"
@@ -183,7 +182,7 @@ func (a *Agent) newLock(key ed25519.PrivateKey) (*lock.Machine, error) {
 		Journal:      a.journal,
 		Disks:        newDisks(a.cfg, a.keeper),
 		Shares:       shares{a.cfg, a.keeper},
-		Jobs:         copyjob.New(copyjob.Config{BlobRoots: a.cfg.BlobRoots, Parallel: a.cfg.Copy.Parallel}),
+		Jobs:         newJobs(a.cfg),
 		Bare:         a.cfg.Bare,
 		DeadMan:      a.cfg.Lock.DeadMan,
 		ChallengeTTL: a.cfg.Lock.ChallengeTTL,

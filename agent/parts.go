@@ -3,9 +3,11 @@ package agent
 import (
 	"context"
 	"errors"
+	"path/filepath"
 	"sync"
 
 	"github.com/databox-lockbox/lockbox/agent/bitlocker"
+	"github.com/databox-lockbox/lockbox/agent/internal/copyjob"
 	"github.com/databox-lockbox/lockbox/agent/internal/disk"
 	"github.com/databox-lockbox/lockbox/agent/internal/lock"
 	"github.com/databox-lockbox/lockbox/agent/internal/share"
@@ -146,4 +148,13 @@ type sessions struct{ *support.Server }
 func (s sessions) Enable(ctx context.Context, o uplink.SessionOrder) ([]byte, error) {
 	err := s.Server.Enable(ctx, support.Session{ID: o.ID, Engineer: o.Engineer, Key: o.Key, Ticket: o.Ticket, Expires: o.Expires}, o.CAs)
 	return s.HostKey(), err
+}
+
+// newJobs gives the lock its copy job.
+func newJobs(cfg Config) *copyjob.Job {
+	return copyjob.New(copyjob.Config{
+		BlobRoots: cfg.BlobRoots,
+		Parallel:  cfg.Copy.Parallel,
+		Dir:       filepath.Join(cfg.StateDir, "copyjob"),
+	})
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math"
 	"regexp"
+	"slices"
 )
 
 // Status is how an upload ended.
@@ -13,12 +14,14 @@ type Status string
 
 // The ends of an upload.
 const (
-	Succeeded           Status = "Succeeded"
-	CompletedWithErrors Status = "CompletedWithErrors"
-	Failed              Status = "Failed"
+	Succeeded             Status = "Succeeded"
+	CompletedWithWarnings Status = "CompletedWithWarnings" // all files were copied; those listed not with all that is known of them
+	CompletedWithErrors   Status = "CompletedWithErrors"
+	Failed                Status = "Failed"
 )
 
-// ErroredEntity is one file that was not copied.
+// ErroredEntity is one file that was not copied, or not with all that is known
+// of it.
 type ErroredEntity struct {
 	Path  string      // "<share>/<path below it>", with slashes; any bytes but NUL
 	Codes []ErrorCode // why, at least one
@@ -43,7 +46,7 @@ func (l CopyLog) Encode() ([]byte, error) { return l.EncodeWithin(math.MaxInt) }
 // EncodeWithin returns the copy log as XML of at most limit bytes: files that
 // errored are listed from the first on as far as there is room, and counted all.
 func (l CopyLog) EncodeWithin(limit int) ([]byte, error) {
-	if l.Status != Succeeded && l.Status != CompletedWithErrors && l.Status != Failed {
+	if !slices.Contains([]Status{Succeeded, CompletedWithWarnings, CompletedWithErrors, Failed}, l.Status) {
 		return nil, invalid("copy status %.50q is unknown", l.Status)
 	}
 	errored := int64(len(l.Errored)) + l.Unlisted

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"maps"
@@ -14,6 +15,7 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"go.uber.org/goleak"
@@ -35,7 +37,7 @@ type world struct {
 
 func newWorld(t *testing.T, files map[string]string) *world {
 	w := &world{disk: t.TempDir(), blobs: t.TempDir()}
-	w.job = New(Config{BlobRoots: []string{w.blobs}, Parallel: 3})
+	w.job = New(Config{BlobRoots: []string{w.blobs}, Parallel: 3, Dir: t.TempDir()})
 	w.to = []approval.Destination{{Account: "contosodata", Endpoint: "file://" + w.blobs + "/store"}}
 	for name, content := range files {
 		w.write(t, name, content)
@@ -71,7 +73,7 @@ func (w *world) ship(t *testing.T) []Manifest {
 
 func (w *world) run(t *testing.T) Result {
 	t.Helper()
-	result, err := w.job.Run(t.Context(), w.shares(t), w.to, func(Progress) {})
+	result, err := w.job.Run(t.Context(), "ORD-1001", w.shares(t), w.to, func(Progress) {})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -132,7 +134,7 @@ func TestHaltRepairComplete(t *testing.T) {
 	if diff := cmp.Diff(want, codesOf(t, r)); r.State != Halted || diff != "" {
 		t.Errorf("first run: %s (-want +got):\n%s", r.State, diff)
 	}
-	if want := (Progress{4, 2, 2, 100_003}); r.Progress != want {
+	if want := (Progress{FilesTotal: 4, FilesDone: 2, FilesErrored: 2, BytesTotal: 100_003, BytesDone: 100_003}); r.Progress != want {
 		t.Errorf("progress %+v, want %+v", r.Progress, want)
 	}
 	good := map[string]string{
@@ -214,7 +216,7 @@ func TestCodesOfFiles(t *testing.T) {
 
 func TestLongCopyLogIsCut(t *testing.T) {
 	long := strings.Repeat("x", 4000)
-	r := run{tell: func(Progress) {}}
+	var r run
 	for range 1000 {
 		r.files = append(r.files, &file{path: long, codes: []manifest.ErrorCode{manifest.NameLength}})
 	}
@@ -258,37 +260,48 @@ func TestUnreadableFileIsAnErrorThatStays(t *testing.T) {
 	}
 }
 
-// countingStore counts the uploads that go through it.
+// countingStore counts the questions and uploads that go through it.
 type countingStore struct {
 	ObjectStore
-	puts atomic.Int64
-	fail error
+	finds, puts atomic.Int64
+	fail        error
+	after       func() // an upload
 }
 
-func (c *countingStore) Put(ctx context.Context, account, container, blob string, r io.Reader, size int64, crc uint64) error {
+func (c *countingStore) Find(ctx context.Context, o Object) (bool, error) {
+	c.finds.Add(1)
+	return c.ObjectStore.Find(ctx, o)
+}
+
+func (c *countingStore) Put(ctx context.Context, o Object, r io.Reader, sent func(int64)) error {
 	c.puts.Add(1)
 	if c.fail != nil {
 		return c.fail
 	}
-	return c.ObjectStore.Put(ctx, account, container, blob, r, size, crc)
+	err := c.ObjectStore.Put(ctx, o, r, sent)
+	if c.after != nil {
+		c.after()
+	}
+	return err
 }
 
-func (w *world) runWith(t *testing.T, ctx context.Context, store ObjectStore, tell func(Progress)) Result {
+// Check and Open make the store the one of every https:// endpoint.
+func (c *countingStore) Check(approval.Destination) error               { return nil }
+func (c *countingStore) Open(approval.Destination) (ObjectStore, error) { return c, nil }
+func (c *countingStore) Close() error                                   { return nil }
+
+// into makes the job upload to a folder through a countingStore.
+func (w *world) into(t *testing.T) *countingStore {
 	t.Helper()
-	files, err := plan(ctx, w.shares(t))
+	folder, err := OpenFolder(t.TempDir())
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := &run{files: files, tell: tell, count: Progress{FilesTotal: int64(len(files))}}
-	r.upload(ctx, map[string]ObjectStore{"contosodata": store}, 2)
-	if ctx.Err() != nil {
-		return Result{State: Paused, Progress: r.count}
-	}
-	result, err := r.result()
-	if err != nil {
-		t.Fatal(err)
-	}
-	return result
+	t.Cleanup(func() { folder.Close() })
+	store := &countingStore{ObjectStore: folder}
+	w.job.cfg.Blobs = store
+	w.to[0].Endpoint = "https://contosodata.blob.core.windows.net"
+	return store
 }
 
 func TestResumesWithoutUploadingAgain(t *testing.T) {
@@ -298,44 +311,133 @@ func TestResumesWithoutUploadingAgain(t *testing.T) {
 	}
 	w := newWorld(t, files)
 	w.ship(t)
-	folder, err := OpenFolder(t.TempDir())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer folder.Close()
-	store := &countingStore{ObjectStore: folder}
-
+	store := w.into(t)
 	ctx, cancel := context.WithCancel(t.Context())
-	r := w.runWith(t, ctx, store, func(Progress) { cancel() }) // after the first file
-	if r.State != Paused || store.puts.Load() == 0 || r.Progress.FilesErrored != 0 {
-		t.Fatalf("interrupted: %s %+v after %d uploads", r.State, r.Progress, store.puts.Load())
+	store.after = func() {
+		if store.puts.Load() == 5 {
+			cancel()
+		}
 	}
+	r, err := w.job.Run(ctx, "ORD-1001", w.shares(t), w.to, func(Progress) {})
 	done := r.Progress.FilesDone
+	if err != nil || r.State != Paused || done == 0 || done == 16 || r.Progress.FilesErrored != 0 {
+		t.Fatalf("interrupted: %s %+v, %v", r.State, r.Progress, err)
+	}
+	store.after = nil
 	store.puts.Store(0)
-	r = w.runWith(t, t.Context(), store, func(Progress) {})
-	if r.State != Completed || r.Progress.FilesDone != 16 {
+	r = w.run(t)
+	if r.State != Completed || r.Progress.FilesDone != 16 || r.Progress.BytesDone != 16_000 {
 		t.Errorf("resumed: %s %+v", r.State, r.Progress)
 	}
-	if got := store.puts.Load(); got > 16-done {
-		t.Errorf("%d uploads after %d of 16 files were there", got, done)
+	if puts, finds := store.puts.Load(), store.finds.Load(); puts != 16-done || finds != 16-done {
+		t.Errorf("resumed after %d of 16: %d uploads, %d questions", done, puts, finds)
 	}
-	store.puts.Store(0)
-	w.runWith(t, t.Context(), store, func(Progress) {})
-	if got := store.puts.Load(); got != 0 {
-		t.Errorf("%d uploads though everything was there", got)
+	if left, _ := os.ReadDir(w.job.cfg.Dir); len(left) != 0 {
+		t.Errorf("the ledger of a completed job stays: %v", left)
+	}
+}
+
+// A ledger whose end was torn off, or that is gone, costs questions, not uploads.
+func TestTornLedger(t *testing.T) {
+	w := newWorld(t, map[string]string{"contosodata_BlockBlob/photos/a": "a", "contosodata_BlockBlob/photos/b": "b", "contosodata_BlockBlob/UP/c": "c"})
+	w.ship(t)
+	store := w.into(t)
+	w.run(t) // halts on c
+	ledgers, err := filepath.Glob(filepath.Join(w.job.cfg.Dir, "*"))
+	if err != nil || len(ledgers) != 1 {
+		t.Fatalf("%q, %v", ledgers, err)
+	}
+	for _, step := range []struct{ size, finds int64 }{{32, 0}, {31, 1}, {16, 1}, {3, 2}, {0, 2}} {
+		if err := os.Truncate(ledgers[0], step.size); err != nil {
+			t.Fatal(err)
+		}
+		store.finds.Store(0)
+		store.puts.Store(0)
+		r := w.run(t)
+		if r.Progress.FilesDone != 2 || store.puts.Load() != 0 || store.finds.Load() != step.finds {
+			t.Errorf("cut to %d bytes: %+v, %d uploads, %d questions, want %d", step.size, r.Progress, store.puts.Load(), store.finds.Load(), step.finds)
+		}
+		if info, err := os.Stat(ledgers[0]); err != nil || info.Size() != 32 {
+			t.Errorf("cut to %d bytes: it was not mended", step.size)
+		}
+	}
+	if _, err := w.job.Run(t.Context(), "ORD-1002", w.shares(t), w.to, func(Progress) {}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(ledgers[0]); err == nil {
+		t.Error("the ledger of an order before stays")
+	}
+}
+
+// What is at the destination is never overwritten.
+func TestNothingIsOverwritten(t *testing.T) {
+	w := newWorld(t, map[string]string{"contosodata_BlockBlob/photos/same": "same", "contosodata_BlockBlob/photos/other": "ours!"})
+	w.ship(t)
+	for name, content := range map[string]string{"same": "same", "other": "their"} {
+		name = filepath.Join(w.blobs, "store/contosodata/photos", name)
+		if err := errors.Join(os.MkdirAll(filepath.Dir(name), 0o755), os.WriteFile(name, []byte(content), 0o644)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, run := range []string{"first", "second"} { // only the second asks beforehand
+		r := w.run(t)
+		want := map[string][]manifest.ErrorCode{"contosodata_BlockBlob/photos/other": {AlreadyExists}}
+		if diff := cmp.Diff(want, codesOf(t, r)); r.State != Halted || r.Progress.FilesDone != 1 || diff != "" {
+			t.Errorf("%s run: %s %+v (-want +got):\n%s", run, r.State, r.Progress, diff)
+		}
+	}
+	if got := w.stored(t)["contosodata/photos/other"]; got != "their" {
+		t.Errorf("it was overwritten: %q", got)
+	}
+}
+
+// The time of modification goes along; where it cannot, that is a warning.
+func TestTimeIsKept(t *testing.T) {
+	w := newWorld(t, map[string]string{"contosodata_BlockBlob/photos/a": "a"})
+	then := time.Date(2019, 5, 4, 3, 2, 1, 7000, time.UTC)
+	if err := os.Chtimes(filepath.Join(w.disk, "contosodata_BlockBlob/photos/a"), then, then); err != nil {
+		t.Fatal(err)
+	}
+	w.ship(t)
+	if r := w.run(t); r.State != Completed {
+		t.Fatal(r.State)
+	}
+	info, err := os.Stat(filepath.Join(w.blobs, "store/contosodata/photos/a"))
+	if err != nil || !info.ModTime().Equal(then) {
+		t.Errorf("modified %v, %v", info, err)
+	}
+	store := w.into(t)
+	store.fail = fmt.Errorf("%w: too long ago", ErrNotKept)
+	r := w.run(t)
+	if r.State != CompletedWithWarnings || r.Progress.FilesErrored != 0 || r.Progress.FilesDone != 1 || !slices.Equal(r.Codes, []manifest.ErrorCode{TimeNotKept}) {
+		t.Errorf("%s %v %+v", r.State, r.Codes, r.Progress)
+	}
+}
+
+// Nobody knocks a thousand times at a door that does not open.
+func TestClosedAccountIsLeftAlone(t *testing.T) {
+	files := make(map[string]string)
+	for i := range 50 {
+		files[fmt.Sprintf("contosodata_BlockBlob/photos/%d", i)] = "x"
+	}
+	w := newWorld(t, files)
+	w.ship(t)
+	store := w.into(t)
+	for fail, code := range map[error]manifest.ErrorCode{ErrDenied: AccessDenied, ErrUnavailable: Unavailable} {
+		store.fail = fail
+		store.puts.Store(0)
+		r := w.run(t)
+		if r.State != Halted || r.Progress.FilesErrored != 50 || !slices.Equal(r.Codes, []manifest.ErrorCode{code}) || store.puts.Load() > 3 {
+			t.Errorf("%v: %s %v, %d errored, %d uploads", fail, r.State, r.Codes, r.Progress.FilesErrored, store.puts.Load())
+		}
 	}
 }
 
 func TestDestinationFailureHalts(t *testing.T) {
 	w := newWorld(t, map[string]string{"contosodata_BlockBlob/photos/a": "a"})
 	w.ship(t)
-	folder, err := OpenFolder(t.TempDir())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer folder.Close()
-	r := w.runWith(t, t.Context(), &countingStore{ObjectStore: folder, fail: errors.New("full")}, func(Progress) {})
-	if r.State != Halted || !slices.Equal(r.Codes, []manifest.ErrorCode{UploadFailed}) {
+	w.into(t).fail = errors.New("full")
+	if r := w.run(t); r.State != Halted || !slices.Equal(r.Codes, []manifest.ErrorCode{UploadFailed}) {
 		t.Errorf("%s %v", r.State, r.Codes)
 	}
 }
@@ -368,7 +470,7 @@ func TestDestinations(t *testing.T) {
 		t.Error("a link led out of the blob root")
 	}
 	w := newWorld(t, map[string]string{"otheraccount_BlockBlob/photos/a": "a"})
-	if _, err := w.job.Run(t.Context(), w.shares(t), w.to, func(Progress) {}); protocol.CodeOf(err) != protocol.CodeAction {
+	if _, err := w.job.Run(t.Context(), "ORD-1001", w.shares(t), w.to, func(Progress) {}); protocol.CodeOf(err) != protocol.CodeAction {
 		t.Errorf("a share of an account that the consent does not name: %v", err)
 	}
 }
@@ -382,38 +484,44 @@ func TestFolderStore(t *testing.T) {
 	defer f.Close()
 	data := []byte("content")
 	crc := manifest.ChecksumCRC64(data)
-	put := func(name string, size int64, crc uint64) error {
-		return f.Put(t.Context(), "contosodata", "photos", name, bytes.NewReader(data), size, crc)
+	object := func(name string, size int64, crc uint64) Object {
+		return Object{Account: "contosodata", Container: "photos", Name: name, Size: size, CRC64: crc, Modified: time.Now()}
 	}
+	put := func(o Object) error { return f.Put(t.Context(), o, bytes.NewReader(data), func(int64) {}) }
 	for name, err := range map[string]error{
-		"wrong crc":    put("a", 7, crc+1),
-		"too short":    put("a", 8, crc),
-		"too long":     put("a", 6, crc),
-		"leads out":    put("../../../x", 7, crc),
-		"not clean":    put("a//b", 7, crc),
-		"is absolute?": f.Put(t.Context(), "", "", "x", bytes.NewReader(data), 7, crc),
+		"wrong crc":    put(object("a", 7, crc+1)),
+		"too short":    put(object("a", 8, crc)),
+		"too long":     put(object("a", 6, crc)),
+		"leads out":    put(object("../../../x", 7, crc)),
+		"not clean":    put(object("a//b", 7, crc)),
+		"is absolute?": put(Object{Name: "x", Size: 7, CRC64: crc}),
 	} {
 		if err == nil {
 			t.Errorf("%s: accepted", name)
 		}
 	}
-	if _, _, ok, err := f.Stat(t.Context(), "contosodata", "photos", "a"); ok || err != nil {
+	if ok, err := f.Find(t.Context(), object("a", 7, crc)); ok || err != nil {
 		t.Errorf("a refused object is there: %v, %v", ok, err)
 	}
 	left, err := os.ReadDir(filepath.Join(dir, incoming))
 	if err != nil || len(left) != 0 {
 		t.Errorf("left behind: %v, %v", left, err)
 	}
-	if err := put("a/b", 7, crc); err != nil {
+	if err := put(object("a/b", 7, crc)); err != nil {
 		t.Fatal(err)
 	}
-	if size, got, ok, err := f.Stat(t.Context(), "contosodata", "photos", "a/b"); size != 7 || got != crc || !ok || err != nil {
-		t.Errorf("Stat() = %d, %x, %v, %v", size, got, ok, err)
+	if ok, err := f.Find(t.Context(), object("a/b", 7, crc)); !ok || err != nil {
+		t.Errorf("Find() = %v, %v", ok, err)
+	}
+	for _, other := range []Object{object("a/b", 7, crc+1), object("a/b", 6, crc), object("a", 7, crc)} {
+		if ok, err := f.Find(t.Context(), other); ok || !errors.Is(err, ErrExists) {
+			t.Errorf("Find(%+v) = %v, %v", other, ok, err)
+		}
 	}
 	if err := os.Symlink("/tmp", filepath.Join(dir, "evil")); err != nil {
 		t.Fatal(err)
 	}
-	if err := f.Put(t.Context(), "evil", "photos", "a", bytes.NewReader(data), 7, crc); err == nil {
+	if err := put(Object{Account: "evil", Container: "photos", Name: "a", Size: 7, CRC64: crc}); err == nil {
 		t.Error("a link led out of the store")
 	}
 }

@@ -22,16 +22,34 @@ import (
 // incoming is the folder in which objects are written before they are named.
 const incoming = ".incoming"
 
+// folders are those below which a file:// endpoint must lie. It implements
+// [Opener].
+type folders []string
+
+func schemeOf(endpoint string) string {
+	u, err := url.Parse(endpoint)
+	if err != nil {
+		return ""
+	}
+	return u.Scheme
+}
+
+// Check implements [Opener].
+func (roots folders) Check(d approval.Destination) error {
+	_, _, err := roots.locate(d)
+	return err
+}
+
 // locate finds the blob root that a destination lies below, and the rest of its
 // path.
-func (j *Job) locate(d approval.Destination) (root, rest string, err error) {
+func (roots folders) locate(d approval.Destination) (root, rest string, err error) {
 	u, err := url.Parse(d.Endpoint)
 	if err != nil || u.Scheme != "file" || u.Host != "" || u.User != nil || u.RawQuery != "" || u.Fragment != "" ||
 		!filepath.IsAbs(u.Path) || filepath.Clean(u.Path) != u.Path {
 		return "", "", protocol.Errorf(protocol.CodeAction,
-			"this device cannot write to %q of account %q: it knows file:///<clean absolute path> only", d.Endpoint, d.Account)
+			"this device cannot write to %q of account %q: want file:///<clean absolute path>", d.Endpoint, d.Account)
 	}
-	for _, root := range j.cfg.BlobRoots {
+	for _, root := range roots {
 		if rest, err := filepath.Rel(root, u.Path); err == nil && filepath.IsLocal(rest) {
 			return root, rest, nil
 		}
@@ -40,9 +58,9 @@ func (j *Job) locate(d approval.Destination) (root, rest string, err error) {
 		"this device may not write to %q of account %q: it lies below none of its blob_roots", d.Endpoint, d.Account)
 }
 
-// open opens the store of a destination.
-func (j *Job) open(d approval.Destination) (ObjectStore, error) {
-	base, rest, err := j.locate(d)
+// Open implements [Opener].
+func (roots folders) Open(d approval.Destination) (ObjectStore, error) {
+	base, rest, err := roots.locate(d)
 	if err != nil {
 		return nil, err
 	}
@@ -85,17 +103,29 @@ func objectPath(account, container, blob string) (string, error) {
 	return name, nil
 }
 
-// Stat implements [ObjectStore]. It reads the object to know its CRC64.
-func (f *Folder) Stat(ctx context.Context, account, container, blob string) (size int64, crc64 uint64, ok bool, err error) {
-	name, err := objectPath(account, container, blob)
+// Takes implements [ObjectStore]: a folder holds files of all kinds.
+func (f *Folder) Takes(manifest.Kind) bool { return true }
+
+// Find implements [ObjectStore]. It reads the object to know its CRC64.
+func (f *Folder) Find(ctx context.Context, o Object) (bool, error) {
+	name, err := objectPath(o.Account, o.Container, o.Name)
 	if err != nil {
-		return 0, 0, false, err
+		return false, err
 	}
-	size, crc64, err = f.readBack(ctx, name)
-	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR) {
-		return 0, 0, false, nil
+	info, err := f.root.Lstat(name)
+	switch {
+	case errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR):
+		return false, nil
+	case err != nil:
+		return false, err
+	case !info.Mode().IsRegular() || info.Size() != o.Size:
+		return false, fmt.Errorf("%w: %q", ErrExists, name)
 	}
-	return size, crc64, err == nil, err
+	_, crc, err := f.readBack(ctx, name)
+	if err == nil && crc != o.CRC64 {
+		err = fmt.Errorf("%w: %q", ErrExists, name)
+	}
+	return err == nil, err
 }
 
 func (f *Folder) readBack(ctx context.Context, name string) (size int64, crc64 uint64, err error) {
@@ -103,9 +133,10 @@ func (f *Folder) readBack(ctx context.Context, name string) (size int64, crc64 u
 	return file.Size, file.CRC64, err
 }
 
-// Put implements [ObjectStore].
-func (f *Folder) Put(ctx context.Context, account, container, blob string, r io.Reader, size int64, crc64 uint64) (err error) {
-	name, err := objectPath(account, container, blob)
+// Put implements [ObjectStore]. The object is read back before it gets its name,
+// and its file has the time of modification.
+func (f *Folder) Put(ctx context.Context, o Object, r io.Reader, sent func(int64)) (err error) {
+	name, err := objectPath(o.Account, o.Container, o.Name)
 	if err != nil {
 		return err
 	}
@@ -114,43 +145,58 @@ func (f *Folder) Put(ctx context.Context, account, container, blob string, r io.
 	}
 	sum := sha256.Sum256([]byte(name))
 	temp := path.Join(incoming, hex.EncodeToString(sum[:])) // the same after a crash, so nothing piles up
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, ignoreMissing(f.root.Remove(temp)))
-		}
-	}()
-	if err := f.receive(temp, r, size, crc64); err != nil {
+	defer func() { err = errors.Join(err, ignoreMissing(f.root.Remove(temp))) }()
+	if err := f.receive(temp, r, o, sent); err != nil {
 		return err
 	}
-	gotSize, gotCRC, err := f.readBack(ctx, temp)
+	size, crc, err := f.readBack(ctx, temp)
 	if err != nil {
 		return fmt.Errorf("cannot read back object %q: %w", name, err)
 	}
-	if gotSize != size || gotCRC != crc64 {
-		return fmt.Errorf("object %q is not as it was written: %d bytes with CRC64 %016x", name, gotSize, gotCRC)
+	if size != o.Size || crc != o.CRC64 {
+		return fmt.Errorf("object %q is not as it was written: %d bytes with CRC64 %016x", name, size, crc)
 	}
+	kept := f.root.Chtimes(temp, o.Modified, o.Modified)
 	if err := f.makeDir(path.Dir(name)); err != nil {
 		return err
 	}
-	if err := f.root.Rename(temp, name); err != nil {
+	if err := f.root.Link(temp, name); errors.Is(err, fs.ErrExist) { // unlike a rename, it overwrites nothing
+		_, err = f.Find(ctx, o)
+		return err
+	} else if err != nil {
 		return fmt.Errorf("cannot name object %q: %w", name, err)
 	}
-	return syncDir(f.root, path.Dir(name))
+	if err := syncDir(f.root, path.Dir(name)); err != nil {
+		return err
+	}
+	if kept != nil {
+		return fmt.Errorf("%w: %v", ErrNotKept, kept)
+	}
+	return nil
 }
 
 // receive writes and syncs what r yields, and refuses what was not announced.
-func (f *Folder) receive(temp string, r io.Reader, size int64, crc64 uint64) error {
+func (f *Folder) receive(temp string, r io.Reader, o Object, sent func(int64)) error {
 	out, err := f.root.OpenFile(temp, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {
 		return err
 	}
 	crc := manifest.NewCRC64()
-	n, err := io.Copy(io.MultiWriter(out, crc), io.LimitReader(r, size+1))
-	if err == nil && (n != size || crc.Sum64() != crc64) {
-		err = fmt.Errorf("%w: %d bytes with CRC64 %016x, not %d with %016x", ErrContent, n, crc.Sum64(), size, crc64)
+	count := writerFunc(func(b []byte) (int, error) {
+		sent(int64(len(b)))
+		return len(b), nil
+	})
+	n, err := io.Copy(io.MultiWriter(out, crc, count), io.LimitReader(r, o.Size+1))
+	if err == nil && (n != o.Size || crc.Sum64() != o.CRC64) {
+		err = fmt.Errorf("%w: %d bytes with CRC64 %016x, not %d with %016x", ErrContent, n, crc.Sum64(), o.Size, o.CRC64)
 	}
 	return errors.Join(err, out.Sync(), out.Close())
 }
+
+// writerFunc is an [io.Writer].
+type writerFunc func(b []byte) (int, error)
+
+func (f writerFunc) Write(b []byte) (int, error) { return f(b) }
 
 // makeDir makes a folder with all above it, durably.
 func (f *Folder) makeDir(name string) error {

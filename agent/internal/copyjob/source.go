@@ -10,6 +10,7 @@ import (
 	"os"
 	"path"
 	"slices"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -61,6 +62,7 @@ func (s Share) open() (*os.Root, error) {
 type found struct {
 	path    string // relative to the share, with slashes
 	size    int64
+	changed time.Time
 	regular bool
 	err     error // why a folder could not be read; path is the folder's
 }
@@ -84,7 +86,7 @@ func walk(root *os.Root, dir string, visit func(found) error) error {
 		if info, err := e.Info(); err != nil {
 			f.err = err
 		} else {
-			f.size, f.regular = info.Size(), info.Mode().IsRegular()
+			f.size, f.changed, f.regular = info.Size(), info.ModTime(), info.Mode().IsRegular()
 		}
 		if err := visit(f); err != nil {
 			return err
@@ -143,22 +145,36 @@ func until(ctx context.Context, r io.Reader, failure *error) io.Reader {
 
 // file is one file of a job.
 type file struct {
-	share  Share
-	path   string // relative to the share
-	size   int64
-	crc64  uint64 // as the bill of materials has it
-	object manifest.Object
-	codes  []manifest.ErrorCode // what is wrong; empty if nothing
+	share    Share
+	path     string // relative to the share
+	size     int64
+	modified time.Time
+	crc64    uint64 // as the bill of materials has it
+	object   manifest.Object
+	codes    []manifest.ErrorCode // what is wrong; empty if nothing
 }
 
-// repairable reports whether people can do something about what is wrong.
-func (f *file) repairable() bool {
-	return slices.ContainsFunc(f.codes, func(c manifest.ErrorCode) bool { return c != ReadFailed })
+// copied reports whether the file is at its destination.
+func (f *file) copied() bool {
+	return !slices.ContainsFunc(f.codes, func(c manifest.ErrorCode) bool { return c != TimeNotKept })
+}
+
+// ending is how a job with only this file would end.
+func (f *file) ending() State {
+	switch {
+	case len(f.codes) == 0:
+		return Completed
+	case f.copied():
+		return CompletedWithWarnings
+	case slices.ContainsFunc(f.codes, func(c manifest.ErrorCode) bool { return c != ReadFailed }):
+		return Halted // people can do something about it
+	}
+	return CompletedWithErrors
 }
 
 // plan lists the files of all shares, and those that are missing, with what is
 // wrong with each.
-func plan(ctx context.Context, shares []Share) ([]*file, error) {
+func plan(ctx context.Context, shares []Share, stores map[string]store) ([]*file, error) {
 	var files []*file
 	taken := make(map[string]bool) // destinations
 	for _, s := range shares {
@@ -170,6 +186,9 @@ func plan(ctx context.Context, shares []Share) ([]*file, error) {
 			to := path.Join(s.Account, f.object.Container, f.object.Name)
 			if len(f.codes) == 0 && taken[to] {
 				f.codes = append(f.codes, DuplicateName)
+			}
+			if !stores[s.Account].Takes(s.Kind) && !slices.Contains(f.codes, manifest.TypeUnsupported) {
+				f.codes = append(f.codes, manifest.TypeUnsupported)
 			}
 			taken[to] = true
 		}
@@ -211,7 +230,7 @@ func planShare(ctx context.Context, s Share) ([]*file, error) {
 
 // planFile says what is to become of what was found, with every code at once.
 func planFile(s Share, found found, shipped map[string]manifest.File) *file {
-	f := &file{share: s, path: found.path, size: found.size, object: s.Classify(found.path, found.size)}
+	f := &file{share: s, path: found.path, size: found.size, modified: found.changed, object: s.Classify(found.path, found.size)}
 	switch {
 	case found.err != nil:
 		f.codes = []manifest.ErrorCode{ReadFailed}
@@ -229,39 +248,39 @@ func planFile(s Share, found found, shipped map[string]manifest.File) *file {
 	return f
 }
 
-// upload brings one file to its destination, unless it is there already, and
-// returns what went wrong, "" if nothing did.
-func (f *file) upload(ctx context.Context, store ObjectStore) manifest.ErrorCode {
-	if len(f.codes) > 0 {
-		return ""
+// errRead: the disk did not give a file.
+var errRead = errors.New("cannot read the file")
+
+// findAbove is the size, in bytes, from which on it is asked for a file before
+// it is uploaded, even if the job never ran before.
+const findAbove = 1 << 20
+
+// upload brings the file to its destination, unless it is there already. The
+// first run of a job asks only for large ones: what is there refuses the rest.
+func (f *file) upload(ctx context.Context, to ObjectStore, resumed bool, sent func(int64)) error {
+	o := Object{
+		Account: f.share.Account, Kind: f.share.Kind, Container: f.object.Container, Name: f.object.Name,
+		Size: f.size, CRC64: f.crc64, Modified: f.modified,
 	}
-	account, container, blob := f.share.Account, f.object.Container, f.object.Name
-	size, crc, ok, err := store.Stat(ctx, account, container, blob)
-	switch {
-	case err != nil:
-		return UploadFailed
-	case ok && size == f.size && crc == f.crc64:
-		return ""
+	if resumed || f.size > findAbove {
+		if ok, err := to.Find(ctx, o); ok || err != nil {
+			return err
+		}
 	}
 	root, err := f.share.open()
 	if err != nil {
-		return ReadFailed
+		return errors.Join(errRead, err)
 	}
 	defer root.Close()
 	in, _, err := openRegular(root, f.path)
 	if err != nil {
-		return ReadFailed
+		return errors.Join(errRead, err)
 	}
 	defer in.Close()
-	var readErr error
-	err = store.Put(ctx, account, container, blob, until(ctx, in, &readErr), f.size, f.crc64)
-	switch {
-	case err == nil:
-		return ""
-	case readErr != nil:
-		return ReadFailed
-	case errors.Is(err, ErrContent):
-		return NotAsShipped
+	var failure error
+	err = to.Put(ctx, o, until(ctx, in, &failure), sent)
+	if failure != nil {
+		return errors.Join(errRead, failure)
 	}
-	return UploadFailed
+	return err
 }

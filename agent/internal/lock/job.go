@@ -16,10 +16,11 @@ var endings = map[copyjob.State]struct {
 	op     auditlog.Operation
 	result auditlog.Result
 }{
-	copyjob.Halted:              {JobHalted, auditlog.OpDataCopyHalted, auditlog.Failure},
-	copyjob.Completed:           {JobCompleted, auditlog.OpDataCopyCompleted, auditlog.Success},
-	copyjob.CompletedWithErrors: {JobCompleted, auditlog.OpDataCopyCompleted, auditlog.Failure},
-	copyjob.Paused:              {JobPaused, auditlog.OpDataCopyPaused, auditlog.Success},
+	copyjob.Halted:                {JobHalted, auditlog.OpDataCopyHalted, auditlog.Failure},
+	copyjob.Completed:             {JobCompleted, auditlog.OpDataCopyCompleted, auditlog.Success},
+	copyjob.CompletedWithWarnings: {JobCompleted, auditlog.OpDataCopyCompleted, auditlog.Success},
+	copyjob.CompletedWithErrors:   {JobCompleted, auditlog.OpDataCopyCompleted, auditlog.Failure},
+	copyjob.Paused:                {JobPaused, auditlog.OpDataCopyPaused, auditlog.Success},
 }
 
 // startJobLocked runs the copy job of a lease. When it ends by itself, the node
@@ -48,7 +49,7 @@ func (m *Machine) startJobLocked(ctx context.Context, l *lease) {
 
 func (m *Machine) runJob(ctx context.Context, l *lease) copyjob.Result {
 	var last copyjob.Progress
-	result, err := m.cfg.Jobs.Run(ctx, l.shares, l.destinations, func(p copyjob.Progress) {
+	result, err := m.cfg.Jobs.Run(ctx, l.orderID, l.shares, l.destinations, func(p copyjob.Progress) {
 		last = p
 		m.reportJob(l, "progress", copyjob.Running, copyjob.Result{Progress: p})
 	})
@@ -67,6 +68,7 @@ func (m *Machine) reportJob(l *lease, event string, state copyjob.State, r copyj
 	status := &devicev1.JobStatus{
 		State: string(state), FilesTotal: r.Progress.FilesTotal, FilesDone: r.Progress.FilesDone,
 		FilesErrored: r.Progress.FilesErrored, BytesDone: r.Progress.BytesDone,
+		BytesTotal: r.Progress.BytesTotal, BytesPerSecond: r.Progress.BytesPerSecond,
 	}
 	m.mu.Lock()
 	m.job = status

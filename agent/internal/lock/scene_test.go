@@ -285,7 +285,7 @@ type fakeJobs struct {
 
 func (f *fakeJobs) Check([]approval.Destination) error { return f.bad }
 
-func (f *fakeJobs) Run(ctx context.Context, _ []copyjob.Share, _ []approval.Destination, tell func(copyjob.Progress)) (copyjob.Result, error) {
+func (f *fakeJobs) Run(ctx context.Context, _ protocol.OrderID, _ []copyjob.Share, _ []approval.Destination, tell func(copyjob.Progress)) (copyjob.Result, error) {
 	tell(copyjob.Progress{FilesTotal: 2, FilesDone: 1})
 	select {
 	case r := <-f.end:

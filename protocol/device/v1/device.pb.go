@@ -540,14 +540,16 @@ func (x *SessionStatus) GetWatchers() []string {
 }
 
 type JobStatus struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	State         string                 `protobuf:"bytes,1,opt,name=state,proto3" json:"state,omitempty"` // "" | running | halted | paused | completed
-	FilesTotal    int64                  `protobuf:"varint,2,opt,name=files_total,json=filesTotal,proto3" json:"files_total,omitempty"`
-	FilesDone     int64                  `protobuf:"varint,3,opt,name=files_done,json=filesDone,proto3" json:"files_done,omitempty"`
-	FilesErrored  int64                  `protobuf:"varint,4,opt,name=files_errored,json=filesErrored,proto3" json:"files_errored,omitempty"`
-	BytesDone     int64                  `protobuf:"varint,5,opt,name=bytes_done,json=bytesDone,proto3" json:"bytes_done,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	State          string                 `protobuf:"bytes,1,opt,name=state,proto3" json:"state,omitempty"` // "" | running | halted | paused | completed | completed-with-warnings | completed-with-errors
+	FilesTotal     int64                  `protobuf:"varint,2,opt,name=files_total,json=filesTotal,proto3" json:"files_total,omitempty"`
+	FilesDone      int64                  `protobuf:"varint,3,opt,name=files_done,json=filesDone,proto3" json:"files_done,omitempty"`
+	FilesErrored   int64                  `protobuf:"varint,4,opt,name=files_errored,json=filesErrored,proto3" json:"files_errored,omitempty"`
+	BytesDone      int64                  `protobuf:"varint,5,opt,name=bytes_done,json=bytesDone,proto3" json:"bytes_done,omitempty"`                  // with those of files under way
+	BytesTotal     int64                  `protobuf:"varint,6,opt,name=bytes_total,json=bytesTotal,proto3" json:"bytes_total,omitempty"`               // of the files that can be copied
+	BytesPerSecond int64                  `protobuf:"varint,7,opt,name=bytes_per_second,json=bytesPerSecond,proto3" json:"bytes_per_second,omitempty"` // lately
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *JobStatus) Reset() {
@@ -611,6 +613,20 @@ func (x *JobStatus) GetFilesErrored() int64 {
 func (x *JobStatus) GetBytesDone() int64 {
 	if x != nil {
 		return x.BytesDone
+	}
+	return 0
+}
+
+func (x *JobStatus) GetBytesTotal() int64 {
+	if x != nil {
+		return x.BytesTotal
+	}
+	return 0
+}
+
+func (x *JobStatus) GetBytesPerSecond() int64 {
+	if x != nil {
+		return x.BytesPerSecond
 	}
 	return 0
 }
@@ -1967,7 +1983,7 @@ func (x *RenewCertificateResponse) GetChain() [][]byte {
 type ReportJobRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Order         string                 `protobuf:"bytes,1,opt,name=order,proto3" json:"order,omitempty"`
-	Event         string                 `protobuf:"bytes,2,opt,name=event,proto3" json:"event,omitempty"` // started | progress | halted | paused | resumed | completed | completed-with-errors
+	Event         string                 `protobuf:"bytes,2,opt,name=event,proto3" json:"event,omitempty"` // started | progress | halted | paused | resumed | completed | completed-with-warnings | completed-with-errors
 	Job           *JobStatus             `protobuf:"bytes,3,opt,name=job,proto3" json:"job,omitempty"`
 	CopyLog       []byte                 `protobuf:"bytes,4,opt,name=copy_log,json=copyLog,proto3" json:"copy_log,omitempty"`          // XML
 	ErrorCodes    []string               `protobuf:"bytes,5,rep,name=error_codes,json=errorCodes,proto3" json:"error_codes,omitempty"` // distinct codes
@@ -2691,7 +2707,7 @@ const file_device_v1_device_proto_rawDesc = "" +
 	"\aexpires\x18\x03 \x01(\x03R\aexpires\x12 \n" +
 	"\vconnections\x18\x04 \x01(\x05R\vconnections\x12\x1c\n" +
 	"\trecording\x18\x05 \x01(\tR\trecording\x12\x1a\n" +
-	"\bwatchers\x18\x06 \x03(\tR\bwatchers\"\xa5\x01\n" +
+	"\bwatchers\x18\x06 \x03(\tR\bwatchers\"\xf0\x01\n" +
 	"\tJobStatus\x12\x14\n" +
 	"\x05state\x18\x01 \x01(\tR\x05state\x12\x1f\n" +
 	"\vfiles_total\x18\x02 \x01(\x03R\n" +
@@ -2700,7 +2716,10 @@ const file_device_v1_device_proto_rawDesc = "" +
 	"files_done\x18\x03 \x01(\x03R\tfilesDone\x12#\n" +
 	"\rfiles_errored\x18\x04 \x01(\x03R\ffilesErrored\x12\x1d\n" +
 	"\n" +
-	"bytes_done\x18\x05 \x01(\x03R\tbytesDone\"S\n" +
+	"bytes_done\x18\x05 \x01(\x03R\tbytesDone\x12\x1f\n" +
+	"\vbytes_total\x18\x06 \x01(\x03R\n" +
+	"bytesTotal\x12(\n" +
+	"\x10bytes_per_second\x18\a \x01(\x03R\x0ebytesPerSecond\"S\n" +
 	"\x10ChallengeRequest\x12%\n" +
 	"\x0esubject_digest\x18\x01 \x01(\tR\rsubjectDigest\x12\x18\n" +
 	"\apurpose\x18\x02 \x01(\tR\apurpose\"L\n" +

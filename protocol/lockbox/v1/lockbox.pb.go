@@ -2101,6 +2101,9 @@ type Order struct {
 	FilesTotal         int64                  `protobuf:"varint,16,opt,name=files_total,json=filesTotal,proto3" json:"files_total,omitempty"`
 	FilesDone          int64                  `protobuf:"varint,17,opt,name=files_done,json=filesDone,proto3" json:"files_done,omitempty"`
 	FilesErrored       int64                  `protobuf:"varint,18,opt,name=files_errored,json=filesErrored,proto3" json:"files_errored,omitempty"`
+	BytesDone          int64                  `protobuf:"varint,19,opt,name=bytes_done,json=bytesDone,proto3" json:"bytes_done,omitempty"`                  // with those of files under way
+	BytesTotal         int64                  `protobuf:"varint,20,opt,name=bytes_total,json=bytesTotal,proto3" json:"bytes_total,omitempty"`               // of the files that can be copied
+	BytesPerSecond     int64                  `protobuf:"varint,21,opt,name=bytes_per_second,json=bytesPerSecond,proto3" json:"bytes_per_second,omitempty"` // of all nodes, lately
 	unknownFields      protoimpl.UnknownFields
 	sizeCache          protoimpl.SizeCache
 }
@@ -2257,6 +2260,27 @@ func (x *Order) GetFilesDone() int64 {
 func (x *Order) GetFilesErrored() int64 {
 	if x != nil {
 		return x.FilesErrored
+	}
+	return 0
+}
+
+func (x *Order) GetBytesDone() int64 {
+	if x != nil {
+		return x.BytesDone
+	}
+	return 0
+}
+
+func (x *Order) GetBytesTotal() int64 {
+	if x != nil {
+		return x.BytesTotal
+	}
+	return 0
+}
+
+func (x *Order) GetBytesPerSecond() int64 {
+	if x != nil {
+		return x.BytesPerSecond
 	}
 	return 0
 }
@@ -11856,7 +11880,7 @@ const file_lockbox_v1_lockbox_proto_rawDesc = "" +
 	"\x10SetTenantRequest\x12\x16\n" +
 	"\x06tenant\x18\x01 \x01(\tR\x06tenant\x124\n" +
 	"\x16request_expiry_seconds\x18\x02 \x01(\x03R\x14requestExpirySeconds\x12%\n" +
-	"\x0eaccess_seconds\x18\x03 \x01(\x03R\raccessSeconds\"\xf4\x04\n" +
+	"\x0eaccess_seconds\x18\x03 \x01(\x03R\raccessSeconds\"\xde\x05\n" +
 	"\x05Order\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\"\n" +
 	"\fsubscription\x18\x02 \x01(\tR\fsubscription\x12\x16\n" +
@@ -11879,7 +11903,12 @@ const file_lockbox_v1_lockbox_proto_rawDesc = "" +
 	"filesTotal\x12\x1d\n" +
 	"\n" +
 	"files_done\x18\x11 \x01(\x03R\tfilesDone\x12#\n" +
-	"\rfiles_errored\x18\x12 \x01(\x03R\ffilesErrored\"^\n" +
+	"\rfiles_errored\x18\x12 \x01(\x03R\ffilesErrored\x12\x1d\n" +
+	"\n" +
+	"bytes_done\x18\x13 \x01(\x03R\tbytesDone\x12\x1f\n" +
+	"\vbytes_total\x18\x14 \x01(\x03R\n" +
+	"bytesTotal\x12(\n" +
+	"\x10bytes_per_second\x18\x15 \x01(\x03R\x0ebytesPerSecond\"^\n" +
 	"\tOrderNode\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\x05R\x04node\x12'\n" +
 	"\x0fkey_fingerprint\x18\x02 \x01(\tR\x0ekeyFingerprint\x12\x14\n" +
