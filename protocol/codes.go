@@ -54,6 +54,7 @@ const (
 	CodeTokenSerial     Code = "join-token-serial"
 	CodeTokenExpired    Code = "join-token-expired"
 	CodeLocked          Code = "disks-locked"
+	CodeRecording       Code = "recording-damaged" // it is not whole, not closed, or not signed by its node
 	CodeStorageFull     Code = "storage-full"
 	CodeKeyService      Code = "key-service-unavailable" // whatever wraps the keys does not answer, or refuses the service
 	CodeCustomerKey     Code = "customer-key-refused"    // the customer's key cannot be used; the message begins with the published name of why

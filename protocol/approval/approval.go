@@ -57,6 +57,7 @@ const (
 	KindOpened     Kind = "application/vnd.databox.opened+json"
 	KindCommit     Kind = "application/vnd.databox.commit+json"
 	KindChanges    Kind = "application/vnd.databox.changes+json"
+	KindRecording  Kind = "application/vnd.databox.recording+json" // the end of a recording, see package recording
 )
 
 var kindForm = regexp.MustCompile(`^application/vnd\.databox\.([a-z]+)\+json$`)
@@ -80,7 +81,7 @@ func (k Kind) limit() int {
 	case KindOrder, KindChanges:
 		return MaxOrder
 	case KindRequest, KindDecision, KindRevocation, KindConsent, KindStanding, KindPolicy,
-		KindChallenge, KindOpened, KindCommit:
+		KindChallenge, KindOpened, KindCommit, KindRecording:
 		return MaxDocument
 	}
 	return 0

@@ -8,6 +8,8 @@ import (
 	"crypto/sha256"
 	"fmt"
 	"strconv"
+
+	"github.com/databox-lockbox/lockbox/protocol"
 )
 
 // MaxSignatures and MaxEnvelope bound an envelope: its signatures, of which
@@ -115,6 +117,17 @@ func (e *Envelope) SignEd25519(key crypto.Signer) error {
 		return fmt.Errorf("cannot sign %s: %w", e.PayloadType.name(), err)
 	}
 	return e.add(string(KeyFingerprint(pub)), sig)
+}
+
+// VerifyEd25519 verifies that a machine's key signed e, and that nobody else
+// did. Refusals carry [protocol.CodeSignatureInvalid].
+func (e Envelope) VerifyEd25519(key ed25519.PublicKey) error {
+	alone := len(e.Signatures) == 1 && e.Signatures[0].KeyID == string(KeyFingerprint(key))
+	if !alone || machineVerifier(key).verify(e.PayloadType, e.PAE(), e.Signatures[0].Sig) != nil {
+		return protocol.Errorf(protocol.CodeSignatureInvalid,
+			"the %s is not signed by key %s, and by no other", e.PayloadType.name(), KeyFingerprint(key))
+	}
+	return nil
 }
 
 // SignEd25519 returns the encoded envelope of doc, signed by a machine's key.

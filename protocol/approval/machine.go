@@ -148,9 +148,7 @@ func verifyNode(e Envelope, want NodeRef, name NodeName, key ed25519.PublicKey) 
 		return protocol.Errorf(protocol.CodeNode, "the %s is of node %s with key %s, want %s with key %s",
 			e.PayloadType.name(), name, KeyFingerprint(key), want.ID(), want.KeyFingerprint)
 	}
-	s := e.Signatures[0]
-	alone := len(e.Signatures) == 1 && s.KeyID == string(want.KeyFingerprint)
-	if !alone || machineVerifier(key).verify(e.PayloadType, e.PAE(), s.Sig) != nil {
+	if e.VerifyEd25519(key) != nil {
 		return protocol.Errorf(protocol.CodeSignatureInvalid,
 			"the %s is not signed by the key of node %s", e.PayloadType.name(), name)
 	}

@@ -66,6 +66,10 @@ const (
 	OpEndSession      Operation = "End Support Session"
 	OpRefuseSession   Operation = "Refuse Support Session"
 	OpRunCommand      Operation = "Run Support Command"
+	OpBeginRecording  Operation = "Begin Recording"
+	OpNoteRecording   Operation = "Note Recording"
+	OpEndRecording    Operation = "End Recording"
+	OpRemoveRecording Operation = "Remove Recording"
 	OpIssueSSHCert    Operation = "Issue SSH Certificate"
 	OpReadShareSecret Operation = "Read Share Credentials"
 	OpPrepareToShip   Operation = "Prepare To Ship"
@@ -174,7 +178,7 @@ var categories = table(map[Category][]Operation{
 		OpInternalApprove, OpInternalDeny, OpAskContact, OpApproveContact, OpDenyContact, OpReadContactEmail, OpEnableLockbox, OpDisableLockbox,
 		OpChallenge, OpUnlockIntent, OpUnlockVolume, OpLockVolume, OpRefuseUnlock, OpCommitUnlock, OpOpenShares,
 		OpCloseShares, OpEnableSession, OpDisableSession, OpConnectSession, OpEndSession, OpRefuseSession,
-		OpRunCommand, OpIssueSSHCert, OpReadShareSecret, OpFaultNode, OpSpendApproval, OpReportChanges,
+		OpRunCommand, OpBeginRecording, OpNoteRecording, OpEndRecording, OpRemoveRecording, OpIssueSSHCert, OpReadShareSecret, OpFaultNode, OpSpendApproval, OpReportChanges,
 		OpCreateJoinToken, OpEnrolDevice, OpRefuseEnrolment, OpRevokeDevice, OpRenewCertificate,
 		OpSignConsent, OpRevokeConsent,
 		OpStoreDiskKeys, OpSealDiskKeys, OpExportRecoveryPassword, OpRotateMasterKey, OpMoveToCustomerKey, OpMoveToServiceKey,

@@ -24,9 +24,15 @@ const (
 // Limits, in bytes.
 const (
 	// MaxPayload is the longest payload of a frame.
-	MaxPayload = 64 << 10
+	MaxPayload = 128 << 10
 	// MaxText is the longest text of an event, such as a path.
 	MaxText = 4096
+	// MaxOutput is the longest piece of output in one frame.
+	MaxOutput = 32 << 10
+	// MaxPlain is how much output is recorded of a channel without a terminal.
+	MaxPlain = 64 << 10
+
+	maxNames = 16 // watchers of one frame
 )
 
 // Frame is one entry of a recording.
@@ -37,8 +43,11 @@ type Frame struct {
 }
 
 // Body is what a frame holds: [Meta], [Open], [Output], [Resize], [Close],
-// [Command], [FileEvent] or [Watch].
-type Body interface{ kind() FrameKind }
+// [Command], [FileEvent], [Watch] or [End].
+type Body interface {
+	kind() FrameKind
+	check() error
+}
 
 // Open says that a channel was opened. Channels have names that no other
 // channel of the recording has had.
@@ -80,10 +89,6 @@ type Command struct {
 type Watch struct {
 	Names []string `json:"names"`
 }
-
-// MaxPlain is how many bytes of output are recorded of a channel without a
-// terminal.
-const MaxPlain = 64 << 10
 
 func (Meta) kind() FrameKind      { return FrameMeta }
 func (Open) kind() FrameKind      { return FrameOpen }

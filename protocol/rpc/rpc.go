@@ -102,6 +102,7 @@ var connectCodes = map[protocol.Code]connect.Code{
 	protocol.CodeTimeout:         connect.CodeDeadlineExceeded,
 	protocol.CodeLimit:           connect.CodeResourceExhausted,
 	protocol.CodeStorageFull:     connect.CodeResourceExhausted,
+	protocol.CodeRecording:       connect.CodeDataLoss,
 	protocol.CodeInternal:        connect.CodeInternal,
 }
 
