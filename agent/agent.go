@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"github.com/rs/zerolog"
@@ -28,6 +29,7 @@ import (
 	"github.com/databox-lockbox/lockbox/agent/internal/support"
 	"github.com/databox-lockbox/lockbox/agent/internal/uplink"
 	"github.com/databox-lockbox/lockbox/protocol"
+	"github.com/databox-lockbox/lockbox/protocol/approval"
 	"github.com/databox-lockbox/lockbox/protocol/auditlog"
 	devicev1 "github.com/databox-lockbox/lockbox/protocol/device/v1"
 )
@@ -73,6 +75,12 @@ type Agent struct {
 	uplink  *uplink.Uplink
 	local   *localapi.Server
 	keeper  *disk.Keeper
+
+	trust struct { // the chain that was verified last
+		mu     sync.Mutex
+		chain  []byte
+		policy *approval.Policy
+	}
 }
 
 // ErrNotEnrolled is returned by [New] on a node that never enrolled.

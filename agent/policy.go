@@ -20,8 +20,22 @@ import (
 // The installed trust policy is kept as the chain of envelopes that led to it,
 // version 1 first, one a line: an envelope is one line of canonical JSON.
 
-// policy verifies the installed chain and returns its last link.
-func (a *Agent) policy() (*approval.Policy, error) { return verifyChain(a.state.TrustPolicy()) }
+// policy returns the last link of the installed chain, which is verified once for
+// as long as it is the same.
+func (a *Agent) policy() (*approval.Policy, error) {
+	chain := a.state.TrustPolicy()
+	a.trust.mu.Lock()
+	defer a.trust.mu.Unlock()
+	if a.trust.policy != nil && bytes.Equal(chain, a.trust.chain) {
+		return a.trust.policy, nil
+	}
+	policy, err := verifyChain(chain)
+	if err != nil {
+		return nil, err
+	}
+	a.trust.chain, a.trust.policy = bytes.Clone(chain), policy
+	return policy, nil
+}
 
 func verifyChain(chain []byte) (*approval.Policy, error) {
 	links := bytes.Split(bytes.TrimSpace(chain), []byte("\n"))

@@ -91,8 +91,12 @@ func (d *device) meet(ctx context.Context, p *plane) (err error) {
 	if d.node, err = p.node(ctx, d.id); err != nil {
 		return err
 	}
-	nothing := approval.DigestOf(nil)
-	resp, err := d.node.Challenge(ctx, &devicev1.ChallengeRequest{SubjectDigest: string(nothing), Purpose: string(protocol.SupportAccess)})
+	nothing := &devicev1.ChallengeRequest{SubjectDigest: string(approval.DigestOf(nil)), Purpose: string(protocol.SupportAccess)}
+	resp, err := d.node.Challenge(ctx, nothing)
+	for protocol.CodeOf(err) == protocol.CodeUnavailable && ctx.Err() == nil { // its tunnel is up before its lock
+		time.Sleep(10 * time.Millisecond)
+		resp, err = d.node.Challenge(ctx, nothing)
+	}
 	if err != nil {
 		return err
 	}
