@@ -189,7 +189,7 @@ func (a *Agent) newLock(key ed25519.PrivateKey) (*lock.Machine, error) {
 		State:        a.state,
 		Journal:      a.journal,
 		Disks:        newDisks(a.cfg, a.keeper),
-		Shares:       shares{a.cfg, a.keeper},
+		Shares:       newShares(a.cfg, a.keeper),
 		Jobs:         newJobs(a.cfg),
 		Bare:         a.cfg.Bare,
 		DeadMan:      a.cfg.Lock.DeadMan,

@@ -14,8 +14,8 @@ import (
 	"github.com/databox-lockbox/lockbox/agent/internal/support"
 	"github.com/databox-lockbox/lockbox/agent/internal/uplink"
 	"github.com/databox-lockbox/lockbox/protocol"
-	"github.com/databox-lockbox/lockbox/protocol/approval"
 	devicev1 "github.com/databox-lockbox/lockbox/protocol/device/v1"
+	"github.com/databox-lockbox/lockbox/protocol/recording"
 )
 
 // disks gives the lock its disks.
@@ -117,29 +117,39 @@ func (d *disks) inspect(one disk.Disk) (bitlocker.Info, error) {
 	return info, err
 }
 
-// shares gives the lock its share server.
-type shares struct {
-	cfg    Config
-	keeper *disk.Keeper
+// shares gives the lock its share servers.
+type shares struct{ *share.Set }
+
+func newShares(cfg Config, keeper *disk.Keeper) shares {
+	return shares{share.New(share.NewSMB(share.SMBConfig{
+		RunDir: cfg.RunDir, SMBD: cfg.Share.SMBD, Address: cfg.Share.Address, Port: cfg.Share.Port, Keeper: keeper,
+	}))}
 }
 
 // Start implements [lock.Shares].
-func (s shares) Start(ctx context.Context, folders []lock.Folder, access approval.Access) (lock.ShareServer, error) {
+func (s shares) Start(ctx context.Context, lease lock.Lease, folders []lock.Folder) (lock.ShareServer, error) {
 	list := make([]share.Share, 0, len(folders))
 	for _, f := range folders {
 		list = append(list, share.Share{Name: f.Name, Dir: f.Dir})
 	}
-	server, err := share.Start(ctx, share.Config{
-		RunDir: s.cfg.RunDir, SMBD: s.cfg.Share.SMBD, Address: s.cfg.Share.Address, Port: s.cfg.Share.Port, Keeper: s.keeper,
-	}, list, access)
+	server, err := s.Set.Start(ctx, list, lease.Access, unrecorded{})
 	if err != nil {
 		return nil, err
 	}
-	return server, nil
+	return shareServer{server}, nil
 }
 
-// Cleanup implements [lock.Shares].
-func (s shares) Cleanup(ctx context.Context) error { return share.Cleanup(ctx, s.cfg.RunDir) }
+// unrecorded keeps nothing of what clients do.
+type unrecorded struct{}
+
+func (unrecorded) File(recording.FileEvent) error { return nil }
+func (unrecorded) Failed() <-chan struct{}        { return nil }
+
+// shareServer is the shares of one lease.
+type shareServer struct{ *share.Server }
+
+// Stop implements [lock.ShareServer].
+func (s shareServer) Stop(ctx context.Context, _ lock.Reason) error { return s.Server.Stop(ctx) }
 
 // sessions gives the uplink the support sessions.
 type sessions struct{ *support.Server }

@@ -343,7 +343,7 @@ func showText(w io.Writer, s *devicev1.NodeStatus) error {
 		end := time.Unix(s.LeaseEnd, 0)
 		row("Lease ends", fmt.Sprintf("%s (in %s)", end.Format(time.RFC3339), time.Until(end).Round(time.Second)))
 	}
-	row("Last relock", s.LastRelockReason)
+	row("Last relock", strings.TrimSpace(s.LastRelockReason+" "+s.LastRelockDetail))
 	row("Fault", s.Fault)
 	row("Trust policy", strings.TrimSpace(fmt.Sprintf("version %d %s", s.TrustPolicyVersion, s.TrustPolicyDigest)))
 	for _, d := range s.Disks {
@@ -351,6 +351,9 @@ func showText(w io.Writer, s *devicev1.NodeStatus) error {
 	}
 	for _, sh := range s.Shares {
 		row("Share "+sh.Name, strings.TrimSpace(sh.State+" "+sh.Protocol+" "+sh.Address))
+	}
+	for _, sv := range s.ShareServices {
+		row("Shares by "+sv.Protocol, strings.TrimSpace(sv.State+" "+sv.Address+" "+sv.Detail))
 	}
 	for _, one := range s.Sessions {
 		row("Session "+one.Session, fmt.Sprintf("%s, %d connections, until %s", one.Engineer, one.Connections, time.Unix(one.Expires, 0).Format(time.RFC3339)))

@@ -146,7 +146,7 @@ func (m *Machine) publish(ctx context.Context, l *lease) error {
 	if l.purpose == protocol.DataCopy || len(l.folders) == 0 {
 		return nil
 	}
-	server, err := m.cfg.Shares.Start(ctx, l.folders, l.access)
+	server, err := m.cfg.Shares.Start(ctx, m.leaseOf(l), l.folders)
 	if err != nil {
 		return coded(err, protocol.CodeUnavailable, "cannot open the shares")
 	}
@@ -188,7 +188,7 @@ func (m *Machine) holdServer(l *lease, server ShareServer) error {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), lockWithin)
 	defer cancel()
-	if err := server.Stop(ctx); err != nil {
+	if err := server.Stop(ctx, Unspecified); err != nil {
 		return protocol.Errorf(protocol.CodeLocked, "the node was locked meanwhile: %v", err)
 	}
 	return lockedMeanwhile()
@@ -263,10 +263,10 @@ func (m *Machine) becomeUnlocked(ctx context.Context, l *lease, peers []peer) er
 	l.peers, l.heard = peers, m.cfg.Clock.Boot()
 	m.moveLocked(committed)
 	for _, d := range l.disks {
-		m.guardLocked(l, d.Done(), DiskEnded)
+		m.guardLocked(l, d.Done(), DiskEnded, nil)
 	}
 	if l.server != nil {
-		m.guardLocked(l, l.server.Done(), ShareEnded)
+		m.guardLocked(l, l.server.Done(), ShareEnded, l.server.Err)
 	}
 	if l.purpose == protocol.DataCopy && !m.cfg.Bare {
 		m.startJobLocked(ctx, l)
@@ -274,13 +274,24 @@ func (m *Machine) becomeUnlocked(ctx context.Context, l *lease, peers []peer) er
 	return nil
 }
 
-// guardLocked locks the node when done is closed while the lease lasts.
-func (m *Machine) guardLocked(l *lease, done <-chan struct{}, reason Reason) {
+// guardLocked locks the node when done is closed while the lease lasts. Then why,
+// unless it is nil, says more.
+func (m *Machine) guardLocked(l *lease, done <-chan struct{}, reason Reason, why func() error) {
 	m.tasks.Go(func() {
 		select {
 		case <-done:
+			if why != nil {
+				m.explainEnd(l, why())
+			}
 			m.relock(reason, "", false, l)
 		case <-l.gone:
 		}
 	})
+}
+
+// explainEnd notes what made a lease end.
+func (m *Machine) explainEnd(l *lease, err error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	l.detail = text(err)
 }

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/databox-lockbox/lockbox/agent/internal/copyjob"
+	"github.com/databox-lockbox/lockbox/agent/internal/share"
 	"github.com/databox-lockbox/lockbox/protocol"
 	"github.com/databox-lockbox/lockbox/protocol/approval"
 )
@@ -30,6 +31,7 @@ type lease struct {
 	folders      []Folder
 	server       ShareServer
 	committing   bool
+	detail       string // what went wrong that makes it end
 	peers        []peer
 
 	// The clocks. A time.Duration is boot time.
@@ -135,7 +137,8 @@ type Lease struct {
 	Access    approval.Access
 	End       time.Time
 	Shares    []copyjob.Share // the share folders of the mounted disks
-	Address   string          // of the share server, host:port
+	Services  []share.Service // over which the shares are reached, or why not
+	Address   string          // of the one that asks for user and password, host:port; "" without one
 	User      string          // of the shares
 	Password  string          // of the shares; shown inside the engineer's session only
 }
@@ -147,7 +150,18 @@ func (m *Machine) Lease() (Lease, bool) {
 	if m.state != protocol.Unlocked {
 		return Lease{}, false
 	}
-	l := m.lease
+	return m.lease.view(), true
+}
+
+// leaseOf is what the lease is, before it is unlocked too.
+func (m *Machine) leaseOf(l *lease) Lease {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return l.view()
+}
+
+// view is what others see of the lease. The caller holds Machine.mu.
+func (l *lease) view() Lease {
 	out := Lease{
 		Purpose: l.purpose, Subject: l.subject, Order: l.orderID, Ticket: l.ticket, Engineer: l.engineer,
 		Access: l.access, End: l.endsAt, Shares: slices.Clone(l.shares),
@@ -156,10 +170,15 @@ func (m *Machine) Lease() (Lease, bool) {
 		out.RequestID = protocol.RequestID(l.correlation)
 	}
 	if l.server != nil {
-		out.Address = l.server.Address()
+		out.Services = l.server.Services()
 		out.User, out.Password = l.server.Credentials()
+		for _, s := range out.Services {
+			if s.Protocol == share.ProtocolSMB {
+				out.Address = s.Address
+			}
+		}
 	}
-	return out, true
+	return out
 }
 
 // Holder is whom a node is challenged, opened or unlocked for.

@@ -601,9 +601,12 @@ func TestWhatServesTheLeaseEnds(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		s := newScene(t)
 		a := s.open(protocol.SupportAccess)
-		s.shares.last.Stop(t.Context())
+		s.shares.last.Stop(t.Context(), ShareEnded)
 		synctest.Wait()
 		s.lockedBecause(ShareEnded)
+		if got := s.Status().LastRelockDetail; got != "smb: it ended" {
+			t.Errorf("detail: %q", got)
+		}
 		a.open()
 		s.disks.get("disk2").Wipe()
 		synctest.Wait()

@@ -32,6 +32,7 @@ import (
 
 	"github.com/databox-lockbox/lockbox/agent/bitlocker"
 	"github.com/databox-lockbox/lockbox/agent/internal/copyjob"
+	"github.com/databox-lockbox/lockbox/agent/internal/share"
 	"github.com/databox-lockbox/lockbox/protocol"
 	"github.com/databox-lockbox/lockbox/protocol/approval"
 	"github.com/databox-lockbox/lockbox/protocol/auditlog"
@@ -83,22 +84,28 @@ type Folder struct {
 	Dir  string
 }
 
-// Shares starts the share server of a lease.
+// Shares starts the share servers of leases.
 type Shares interface {
-	// Start returns when the server answers. ctx ends the start only.
-	Start(ctx context.Context, folders []Folder, access approval.Access) (ShareServer, error)
+	// Start publishes the folders of a lease and returns when they can be reached.
+	// ctx ends the start only.
+	Start(ctx context.Context, lease Lease, folders []Folder) (ShareServer, error)
+	// Services says of each protocol whether this machine can serve it. It may be
+	// called concurrently with everything else.
+	Services() []share.Service
 	// Cleanup undoes what an earlier process left.
 	Cleanup(ctx context.Context) error
 }
 
-// ShareServer is a running share server, as *share.Server is.
+// ShareServer is the shares of one lease, over every protocol that can serve them.
 type ShareServer interface {
 	Credentials() (user, password string)
-	Address() string
-	// Done is closed when the server has ended, by Stop or by itself.
+	Services() []share.Service
+	// Done is closed when no protocol serves them any more, after Stop or without.
 	Done() <-chan struct{}
-	// Stop ends the server and all its connections.
-	Stop(ctx context.Context) error
+	// Err says which protocols ended by themselves, and why.
+	Err() error
+	// Stop ends all connections.
+	Stop(ctx context.Context, reason Reason) error
 }
 
 // Jobs runs the copy job, as *copyjob.Job does.
@@ -190,6 +197,7 @@ type Machine struct {
 	ending     *ending    // set exactly in Locking
 	lastEnding *ending    // the one that led to the present Locked or Faulted
 	lastReason Reason
+	lastDetail string       // what went wrong that made the node lock
 	fault      string       // why the state is Faulted
 	known      []knownShare // found on the disks when they were last mounted
 	job        *devicev1.JobStatus

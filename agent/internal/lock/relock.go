@@ -192,7 +192,11 @@ func (m *Machine) drop(l *lease, e *ending, reason Reason, start time.Time) {
 func (m *Machine) endDrop(e *ending, reason Reason, out outcome) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.lease, m.ending, m.lastReason = nil, nil, reason
+	m.lastReason, m.lastDetail = reason, ""
+	if m.lease != nil {
+		m.lastDetail = m.lease.detail
+	}
+	m.lease, m.ending = nil, nil
 	m.lastEnding = e
 	e.trouble = out.trouble
 	if out.left != nil {
@@ -270,7 +274,7 @@ func (m *Machine) endUsers(ctx context.Context, l *lease, reason Reason) (stoppe
 			result <- nil
 			return
 		}
-		result <- l.server.Stop(ctx)
+		result <- l.server.Stop(ctx, reason)
 	})
 	for _, done := range []chan struct{}{sessions, server} {
 		select {
@@ -340,8 +344,9 @@ func (m *Machine) remember(p plan, reason Reason) error {
 // recordLocked records that something was locked.
 func (m *Machine) recordLocked(l *lease, reason Reason, took time.Duration, trouble error) {
 	var s scope
+	detail := ""
 	if l != nil {
-		s = l.scope
+		s, detail = l.scope, l.detail
 	}
 	result, fault := auditlog.Success, m.faulted()
 	if fault != nil {
@@ -349,7 +354,7 @@ func (m *Machine) recordLocked(l *lease, reason Reason, took time.Duration, trou
 	}
 	m.recordAfter(m.record(s, auditlog.OpLockVolume, result,
 		"reason", string(reason), "tookMs", strconv.FormatInt(took.Milliseconds(), 10),
-		"disks", diskList(s.diskIDs), "trouble", text(trouble)))
+		"disks", diskList(s.diskIDs), "detail", detail, "trouble", text(trouble)))
 	if fault != nil {
 		m.recordAfter(m.record(s, auditlog.OpFaultNode, auditlog.Failure, "fault", text(fault)))
 	}

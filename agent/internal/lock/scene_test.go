@@ -21,6 +21,7 @@ import (
 	"github.com/databox-lockbox/lockbox/agent/bitlocker"
 	"github.com/databox-lockbox/lockbox/agent/internal/copyjob"
 	"github.com/databox-lockbox/lockbox/agent/internal/journal"
+	"github.com/databox-lockbox/lockbox/agent/internal/share"
 	"github.com/databox-lockbox/lockbox/agent/internal/state"
 	"github.com/databox-lockbox/lockbox/protocol"
 	"github.com/databox-lockbox/lockbox/protocol/approval"
@@ -241,7 +242,7 @@ type fakeServer struct {
 	once sync.Once
 }
 
-func (f *fakeShares) Start(_ context.Context, folders []Folder, _ approval.Access) (ShareServer, error) {
+func (f *fakeShares) Start(_ context.Context, _ Lease, folders []Folder) (ShareServer, error) {
 	hang(f.hangStart)
 	if f.startErr != nil {
 		return nil, f.startErr
@@ -254,6 +255,8 @@ func (f *fakeShares) Start(_ context.Context, folders []Folder, _ approval.Acces
 	return f.last, nil
 }
 
+func (f *fakeShares) Services() []share.Service { return []share.Service{{Protocol: "smb"}} }
+
 func (f *fakeShares) Cleanup(context.Context) error { return f.cleanErr }
 
 func (f *fakeShares) running() int {
@@ -263,10 +266,14 @@ func (f *fakeShares) running() int {
 }
 
 func (s *fakeServer) Credentials() (user, password string) { return "lease", "secret of this lease" }
-func (s *fakeServer) Address() string                      { return "127.0.0.1:4445" }
 func (s *fakeServer) Done() <-chan struct{}                { return s.done }
+func (s *fakeServer) Err() error                           { return errors.New("smb: it ended") }
 
-func (s *fakeServer) Stop(context.Context) error {
+func (s *fakeServer) Services() []share.Service {
+	return []share.Service{{Protocol: "smb", Address: "127.0.0.1:4445"}}
+}
+
+func (s *fakeServer) Stop(context.Context, Reason) error {
 	hang(s.all.hangStop)
 	s.once.Do(func() {
 		s.all.mu.Lock()

@@ -81,7 +81,7 @@ func playAgent() {
 	must(err)
 	key, err := bitlocker.NewExternalKey(raw)
 	must(err)
-	var cfg Config
+	var cfg SMBConfig
 	cfg.RunDir = os.Getenv("RUNDIR")
 	fmt.Sscan(os.Getenv("PORT"), &cfg.Port)
 	if os.Getenv("KEEPER") != "" {
@@ -92,7 +92,7 @@ func playAgent() {
 	}
 	_, folder, err := openDisk(context.Background(), os.Getenv("IMAGE"), cfg.RunDir, key, cfg.Keeper)
 	must(err)
-	server, err := Start(context.Background(), cfg, []Share{{Name: shareName, Dir: folder}}, approval.Delete)
+	server, err := startSMB(context.Background(), cfg, []Share{{Name: shareName, Dir: folder}}, approval.Delete, &keptLog{})
 	must(err)
 	user, password := server.Credentials()
 	fmt.Println(user, password)
@@ -170,7 +170,7 @@ func TestCleanup(t *testing.T) {
 	if left, _ := filepath.Glob(st.cfg.RunDir + "/smb-*"); len(left) == 0 {
 		t.Error("nothing is left: the test tests nothing")
 	}
-	if err := Cleanup(t.Context(), st.cfg.RunDir); err != nil {
+	if err := NewSMB(SMBConfig{RunDir: st.cfg.RunDir}).Cleanup(t.Context()); err != nil {
 		t.Error(err)
 	}
 	if left, _ := filepath.Glob(st.cfg.RunDir + "/smb-*"); len(left) != 0 {
@@ -184,7 +184,7 @@ func TestCleanup(t *testing.T) {
 
 func TestCleanupOfServer(t *testing.T) {
 	st := started(t, approval.ReadOnly)
-	if err := Cleanup(t.Context(), t.TempDir()); err != nil {
+	if err := NewSMB(SMBConfig{RunDir: t.TempDir()}).Cleanup(t.Context()); err != nil {
 		t.Error(err)
 	}
 	select {
@@ -192,7 +192,7 @@ func TestCleanupOfServer(t *testing.T) {
 		t.Fatal("the cleanup of another run directory ended the server")
 	case <-time.After(100 * time.Millisecond):
 	}
-	if err := Cleanup(t.Context(), st.cfg.RunDir); err != nil {
+	if err := NewSMB(SMBConfig{RunDir: st.cfg.RunDir}).Cleanup(t.Context()); err != nil {
 		t.Error(err)
 	}
 	disktest.NothingLeft(t, st.cfg.RunDir, time.Second)

@@ -1,7 +1,16 @@
-// Package share publishes folders of unlocked disks over SMB, by a Debian smbd of
-// its own.
+// Package share publishes folders of unlocked disks, over every protocol that the
+// node is configured for: SMB here, NFS in package nfs below.
 //
 // The rules:
+//
+//   - Each protocol is served by a child process of its own. It dies with the
+//     agent, and one that hangs is killed, so no client holds up a relock.
+//   - What clients do with files is recorded ([FileLog]). A server whose record
+//     stops ends at once.
+//   - A protocol that this machine cannot serve is said to be so ([Service]) and
+//     costs the others nothing.
+//
+// Of SMB:
 //
 //   - The server touches nothing of the system's Samba: configuration, users,
 //     databases, sockets and logs are in one private directory, which goes with it.
@@ -16,27 +25,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
-	"os"
-	"os/exec"
-	"path/filepath"
-	"strconv"
-	"strings"
-	"syscall"
-	"time"
+	"slices"
+	"sync"
 
-	"github.com/databox-lockbox/lockbox/agent/internal/disk"
 	"github.com/databox-lockbox/lockbox/protocol/approval"
+	"github.com/databox-lockbox/lockbox/protocol/recording"
 )
-
-// Config says where the server runs.
-type Config struct {
-	RunDir  string       // private directory of the agent, made if missing; the server's own lies below
-	SMBD    string       // path of smbd; "" looks it up
-	Address string       // IP address to listen on, and no other; "" is 127.0.0.1
-	Port    int          // TCP port; 0 chooses a free one
-	Keeper  *disk.Keeper // ends the server when the agent is killed; nil only where that does not matter
-}
 
 // Share is one folder that is published.
 type Share struct {
@@ -44,220 +38,217 @@ type Share struct {
 	Dir  string // the folder, on a mounted disk
 }
 
-// Server is a running SMB server of one lease. All methods may be called
-// concurrently.
+// FileLog records what clients do with files, as *recorder.Recording does. It is
+// called concurrently.
+type FileLog interface {
+	// File records an operation. An error means that it is not on record and
+	// nothing ever will be again: the server ends at once.
+	File(recording.FileEvent) error
+	// Failed is closed when nothing can be recorded any more.
+	Failed() <-chan struct{}
+}
+
+// The protocols.
+const (
+	ProtocolSMB = "smb"
+	ProtocolNFS = "nfs"
+)
+
+// Protocol is one way to serve shares. Its methods may be called concurrently.
+type Protocol interface {
+	// Name is [ProtocolSMB] or [ProtocolNFS].
+	Name() string
+	// Check says why this machine cannot serve it, as when a program is not
+	// installed; nil if it can.
+	Check() error
+	// Start publishes shares and returns when the server answers. ctx ends the
+	// start only. What clients do goes to log.
+	Start(ctx context.Context, shares []Share, access approval.Access, log FileLog) (Running, error)
+	// Cleanup kills the servers that an earlier agent left and removes what they
+	// have in the run directory. The caller makes sure that no agent is running.
+	Cleanup(ctx context.Context) error
+}
+
+// Running is the server of one protocol during one lease. All methods may be
+// called concurrently.
+type Running interface {
+	// Address is the host and port at which the server answers.
+	Address() string
+	// Done is closed when the server has ended, by Stop or by itself.
+	Done() <-chan struct{}
+	// Err says why the server ended by itself. It may be called once Done is closed.
+	Err() error
+	// Stop kills the server with all its connections, within 300 ms, less if ctx
+	// ends. It may be called more than once.
+	Stop(ctx context.Context) error
+}
+
+// Service is how one protocol stands.
+type Service struct {
+	Protocol string // smb | nfs
+	Address  string // host:port; "" unless it is served
+	Trouble  string // why it is not served; "" if it is, or will be with the next lease
+}
+
+// Set is the protocols that a node is configured for.
+type Set struct{ protocols []Protocol }
+
+// New returns a set of protocols, which are started and listed in this order.
+func New(protocols ...Protocol) *Set { return &Set{protocols} }
+
+// Services says of each protocol whether this machine can serve it.
+func (s *Set) Services() []Service {
+	list := make([]Service, len(s.protocols))
+	for i, p := range s.protocols {
+		list[i] = Service{Protocol: p.Name(), Trouble: text(p.Check())}
+	}
+	return list
+}
+
+func text(err error) string {
+	if err == nil {
+		return ""
+	}
+	return err.Error()
+}
+
+// Cleanup undoes what an earlier agent left of any protocol.
+func (s *Set) Cleanup(ctx context.Context) error {
+	errs := make([]error, len(s.protocols))
+	for i, p := range s.protocols {
+		errs[i] = p.Cleanup(ctx)
+	}
+	return errors.Join(errs...)
+}
+
+// Server is the shares of one lease, over all protocols that this machine can
+// serve. All methods may be called concurrently.
 type Server struct {
-	dir      string // its private directory
-	address  string // host and port
-	user     string
-	password string
-	keeper   *disk.Keeper
-	child    *disk.Child
+	log  FileLog
+	done chan struct{}
+
+	mu       sync.Mutex // guards what follows
+	stopped  bool
+	services []Service // one for each protocol of the set
+	running  []Running // of the same index; nil where there is no server
+	err      error
 }
 
-// startTime bounds how long a server may take until it answers.
-const startTime = 20 * time.Second
-
-// Start publishes shares and returns when the server answers; ctx ends the start
-// only. The caller ends the server with [Server.Stop].
-func Start(ctx context.Context, cfg Config, shares []Share, access approval.Access) (*Server, error) {
-	ctx, cancel := context.WithTimeout(ctx, startTime)
-	defer cancel()
-	if err := cfg.complete(); err != nil {
-		return nil, err
-	}
-	if err := checkShares(shares); err != nil {
-		return nil, err
-	}
-	if err := checkFree(ctx, cfg.address()); err != nil {
-		return nil, err
-	}
-	s, err := newServer(cfg)
-	if err != nil {
-		return nil, err
-	}
-	if err = s.prepare(ctx, cfg, shares, access); err == nil {
-		err = s.start(ctx, cfg)
-	}
-	if err != nil {
-		s.remove()
-		return nil, err
-	}
-	return s, nil
-}
-
-// complete fills in what is not set.
-func (c *Config) complete() (err error) {
-	if c.Address == "" {
-		c.Address = "127.0.0.1"
-	}
-	if net.ParseIP(c.Address) == nil {
-		return fmt.Errorf("cannot share at %q: want an IP address", c.Address)
-	}
-	if c.Port == 0 {
-		if c.Port, err = freePort(c.Address); err != nil {
-			return err
+// Start publishes shares over every protocol that passes its check, and returns
+// when they answer; ctx ends the start only. The caller ends the server with
+// [Server.Stop].
+func (s *Set) Start(ctx context.Context, shares []Share, access approval.Access, log FileLog) (*Server, error) {
+	server := &Server{log: log, done: make(chan struct{}), services: s.Services(), running: make([]Running, len(s.protocols))}
+	for i, p := range s.protocols {
+		if server.services[i].Trouble != "" {
+			continue
 		}
-	}
-	if c.SMBD == "" {
-		c.SMBD = "smbd"
-	}
-	if c.SMBD, err = findProgram(c.SMBD); err != nil {
-		return err
-	}
-	if err := os.MkdirAll(c.RunDir, 0o700); err != nil {
-		return err
-	}
-	if c.RunDir, err = filepath.Abs(c.RunDir); err != nil {
-		return err
-	}
-	c.RunDir, err = filepath.EvalSymlinks(c.RunDir)
-	return err
-}
-
-func (c *Config) address() string { return net.JoinHostPort(c.Address, strconv.Itoa(c.Port)) }
-
-// freePort returns a port of address that nobody listens at.
-func freePort(address string) (int, error) {
-	listener, err := net.Listen("tcp", net.JoinHostPort(address, "0"))
-	if err != nil {
-		return 0, fmt.Errorf("cannot share at %s: %w", address, err)
-	}
-	defer listener.Close()
-	return listener.Addr().(*net.TCPAddr).Port, nil
-}
-
-// findProgram finds a program of the package samba. Programs for administrators
-// need not be on everybody's path.
-func findProgram(name string) (string, error) {
-	path, err := exec.LookPath(name)
-	if err != nil && !strings.Contains(name, "/") {
-		path, err = exec.LookPath("/usr/sbin/" + name)
-	}
-	if err != nil {
-		return "", fmt.Errorf("cannot share: no %s: install the package samba", name)
-	}
-	return path, nil
-}
-
-// checkFree fails if the address is taken: smbd would say so in its log only.
-func checkFree(ctx context.Context, address string) error {
-	var lc net.ListenConfig
-	listener, err := lc.Listen(ctx, "tcp", address)
-	if err != nil {
-		return fmt.Errorf("cannot share at %s: %w", address, err)
-	}
-	return listener.Close()
-}
-
-// start starts smbd and waits until it answers.
-func (s *Server) start(ctx context.Context, cfg Config) error {
-	cmd := exec.Command(cfg.SMBD, "--foreground", "--no-process-group",
-		"--configfile="+s.path("smb.conf"), "--log-basename="+s.path("log"))
-	cmd.Dir = "/"
-	cmd.Env = environment
-	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWPID, Setsid: true}
-	var err error
-	if s.child, err = disk.StartChild(cmd, cfg.Keeper); err != nil {
-		return fmt.Errorf("cannot start smbd: %w", err)
-	}
-	if err := s.waitReady(ctx); err != nil {
-		s.child.Kill()
-		<-s.child.Done()
-		return fmt.Errorf("cannot share at %s: %w: %s", s.address, err, s.lastLog())
-	}
-	return nil
-}
-
-func (s *Server) waitReady(ctx context.Context) error {
-	for {
-		err := probe(ctx, s.address)
-		if err == nil {
-			return nil
-		}
-		select {
-		case <-s.child.Done():
-			return errors.New("smbd ended")
-		case <-ctx.Done():
-			return fmt.Errorf("smbd does not answer: %w", err)
-		case <-time.After(10 * time.Millisecond):
-		}
-	}
-}
-
-// lastLog returns the end of smbd's log as one line.
-func (s *Server) lastLog() string {
-	const most = 1000
-	text, err := os.ReadFile(s.path("log", "log.smbd"))
-	if err != nil {
-		return "it left no log"
-	}
-	return strings.Join(strings.Fields(string(text[max(0, len(text)-most):])), " ")
-}
-
-// Credentials returns the only user that the server knows. They are shown inside
-// the support session only, and end with the server.
-func (s *Server) Credentials() (user, password string) { return s.user, s.password }
-
-// Address returns the host and port at which the server answers.
-func (s *Server) Address() string { return s.address }
-
-// Done is closed when the server has ended, by Stop or by itself.
-func (s *Server) Done() <-chan struct{} { return s.child.Done() }
-
-// stopTime bounds [Server.Stop]. A server that waits for a disk that hangs ends
-// only when the disk is closed, but it answers nobody from the moment it is killed.
-const stopTime = 300 * time.Millisecond
-
-// Stop kills the server with all its connections and removes its directory, with
-// the password in it. It waits at most 300 ms, less if ctx ends. An error says that
-// a process still waits for a disk; it was killed and is gone once that disk is
-// closed. Stop may be called more than once.
-func (s *Server) Stop(ctx context.Context) error {
-	s.child.Kill()
-	var err error
-	select {
-	case <-s.child.Done():
-	case <-ctx.Done():
-		err = errDying
-	case <-time.After(stopTime):
-		err = errDying
-	}
-	return errors.Join(err, s.remove())
-}
-
-var errDying = errors.New("smbd was killed, but still waits for a disk")
-
-// remove removes the server's directory.
-func (s *Server) remove() error {
-	if err := os.RemoveAll(s.dir); err != nil {
-		return err
-	}
-	return s.keeper.ForgetDir(s.dir)
-}
-
-func (s *Server) path(elem ...string) string {
-	return filepath.Join(append([]string{s.dir}, elem...)...)
-}
-
-// Cleanup kills the servers that an earlier agent left of runDir, and removes what
-// they have there. The caller makes sure that no agent of runDir is running.
-func Cleanup(ctx context.Context, runDir string) error {
-	dirs, err := filepath.Glob(filepath.Join(runDir, dirPrefix+"*"))
-	if err != nil {
-		return err
-	}
-	for _, dir := range dirs {
-		real, err := filepath.EvalSymlinks(dir)
-		if err == nil {
-			err = disk.KillUsers(real, "smbd")
-		}
-		if err == nil {
-			err = os.RemoveAll(dir)
-		}
+		running, err := p.Start(ctx, shares, access, log)
 		if err != nil {
-			return fmt.Errorf("cannot undo what an earlier agent shares: %w", err)
+			return nil, errors.Join(fmt.Errorf("%s: %w", p.Name(), err), server.Stop(context.WithoutCancel(ctx)))
+		}
+		server.running[i], server.services[i].Address = running, running.Address()
+	}
+	server.watch()
+	return server, nil
+}
+
+// watch notes which servers end by themselves, and ends them all when nothing can
+// be recorded any more.
+func (s *Server) watch() {
+	var all sync.WaitGroup
+	for i, r := range s.running {
+		if r == nil {
+			continue
+		}
+		all.Go(func() {
+			select {
+			case <-r.Done():
+				s.note(i, r.Err())
+			case <-s.log.Failed():
+				s.note(i, errNotRecorded)
+				r.Stop(context.Background())
+				<-r.Done()
+			}
+		})
+	}
+	if !slices.ContainsFunc(s.running, func(r Running) bool { return r != nil }) {
+		return // Stop closes done
+	}
+	go func() {
+		all.Wait()
+		close(s.done)
+	}()
+}
+
+var errNotRecorded = errors.New("what clients do cannot be recorded any more")
+
+// note writes down why a server ended, unless it was told to.
+func (s *Server) note(i int, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.stopped {
+		return
+	}
+	if err == nil {
+		err = errors.New("the server ended")
+	}
+	service := &s.services[i]
+	service.Address, service.Trouble = "", err.Error()
+	s.err = errors.Join(s.err, fmt.Errorf("%s: %w", service.Protocol, err))
+}
+
+// Services says how each protocol stands.
+func (s *Server) Services() []Service {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.services)
+}
+
+// Credentials returns the only user that servers with a login know. They are shown
+// inside the support session only, and end with the server. Without such a server
+// they are empty.
+func (s *Server) Credentials() (user, password string) {
+	for _, r := range s.running {
+		if c, ok := r.(interface {
+			Credentials() (user, password string)
+		}); ok {
+			return c.Credentials()
 		}
 	}
-	return ctx.Err()
+	return "", ""
+}
+
+// Done is closed when every protocol's server has ended, by Stop or by itself.
+func (s *Server) Done() <-chan struct{} { return s.done }
+
+// Err says which servers ended by themselves, and why.
+func (s *Server) Err() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.err
+}
+
+// Stop kills all servers with their connections. It waits at most 300 ms, less if
+// ctx ends; an error says that one still waits for a disk, or what could not be
+// removed. Stop may be called more than once.
+func (s *Server) Stop(ctx context.Context) error {
+	s.mu.Lock()
+	first := !s.stopped
+	s.stopped = true
+	s.mu.Unlock()
+	errs := make([]error, len(s.running))
+	var all sync.WaitGroup
+	idle := true
+	for i, r := range s.running {
+		if r != nil {
+			idle = false
+			all.Go(func() { errs[i] = r.Stop(ctx) })
+		}
+	}
+	all.Wait()
+	if idle && first {
+		close(s.done)
+	}
+	return errors.Join(errs...)
 }

@@ -123,7 +123,9 @@ type NodeStatus struct {
 	Time               int64                  `protobuf:"varint,13,opt,name=time,proto3" json:"time,omitempty"` // the node's wall clock, Unix seconds
 	TrustPolicyVersion int32                  `protobuf:"varint,14,opt,name=trust_policy_version,json=trustPolicyVersion,proto3" json:"trust_policy_version,omitempty"`
 	TrustPolicyDigest  string                 `protobuf:"bytes,15,opt,name=trust_policy_digest,json=trustPolicyDigest,proto3" json:"trust_policy_digest,omitempty"`
-	Fault              string                 `protobuf:"bytes,16,opt,name=fault,proto3" json:"fault,omitempty"` // why the node is Faulted
+	Fault              string                 `protobuf:"bytes,16,opt,name=fault,proto3" json:"fault,omitempty"`                                                 // why the node is Faulted
+	LastRelockDetail   string                 `protobuf:"bytes,17,opt,name=last_relock_detail,json=lastRelockDetail,proto3" json:"last_relock_detail,omitempty"` // what went wrong that made it lock
+	ShareServices      []*ShareService        `protobuf:"bytes,18,rep,name=share_services,json=shareServices,proto3" json:"share_services,omitempty"`
 	unknownFields      protoimpl.UnknownFields
 	sizeCache          protoimpl.SizeCache
 }
@@ -270,6 +272,20 @@ func (x *NodeStatus) GetFault() string {
 	return ""
 }
 
+func (x *NodeStatus) GetLastRelockDetail() string {
+	if x != nil {
+		return x.LastRelockDetail
+	}
+	return ""
+}
+
+func (x *NodeStatus) GetShareServices() []*ShareService {
+	if x != nil {
+		return x.ShareServices
+	}
+	return nil
+}
+
 type DiskStatus struct {
 	state      protoimpl.MessageState `protogen:"open.v1"`
 	Disk       string                 `protobuf:"bytes,1,opt,name=disk,proto3" json:"disk,omitempty"`   // protocol.DiskID
@@ -375,10 +391,11 @@ type ShareStatus struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"` // <account>_BlockBlob
 	Disk          string                 `protobuf:"bytes,2,opt,name=disk,proto3" json:"disk,omitempty"`
-	Protocol      string                 `protobuf:"bytes,3,opt,name=protocol,proto3" json:"protocol,omitempty"` // smb
-	State         string                 `protobuf:"bytes,4,opt,name=state,proto3" json:"state,omitempty"`       // closed | open
+	Protocol      string                 `protobuf:"bytes,3,opt,name=protocol,proto3" json:"protocol,omitempty"` // smb | nfs
+	State         string                 `protobuf:"bytes,4,opt,name=state,proto3" json:"state,omitempty"`       // closed | open | unavailable
 	Address       string                 `protobuf:"bytes,5,opt,name=address,proto3" json:"address,omitempty"`   // host:port while open
 	Access        string                 `protobuf:"bytes,6,opt,name=access,proto3" json:"access,omitempty"`     // read-only | read-write | delete
+	Detail        string                 `protobuf:"bytes,7,opt,name=detail,proto3" json:"detail,omitempty"`     // why it is unavailable
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -455,6 +472,82 @@ func (x *ShareStatus) GetAccess() string {
 	return ""
 }
 
+func (x *ShareStatus) GetDetail() string {
+	if x != nil {
+		return x.Detail
+	}
+	return ""
+}
+
+// ShareService is how one protocol stands by which shares are served.
+type ShareService struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Protocol      string                 `protobuf:"bytes,1,opt,name=protocol,proto3" json:"protocol,omitempty"` // smb | nfs
+	State         string                 `protobuf:"bytes,2,opt,name=state,proto3" json:"state,omitempty"`       // ready | open | unavailable
+	Address       string                 `protobuf:"bytes,3,opt,name=address,proto3" json:"address,omitempty"`   // host:port while open
+	Detail        string                 `protobuf:"bytes,4,opt,name=detail,proto3" json:"detail,omitempty"`     // why it is unavailable
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ShareService) Reset() {
+	*x = ShareService{}
+	mi := &file_device_v1_device_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ShareService) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ShareService) ProtoMessage() {}
+
+func (x *ShareService) ProtoReflect() protoreflect.Message {
+	mi := &file_device_v1_device_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ShareService.ProtoReflect.Descriptor instead.
+func (*ShareService) Descriptor() ([]byte, []int) {
+	return file_device_v1_device_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *ShareService) GetProtocol() string {
+	if x != nil {
+		return x.Protocol
+	}
+	return ""
+}
+
+func (x *ShareService) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *ShareService) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+func (x *ShareService) GetDetail() string {
+	if x != nil {
+		return x.Detail
+	}
+	return ""
+}
+
 type SessionStatus struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Session       string                 `protobuf:"bytes,1,opt,name=session,proto3" json:"session,omitempty"`
@@ -469,7 +562,7 @@ type SessionStatus struct {
 
 func (x *SessionStatus) Reset() {
 	*x = SessionStatus{}
-	mi := &file_device_v1_device_proto_msgTypes[5]
+	mi := &file_device_v1_device_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -481,7 +574,7 @@ func (x *SessionStatus) String() string {
 func (*SessionStatus) ProtoMessage() {}
 
 func (x *SessionStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_device_v1_device_proto_msgTypes[5]
+	mi := &file_device_v1_device_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -494,7 +587,7 @@ func (x *SessionStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionStatus.ProtoReflect.Descriptor instead.
 func (*SessionStatus) Descriptor() ([]byte, []int) {
-	return file_device_v1_device_proto_rawDescGZIP(), []int{5}
+	return file_device_v1_device_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *SessionStatus) GetSession() string {
@@ -554,7 +647,7 @@ type JobStatus struct {
 
 func (x *JobStatus) Reset() {
 	*x = JobStatus{}
-	mi := &file_device_v1_device_proto_msgTypes[6]
+	mi := &file_device_v1_device_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -566,7 +659,7 @@ func (x *JobStatus) String() string {
 func (*JobStatus) ProtoMessage() {}
 
 func (x *JobStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_device_v1_device_proto_msgTypes[6]
+	mi := &file_device_v1_device_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -579,7 +672,7 @@ func (x *JobStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JobStatus.ProtoReflect.Descriptor instead.
 func (*JobStatus) Descriptor() ([]byte, []int) {
-	return file_device_v1_device_proto_rawDescGZIP(), []int{6}
+	return file_device_v1_device_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *JobStatus) GetState() string {
@@ -641,7 +734,7 @@ type ChallengeRequest struct {
 
 func (x *ChallengeRequest) Reset() {
 	*x = ChallengeRequest{}
-	mi := &file_device_v1_device_proto_msgTypes[7]
+	mi := &file_device_v1_device_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -653,7 +746,7 @@ func (x *ChallengeRequest) String() string {
 func (*ChallengeRequest) ProtoMessage() {}
 
 func (x *ChallengeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_device_v1_device_proto_msgTypes[7]
+	mi := &file_device_v1_device_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -666,7 +759,7 @@ func (x *ChallengeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChallengeRequest.ProtoReflect.Descriptor instead.
 func (*ChallengeRequest) Descriptor() ([]byte, []int) {
-	return file_device_v1_device_proto_rawDescGZIP(), []int{7}
+	return file_device_v1_device_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *ChallengeRequest) GetSubjectDigest() string {
@@ -693,7 +786,7 @@ type ChallengeResponse struct {
 
 func (x *ChallengeResponse) Reset() {
 	*x = ChallengeResponse{}
-	mi := &file_device_v1_device_proto_msgTypes[8]
+	mi := &file_device_v1_device_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -705,7 +798,7 @@ func (x *ChallengeResponse) String() string {
 func (*ChallengeResponse) ProtoMessage() {}
 
 func (x *ChallengeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_device_v1_device_proto_msgTypes[8]
+	mi := &file_device_v1_device_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -718,7 +811,7 @@ func (x *ChallengeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChallengeResponse.ProtoReflect.Descriptor instead.
 func (*ChallengeResponse) Descriptor() ([]byte, []int) {
-	return file_device_v1_device_proto_rawDescGZIP(), []int{8}
+	return file_device_v1_device_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *ChallengeResponse) GetChallenge() []byte {
@@ -749,7 +842,7 @@ type UnlockRequest struct {
 
 func (x *UnlockRequest) Reset() {
 	*x = UnlockRequest{}
-	mi := &file_device_v1_device_proto_msgTypes[9]
+	mi := &file_device_v1_device_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -761,7 +854,7 @@ func (x *UnlockRequest) String() string {
 func (*UnlockRequest) ProtoMessage() {}
 
 func (x *UnlockRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_device_v1_device_proto_msgTypes[9]
+	mi := &file_device_v1_device_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -774,7 +867,7 @@ func (x *UnlockRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnlockRequest.ProtoReflect.Descriptor instead.
 func (*UnlockRequest) Descriptor() ([]byte, []int) {
-	return file_device_v1_device_proto_rawDescGZIP(), []int{9}
+	return file_device_v1_device_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *UnlockRequest) GetOrder() []byte {
@@ -830,7 +923,7 @@ type UnlockResponse struct {
 
 func (x *UnlockResponse) Reset() {
 	*x = UnlockResponse{}
-	mi := &file_device_v1_device_proto_msgTypes[10]
+	mi := &file_device_v1_device_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -842,7 +935,7 @@ func (x *UnlockResponse) String() string {
 func (*UnlockResponse) ProtoMessage() {}
 
 func (x *UnlockResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_device_v1_device_proto_msgTypes[10]
+	mi := &file_device_v1_device_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -855,7 +948,7 @@ func (x *UnlockResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnlockResponse.ProtoReflect.Descriptor instead.
 func (*UnlockResponse) Descriptor() ([]byte, []int) {
-	return file_device_v1_device_proto_rawDescGZIP(), []int{10}
+	return file_device_v1_device_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *UnlockResponse) GetDisk() string {
@@ -888,7 +981,7 @@ type CommitRequest struct {
 
 func (x *CommitRequest) Reset() {
 	*x = CommitRequest{}
-	mi := &file_device_v1_device_proto_msgTypes[11]
+	mi := &file_device_v1_device_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -900,7 +993,7 @@ func (x *CommitRequest) String() string {
 func (*CommitRequest) ProtoMessage() {}
 
 func (x *CommitRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_device_v1_device_proto_msgTypes[11]
+	mi := &file_device_v1_device_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -913,7 +1006,7 @@ func (x *CommitRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CommitRequest.ProtoReflect.Descriptor instead.
 func (*CommitRequest) Descriptor() ([]byte, []int) {
-	return file_device_v1_device_proto_rawDescGZIP(), []int{11}
+	return file_device_v1_device_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *CommitRequest) GetCommit() []byte {
@@ -933,7 +1026,7 @@ type CommitResponse struct {
 
 func (x *CommitResponse) Reset() {
 	*x = CommitResponse{}
-	mi := &file_device_v1_device_proto_msgTypes[12]
+	mi := &file_device_v1_device_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -945,7 +1038,7 @@ func (x *CommitResponse) String() string {
 func (*CommitResponse) ProtoMessage() {}
 
 func (x *CommitResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_device_v1_device_proto_msgTypes[12]
+	mi := &file_device_v1_device_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -958,7 +1051,7 @@ func (x *CommitResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CommitResponse.ProtoReflect.Descriptor instead.
 func (*CommitResponse) Descriptor() ([]byte, []int) {
-	return file_device_v1_device_proto_rawDescGZIP(), []int{12}
+	return file_device_v1_device_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *CommitResponse) GetLeaseEnd() int64 {
@@ -987,7 +1080,7 @@ type LockRequest struct {
 
 func (x *LockRequest) Reset() {
 	*x = LockRequest{}
-	mi := &file_device_v1_device_proto_msgTypes[13]
+	mi := &file_device_v1_device_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -999,7 +1092,7 @@ func (x *LockRequest) String() string {
 func (*LockRequest) ProtoMessage() {}
 
 func (x *LockRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_device_v1_device_proto_msgTypes[13]
+	mi := &file_device_v1_device_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1012,7 +1105,7 @@ func (x *LockRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LockRequest.ProtoReflect.Descriptor instead.
 func (*LockRequest) Descriptor() ([]byte, []int) {
-	return file_device_v1_device_proto_rawDescGZIP(), []int{13}
+	return file_device_v1_device_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *LockRequest) GetReason() string {
@@ -1053,7 +1146,7 @@ type LockResponse struct {
 
 func (x *LockResponse) Reset() {
 	*x = LockResponse{}
-	mi := &file_device_v1_device_proto_msgTypes[14]
+	mi := &file_device_v1_device_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1065,7 +1158,7 @@ func (x *LockResponse) String() string {
 func (*LockResponse) ProtoMessage() {}
 
 func (x *LockResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_device_v1_device_proto_msgTypes[14]
+	mi := &file_device_v1_device_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1078,7 +1171,7 @@ func (x *LockResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LockResponse.ProtoReflect.Descriptor instead.
 func (*LockResponse) Descriptor() ([]byte, []int) {
-	return file_device_v1_device_proto_rawDescGZIP(), []int{14}
+	return file_device_v1_device_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *LockResponse) GetStatus() *NodeStatus {
@@ -1109,7 +1202,7 @@ type EnableSessionRequest struct {
 
 func (x *EnableSessionRequest) Reset() {
 	*x = EnableSessionRequest{}
-	mi := &file_device_v1_device_proto_msgTypes[15]
+	mi := &file_device_v1_device_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1121,7 +1214,7 @@ func (x *EnableSessionRequest) String() string {
 func (*EnableSessionRequest) ProtoMessage() {}
 
 func (x *EnableSessionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_device_v1_device_proto_msgTypes[15]
+	mi := &file_device_v1_device_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1134,7 +1227,7 @@ func (x *EnableSessionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EnableSessionRequest.ProtoReflect.Descriptor instead.
 func (*EnableSessionRequest) Descriptor() ([]byte, []int) {
-	return file_device_v1_device_proto_rawDescGZIP(), []int{15}
+	return file_device_v1_device_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *EnableSessionRequest) GetSession() string {
@@ -1188,7 +1281,7 @@ type EnableSessionResponse struct {
 
 func (x *EnableSessionResponse) Reset() {
 	*x = EnableSessionResponse{}
-	mi := &file_device_v1_device_proto_msgTypes[16]
+	mi := &file_device_v1_device_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1200,7 +1293,7 @@ func (x *EnableSessionResponse) String() string {
 func (*EnableSessionResponse) ProtoMessage() {}
 
 func (x *EnableSessionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_device_v1_device_proto_msgTypes[16]
+	mi := &file_device_v1_device_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1213,7 +1306,7 @@ func (x *EnableSessionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EnableSessionResponse.ProtoReflect.Descriptor instead.
 func (*EnableSessionResponse) Descriptor() ([]byte, []int) {
-	return file_device_v1_device_proto_rawDescGZIP(), []int{16}
+	return file_device_v1_device_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *EnableSessionResponse) GetHostKey() []byte {
@@ -1233,7 +1326,7 @@ type DisableSessionRequest struct {
 
 func (x *DisableSessionRequest) Reset() {
 	*x = DisableSessionRequest{}
-	mi := &file_device_v1_device_proto_msgTypes[17]
+	mi := &file_device_v1_device_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1245,7 +1338,7 @@ func (x *DisableSessionRequest) String() string {
 func (*DisableSessionRequest) ProtoMessage() {}
 
 func (x *DisableSessionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_device_v1_device_proto_msgTypes[17]
+	mi := &file_device_v1_device_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1258,7 +1351,7 @@ func (x *DisableSessionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DisableSessionRequest.ProtoReflect.Descriptor instead.
 func (*DisableSessionRequest) Descriptor() ([]byte, []int) {
-	return file_device_v1_device_proto_rawDescGZIP(), []int{17}
+	return file_device_v1_device_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *DisableSessionRequest) GetSession() string {
@@ -1284,7 +1377,7 @@ type DisableSessionResponse struct {
 
 func (x *DisableSessionResponse) Reset() {
 	*x = DisableSessionResponse{}
-	mi := &file_device_v1_device_proto_msgTypes[18]
+	mi := &file_device_v1_device_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1296,7 +1389,7 @@ func (x *DisableSessionResponse) String() string {
 func (*DisableSessionResponse) ProtoMessage() {}
 
 func (x *DisableSessionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_device_v1_device_proto_msgTypes[18]
+	mi := &file_device_v1_device_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1309,7 +1402,7 @@ func (x *DisableSessionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DisableSessionResponse.ProtoReflect.Descriptor instead.
 func (*DisableSessionResponse) Descriptor() ([]byte, []int) {
-	return file_device_v1_device_proto_rawDescGZIP(), []int{18}
+	return file_device_v1_device_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *DisableSessionResponse) GetStatus() *NodeStatus {
@@ -1331,7 +1424,7 @@ type WatchRecordingRequest struct {
 
 func (x *WatchRecordingRequest) Reset() {
 	*x = WatchRecordingRequest{}
-	mi := &file_device_v1_device_proto_msgTypes[19]
+	mi := &file_device_v1_device_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1343,7 +1436,7 @@ func (x *WatchRecordingRequest) String() string {
 func (*WatchRecordingRequest) ProtoMessage() {}
 
 func (x *WatchRecordingRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_device_v1_device_proto_msgTypes[19]
+	mi := &file_device_v1_device_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1356,7 +1449,7 @@ func (x *WatchRecordingRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchRecordingRequest.ProtoReflect.Descriptor instead.
 func (*WatchRecordingRequest) Descriptor() ([]byte, []int) {
-	return file_device_v1_device_proto_rawDescGZIP(), []int{19}
+	return file_device_v1_device_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *WatchRecordingRequest) GetSession() string {
@@ -1399,7 +1492,7 @@ type WatchRecordingResponse struct {
 
 func (x *WatchRecordingResponse) Reset() {
 	*x = WatchRecordingResponse{}
-	mi := &file_device_v1_device_proto_msgTypes[20]
+	mi := &file_device_v1_device_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1411,7 +1504,7 @@ func (x *WatchRecordingResponse) String() string {
 func (*WatchRecordingResponse) ProtoMessage() {}
 
 func (x *WatchRecordingResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_device_v1_device_proto_msgTypes[20]
+	mi := &file_device_v1_device_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1424,7 +1517,7 @@ func (x *WatchRecordingResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchRecordingResponse.ProtoReflect.Descriptor instead.
 func (*WatchRecordingResponse) Descriptor() ([]byte, []int) {
-	return file_device_v1_device_proto_rawDescGZIP(), []int{20}
+	return file_device_v1_device_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *WatchRecordingResponse) GetRecording() string {
@@ -1463,7 +1556,7 @@ type OpenBulkRequest struct {
 
 func (x *OpenBulkRequest) Reset() {
 	*x = OpenBulkRequest{}
-	mi := &file_device_v1_device_proto_msgTypes[21]
+	mi := &file_device_v1_device_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1475,7 +1568,7 @@ func (x *OpenBulkRequest) String() string {
 func (*OpenBulkRequest) ProtoMessage() {}
 
 func (x *OpenBulkRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_device_v1_device_proto_msgTypes[21]
+	mi := &file_device_v1_device_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1488,7 +1581,7 @@ func (x *OpenBulkRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OpenBulkRequest.ProtoReflect.Descriptor instead.
 func (*OpenBulkRequest) Descriptor() ([]byte, []int) {
-	return file_device_v1_device_proto_rawDescGZIP(), []int{21}
+	return file_device_v1_device_proto_rawDescGZIP(), []int{22}
 }
 
 type OpenBulkResponse struct {
@@ -1499,7 +1592,7 @@ type OpenBulkResponse struct {
 
 func (x *OpenBulkResponse) Reset() {
 	*x = OpenBulkResponse{}
-	mi := &file_device_v1_device_proto_msgTypes[22]
+	mi := &file_device_v1_device_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1511,7 +1604,7 @@ func (x *OpenBulkResponse) String() string {
 func (*OpenBulkResponse) ProtoMessage() {}
 
 func (x *OpenBulkResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_device_v1_device_proto_msgTypes[22]
+	mi := &file_device_v1_device_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1524,7 +1617,7 @@ func (x *OpenBulkResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OpenBulkResponse.ProtoReflect.Descriptor instead.
 func (*OpenBulkResponse) Descriptor() ([]byte, []int) {
-	return file_device_v1_device_proto_rawDescGZIP(), []int{22}
+	return file_device_v1_device_proto_rawDescGZIP(), []int{23}
 }
 
 type UpdateTrustPolicyRequest struct {
@@ -1536,7 +1629,7 @@ type UpdateTrustPolicyRequest struct {
 
 func (x *UpdateTrustPolicyRequest) Reset() {
 	*x = UpdateTrustPolicyRequest{}
-	mi := &file_device_v1_device_proto_msgTypes[23]
+	mi := &file_device_v1_device_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1548,7 +1641,7 @@ func (x *UpdateTrustPolicyRequest) String() string {
 func (*UpdateTrustPolicyRequest) ProtoMessage() {}
 
 func (x *UpdateTrustPolicyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_device_v1_device_proto_msgTypes[23]
+	mi := &file_device_v1_device_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1561,7 +1654,7 @@ func (x *UpdateTrustPolicyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateTrustPolicyRequest.ProtoReflect.Descriptor instead.
 func (*UpdateTrustPolicyRequest) Descriptor() ([]byte, []int) {
-	return file_device_v1_device_proto_rawDescGZIP(), []int{23}
+	return file_device_v1_device_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *UpdateTrustPolicyRequest) GetPolicy() []byte {
@@ -1581,7 +1674,7 @@ type UpdateTrustPolicyResponse struct {
 
 func (x *UpdateTrustPolicyResponse) Reset() {
 	*x = UpdateTrustPolicyResponse{}
-	mi := &file_device_v1_device_proto_msgTypes[24]
+	mi := &file_device_v1_device_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1593,7 +1686,7 @@ func (x *UpdateTrustPolicyResponse) String() string {
 func (*UpdateTrustPolicyResponse) ProtoMessage() {}
 
 func (x *UpdateTrustPolicyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_device_v1_device_proto_msgTypes[24]
+	mi := &file_device_v1_device_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1606,7 +1699,7 @@ func (x *UpdateTrustPolicyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateTrustPolicyResponse.ProtoReflect.Descriptor instead.
 func (*UpdateTrustPolicyResponse) Descriptor() ([]byte, []int) {
-	return file_device_v1_device_proto_rawDescGZIP(), []int{24}
+	return file_device_v1_device_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *UpdateTrustPolicyResponse) GetVersion() int32 {
@@ -1634,7 +1727,7 @@ type HeartbeatRequest struct {
 
 func (x *HeartbeatRequest) Reset() {
 	*x = HeartbeatRequest{}
-	mi := &file_device_v1_device_proto_msgTypes[25]
+	mi := &file_device_v1_device_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1646,7 +1739,7 @@ func (x *HeartbeatRequest) String() string {
 func (*HeartbeatRequest) ProtoMessage() {}
 
 func (x *HeartbeatRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_device_v1_device_proto_msgTypes[25]
+	mi := &file_device_v1_device_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1659,7 +1752,7 @@ func (x *HeartbeatRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeartbeatRequest.ProtoReflect.Descriptor instead.
 func (*HeartbeatRequest) Descriptor() ([]byte, []int) {
-	return file_device_v1_device_proto_rawDescGZIP(), []int{25}
+	return file_device_v1_device_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *HeartbeatRequest) GetStatus() *NodeStatus {
@@ -1694,7 +1787,7 @@ type HeartbeatResponse struct {
 
 func (x *HeartbeatResponse) Reset() {
 	*x = HeartbeatResponse{}
-	mi := &file_device_v1_device_proto_msgTypes[26]
+	mi := &file_device_v1_device_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1706,7 +1799,7 @@ func (x *HeartbeatResponse) String() string {
 func (*HeartbeatResponse) ProtoMessage() {}
 
 func (x *HeartbeatResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_device_v1_device_proto_msgTypes[26]
+	mi := &file_device_v1_device_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1719,7 +1812,7 @@ func (x *HeartbeatResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeartbeatResponse.ProtoReflect.Descriptor instead.
 func (*HeartbeatResponse) Descriptor() ([]byte, []int) {
-	return file_device_v1_device_proto_rawDescGZIP(), []int{26}
+	return file_device_v1_device_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *HeartbeatResponse) GetTime() int64 {
@@ -1754,7 +1847,7 @@ type ChainRecord struct {
 
 func (x *ChainRecord) Reset() {
 	*x = ChainRecord{}
-	mi := &file_device_v1_device_proto_msgTypes[27]
+	mi := &file_device_v1_device_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1766,7 +1859,7 @@ func (x *ChainRecord) String() string {
 func (*ChainRecord) ProtoMessage() {}
 
 func (x *ChainRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_device_v1_device_proto_msgTypes[27]
+	mi := &file_device_v1_device_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1779,7 +1872,7 @@ func (x *ChainRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChainRecord.ProtoReflect.Descriptor instead.
 func (*ChainRecord) Descriptor() ([]byte, []int) {
-	return file_device_v1_device_proto_rawDescGZIP(), []int{27}
+	return file_device_v1_device_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *ChainRecord) GetIndex() int64 {
@@ -1806,7 +1899,7 @@ type AppendRecordsRequest struct {
 
 func (x *AppendRecordsRequest) Reset() {
 	*x = AppendRecordsRequest{}
-	mi := &file_device_v1_device_proto_msgTypes[28]
+	mi := &file_device_v1_device_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1818,7 +1911,7 @@ func (x *AppendRecordsRequest) String() string {
 func (*AppendRecordsRequest) ProtoMessage() {}
 
 func (x *AppendRecordsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_device_v1_device_proto_msgTypes[28]
+	mi := &file_device_v1_device_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1831,7 +1924,7 @@ func (x *AppendRecordsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AppendRecordsRequest.ProtoReflect.Descriptor instead.
 func (*AppendRecordsRequest) Descriptor() ([]byte, []int) {
-	return file_device_v1_device_proto_rawDescGZIP(), []int{28}
+	return file_device_v1_device_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *AppendRecordsRequest) GetRecords() []*ChainRecord {
@@ -1857,7 +1950,7 @@ type AppendRecordsResponse struct {
 
 func (x *AppendRecordsResponse) Reset() {
 	*x = AppendRecordsResponse{}
-	mi := &file_device_v1_device_proto_msgTypes[29]
+	mi := &file_device_v1_device_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1869,7 +1962,7 @@ func (x *AppendRecordsResponse) String() string {
 func (*AppendRecordsResponse) ProtoMessage() {}
 
 func (x *AppendRecordsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_device_v1_device_proto_msgTypes[29]
+	mi := &file_device_v1_device_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1882,7 +1975,7 @@ func (x *AppendRecordsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AppendRecordsResponse.ProtoReflect.Descriptor instead.
 func (*AppendRecordsResponse) Descriptor() ([]byte, []int) {
-	return file_device_v1_device_proto_rawDescGZIP(), []int{29}
+	return file_device_v1_device_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *AppendRecordsResponse) GetAcked() int64 {
@@ -1901,7 +1994,7 @@ type RenewCertificateRequest struct {
 
 func (x *RenewCertificateRequest) Reset() {
 	*x = RenewCertificateRequest{}
-	mi := &file_device_v1_device_proto_msgTypes[30]
+	mi := &file_device_v1_device_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1913,7 +2006,7 @@ func (x *RenewCertificateRequest) String() string {
 func (*RenewCertificateRequest) ProtoMessage() {}
 
 func (x *RenewCertificateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_device_v1_device_proto_msgTypes[30]
+	mi := &file_device_v1_device_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1926,7 +2019,7 @@ func (x *RenewCertificateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewCertificateRequest.ProtoReflect.Descriptor instead.
 func (*RenewCertificateRequest) Descriptor() ([]byte, []int) {
-	return file_device_v1_device_proto_rawDescGZIP(), []int{30}
+	return file_device_v1_device_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *RenewCertificateRequest) GetCsr() []byte {
@@ -1945,7 +2038,7 @@ type RenewCertificateResponse struct {
 
 func (x *RenewCertificateResponse) Reset() {
 	*x = RenewCertificateResponse{}
-	mi := &file_device_v1_device_proto_msgTypes[31]
+	mi := &file_device_v1_device_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1957,7 +2050,7 @@ func (x *RenewCertificateResponse) String() string {
 func (*RenewCertificateResponse) ProtoMessage() {}
 
 func (x *RenewCertificateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_device_v1_device_proto_msgTypes[31]
+	mi := &file_device_v1_device_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1970,7 +2063,7 @@ func (x *RenewCertificateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewCertificateResponse.ProtoReflect.Descriptor instead.
 func (*RenewCertificateResponse) Descriptor() ([]byte, []int) {
-	return file_device_v1_device_proto_rawDescGZIP(), []int{31}
+	return file_device_v1_device_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *RenewCertificateResponse) GetChain() [][]byte {
@@ -1993,7 +2086,7 @@ type ReportJobRequest struct {
 
 func (x *ReportJobRequest) Reset() {
 	*x = ReportJobRequest{}
-	mi := &file_device_v1_device_proto_msgTypes[32]
+	mi := &file_device_v1_device_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2005,7 +2098,7 @@ func (x *ReportJobRequest) String() string {
 func (*ReportJobRequest) ProtoMessage() {}
 
 func (x *ReportJobRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_device_v1_device_proto_msgTypes[32]
+	mi := &file_device_v1_device_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2018,7 +2111,7 @@ func (x *ReportJobRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportJobRequest.ProtoReflect.Descriptor instead.
 func (*ReportJobRequest) Descriptor() ([]byte, []int) {
-	return file_device_v1_device_proto_rawDescGZIP(), []int{32}
+	return file_device_v1_device_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *ReportJobRequest) GetOrder() string {
@@ -2064,7 +2157,7 @@ type ReportJobResponse struct {
 
 func (x *ReportJobResponse) Reset() {
 	*x = ReportJobResponse{}
-	mi := &file_device_v1_device_proto_msgTypes[33]
+	mi := &file_device_v1_device_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2076,7 +2169,7 @@ func (x *ReportJobResponse) String() string {
 func (*ReportJobResponse) ProtoMessage() {}
 
 func (x *ReportJobResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_device_v1_device_proto_msgTypes[33]
+	mi := &file_device_v1_device_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2089,7 +2182,7 @@ func (x *ReportJobResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportJobResponse.ProtoReflect.Descriptor instead.
 func (*ReportJobResponse) Descriptor() ([]byte, []int) {
-	return file_device_v1_device_proto_rawDescGZIP(), []int{33}
+	return file_device_v1_device_proto_rawDescGZIP(), []int{34}
 }
 
 type ReportManifestRequest struct {
@@ -2104,7 +2197,7 @@ type ReportManifestRequest struct {
 
 func (x *ReportManifestRequest) Reset() {
 	*x = ReportManifestRequest{}
-	mi := &file_device_v1_device_proto_msgTypes[34]
+	mi := &file_device_v1_device_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2116,7 +2209,7 @@ func (x *ReportManifestRequest) String() string {
 func (*ReportManifestRequest) ProtoMessage() {}
 
 func (x *ReportManifestRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_device_v1_device_proto_msgTypes[34]
+	mi := &file_device_v1_device_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2129,7 +2222,7 @@ func (x *ReportManifestRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportManifestRequest.ProtoReflect.Descriptor instead.
 func (*ReportManifestRequest) Descriptor() ([]byte, []int) {
-	return file_device_v1_device_proto_rawDescGZIP(), []int{34}
+	return file_device_v1_device_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *ReportManifestRequest) GetOrder() string {
@@ -2174,7 +2267,7 @@ type Manifest struct {
 
 func (x *Manifest) Reset() {
 	*x = Manifest{}
-	mi := &file_device_v1_device_proto_msgTypes[35]
+	mi := &file_device_v1_device_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2186,7 +2279,7 @@ func (x *Manifest) String() string {
 func (*Manifest) ProtoMessage() {}
 
 func (x *Manifest) ProtoReflect() protoreflect.Message {
-	mi := &file_device_v1_device_proto_msgTypes[35]
+	mi := &file_device_v1_device_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2199,7 +2292,7 @@ func (x *Manifest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Manifest.ProtoReflect.Descriptor instead.
 func (*Manifest) Descriptor() ([]byte, []int) {
-	return file_device_v1_device_proto_rawDescGZIP(), []int{35}
+	return file_device_v1_device_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *Manifest) GetDisk() string {
@@ -2252,7 +2345,7 @@ type ReportManifestResponse struct {
 
 func (x *ReportManifestResponse) Reset() {
 	*x = ReportManifestResponse{}
-	mi := &file_device_v1_device_proto_msgTypes[36]
+	mi := &file_device_v1_device_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2264,7 +2357,7 @@ func (x *ReportManifestResponse) String() string {
 func (*ReportManifestResponse) ProtoMessage() {}
 
 func (x *ReportManifestResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_device_v1_device_proto_msgTypes[36]
+	mi := &file_device_v1_device_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2277,7 +2370,7 @@ func (x *ReportManifestResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportManifestResponse.ProtoReflect.Descriptor instead.
 func (*ReportManifestResponse) Descriptor() ([]byte, []int) {
-	return file_device_v1_device_proto_rawDescGZIP(), []int{36}
+	return file_device_v1_device_proto_rawDescGZIP(), []int{37}
 }
 
 type ReportChangesRequest struct {
@@ -2289,7 +2382,7 @@ type ReportChangesRequest struct {
 
 func (x *ReportChangesRequest) Reset() {
 	*x = ReportChangesRequest{}
-	mi := &file_device_v1_device_proto_msgTypes[37]
+	mi := &file_device_v1_device_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2301,7 +2394,7 @@ func (x *ReportChangesRequest) String() string {
 func (*ReportChangesRequest) ProtoMessage() {}
 
 func (x *ReportChangesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_device_v1_device_proto_msgTypes[37]
+	mi := &file_device_v1_device_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2314,7 +2407,7 @@ func (x *ReportChangesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportChangesRequest.ProtoReflect.Descriptor instead.
 func (*ReportChangesRequest) Descriptor() ([]byte, []int) {
-	return file_device_v1_device_proto_rawDescGZIP(), []int{37}
+	return file_device_v1_device_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *ReportChangesRequest) GetEnvelope() []byte {
@@ -2332,7 +2425,7 @@ type ReportChangesResponse struct {
 
 func (x *ReportChangesResponse) Reset() {
 	*x = ReportChangesResponse{}
-	mi := &file_device_v1_device_proto_msgTypes[38]
+	mi := &file_device_v1_device_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2344,7 +2437,7 @@ func (x *ReportChangesResponse) String() string {
 func (*ReportChangesResponse) ProtoMessage() {}
 
 func (x *ReportChangesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_device_v1_device_proto_msgTypes[38]
+	mi := &file_device_v1_device_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2357,7 +2450,7 @@ func (x *ReportChangesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportChangesResponse.ProtoReflect.Descriptor instead.
 func (*ReportChangesResponse) Descriptor() ([]byte, []int) {
-	return file_device_v1_device_proto_rawDescGZIP(), []int{38}
+	return file_device_v1_device_proto_rawDescGZIP(), []int{39}
 }
 
 type EnrolRequest struct {
@@ -2375,7 +2468,7 @@ type EnrolRequest struct {
 
 func (x *EnrolRequest) Reset() {
 	*x = EnrolRequest{}
-	mi := &file_device_v1_device_proto_msgTypes[39]
+	mi := &file_device_v1_device_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2387,7 +2480,7 @@ func (x *EnrolRequest) String() string {
 func (*EnrolRequest) ProtoMessage() {}
 
 func (x *EnrolRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_device_v1_device_proto_msgTypes[39]
+	mi := &file_device_v1_device_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2400,7 +2493,7 @@ func (x *EnrolRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EnrolRequest.ProtoReflect.Descriptor instead.
 func (*EnrolRequest) Descriptor() ([]byte, []int) {
-	return file_device_v1_device_proto_rawDescGZIP(), []int{39}
+	return file_device_v1_device_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *EnrolRequest) GetToken() string {
@@ -2465,7 +2558,7 @@ type EnrolResponse struct {
 
 func (x *EnrolResponse) Reset() {
 	*x = EnrolResponse{}
-	mi := &file_device_v1_device_proto_msgTypes[40]
+	mi := &file_device_v1_device_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2477,7 +2570,7 @@ func (x *EnrolResponse) String() string {
 func (*EnrolResponse) ProtoMessage() {}
 
 func (x *EnrolResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_device_v1_device_proto_msgTypes[40]
+	mi := &file_device_v1_device_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2490,7 +2583,7 @@ func (x *EnrolResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EnrolResponse.ProtoReflect.Descriptor instead.
 func (*EnrolResponse) Descriptor() ([]byte, []int) {
-	return file_device_v1_device_proto_rawDescGZIP(), []int{40}
+	return file_device_v1_device_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *EnrolResponse) GetChain() [][]byte {
@@ -2541,7 +2634,7 @@ type AppendRecordingRequest struct {
 
 func (x *AppendRecordingRequest) Reset() {
 	*x = AppendRecordingRequest{}
-	mi := &file_device_v1_device_proto_msgTypes[41]
+	mi := &file_device_v1_device_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2553,7 +2646,7 @@ func (x *AppendRecordingRequest) String() string {
 func (*AppendRecordingRequest) ProtoMessage() {}
 
 func (x *AppendRecordingRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_device_v1_device_proto_msgTypes[41]
+	mi := &file_device_v1_device_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2566,7 +2659,7 @@ func (x *AppendRecordingRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AppendRecordingRequest.ProtoReflect.Descriptor instead.
 func (*AppendRecordingRequest) Descriptor() ([]byte, []int) {
-	return file_device_v1_device_proto_rawDescGZIP(), []int{41}
+	return file_device_v1_device_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *AppendRecordingRequest) GetRecording() string {
@@ -2614,7 +2707,7 @@ type AppendRecordingResponse struct {
 
 func (x *AppendRecordingResponse) Reset() {
 	*x = AppendRecordingResponse{}
-	mi := &file_device_v1_device_proto_msgTypes[42]
+	mi := &file_device_v1_device_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2626,7 +2719,7 @@ func (x *AppendRecordingResponse) String() string {
 func (*AppendRecordingResponse) ProtoMessage() {}
 
 func (x *AppendRecordingResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_device_v1_device_proto_msgTypes[42]
+	mi := &file_device_v1_device_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2639,7 +2732,7 @@ func (x *AppendRecordingResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AppendRecordingResponse.ProtoReflect.Descriptor instead.
 func (*AppendRecordingResponse) Descriptor() ([]byte, []int) {
-	return file_device_v1_device_proto_rawDescGZIP(), []int{42}
+	return file_device_v1_device_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *AppendRecordingResponse) GetAcked() int64 {
@@ -2663,7 +2756,7 @@ const file_device_v1_device_proto_rawDesc = "" +
 	"\x16device/v1/device.proto\x12\tdevice.v1\"\x0f\n" +
 	"\rStatusRequest\"?\n" +
 	"\x0eStatusResponse\x12-\n" +
-	"\x06status\x18\x01 \x01(\v2\x15.device.v1.NodeStatusR\x06status\"\xc6\x04\n" +
+	"\x06status\x18\x01 \x01(\v2\x15.device.v1.NodeStatusR\x06status\"\xb4\x05\n" +
 	"\n" +
 	"NodeStatus\x12\x16\n" +
 	"\x06serial\x18\x01 \x01(\tR\x06serial\x12\x12\n" +
@@ -2682,7 +2775,9 @@ const file_device_v1_device_proto_rawDesc = "" +
 	"\x04time\x18\r \x01(\x03R\x04time\x120\n" +
 	"\x14trust_policy_version\x18\x0e \x01(\x05R\x12trustPolicyVersion\x12.\n" +
 	"\x13trust_policy_digest\x18\x0f \x01(\tR\x11trustPolicyDigest\x12\x14\n" +
-	"\x05fault\x18\x10 \x01(\tR\x05fault\"\xd8\x01\n" +
+	"\x05fault\x18\x10 \x01(\tR\x05fault\x12,\n" +
+	"\x12last_relock_detail\x18\x11 \x01(\tR\x10lastRelockDetail\x12>\n" +
+	"\x0eshare_services\x18\x12 \x03(\v2\x17.device.v1.ShareServiceR\rshareServices\"\xd8\x01\n" +
 	"\n" +
 	"DiskStatus\x12\x12\n" +
 	"\x04disk\x18\x01 \x01(\tR\x04disk\x12\x14\n" +
@@ -2693,14 +2788,20 @@ const file_device_v1_device_proto_rawDesc = "" +
 	"\x04size\x18\x05 \x01(\x03R\x04size\x12\x18\n" +
 	"\aexports\x18\x06 \x03(\tR\aexports\x12!\n" +
 	"\floop_devices\x18\a \x03(\tR\vloopDevices\x12\x16\n" +
-	"\x06mounts\x18\b \x03(\tR\x06mounts\"\x99\x01\n" +
+	"\x06mounts\x18\b \x03(\tR\x06mounts\"\xb1\x01\n" +
 	"\vShareStatus\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04disk\x18\x02 \x01(\tR\x04disk\x12\x1a\n" +
 	"\bprotocol\x18\x03 \x01(\tR\bprotocol\x12\x14\n" +
 	"\x05state\x18\x04 \x01(\tR\x05state\x12\x18\n" +
 	"\aaddress\x18\x05 \x01(\tR\aaddress\x12\x16\n" +
-	"\x06access\x18\x06 \x01(\tR\x06access\"\xbb\x01\n" +
+	"\x06access\x18\x06 \x01(\tR\x06access\x12\x16\n" +
+	"\x06detail\x18\a \x01(\tR\x06detail\"r\n" +
+	"\fShareService\x12\x1a\n" +
+	"\bprotocol\x18\x01 \x01(\tR\bprotocol\x12\x14\n" +
+	"\x05state\x18\x02 \x01(\tR\x05state\x12\x18\n" +
+	"\aaddress\x18\x03 \x01(\tR\aaddress\x12\x16\n" +
+	"\x06detail\x18\x04 \x01(\tR\x06detail\"\xbb\x01\n" +
 	"\rSessionStatus\x12\x18\n" +
 	"\asession\x18\x01 \x01(\tR\asession\x12\x1a\n" +
 	"\bengineer\x18\x02 \x01(\tR\bengineer\x12\x18\n" +
@@ -2889,107 +2990,109 @@ func file_device_v1_device_proto_rawDescGZIP() []byte {
 	return file_device_v1_device_proto_rawDescData
 }
 
-var file_device_v1_device_proto_msgTypes = make([]protoimpl.MessageInfo, 43)
+var file_device_v1_device_proto_msgTypes = make([]protoimpl.MessageInfo, 44)
 var file_device_v1_device_proto_goTypes = []any{
 	(*StatusRequest)(nil),             // 0: device.v1.StatusRequest
 	(*StatusResponse)(nil),            // 1: device.v1.StatusResponse
 	(*NodeStatus)(nil),                // 2: device.v1.NodeStatus
 	(*DiskStatus)(nil),                // 3: device.v1.DiskStatus
 	(*ShareStatus)(nil),               // 4: device.v1.ShareStatus
-	(*SessionStatus)(nil),             // 5: device.v1.SessionStatus
-	(*JobStatus)(nil),                 // 6: device.v1.JobStatus
-	(*ChallengeRequest)(nil),          // 7: device.v1.ChallengeRequest
-	(*ChallengeResponse)(nil),         // 8: device.v1.ChallengeResponse
-	(*UnlockRequest)(nil),             // 9: device.v1.UnlockRequest
-	(*UnlockResponse)(nil),            // 10: device.v1.UnlockResponse
-	(*CommitRequest)(nil),             // 11: device.v1.CommitRequest
-	(*CommitResponse)(nil),            // 12: device.v1.CommitResponse
-	(*LockRequest)(nil),               // 13: device.v1.LockRequest
-	(*LockResponse)(nil),              // 14: device.v1.LockResponse
-	(*EnableSessionRequest)(nil),      // 15: device.v1.EnableSessionRequest
-	(*EnableSessionResponse)(nil),     // 16: device.v1.EnableSessionResponse
-	(*DisableSessionRequest)(nil),     // 17: device.v1.DisableSessionRequest
-	(*DisableSessionResponse)(nil),    // 18: device.v1.DisableSessionResponse
-	(*WatchRecordingRequest)(nil),     // 19: device.v1.WatchRecordingRequest
-	(*WatchRecordingResponse)(nil),    // 20: device.v1.WatchRecordingResponse
-	(*OpenBulkRequest)(nil),           // 21: device.v1.OpenBulkRequest
-	(*OpenBulkResponse)(nil),          // 22: device.v1.OpenBulkResponse
-	(*UpdateTrustPolicyRequest)(nil),  // 23: device.v1.UpdateTrustPolicyRequest
-	(*UpdateTrustPolicyResponse)(nil), // 24: device.v1.UpdateTrustPolicyResponse
-	(*HeartbeatRequest)(nil),          // 25: device.v1.HeartbeatRequest
-	(*HeartbeatResponse)(nil),         // 26: device.v1.HeartbeatResponse
-	(*ChainRecord)(nil),               // 27: device.v1.ChainRecord
-	(*AppendRecordsRequest)(nil),      // 28: device.v1.AppendRecordsRequest
-	(*AppendRecordsResponse)(nil),     // 29: device.v1.AppendRecordsResponse
-	(*RenewCertificateRequest)(nil),   // 30: device.v1.RenewCertificateRequest
-	(*RenewCertificateResponse)(nil),  // 31: device.v1.RenewCertificateResponse
-	(*ReportJobRequest)(nil),          // 32: device.v1.ReportJobRequest
-	(*ReportJobResponse)(nil),         // 33: device.v1.ReportJobResponse
-	(*ReportManifestRequest)(nil),     // 34: device.v1.ReportManifestRequest
-	(*Manifest)(nil),                  // 35: device.v1.Manifest
-	(*ReportManifestResponse)(nil),    // 36: device.v1.ReportManifestResponse
-	(*ReportChangesRequest)(nil),      // 37: device.v1.ReportChangesRequest
-	(*ReportChangesResponse)(nil),     // 38: device.v1.ReportChangesResponse
-	(*EnrolRequest)(nil),              // 39: device.v1.EnrolRequest
-	(*EnrolResponse)(nil),             // 40: device.v1.EnrolResponse
-	(*AppendRecordingRequest)(nil),    // 41: device.v1.AppendRecordingRequest
-	(*AppendRecordingResponse)(nil),   // 42: device.v1.AppendRecordingResponse
+	(*ShareService)(nil),              // 5: device.v1.ShareService
+	(*SessionStatus)(nil),             // 6: device.v1.SessionStatus
+	(*JobStatus)(nil),                 // 7: device.v1.JobStatus
+	(*ChallengeRequest)(nil),          // 8: device.v1.ChallengeRequest
+	(*ChallengeResponse)(nil),         // 9: device.v1.ChallengeResponse
+	(*UnlockRequest)(nil),             // 10: device.v1.UnlockRequest
+	(*UnlockResponse)(nil),            // 11: device.v1.UnlockResponse
+	(*CommitRequest)(nil),             // 12: device.v1.CommitRequest
+	(*CommitResponse)(nil),            // 13: device.v1.CommitResponse
+	(*LockRequest)(nil),               // 14: device.v1.LockRequest
+	(*LockResponse)(nil),              // 15: device.v1.LockResponse
+	(*EnableSessionRequest)(nil),      // 16: device.v1.EnableSessionRequest
+	(*EnableSessionResponse)(nil),     // 17: device.v1.EnableSessionResponse
+	(*DisableSessionRequest)(nil),     // 18: device.v1.DisableSessionRequest
+	(*DisableSessionResponse)(nil),    // 19: device.v1.DisableSessionResponse
+	(*WatchRecordingRequest)(nil),     // 20: device.v1.WatchRecordingRequest
+	(*WatchRecordingResponse)(nil),    // 21: device.v1.WatchRecordingResponse
+	(*OpenBulkRequest)(nil),           // 22: device.v1.OpenBulkRequest
+	(*OpenBulkResponse)(nil),          // 23: device.v1.OpenBulkResponse
+	(*UpdateTrustPolicyRequest)(nil),  // 24: device.v1.UpdateTrustPolicyRequest
+	(*UpdateTrustPolicyResponse)(nil), // 25: device.v1.UpdateTrustPolicyResponse
+	(*HeartbeatRequest)(nil),          // 26: device.v1.HeartbeatRequest
+	(*HeartbeatResponse)(nil),         // 27: device.v1.HeartbeatResponse
+	(*ChainRecord)(nil),               // 28: device.v1.ChainRecord
+	(*AppendRecordsRequest)(nil),      // 29: device.v1.AppendRecordsRequest
+	(*AppendRecordsResponse)(nil),     // 30: device.v1.AppendRecordsResponse
+	(*RenewCertificateRequest)(nil),   // 31: device.v1.RenewCertificateRequest
+	(*RenewCertificateResponse)(nil),  // 32: device.v1.RenewCertificateResponse
+	(*ReportJobRequest)(nil),          // 33: device.v1.ReportJobRequest
+	(*ReportJobResponse)(nil),         // 34: device.v1.ReportJobResponse
+	(*ReportManifestRequest)(nil),     // 35: device.v1.ReportManifestRequest
+	(*Manifest)(nil),                  // 36: device.v1.Manifest
+	(*ReportManifestResponse)(nil),    // 37: device.v1.ReportManifestResponse
+	(*ReportChangesRequest)(nil),      // 38: device.v1.ReportChangesRequest
+	(*ReportChangesResponse)(nil),     // 39: device.v1.ReportChangesResponse
+	(*EnrolRequest)(nil),              // 40: device.v1.EnrolRequest
+	(*EnrolResponse)(nil),             // 41: device.v1.EnrolResponse
+	(*AppendRecordingRequest)(nil),    // 42: device.v1.AppendRecordingRequest
+	(*AppendRecordingResponse)(nil),   // 43: device.v1.AppendRecordingResponse
 }
 var file_device_v1_device_proto_depIdxs = []int32{
 	2,  // 0: device.v1.StatusResponse.status:type_name -> device.v1.NodeStatus
 	3,  // 1: device.v1.NodeStatus.disks:type_name -> device.v1.DiskStatus
 	4,  // 2: device.v1.NodeStatus.shares:type_name -> device.v1.ShareStatus
-	5,  // 3: device.v1.NodeStatus.sessions:type_name -> device.v1.SessionStatus
-	6,  // 4: device.v1.NodeStatus.job:type_name -> device.v1.JobStatus
-	4,  // 5: device.v1.CommitResponse.shares:type_name -> device.v1.ShareStatus
-	2,  // 6: device.v1.LockResponse.status:type_name -> device.v1.NodeStatus
-	2,  // 7: device.v1.DisableSessionResponse.status:type_name -> device.v1.NodeStatus
-	2,  // 8: device.v1.HeartbeatRequest.status:type_name -> device.v1.NodeStatus
-	27, // 9: device.v1.AppendRecordsRequest.records:type_name -> device.v1.ChainRecord
-	6,  // 10: device.v1.ReportJobRequest.job:type_name -> device.v1.JobStatus
-	35, // 11: device.v1.ReportManifestRequest.manifests:type_name -> device.v1.Manifest
-	3,  // 12: device.v1.EnrolRequest.disks:type_name -> device.v1.DiskStatus
-	0,  // 13: device.v1.NodeService.Status:input_type -> device.v1.StatusRequest
-	7,  // 14: device.v1.NodeService.Challenge:input_type -> device.v1.ChallengeRequest
-	9,  // 15: device.v1.NodeService.Unlock:input_type -> device.v1.UnlockRequest
-	11, // 16: device.v1.NodeService.Commit:input_type -> device.v1.CommitRequest
-	13, // 17: device.v1.NodeService.Lock:input_type -> device.v1.LockRequest
-	15, // 18: device.v1.NodeService.EnableSession:input_type -> device.v1.EnableSessionRequest
-	17, // 19: device.v1.NodeService.DisableSession:input_type -> device.v1.DisableSessionRequest
-	19, // 20: device.v1.NodeService.WatchRecording:input_type -> device.v1.WatchRecordingRequest
-	21, // 21: device.v1.NodeService.OpenBulk:input_type -> device.v1.OpenBulkRequest
-	23, // 22: device.v1.NodeService.UpdateTrustPolicy:input_type -> device.v1.UpdateTrustPolicyRequest
-	25, // 23: device.v1.ControlService.Heartbeat:input_type -> device.v1.HeartbeatRequest
-	28, // 24: device.v1.ControlService.AppendRecords:input_type -> device.v1.AppendRecordsRequest
-	30, // 25: device.v1.ControlService.RenewCertificate:input_type -> device.v1.RenewCertificateRequest
-	32, // 26: device.v1.ControlService.ReportJob:input_type -> device.v1.ReportJobRequest
-	34, // 27: device.v1.ControlService.ReportManifest:input_type -> device.v1.ReportManifestRequest
-	37, // 28: device.v1.ControlService.ReportChanges:input_type -> device.v1.ReportChangesRequest
-	41, // 29: device.v1.ControlService.AppendRecording:input_type -> device.v1.AppendRecordingRequest
-	39, // 30: device.v1.EnrolmentService.Enrol:input_type -> device.v1.EnrolRequest
-	1,  // 31: device.v1.NodeService.Status:output_type -> device.v1.StatusResponse
-	8,  // 32: device.v1.NodeService.Challenge:output_type -> device.v1.ChallengeResponse
-	10, // 33: device.v1.NodeService.Unlock:output_type -> device.v1.UnlockResponse
-	12, // 34: device.v1.NodeService.Commit:output_type -> device.v1.CommitResponse
-	14, // 35: device.v1.NodeService.Lock:output_type -> device.v1.LockResponse
-	16, // 36: device.v1.NodeService.EnableSession:output_type -> device.v1.EnableSessionResponse
-	18, // 37: device.v1.NodeService.DisableSession:output_type -> device.v1.DisableSessionResponse
-	20, // 38: device.v1.NodeService.WatchRecording:output_type -> device.v1.WatchRecordingResponse
-	22, // 39: device.v1.NodeService.OpenBulk:output_type -> device.v1.OpenBulkResponse
-	24, // 40: device.v1.NodeService.UpdateTrustPolicy:output_type -> device.v1.UpdateTrustPolicyResponse
-	26, // 41: device.v1.ControlService.Heartbeat:output_type -> device.v1.HeartbeatResponse
-	29, // 42: device.v1.ControlService.AppendRecords:output_type -> device.v1.AppendRecordsResponse
-	31, // 43: device.v1.ControlService.RenewCertificate:output_type -> device.v1.RenewCertificateResponse
-	33, // 44: device.v1.ControlService.ReportJob:output_type -> device.v1.ReportJobResponse
-	36, // 45: device.v1.ControlService.ReportManifest:output_type -> device.v1.ReportManifestResponse
-	38, // 46: device.v1.ControlService.ReportChanges:output_type -> device.v1.ReportChangesResponse
-	42, // 47: device.v1.ControlService.AppendRecording:output_type -> device.v1.AppendRecordingResponse
-	40, // 48: device.v1.EnrolmentService.Enrol:output_type -> device.v1.EnrolResponse
-	31, // [31:49] is the sub-list for method output_type
-	13, // [13:31] is the sub-list for method input_type
-	13, // [13:13] is the sub-list for extension type_name
-	13, // [13:13] is the sub-list for extension extendee
-	0,  // [0:13] is the sub-list for field type_name
+	6,  // 3: device.v1.NodeStatus.sessions:type_name -> device.v1.SessionStatus
+	7,  // 4: device.v1.NodeStatus.job:type_name -> device.v1.JobStatus
+	5,  // 5: device.v1.NodeStatus.share_services:type_name -> device.v1.ShareService
+	4,  // 6: device.v1.CommitResponse.shares:type_name -> device.v1.ShareStatus
+	2,  // 7: device.v1.LockResponse.status:type_name -> device.v1.NodeStatus
+	2,  // 8: device.v1.DisableSessionResponse.status:type_name -> device.v1.NodeStatus
+	2,  // 9: device.v1.HeartbeatRequest.status:type_name -> device.v1.NodeStatus
+	28, // 10: device.v1.AppendRecordsRequest.records:type_name -> device.v1.ChainRecord
+	7,  // 11: device.v1.ReportJobRequest.job:type_name -> device.v1.JobStatus
+	36, // 12: device.v1.ReportManifestRequest.manifests:type_name -> device.v1.Manifest
+	3,  // 13: device.v1.EnrolRequest.disks:type_name -> device.v1.DiskStatus
+	0,  // 14: device.v1.NodeService.Status:input_type -> device.v1.StatusRequest
+	8,  // 15: device.v1.NodeService.Challenge:input_type -> device.v1.ChallengeRequest
+	10, // 16: device.v1.NodeService.Unlock:input_type -> device.v1.UnlockRequest
+	12, // 17: device.v1.NodeService.Commit:input_type -> device.v1.CommitRequest
+	14, // 18: device.v1.NodeService.Lock:input_type -> device.v1.LockRequest
+	16, // 19: device.v1.NodeService.EnableSession:input_type -> device.v1.EnableSessionRequest
+	18, // 20: device.v1.NodeService.DisableSession:input_type -> device.v1.DisableSessionRequest
+	20, // 21: device.v1.NodeService.WatchRecording:input_type -> device.v1.WatchRecordingRequest
+	22, // 22: device.v1.NodeService.OpenBulk:input_type -> device.v1.OpenBulkRequest
+	24, // 23: device.v1.NodeService.UpdateTrustPolicy:input_type -> device.v1.UpdateTrustPolicyRequest
+	26, // 24: device.v1.ControlService.Heartbeat:input_type -> device.v1.HeartbeatRequest
+	29, // 25: device.v1.ControlService.AppendRecords:input_type -> device.v1.AppendRecordsRequest
+	31, // 26: device.v1.ControlService.RenewCertificate:input_type -> device.v1.RenewCertificateRequest
+	33, // 27: device.v1.ControlService.ReportJob:input_type -> device.v1.ReportJobRequest
+	35, // 28: device.v1.ControlService.ReportManifest:input_type -> device.v1.ReportManifestRequest
+	38, // 29: device.v1.ControlService.ReportChanges:input_type -> device.v1.ReportChangesRequest
+	42, // 30: device.v1.ControlService.AppendRecording:input_type -> device.v1.AppendRecordingRequest
+	40, // 31: device.v1.EnrolmentService.Enrol:input_type -> device.v1.EnrolRequest
+	1,  // 32: device.v1.NodeService.Status:output_type -> device.v1.StatusResponse
+	9,  // 33: device.v1.NodeService.Challenge:output_type -> device.v1.ChallengeResponse
+	11, // 34: device.v1.NodeService.Unlock:output_type -> device.v1.UnlockResponse
+	13, // 35: device.v1.NodeService.Commit:output_type -> device.v1.CommitResponse
+	15, // 36: device.v1.NodeService.Lock:output_type -> device.v1.LockResponse
+	17, // 37: device.v1.NodeService.EnableSession:output_type -> device.v1.EnableSessionResponse
+	19, // 38: device.v1.NodeService.DisableSession:output_type -> device.v1.DisableSessionResponse
+	21, // 39: device.v1.NodeService.WatchRecording:output_type -> device.v1.WatchRecordingResponse
+	23, // 40: device.v1.NodeService.OpenBulk:output_type -> device.v1.OpenBulkResponse
+	25, // 41: device.v1.NodeService.UpdateTrustPolicy:output_type -> device.v1.UpdateTrustPolicyResponse
+	27, // 42: device.v1.ControlService.Heartbeat:output_type -> device.v1.HeartbeatResponse
+	30, // 43: device.v1.ControlService.AppendRecords:output_type -> device.v1.AppendRecordsResponse
+	32, // 44: device.v1.ControlService.RenewCertificate:output_type -> device.v1.RenewCertificateResponse
+	34, // 45: device.v1.ControlService.ReportJob:output_type -> device.v1.ReportJobResponse
+	37, // 46: device.v1.ControlService.ReportManifest:output_type -> device.v1.ReportManifestResponse
+	39, // 47: device.v1.ControlService.ReportChanges:output_type -> device.v1.ReportChangesResponse
+	43, // 48: device.v1.ControlService.AppendRecording:output_type -> device.v1.AppendRecordingResponse
+	41, // 49: device.v1.EnrolmentService.Enrol:output_type -> device.v1.EnrolResponse
+	32, // [32:50] is the sub-list for method output_type
+	14, // [14:32] is the sub-list for method input_type
+	14, // [14:14] is the sub-list for extension type_name
+	14, // [14:14] is the sub-list for extension extendee
+	0,  // [0:14] is the sub-list for field type_name
 }
 
 func init() { file_device_v1_device_proto_init() }
@@ -3003,7 +3106,7 @@ func file_device_v1_device_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_device_v1_device_proto_rawDesc), len(file_device_v1_device_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   43,
+			NumMessages:   44,
 			NumExtensions: 0,
 			NumServices:   3,
 		},

@@ -118,12 +118,12 @@ func checkShares(shares []Share) error {
 }
 
 // newServer makes the directory of a server, still empty, and its user.
-func newServer(cfg Config) (*Server, error) {
+func newServer(cfg SMBConfig) (*smbServer, error) {
 	dir, err := os.MkdirTemp(cfg.RunDir, dirPrefix)
 	if err != nil {
 		return nil, err
 	}
-	s := &Server{
+	s := &smbServer{
 		dir: dir, address: cfg.address(), keeper: cfg.Keeper,
 		user: "lease-" + strings.ToLower(rand.Text()[:8]), password: rand.Text(),
 	}
@@ -135,7 +135,7 @@ func newServer(cfg Config) (*Server, error) {
 }
 
 // prepare fills the directory.
-func (s *Server) prepare(ctx context.Context, cfg Config, shares []Share, access approval.Access) error {
+func (s *smbServer) prepare(ctx context.Context, cfg SMBConfig, shares []Share, access approval.Access) error {
 	for _, name := range []string{"private", "lock", "state", "cache", "rpc", "log"} {
 		if err := os.Mkdir(s.path(name), 0o700); err != nil {
 			return err
@@ -164,7 +164,7 @@ func (s *Server) prepare(ctx context.Context, cfg Config, shares []Share, access
 	return nil
 }
 
-func configuration(cfg Config, dir string, shares []Share, access approval.Access) string {
+func configuration(cfg SMBConfig, dir string, shares []Share, access approval.Access) string {
 	interfaces := "interfaces = " + cfg.Address + "\n\tbind interfaces only = yes"
 	if net.ParseIP(cfg.Address).IsUnspecified() {
 		interfaces = "bind interfaces only = no"
@@ -182,7 +182,7 @@ func configuration(cfg Config, dir string, shares []Share, access approval.Acces
 }
 
 // run runs a program of Samba to its end. Secrets go to its standard input.
-func (s *Server) run(ctx context.Context, stdin, name string, args ...string) error {
+func (s *smbServer) run(ctx context.Context, stdin, name string, args ...string) error {
 	path, err := findProgram(name)
 	if err != nil {
 		return err

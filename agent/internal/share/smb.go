@@ -1,0 +1,268 @@
+package share
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/databox-lockbox/lockbox/agent/internal/disk"
+	"github.com/databox-lockbox/lockbox/protocol/approval"
+)
+
+// SMBConfig says where the SMB server runs.
+type SMBConfig struct {
+	RunDir  string       // private directory of the agent, made if missing; the server's own lies below
+	SMBD    string       // path of smbd; "" looks it up
+	Address string       // IP address to listen on, and no other; "" is 127.0.0.1
+	Port    int          // TCP port; 0 chooses a free one
+	Keeper  *disk.Keeper // ends the server when the agent is killed; nil only where that does not matter
+}
+
+// SMB serves shares by a Debian smbd.
+type SMB struct{ cfg SMBConfig }
+
+// NewSMB returns the protocol. It starts nothing.
+func NewSMB(cfg SMBConfig) *SMB { return &SMB{cfg} }
+
+// Name implements [Protocol].
+func (*SMB) Name() string { return ProtocolSMB }
+
+// Check implements [Protocol].
+func (p *SMB) Check() error {
+	_, err := findProgram(cmp.Or(p.cfg.SMBD, "smbd"))
+	return err
+}
+
+// smbServer is a running SMB server of one lease.
+type smbServer struct {
+	dir      string // its private directory
+	address  string // host and port
+	user     string
+	password string
+	keeper   *disk.Keeper
+	child    *disk.Child
+}
+
+// startTime bounds how long a server may take until it answers.
+const startTime = 20 * time.Second
+
+// Start implements [Protocol].
+func (p *SMB) Start(ctx context.Context, shares []Share, access approval.Access, log FileLog) (Running, error) {
+	s, err := startSMB(ctx, p.cfg, shares, access, log)
+	if err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+func startSMB(ctx context.Context, cfg SMBConfig, shares []Share, access approval.Access, log FileLog) (*smbServer, error) {
+	ctx, cancel := context.WithTimeout(ctx, startTime)
+	defer cancel()
+	if err := cfg.complete(); err != nil {
+		return nil, err
+	}
+	if err := checkShares(shares); err != nil {
+		return nil, err
+	}
+	if err := checkFree(ctx, cfg.address()); err != nil {
+		return nil, err
+	}
+	s, err := newServer(cfg)
+	if err != nil {
+		return nil, err
+	}
+	if err = s.prepare(ctx, cfg, shares, access); err == nil {
+		err = s.start(ctx, cfg)
+	}
+	if err != nil {
+		s.remove()
+		return nil, err
+	}
+	return s, nil
+}
+
+// complete fills in what is not set.
+func (c *SMBConfig) complete() (err error) {
+	if c.Address == "" {
+		c.Address = "127.0.0.1"
+	}
+	if net.ParseIP(c.Address) == nil {
+		return fmt.Errorf("cannot share at %q: want an IP address", c.Address)
+	}
+	if c.Port == 0 {
+		if c.Port, err = freePort(c.Address); err != nil {
+			return err
+		}
+	}
+	if c.SMBD == "" {
+		c.SMBD = "smbd"
+	}
+	if c.SMBD, err = findProgram(c.SMBD); err != nil {
+		return err
+	}
+	if err := os.MkdirAll(c.RunDir, 0o700); err != nil {
+		return err
+	}
+	if c.RunDir, err = filepath.Abs(c.RunDir); err != nil {
+		return err
+	}
+	c.RunDir, err = filepath.EvalSymlinks(c.RunDir)
+	return err
+}
+
+func (c *SMBConfig) address() string { return net.JoinHostPort(c.Address, strconv.Itoa(c.Port)) }
+
+// freePort returns a port of address that nobody listens at.
+func freePort(address string) (int, error) {
+	listener, err := net.Listen("tcp", net.JoinHostPort(address, "0"))
+	if err != nil {
+		return 0, fmt.Errorf("cannot share at %s: %w", address, err)
+	}
+	defer listener.Close()
+	return listener.Addr().(*net.TCPAddr).Port, nil
+}
+
+// findProgram finds a program of the package samba. Programs for administrators
+// need not be on everybody's path.
+func findProgram(name string) (string, error) {
+	path, err := exec.LookPath(name)
+	if err != nil && !strings.Contains(name, "/") {
+		path, err = exec.LookPath("/usr/sbin/" + name)
+	}
+	if err != nil {
+		return "", fmt.Errorf("cannot share: no %s: install the package samba", name)
+	}
+	return path, nil
+}
+
+// checkFree fails if the address is taken: smbd would say so in its log only.
+func checkFree(ctx context.Context, address string) error {
+	var lc net.ListenConfig
+	listener, err := lc.Listen(ctx, "tcp", address)
+	if err != nil {
+		return fmt.Errorf("cannot share at %s: %w", address, err)
+	}
+	return listener.Close()
+}
+
+// start starts smbd and waits until it answers.
+func (s *smbServer) start(ctx context.Context, cfg SMBConfig) error {
+	cmd := exec.Command(cfg.SMBD, "--foreground", "--no-process-group",
+		"--configfile="+s.path("smb.conf"), "--log-basename="+s.path("log"))
+	cmd.Dir = "/"
+	cmd.Env = environment
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWPID, Setsid: true}
+	var err error
+	if s.child, err = disk.StartChild(cmd, cfg.Keeper); err != nil {
+		return fmt.Errorf("cannot start smbd: %w", err)
+	}
+	if err := s.waitReady(ctx); err != nil {
+		s.child.Kill()
+		<-s.child.Done()
+		return fmt.Errorf("cannot share at %s: %w: %s", s.address, err, s.lastLog())
+	}
+	return nil
+}
+
+func (s *smbServer) waitReady(ctx context.Context) error {
+	for {
+		err := probe(ctx, s.address)
+		if err == nil {
+			return nil
+		}
+		select {
+		case <-s.child.Done():
+			return errors.New("smbd ended")
+		case <-ctx.Done():
+			return fmt.Errorf("smbd does not answer: %w", err)
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
+}
+
+// lastLog returns the end of smbd's log as one line.
+func (s *smbServer) lastLog() string {
+	const most = 1000
+	text, err := os.ReadFile(s.path("log", "log.smbd"))
+	if err != nil {
+		return "it left no log"
+	}
+	return strings.Join(strings.Fields(string(text[max(0, len(text)-most):])), " ")
+}
+
+// Credentials returns the only user that the server knows. They are shown inside
+// the support session only, and end with the server.
+func (s *smbServer) Credentials() (user, password string) { return s.user, s.password }
+
+// Address implements [Running].
+func (s *smbServer) Address() string { return s.address }
+
+// Done implements [Running].
+func (s *smbServer) Done() <-chan struct{} { return s.child.Done() }
+
+// Err implements [Running].
+func (s *smbServer) Err() error { return fmt.Errorf("smbd ended: %s", s.lastLog()) }
+
+// stopTime bounds [smbServer.Stop]. A server that waits for a disk that hangs ends
+// only when the disk is closed, but it answers nobody from the moment it is killed.
+const stopTime = 300 * time.Millisecond
+
+// Stop implements [Running]: it also removes the server's directory, with the
+// password in it. An error says that a process still waits for a disk; it was killed
+// and is gone once that disk is closed.
+func (s *smbServer) Stop(ctx context.Context) error {
+	s.child.Kill()
+	var err error
+	select {
+	case <-s.child.Done():
+	case <-ctx.Done():
+		err = errDying
+	case <-time.After(stopTime):
+		err = errDying
+	}
+	return errors.Join(err, s.remove())
+}
+
+var errDying = errors.New("smbd was killed, but still waits for a disk")
+
+// remove removes the server's directory.
+func (s *smbServer) remove() error {
+	if err := os.RemoveAll(s.dir); err != nil {
+		return err
+	}
+	return s.keeper.ForgetDir(s.dir)
+}
+
+func (s *smbServer) path(elem ...string) string {
+	return filepath.Join(append([]string{s.dir}, elem...)...)
+}
+
+// Cleanup implements [Protocol].
+func (p *SMB) Cleanup(ctx context.Context) error {
+	dirs, err := filepath.Glob(filepath.Join(p.cfg.RunDir, dirPrefix+"*"))
+	if err != nil {
+		return err
+	}
+	for _, dir := range dirs {
+		real, err := filepath.EvalSymlinks(dir)
+		if err == nil {
+			err = disk.KillUsers(real, "smbd")
+		}
+		if err == nil {
+			err = os.RemoveAll(dir)
+		}
+		if err != nil {
+			return fmt.Errorf("cannot undo what an earlier agent shares: %w", err)
+		}
+	}
+	return ctx.Err()
+}
