@@ -77,8 +77,12 @@ func (s *Service) SubmitStandingConsent(ctx context.Context, caller auth.Caller,
 			return err
 		}
 		var doc approval.Standing
-		g, err := orders.Gather(ctx, tx, caller, o, in.Envelope, s.now(), func(all []byte) (err error) {
-			if doc, err = trust.VerifyStanding(all); err == nil {
+		g, err := orders.Gather(ctx, tx, caller, o, in.Envelope, s.now(), func(all []byte) error {
+			held, err := orders.WithoutRemovedKeys(ctx, tx, trust, all)
+			if err == nil {
+				doc, err = trust.VerifyStanding(held)
+			}
+			if err == nil {
 				err = s.checkStanding(o, doc)
 			}
 			return err

@@ -129,7 +129,10 @@ func (s *Service) SubmitConsent(ctx context.Context, caller auth.Caller, in *loc
 			return err
 		}
 		g, err := Gather(ctx, tx, caller, o, in.Envelope, s.now(), func(all []byte) error {
-			_, err := policy.AuthorizeCopy(approval.CopyRequest{Consent: all, Now: s.now()})
+			held, err := WithoutRemovedKeys(ctx, tx, policy, all)
+			if err == nil {
+				_, err = policy.AuthorizeCopy(approval.CopyRequest{Consent: held, Now: s.now()})
+			}
 			return err
 		})
 		if err != nil {

@@ -15,8 +15,9 @@ import (
 	lockboxv1 "github.com/databox-lockbox/lockbox/protocol/lockbox/v1"
 )
 
-// maxPending is how many documents of an order may wait for signatures at once.
-const maxPending = 16
+// maxPending is how many documents of an order that one person brought may wait
+// for signatures at once. Nobody's push out another's.
+const maxPending = 8
 
 // Gathered is a document with all the signatures that have come for it.
 type Gathered struct {
@@ -58,13 +59,43 @@ func Gather(ctx context.Context, tx *store.Tx, caller auth.Caller, o store.Order
 	}
 }
 
+// WithoutRemovedKeys returns a consent without the signatures of SSH keys that
+// are no longer their person's, or an error with [protocol.CodeSignerUnknown] if
+// there are no others. The trust policy alone says whose a passkey is.
+func WithoutRemovedKeys(ctx context.Context, tx *store.Tx, policy *approval.Policy, envelope []byte) ([]byte, error) {
+	e, err := approval.ParseEnvelope(envelope)
+	if err != nil {
+		return nil, err
+	}
+	var removed error
+	for _, k := range policy.Document().Keys {
+		if k.Kind != approval.SSHKey {
+			continue
+		}
+		held, err := HasKey(ctx, tx, k.Person, k.Fingerprint())
+		if err != nil {
+			return nil, err
+		}
+		before := len(e.Signatures)
+		e.Signatures = slices.DeleteFunc(e.Signatures, func(s approval.Signature) bool { return !held && s.KeyID == k.ID })
+		if len(e.Signatures) < before {
+			removed = protocol.Errorf(protocol.CodeSignerUnknown, "key %s of %s was removed: nothing that it signs counts any more", k.Fingerprint(), k.Person)
+		}
+	}
+	if removed != nil && len(e.Signatures) == 0 {
+		return nil, removed
+	}
+	return e.Encode()
+}
+
 func keepPending(ctx context.Context, tx *store.Tx, caller auth.Caller, o store.Order, e approval.Envelope, all []byte, now time.Time) error {
 	rows, err := tx.PendingDocuments(ctx, o.ID)
 	if err != nil {
 		return err
 	}
-	if len(rows) >= maxPending { // the oldest was forgotten by those who began it
-		if err := tx.DeletePendingDocument(ctx, rows[0].Digest); err != nil {
+	own := slices.DeleteFunc(rows, func(r store.PendingDocument) bool { return r.Person != caller.Person })
+	if len(own) >= maxPending { // they forgot the oldest
+		if err := tx.DeletePendingDocument(ctx, own[0].Digest); err != nil {
 			return err
 		}
 	}

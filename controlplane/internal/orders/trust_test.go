@@ -181,6 +181,67 @@ func TestAConsentIsGathered(t *testing.T) {
 	}
 }
 
+// What a key signed that was removed since does not count for a consent.
+func TestARemovedKeySignsNoConsent(t *testing.T) {
+	w := newTrust(t, 1)
+	doc, err := w.Orders.DraftConsent(t.Context(), orderstest.Olga, &lockboxv1.DraftConsentRequest{Order: orderstest.Order})
+	if err != nil {
+		t.Fatal(err)
+	}
+	submit := func(who auth.Caller) (*lockboxv1.Document, error) {
+		return w.Orders.SubmitConsent(t.Context(), who, &lockboxv1.SubmitConsentRequest{Order: orderstest.Order, Envelope: w.Sign(who, doc)})
+	}
+	if got, err := submit(orderstest.Adam); err != nil || got.Missing == "" {
+		t.Fatalf("%v, %v", got, err)
+	}
+	storetest.Tx(t, w.Store, func(ctx context.Context, tx *store.Tx) error {
+		fingerprint, err := approval.SSHFingerprint(keys{}.Line(orderstest.Adam.Person))
+		if err != nil {
+			return err
+		}
+		return tx.DeletePersonKey(ctx, orderstest.Adam.Person, fingerprint)
+	})
+	if got, err := submit(oscar); err != nil || got.Missing == "" || w.Order().Consent != "" {
+		t.Errorf("%v, %v: adam's key counts still", got, err)
+	}
+	_, err = submit(orderstest.Adam)
+	wantCode(t, err, protocol.CodeSignerUnknown)
+	if _, err = submit(orderstest.Olga); err != nil || w.Order().Consent == "" {
+		t.Errorf("two with their keys: %v, in force: %v", err, w.Order().Consent != "")
+	}
+}
+
+// Nobody pushes out what another has begun to sign.
+func TestPendingDocumentsAreTheirSubmitters(t *testing.T) {
+	w := newTrust(t, 1)
+	draft := func() *lockboxv1.Document {
+		doc, err := w.Orders.DraftConsent(t.Context(), orderstest.Olga, &lockboxv1.DraftConsentRequest{Order: orderstest.Order})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return doc
+	}
+	submit := func(who auth.Caller, doc *lockboxv1.Document) *lockboxv1.Document {
+		got, err := w.Orders.SubmitConsent(t.Context(), who, &lockboxv1.SubmitConsentRequest{Order: orderstest.Order, Envelope: w.Sign(who, doc)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return got
+	}
+	first := draft()
+	submit(oscar, first)
+	for range 20 {
+		submit(orderstest.Adam, draft())
+	}
+	list, err := w.Orders.ListPendingDocuments(t.Context(), oscar, &lockboxv1.ListPendingDocumentsRequest{Order: orderstest.Order})
+	if err != nil || len(list.Documents) > 10 {
+		t.Errorf("%d documents wait, %v", len(list.GetDocuments()), err)
+	}
+	if got := submit(orderstest.Olga, first); got.Missing != "" {
+		t.Errorf("oscar's signature was pushed out: %s", got.Missing)
+	}
+}
+
 // No loss locks the customer out that can be helped: each has its way, tried here
 // through the service and the device.
 func TestNoLossLocksTheCustomerOut(t *testing.T) {
