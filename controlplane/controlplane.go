@@ -219,6 +219,9 @@ func (c *ControlPlane) assemble(k keys) error {
 	keeper := custody.New(custody.Config{
 		Store: c.store, Audit: log, Nodes: c.broker, Signer: k.service,
 		Keys: k.wrapping.current, OlderKeys: k.wrapping.older, CustomerKeys: k.wrapping.customers, AllowReturn: c.cfg.Keys.AllowReturn,
+		Exporting: func(ctx context.Context, caller auth.Caller, k store.DiskKey, reason string) error {
+			return c.services.Lockbox.TellExport(ctx, caller, k, reason)
+		},
 		DeadMan: c.cfg.DeadMan, Now: c.opts.Now, Logger: c.opts.Log,
 	})
 	if c.notify, err = c.newNotify(log, k.service); err != nil {

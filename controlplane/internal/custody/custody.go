@@ -32,6 +32,7 @@ import (
 	"github.com/rs/zerolog"
 
 	"github.com/databox-lockbox/lockbox/controlplane/internal/audit"
+	"github.com/databox-lockbox/lockbox/controlplane/internal/auth"
 	"github.com/databox-lockbox/lockbox/controlplane/internal/store"
 	"github.com/databox-lockbox/lockbox/protocol"
 	devicev1 "github.com/databox-lockbox/lockbox/protocol/device/v1"
@@ -70,14 +71,17 @@ type Config struct {
 	Store        *store.Store
 	Audit        *audit.Service
 	Nodes        Nodes
-	Keys         KeyService       // wraps the keys of orders
-	OlderKeys    []KeyService     // that wrapped them before; may be none
-	CustomerKeys CustomerKeys     // may be nil: then customers cannot bring their own
-	AllowReturn  bool             // from the customer's key to the service's
-	Signer       crypto.Signer    // the service key, Ed25519, which trust policies name
-	DeadMan      time.Duration    // after which a node that hears nothing locks by itself
-	Now          func() time.Time // default time.Now
-	Logger       zerolog.Logger
+	Keys         KeyService    // wraps the keys of orders
+	OlderKeys    []KeyService  // that wrapped them before; may be none
+	CustomerKeys CustomerKeys  // may be nil: then customers cannot bring their own
+	AllowReturn  bool          // from the customer's key to the service's
+	Signer       crypto.Signer // the service key, Ed25519, which trust policies name
+	// Exporting tells the customer that a recovery password leaves custody, after
+	// that is recorded and before it does: an error keeps it in. May be nil.
+	Exporting func(ctx context.Context, caller auth.Caller, k store.DiskKey, reason string) error
+	DeadMan   time.Duration    // after which a node that hears nothing locks by itself
+	Now       func() time.Time // default time.Now
+	Logger    zerolog.Logger
 }
 
 // Service keeps keys and unlocks devices. Its methods may be called

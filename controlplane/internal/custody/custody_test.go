@@ -6,6 +6,7 @@ import (
 	"crypto/ed25519"
 	"crypto/rand"
 	"encoding/hex"
+	"errors"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -741,15 +742,31 @@ func TestExportIsRecordedFirst(t *testing.T) {
 	if slices.Contains(w.operations(), auditlog.OpExportRecoveryPassword) {
 		t.Fatal("a refused export is recorded as one")
 	}
+	told := false
 	keys := w.custody.Keys
 	w.custody.Keys = counted{keys, func() {
-		if !slices.Contains(w.operations(), auditlog.OpExportRecoveryPassword) {
-			t.Error("the password was unwrapped before the export was recorded")
+		if !told {
+			t.Error("the password was unwrapped before the customer was told")
 		}
 	}}
+	w.custody.Exporting = func(_ context.Context, caller auth.Caller, k store.DiskKey, reason string) error {
+		if !slices.Contains(w.operations(), auditlog.OpExportRecoveryPassword) {
+			t.Error("the customer was told before the export was recorded")
+		}
+		if caller.Person != admin.Person || k.Disk != "disk1" || reason != "foreign judge" {
+			t.Errorf("told of %s, %s, %q", caller.Person, k.Disk, reason)
+		}
+		if told = !told; told {
+			return nil
+		}
+		return errors.New("cannot tell")
+	}
 	resp, err := ask(admin, "foreign judge")
 	if err != nil || resp.RecoveryPassword != password {
 		t.Errorf("got %v", err)
+	}
+	if resp, err := ask(admin, "foreign judge"); err == nil {
+		t.Errorf("nobody could be told, and %q came out", resp.RecoveryPassword)
 	}
 }
 

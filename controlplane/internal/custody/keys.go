@@ -167,6 +167,11 @@ func (s *Service) ExportRecoveryPassword(ctx context.Context, caller auth.Caller
 	if _, err := s.Audit.RecordIntent(ctx, rec); err != nil {
 		return nil, err
 	}
+	if s.Exporting != nil {
+		if err := s.Exporting(ctx, caller, row, reason); err != nil {
+			return nil, err
+		}
+	}
 	k, err := s.storedOrderKey(ctx, row.Order)
 	if err != nil {
 		return nil, err

@@ -198,6 +198,35 @@ func TestRecoveryIsToldToEverybody(t *testing.T) {
 	}
 }
 
+// Both sides are told that a recovery password leaves custody, whoever asked.
+func TestAnExportIsToldToEverybody(t *testing.T) {
+	w := strict(t, time.Now)
+	key := store.DiskKey{Order: orderstest.Order, Node: protocol.NodeID{Serial: "DBX0001", Node: 1}, Disk: "disk1"}
+	if err := w.lockbox.TellExport(t.Context(), auth.Caller{Person: "root", Role: auth.Admin}, key, "a legal demand"); err != nil {
+		t.Fatal(err)
+	}
+	var told []string
+	storetest.Tx(t, w.Store, func(ctx context.Context, tx *store.Tx) error {
+		words, err := tx.WordsAbout(ctx, orderstest.Order)
+		for _, one := range words {
+			n, err := tx.Notice(ctx, one.Notice)
+			if err != nil {
+				return err
+			}
+			if !strings.Contains(n.Text, "a legal demand") || !strings.Contains(n.Text, "disk1") {
+				t.Errorf("a notice does not say what and why: %s", n.Text)
+			}
+			told = append(told, one.Recipient)
+		}
+		return err
+	})
+	for _, who := range []auth.Caller{orderstest.Olga, orderstest.Adam, orderstest.Ian} {
+		if !slices.Contains(told, string(who.Person)) {
+			t.Errorf("%s was not told, only %v", who.Person, told)
+		}
+	}
+}
+
 // kindsAbout are the kinds of notices about a request that Olga was sent, in order.
 func (w *world) kindsAbout(id string) []string {
 	w.t.Helper()

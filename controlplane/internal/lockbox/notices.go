@@ -67,6 +67,36 @@ func facts(r store.Request) []notify.Fact {
 	return list
 }
 
+// TellExport tells the customer, and the provider's own approvers, that an admin
+// takes a disk's recovery password out of custody: no request opens a disk so.
+func (s *Service) TellExport(ctx context.Context, caller auth.Caller, k store.DiskKey, reason string) error {
+	return s.change(ctx, func(tx *store.Tx) error {
+		o, err := tx.Order(ctx, k.Order)
+		if err != nil {
+			return err
+		}
+		to, err := s.customersOf(ctx, tx, store.Request{Tenant: o.Tenant, Subscription: o.Subscription})
+		if err != nil {
+			return err
+		}
+		event := notify.Event{
+			Kind: notify.KeyExported, Customer: true, Tenant: o.Tenant, Subject: string(o.ID), Device: string(k.Node.Serial), To: to,
+			Facts: []notify.Fact{
+				{Name: "Order", Value: string(o.ID)}, {Name: "Disk", Value: fmt.Sprintf("%s of node %s", k.Disk, k.Node)},
+				{Name: "By", Value: string(caller.Person)}, {Name: "Reason", Value: reason},
+			},
+		}
+		if err := s.cfg.Notify.Tell(ctx, tx, event); err != nil {
+			return err
+		}
+		event.Customer = false
+		if event.To, err = internalApprovers(ctx, tx); err != nil {
+			return err
+		}
+		return s.cfg.Notify.Tell(ctx, tx, event)
+	})
+}
+
 // askProvider tells the provider's own approvers.
 func (s *Service) askProvider(ctx context.Context, tx *store.Tx, r store.Request, demands []policy.Demand) error {
 	to, err := internalApprovers(ctx, tx)

@@ -38,6 +38,7 @@ const (
 	Relocked         Kind = "relocked" // the device confirmed that it is locked
 	BreakGlass       Kind = "break-glass"
 	PolicyReplaced   Kind = "trust-policy-replaced"
+	KeyExported      Kind = "key-exported"  // a recovery password left custody
 	ContactAsked     Kind = "contact-asked" // a manager is to approve reading a customer's address
 	ContactRead      Kind = "contact-read"
 	TestNotice       Kind = "test"
@@ -80,6 +81,8 @@ var kinds = map[Kind]struct{ title, lead string }{
 		`Support uses an emergency rule of your trust policy to open your device without your approval. You are told before it is opened.`},
 	PolicyReplaced: {`The trust policy of {{.Subject}} was replaced`,
 		`If you do not know of this, tell your security team now.`},
+	KeyExported: {`A recovery password of {{.Device}} leaves custody`,
+		`Whoever holds it and the disk can read the disk. If you do not know of this, tell your security team now.`},
 	ContactAsked: {`A contact address of {{.Tenant}} is asked for: {{.Subject}}`,
 		`An employee asks to read a customer's contact address. A manager decides.`},
 	ContactRead: {`Your contact address was read: {{.Subject}}`,
