@@ -20,7 +20,7 @@ var plan = strings.Fields(`
 	protocol/approval protocol/sealing protocol/auditlog protocol/manifest protocol/recording
 	certs configs
 	agent agent/bitlocker agent/cmd/databox-agent
-	agent/internal/config agent/internal/state agent/internal/journal agent/internal/disk agent/internal/disk/disktest
+	agent/internal/config agent/internal/state agent/internal/journal agent/internal/recorder agent/internal/disk agent/internal/disk/disktest
 	agent/internal/share agent/internal/copyjob agent/internal/shell agent/internal/lock
 	agent/internal/uplink agent/internal/support agent/internal/localapi agent/internal/cli
 	controlplane controlplane/client controlplane/cmd/lockboxd controlplane/cmd/lockbox
@@ -45,7 +45,7 @@ var topLevel = strings.Fields("agent controlplane protocol simulator certs confi
 var floors = map[string][]string{
 	"agent/internal": {
 		"config state",
-		"journal disk",
+		"journal disk recorder",
 		"share copyjob shell",
 		"lock",
 		"uplink support localapi cli",

@@ -87,6 +87,9 @@ func (e *Encoder) Head() Head { return e.chain.head() }
 // Counts returns what was recorded so far.
 func (e *Encoder) Counts() Counts { return e.counts }
 
+// Ended reports whether there is an End.
+func (e *Encoder) Ended() bool { return e.ended }
+
 // Append returns the bytes of the next frame. A clock that goes back stands
 // still in a recording.
 func (e *Encoder) Append(now time.Time, b Body) ([]byte, error) {

@@ -1,0 +1,296 @@
+package recorder
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/databox-lockbox/lockbox/protocol"
+	"github.com/databox-lockbox/lockbox/protocol/approval"
+	"github.com/databox-lockbox/lockbox/protocol/auditlog"
+	"github.com/databox-lockbox/lockbox/protocol/recording"
+)
+
+// Limits of those who read along.
+const (
+	maxWatchers = 8                // of one recording
+	watchChunk  = 16 << 10         // bytes sent at once to a watcher
+	watchBound  = 10 * time.Second // a watcher who takes longer for them is dropped
+	sendChunk   = 128 << 10        // bytes sent at once to the control plane
+	sendBound   = 30 * time.Second
+	sendEvery   = time.Second // between two pieces of a growing recording
+	firstPause  = 500 * time.Millisecond
+	longest     = time.Minute
+)
+
+// watcher is somebody who watches a recording.
+type watcher struct{ name string }
+
+// OnWatch says who is to be told who watches: f is called with the names
+// whenever they change, and at once if there are any. f must not wait.
+func (r *Recording) OnWatch(f func(names []string)) {
+	r.mu.Lock()
+	r.onWatch = append(r.onWatch, f)
+	names := r.namesLocked()
+	r.mu.Unlock()
+	if len(names) > 0 {
+		f(names)
+	}
+}
+
+// Watchers returns the names of those who watch.
+func (r *Recording) Watchers() []string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.namesLocked()
+}
+
+func (r *Recording) namesLocked() []string {
+	var names []string
+	for w := range r.watchers {
+		names = append(names, w.name)
+	}
+	slices.Sort(names)
+	return slices.Compact(names)
+}
+
+// Watch sends a recording to somebody from an offset on, and then what is added
+// to it, until it is closed or ctx ends. Those who are recorded are told. A
+// watcher that does not take what it is sent is dropped with
+// [protocol.CodeLimit].
+func (s *Store) Watch(ctx context.Context, id string, offset int64, name string, send func(offset int64, data []byte) error) error {
+	r, err := s.find(id)
+	if err != nil {
+		return err
+	}
+	leave, err := r.enter(name)
+	if err != nil {
+		return err
+	}
+	defer leave()
+	return r.follow(ctx, offset, send)
+}
+
+// enter adds a watcher and returns what takes it out again.
+func (r *Recording) enter(name string) (leave func(), err error) {
+	w := &watcher{name}
+	r.mu.Lock()
+	if len(r.watchers) >= maxWatchers {
+		r.mu.Unlock()
+		return nil, protocol.Errorf(protocol.CodeLimit, "recording %s is watched by %d already", r.meta.ID, maxWatchers)
+	}
+	r.watchers[w] = true
+	r.mu.Unlock()
+	if err := r.tell(); err != nil {
+		return nil, err
+	}
+	return func() {
+		r.mu.Lock()
+		delete(r.watchers, w)
+		r.mu.Unlock()
+		_ = r.tell() // if it cannot be recorded that somebody left, all of it ends
+	}, nil
+}
+
+// tell records who watches, and tells those who are watched.
+func (r *Recording) tell() error {
+	r.mu.Lock()
+	names, told := r.namesLocked(), slices.Clone(r.onWatch)
+	if r.reason != "" {
+		r.mu.Unlock()
+		return nil // it has ended: nobody is watched
+	}
+	err := r.appendLocked(recording.Watch{Names: names})
+	r.mu.Unlock()
+	for _, f := range told {
+		f(names)
+	}
+	return err
+}
+
+// follow sends what is written, from an offset on, until the recording is
+// closed.
+func (r *Recording) follow(ctx context.Context, offset int64, send func(offset int64, data []byte) error) error {
+	file, err := os.Open(r.store.path(r.meta.ID, ".rec"))
+	if err != nil {
+		return err
+	}
+	defer file.Close()
+	buf := make([]byte, watchChunk)
+	for {
+		r.mu.Lock()
+		size, grown, closed := r.size, r.grown, r.file == nil
+		r.mu.Unlock()
+		switch {
+		case offset < 0 || offset > size:
+			return protocol.Errorf(protocol.CodeInvalid, "recording %s has %d bytes: nothing follows byte %d", r.meta.ID, size, offset)
+		case offset < size:
+			n, err := file.ReadAt(buf[:min(watchChunk, size-offset)], offset)
+			if err != nil {
+				return fmt.Errorf("cannot read recording %s: %w", r.meta.ID, err)
+			}
+			began := time.Now()
+			if err := send(offset, buf[:n]); err != nil {
+				return err
+			}
+			if time.Since(began) > watchBound {
+				return protocol.Errorf(protocol.CodeLimit, "the watcher is too slow: watch again from byte %d", offset+int64(n))
+			}
+			offset += int64(n)
+			continue
+		case closed:
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-grown:
+		}
+	}
+}
+
+// Chunk is a piece of a recording for the control plane.
+type Chunk struct {
+	Recording string
+	Offset    int64
+	Data      []byte
+	Closed    bool            // Data reaches the end of a closed recording
+	Digest    approval.Digest // of all of it, when Closed
+}
+
+// Upload brings every recording to the control plane as it grows, until ctx
+// ends; then it returns nil. Only what is durable here is sent.
+//
+// send delivers a piece and returns the offset that is expected next, and
+// whether the whole, closed recording is kept there. A failed send is repeated
+// after a pause that grows to a minute; one that is refused for good
+// ([protocol.CodeInvalid], [protocol.CodeConflict], [protocol.CodeForbidden],
+// [protocol.CodeRecording]) is recorded, and the recording is kept.
+func (s *Store) Upload(ctx context.Context, send func(context.Context, Chunk) (acked int64, confirmed bool, err error)) error {
+	for failures := 0; ctx.Err() == nil; {
+		sent, failed := s.uploadAll(ctx, send)
+		switch {
+		case failed && !sent:
+			sleep(ctx, min(longest, firstPause<<min(failures, 16)))
+			failures++
+			continue
+		case !sent:
+			select {
+			case <-ctx.Done():
+			case <-s.changed:
+			}
+		}
+		failures = 0
+		sleep(ctx, sendEvery)
+	}
+	return nil
+}
+
+// uploadAll sends what there is, and reports whether anything was brought
+// forward, and whether anything failed.
+func (s *Store) uploadAll(ctx context.Context, send func(context.Context, Chunk) (int64, bool, error)) (sent, failed bool) {
+	for _, r := range s.list() {
+		for ctx.Err() == nil {
+			moved, err := r.upload(ctx, send)
+			if err != nil {
+				failed = true
+				s.cfg.Log.Debug().Err(err).Str("recording", r.meta.ID).Msg("cannot bring a recording to the control plane")
+			}
+			if !moved {
+				break
+			}
+			sent = true
+		}
+	}
+	return sent, failed
+}
+
+// upload sends the next piece of the recording, if there is one, and reports
+// whether that brought it forward.
+func (r *Recording) upload(ctx context.Context, send func(context.Context, Chunk) (int64, bool, error)) (moved bool, err error) {
+	r.mu.Lock()
+	closed, at, synced := r.file == nil, r.acked, r.synced
+	done := r.refused || !r.state.Confirmed.IsZero() || !closed && at == synced
+	c := Chunk{Recording: r.meta.ID, Offset: at}
+	if synced-at <= sendChunk && closed {
+		c.Closed, c.Digest = true, r.state.Digest
+	}
+	r.mu.Unlock()
+	if done {
+		return false, nil
+	}
+	if c.Data, err = r.piece(at, min(sendChunk, synced-at)); err != nil {
+		return false, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, sendBound)
+	defer cancel()
+	acked, confirmed, err := send(ctx, c)
+	if err != nil {
+		return false, r.answered(err)
+	}
+	return r.ack(c, acked, confirmed)
+}
+
+func (r *Recording) piece(at, n int64) ([]byte, error) {
+	file, err := os.Open(r.store.path(r.meta.ID, ".rec"))
+	if err != nil {
+		return nil, err
+	}
+	defer file.Close()
+	data := make([]byte, n)
+	_, err = file.ReadAt(data, at)
+	return data, err
+}
+
+// ack takes an answer of the control plane.
+func (r *Recording) ack(c Chunk, acked int64, confirmed bool) (moved bool, err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if acked < 0 || acked > r.synced {
+		return false, fmt.Errorf("byte %d cannot be expected of %d", acked, r.synced)
+	}
+	r.acked = acked // which may go back, when the control plane was restored
+	switch {
+	case confirmed && c.Closed:
+	case acked <= c.Offset:
+		return false, fmt.Errorf("the control plane goes on from byte %d", acked)
+	default:
+		return true, nil
+	}
+	k := r.state
+	k.Confirmed = r.store.cfg.Now()
+	if err := r.store.writeKnown(r.meta.ID, k); err != nil {
+		return false, err
+	}
+	r.state = k
+	return true, nil
+}
+
+// answered takes a refusal. One for good is recorded, once.
+func (r *Recording) answered(err error) error {
+	switch code := protocol.CodeOf(err); code {
+	case protocol.CodeInvalid, protocol.CodeConflict, protocol.CodeForbidden, protocol.CodeRecording:
+		r.mu.Lock()
+		r.refused = true
+		r.mu.Unlock()
+		rec := r.store.record(auditlog.OpNoteRecording, auditlog.Refused, r.meta)
+		rec.Properties["refused"] = string(code)
+		rec.Properties["message"] = strings.ToValidUTF8(err.Error(), "?")
+		_, recordErr := r.store.cfg.Journal.Append(context.Background(), rec)
+		return errors.Join(err, recordErr)
+	}
+	return err
+}
+
+func sleep(ctx context.Context, d time.Duration) {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+	case <-timer.C:
+	}
+}
