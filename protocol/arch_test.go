@@ -21,7 +21,7 @@ var plan = strings.Fields(`
 	certs configs
 	agent agent/bitlocker agent/cmd/databox-agent
 	agent/internal/config agent/internal/state agent/internal/journal agent/internal/recorder agent/internal/disk agent/internal/disk/disktest
-	agent/internal/share agent/internal/copyjob agent/internal/shell agent/internal/lock
+	agent/internal/share agent/internal/copyjob agent/internal/shell agent/internal/shell/files agent/internal/lock
 	agent/internal/uplink agent/internal/support agent/internal/localapi agent/internal/cli
 	controlplane controlplane/client controlplane/cmd/lockboxd controlplane/cmd/lockbox
 	controlplane/internal/config controlplane/internal/store controlplane/internal/store/storetest

@@ -1,0 +1,389 @@
+package files
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"hash"
+	"io"
+	"io/fs"
+	"os"
+	"path"
+	"sync"
+	"syscall"
+
+	"github.com/databox-lockbox/lockbox/protocol/recording"
+)
+
+// File is an open file. It is safe for concurrent use. Whoever opened it closes
+// it: only then is the content recorded, and durable.
+type File struct {
+	f      *os.File
+	system *System
+	place  place
+	write  bool
+	append bool
+	made   bool   // it is new: its name is not durable yet
+	stage  *stage // nil if it is written where it is
+	read   transfer
+	wrote  transfer
+
+	mu     sync.Mutex // guards what follows
+	offset int64
+	closed bool
+}
+
+// Open opens a file for reading.
+func (s *System) Open(name string) (*File, error) { return s.OpenFile(name, os.O_RDONLY, 0) }
+
+// Create opens a file for writing that is new, or loses what it held: then see
+// [System.Replace].
+func (s *System) Create(name string) (*File, error) {
+	return s.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o644)
+}
+
+// OpenFile opens a file as [os.OpenFile] does, and nothing but a regular one.
+// What O_TRUNC would empty is replaced when the file is closed, see
+// [System.Replace].
+func (s *System) OpenFile(name string, flag int, perm fs.FileMode) (*File, error) {
+	f := &File{system: s, write: flag&(os.O_WRONLY|os.O_RDWR) != 0, append: flag&os.O_APPEND != 0}
+	op, find := recording.OpOpen, s.find
+	if f.write {
+		find = func(op, name string) (place, error) { return s.toWrite(recording.Op(op), name) }
+	}
+	p, err := find(string(op), name)
+	if err != nil {
+		return nil, err
+	}
+	f.place = p
+	info, err := p.Stat(p.name)
+	if flag&os.O_TRUNC != 0 && f.write && err == nil && info.Mode().IsRegular() && info.Size() > 0 && flag&os.O_EXCL == 0 {
+		p.Close()
+		return s.Replace(name)
+	}
+	e := s.event(op, p)
+	if errors.Is(err, fs.ErrNotExist) && f.write && flag&os.O_CREATE != 0 {
+		f.made, e.Op = true, recording.OpCreate
+		err = checkNew(path.Base(p.name))
+	} else {
+		err = regular(info, err)
+	}
+	if err == nil {
+		// Nothing in it is cut here, and nothing waits for a pipe.
+		f.f, err = p.OpenFile(p.name, flag&^(os.O_TRUNC|os.O_APPEND)|syscall.O_NONBLOCK, perm)
+	}
+	if err := s.opened(f, e, err); err != nil {
+		return nil, err
+	}
+	return f, nil
+}
+
+// opened records that a file was opened, or why not.
+func (s *System) opened(f *File, e recording.FileEvent, err error) error {
+	if err == nil {
+		if err = regular(f.f.Stat()); err == nil { // it may be another one by now
+			err = s.record(e)
+		}
+		if err == nil {
+			return nil
+		}
+		f.f.Close()
+	}
+	return s.done(f.place, e, err)
+}
+
+// Replace opens new content for a file, which takes the place of the old when it
+// is closed: until then, and if it is abandoned, nothing has changed. To replace
+// what is there needs an approval that says delete.
+func (s *System) Replace(name string) (*File, error) {
+	p, err := s.toWrite(recording.OpCreate, name)
+	if err != nil {
+		return nil, err
+	}
+	f := &File{system: s, place: p, write: true}
+	e := s.event(recording.OpCreate, p)
+	err = p.mayReplace()
+	if err == nil {
+		f.stage, err = newStage(p)
+	}
+	if err != nil {
+		return nil, s.done(p, e, err)
+	}
+	f.f = f.stage.file
+	if err := s.record(e); err != nil {
+		f.stage.drop()
+		p.Close()
+		return nil, err
+	}
+	return f, nil
+}
+
+// mayReplace refuses what cannot be the new content of a file.
+func (p place) mayReplace() error {
+	if p.name == "." {
+		return errNoShare
+	}
+	info, err := p.Lstat(p.name)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return checkNew(path.Base(p.name))
+	case err == nil && info.Mode()&fs.ModeSymlink != 0:
+		return errors.New("is a symbolic link: name the file that it leads to")
+	}
+	if err := regular(info, err); err != nil {
+		return err
+	}
+	return p.mayDelete(p.full + " would be replaced")
+}
+
+// Name returns the path that the engineer sees.
+func (f *File) Name() string { return f.place.full }
+
+// Stat describes the open file.
+func (f *File) Stat() (fs.FileInfo, error) { return f.f.Stat() }
+
+// Read reads on.
+func (f *File) Read(p []byte) (int, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	n, err := f.ReadAt(p, f.offset)
+	f.offset += int64(n)
+	if n > 0 && err == io.EOF {
+		err = nil
+	}
+	return n, err
+}
+
+// ReadAt implements [io.ReaderAt].
+func (f *File) ReadAt(p []byte, off int64) (int, error) {
+	n, err := f.f.ReadAt(p, off)
+	f.read.add(off, p[:n])
+	return n, f.explain("read", err)
+}
+
+// Write writes on, at the end if the file was opened with O_APPEND.
+func (f *File) Write(p []byte) (int, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	n, err := f.writeAtLocked(p, f.offset)
+	f.offset += int64(n)
+	return n, err
+}
+
+// WriteAt implements [io.WriterAt]. It writes at the end if the file was opened
+// with O_APPEND.
+func (f *File) WriteAt(p []byte, off int64) (int, error) {
+	if f.append {
+		return f.Write(p)
+	}
+	n, err := f.f.WriteAt(p, off)
+	f.wrote.add(off, p[:n])
+	return n, f.explain("write", err)
+}
+
+func (f *File) writeAtLocked(p []byte, off int64) (int, error) {
+	if f.append {
+		info, err := f.f.Stat()
+		if err != nil {
+			return 0, f.explain("write", err)
+		}
+		off = info.Size()
+	}
+	n, err := f.f.WriteAt(p, off)
+	f.wrote.add(off, p[:n])
+	return n, f.explain("write", err)
+}
+
+// Seek implements [io.Seeker].
+func (f *File) Seek(offset int64, whence int) (int64, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	switch whence {
+	case io.SeekCurrent:
+		offset += f.offset
+	case io.SeekEnd:
+		info, err := f.f.Stat()
+		if err != nil {
+			return 0, f.explain("seek", err)
+		}
+		offset += info.Size()
+	}
+	if offset < 0 {
+		return 0, f.explain("seek", syscall.EINVAL)
+	}
+	f.offset = offset
+	return offset, nil
+}
+
+// Truncate gives the file another size. To make it shorter needs an approval
+// that says delete.
+func (f *File) Truncate(size int64) error {
+	e := f.system.event(recording.OpTruncate, f.place)
+	e.Size = size
+	info, err := f.f.Stat()
+	if err == nil && size < info.Size() && f.stage == nil {
+		err = f.place.mayDelete(f.place.full + " would be cut short")
+	}
+	if err == nil {
+		if err = f.system.record(e); err == nil {
+			f.wrote.spoil()
+			err = f.f.Truncate(size)
+		}
+	}
+	if err != nil {
+		return f.system.failed(e, f.explain("truncate", err))
+	}
+	return nil
+}
+
+// Sync makes what was written durable. What replaces a file does so at Close.
+func (f *File) Sync() error { return f.explain("sync", f.f.Sync()) }
+
+func (f *File) explain(op string, err error) error {
+	if err == nil || err == io.EOF {
+		return err
+	}
+	return &fs.PathError{Op: op, Path: f.place.full, Err: reason(err)}
+}
+
+// Close makes what was written durable and records what was transferred. Only
+// when it returns nil is the content what was written.
+func (f *File) Close() error { return f.close(true) }
+
+// Abandon closes the file without its new content taking the place of the old.
+// What was written where the file is stays.
+func (f *File) Abandon() error { return f.close(false) }
+
+func (f *File) close(keep bool) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.closed {
+		return f.explain("close", fs.ErrClosed)
+	}
+	f.closed = true
+	defer f.place.Close()
+	events, err := f.content()
+	if f.write && err == nil {
+		err = f.settle(keep)
+	} else if f.stage != nil {
+		f.stage.drop()
+	}
+	err = errors.Join(err, f.f.Close())
+	for _, e := range events {
+		if err != nil {
+			e.Error = reason(err).Error()
+		}
+		if unrecorded := f.system.record(e); unrecorded != nil {
+			return unrecorded
+		}
+	}
+	if err != nil {
+		return f.explain("close", err)
+	}
+	return nil
+}
+
+// content returns what is to be recorded of the content that was transferred.
+func (f *File) content() (events []recording.FileEvent, err error) {
+	info, err := f.f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	add := func(op recording.Op, t *transfer, always bool) {
+		if bytes, sum := t.result(info.Size()); bytes > 0 || always {
+			e := f.system.event(op, f.place)
+			e.Size, e.SHA256 = bytes, sum
+			events = append(events, e)
+		}
+	}
+	add(recording.OpRead, &f.read, false)
+	add(recording.OpWrite, &f.wrote, f.write)
+	return events, nil
+}
+
+// settle makes what was written durable, in its place.
+func (f *File) settle(keep bool) error {
+	switch {
+	case f.stage != nil && !keep:
+		f.stage.drop()
+		return nil
+	case f.stage != nil:
+		return f.stage.commit(f.place)
+	}
+	if err := f.f.Sync(); err != nil || !f.made {
+		return err
+	}
+	dir, _, err := f.place.parent()
+	if err != nil {
+		return err
+	}
+	return errors.Join(dir.Sync(), dir.Close())
+}
+
+// maxHeld bounds what a transfer keeps of pieces that came out of order.
+const maxHeld = 4 << 20
+
+// transfer hashes what was transferred, if it was all of a file, once and
+// nearly in order.
+type transfer struct {
+	mu      sync.Mutex // guards what follows
+	bytes   int64
+	sum     hash.Hash
+	next    int64            // all before it was hashed
+	held    map[int64][]byte // pieces that come later
+	size    int              // of held
+	unknown bool             // the hash cannot be known any more
+}
+
+func (t *transfer) add(off int64, p []byte) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.bytes += int64(len(p))
+	switch {
+	case t.unknown || len(p) == 0:
+	case off == t.next:
+		t.hashLocked(p)
+		for piece, ok := t.held[t.next]; ok; piece, ok = t.held[t.next] {
+			delete(t.held, t.next)
+			t.size -= len(piece)
+			t.hashLocked(piece)
+		}
+	case off < t.next || t.held[off] != nil || t.size+len(p) > maxHeld:
+		t.unknown, t.held, t.sum = true, nil, nil
+	default:
+		if t.held == nil {
+			t.held = make(map[int64][]byte)
+		}
+		t.held[off] = append([]byte(nil), p...)
+		t.size += len(p)
+	}
+}
+
+func (t *transfer) hashLocked(p []byte) {
+	if t.sum == nil {
+		t.sum = sha256.New()
+	}
+	t.sum.Write(p)
+	t.next += int64(len(p))
+}
+
+// spoil says that the content is not what was hashed.
+func (t *transfer) spoil() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.unknown = true
+}
+
+// result returns how much was transferred, and the SHA-256 of a file of that
+// size if it was all of it, else "".
+func (t *transfer) result(size int64) (int64, string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.unknown || len(t.held) > 0 || t.next != size {
+		return t.bytes, ""
+	}
+	if t.sum == nil {
+		t.sum = sha256.New()
+	}
+	return t.bytes, hex.EncodeToString(t.sum.Sum(nil))
+}
