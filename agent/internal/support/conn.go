@@ -41,7 +41,7 @@ func (s *Server) ServeConn(ctx context.Context, raw net.Conn, id protocol.Sessio
 	var answers sync.WaitGroup
 	defer answers.Wait()
 	defer sc.Close()
-	answers.Go(func() { refuseAll(requests) })
+	answers.Go(func() { c.refuseAll(requests) })
 
 	if err := s.join(one, raw); err != nil {
 		return err
@@ -204,10 +204,13 @@ func (s *Server) failed(id protocol.SessionID) {
 	}
 }
 
-// refuseAll refuses global requests: no forwarding of any kind. To a keep-alive
-// that is an answer as good as any.
-func refuseAll(requests <-chan *ssh.Request) {
+// refuseAll refuses global requests: no forwarding of any kind. To a keep-alive,
+// with which a client says that it is there, that is an answer as good as any.
+func (c *connection) refuseAll(requests <-chan *ssh.Request) {
 	for r := range requests {
+		if r.Type == "keepalive@openssh.com" {
+			c.idle.touch()
+		}
 		if r.WantReply {
 			r.Reply(false, nil)
 		}
@@ -257,14 +260,23 @@ func (c *connection) serve(ctx context.Context, channels <-chan ssh.NewChannel) 
 
 // idleTimer ends a connection on which nothing happens.
 type idleTimer struct {
-	mu    sync.Mutex // guards what follows
-	timer *time.Timer
-	busy  int // commands that run
+	mu    sync.Mutex  // guards what follows
+	timer *time.Timer // nil while it does not run
+	busy  int         // commands that run
 }
 
-func (i *idleTimer) start(end func()) { i.timer = time.AfterFunc(idleTimeout, end) }
+func (i *idleTimer) start(end func()) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	i.timer = time.AfterFunc(idleTimeout, end)
+}
 
-func (i *idleTimer) stop() { i.timer.Stop() }
+func (i *idleTimer) stop() {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	i.timer.Stop()
+	i.timer = nil
+}
 
 // touch says that something came from the client.
 func (i *idleTimer) touch() { i.count(0) }
@@ -274,9 +286,11 @@ func (i *idleTimer) count(commands int) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	i.busy += commands
-	if i.busy > 0 {
+	switch {
+	case i.timer == nil: // not begun, or over
+	case i.busy > 0:
 		i.timer.Stop()
-	} else {
+	default:
 		i.timer.Reset(idleTimeout)
 	}
 }

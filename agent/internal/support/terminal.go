@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"sync"
 
@@ -13,10 +14,11 @@ import (
 	"github.com/databox-lockbox/lockbox/agent/internal/shell"
 )
 
-// terminal is one session channel: a shell, or one command.
+// terminal is one session channel: a shell, one command, or files.
 type terminal struct {
 	conn    *connection
 	channel active
+	ended   sync.Once // the client has been told how it ended
 
 	// These belong to the one who answers the requests; the console is safe for
 	// concurrent use and does not change once the work has started.
@@ -24,10 +26,12 @@ type terminal struct {
 	pty           bool
 	columns, rows int
 	console       *shell.Console // of an interactive shell with a terminal
+
+	unrecorded bool // the work could not be recorded: the connection ends with it
 }
 
 // serve answers the channel's requests. One of them starts the work; the others
-// describe the terminal.
+// describe the terminal, or are signals for what runs.
 func (t *terminal) serve(ctx context.Context, requests <-chan *ssh.Request) {
 	defer t.channel.Close()
 	ctx, cancel := context.WithCancel(ctx)
@@ -35,20 +39,24 @@ func (t *terminal) serve(ctx context.Context, requests <-chan *ssh.Request) {
 	defer work.Wait()
 	defer cancel()
 	for r := range requests {
-		run := t.answer(r)
+		then := t.answer(r)
 		if r.WantReply {
-			r.Reply(run != nil, nil)
+			r.Reply(then != nil, nil)
 		}
-		if run != nil {
-			run(ctx, &work, cancel)
+		if then != nil {
+			then(ctx, &work, cancel)
 		}
 	}
 }
 
-// answer decides about a request. It returns what to do once it was answered,
-// nil to refuse it.
-func (t *terminal) answer(r *ssh.Request) func(context.Context, *sync.WaitGroup, context.CancelFunc) {
-	nothing := func(context.Context, *sync.WaitGroup, context.CancelFunc) {}
+// deed is what to do once a request was answered. Whoever starts work in it adds
+// it to the group; cancel ends the work.
+type deed func(ctx context.Context, work *sync.WaitGroup, cancel context.CancelFunc)
+
+func nothing(context.Context, *sync.WaitGroup, context.CancelFunc) {}
+
+// answer decides about a request. It returns what to do, nil to refuse it.
+func (t *terminal) answer(r *ssh.Request) deed {
 	switch r.Type {
 	case "pty-req":
 		if !t.started && t.startTerminal(r.Payload) {
@@ -58,39 +66,86 @@ func (t *terminal) answer(r *ssh.Request) func(context.Context, *sync.WaitGroup,
 		if t.resize(r.Payload) {
 			return nothing
 		}
-	case "shell", "exec":
-		line, isExec, ok := execLine(r)
-		if t.started || !ok {
-			return nil
+	case "signal", "break":
+		return t.signal(r)
+	case "shell":
+		return t.startShell()
+	case "exec":
+		if line, ok := text(r.Payload); ok {
+			return t.start(func(ctx context.Context) int { return t.exec(ctx, line) })
 		}
-		t.started = true
-		if t.pty && !isExec {
-			t.console = shell.NewConsole(t.channel, t.columns, t.rows)
-		}
-		return func(ctx context.Context, work *sync.WaitGroup, cancel context.CancelFunc) {
-			if t.console != nil {
-				work.Go(func() { t.console.Pump(ctx) })
-			}
-			work.Go(func() {
-				defer cancel()
-				sh := shell.New(t.config(isExec))
-				t.finish(t.run(ctx, sh, line, isExec))
-				if sh.Unrecorded() {
-					t.conn.Close()
-				}
-			})
-		}
+	case "subsystem":
 	}
-	return nil // env, signal, agent and X11 forwarding, subsystems
+	return nil // env, agent and X11 forwarding, other subsystems
 }
 
-func execLine(r *ssh.Request) (line string, isExec, ok bool) {
-	if r.Type == "shell" {
-		return "", false, true
+// text reads a payload that is one string, perhaps with more behind it.
+func text(payload []byte) (string, bool) {
+	var p struct {
+		Text string
+		Rest []byte `ssh:"rest"`
 	}
-	var p struct{ Command string }
-	err := ssh.Unmarshal(r.Payload, &p)
-	return p.Command, true, err == nil
+	err := ssh.Unmarshal(payload, &p)
+	return p.Text, err == nil
+}
+
+// start has the channel do its one piece of work, which returns an exit status.
+func (t *terminal) start(do func(context.Context) int) deed {
+	if t.started {
+		return nil
+	}
+	t.started = true
+	return func(ctx context.Context, work *sync.WaitGroup, cancel context.CancelFunc) {
+		work.Go(func() {
+			defer cancel()
+			t.exit("exit-status", ssh.Marshal(struct{ Status uint32 }{uint32(do(ctx))}))
+			if t.unrecorded {
+				t.conn.Close()
+			}
+		})
+	}
+}
+
+// startShell starts a shell, with a line editor if there is a terminal.
+func (t *terminal) startShell() deed {
+	begin := t.start(t.shell)
+	if begin == nil || !t.pty {
+		return begin
+	}
+	t.console = shell.NewConsole(t.channel, t.columns, t.rows)
+	return func(ctx context.Context, work *sync.WaitGroup, cancel context.CancelFunc) {
+		work.Go(func() { t.console.Pump(ctx) })
+		begin(ctx, work, cancel)
+	}
+}
+
+// signal ends what runs, as a signal does. INT, and break, only interrupt the
+// command of a shell with a terminal.
+func (t *terminal) signal(r *ssh.Request) deed {
+	name := "INT"
+	if r.Type == "signal" {
+		name, _ = text(r.Payload)
+	}
+	switch {
+	case !t.started || !slices.Contains(signals, name):
+		return nil
+	case t.console != nil && name == "INT":
+		return func(context.Context, *sync.WaitGroup, context.CancelFunc) { t.console.Interrupt() }
+	}
+	return func(_ context.Context, _ *sync.WaitGroup, cancel context.CancelFunc) { t.kill(name, cancel) }
+}
+
+// signals are those that end what runs, RFC 4254 section 6.10.
+var signals = []string{"HUP", "INT", "KILL", "QUIT", "TERM"}
+
+// kill ends what runs and tells the client so at once, whatever it waits for.
+func (t *terminal) kill(name string, cancel context.CancelFunc) {
+	t.exit("exit-signal", ssh.Marshal(struct {
+		Name           string
+		Core           bool
+		Text, Language string
+	}{Name: name}))
+	cancel()
 }
 
 func (t *terminal) startTerminal(payload []byte) bool {
@@ -128,28 +183,33 @@ func (t *terminal) setSize(columns, rows uint32) {
 }
 
 // config is that of this channel's shell.
-func (t *terminal) config(isExec bool) shell.Config {
-	cfg := shell.Config{
+func (t *terminal) config() shell.Config {
+	return shell.Config{
 		Node: t.conn, Session: t.conn, Now: t.conn.server.cfg.Clock.Now,
 		Out: t.channel, Err: t.channel.Stderr(), Log: t.conn.server.cfg.Log,
 	}
-	if isExec && t.pty { // output only; a terminal wants its line ends
-		cfg.Out, cfg.Err = lineEnds{t.channel}, lineEnds{t.channel}
-	}
-	return cfg
 }
 
-// run runs one command line, or lines until the end of input, and returns the
-// exit status.
-func (t *terminal) run(ctx context.Context, sh *shell.Shell, line string, isExec bool) int {
-	switch {
-	case isExec:
-		return sh.Run(ctx, line)
-	case t.pty:
-		t.greet()
-		return sh.Interact(ctx, t.console, t.prompt)
+// exec runs one command line.
+func (t *terminal) exec(ctx context.Context, line string) int {
+	cfg := t.config()
+	if t.pty { // a terminal wants its line ends
+		cfg.Out, cfg.Err = lineEnds{t.channel}, lineEnds{t.channel}
 	}
-	return sh.Lines(ctx, t.channel)
+	sh := shell.New(cfg)
+	defer func() { t.unrecorded = sh.Unrecorded() }()
+	return sh.Run(ctx, line)
+}
+
+// shell runs lines until the end of input.
+func (t *terminal) shell(ctx context.Context) int {
+	sh := shell.New(t.config())
+	defer func() { t.unrecorded = sh.Unrecorded() }()
+	if !t.pty {
+		return sh.Lines(ctx, t.channel)
+	}
+	t.greet()
+	return sh.Interact(ctx, t.console, t.prompt)
 }
 
 func (t *terminal) greet() {
@@ -164,11 +224,13 @@ func (t *terminal) prompt() string {
 	return fmt.Sprintf("%s [%s]> ", cfg.Node, strings.ToLower(cfg.Lock.Status().State))
 }
 
-// finish reports the exit status and ends the channel.
-func (t *terminal) finish(status int) {
-	t.channel.SendRequest("exit-status", false, ssh.Marshal(struct{ Status uint32 }{uint32(status)}))
-	t.channel.CloseWrite()
-	t.channel.Close()
+// exit tells the client how the work ended, once, and ends the channel.
+func (t *terminal) exit(request string, payload []byte) {
+	t.ended.Do(func() {
+		t.channel.SendRequest(request, false, payload)
+		t.channel.CloseWrite()
+		t.channel.Close()
+	})
 }
 
 // lineEnds ends lines as a terminal wants them.
