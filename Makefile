@@ -32,7 +32,7 @@ bench: deps build ## measure, and print one line a figure
 bench-disk: deps build ## measure the disk engine beside its peers, and print a table of targets
 	@$(SUDO) ./bin/databox-sim bench-disk
 
-bench-workflow: deps build ## attack devices with every key but the customer's, 100,000 times
+bench-workflow: deps build ## attack devices with every key but the customer's, 100,000 times, and measure requests
 	@./bin/databox-sim bench-workflow
 
 check: ## formatting, vet, staticcheck, generated code

@@ -7,12 +7,20 @@ import (
 	"io"
 	"math/rand/v2"
 	"os"
+	"path/filepath"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/databox-lockbox/lockbox/simulator/figure"
+	"github.com/databox-lockbox/lockbox/simulator/fleet"
 	"github.com/databox-lockbox/lockbox/simulator/hostile"
+)
+
+// What requests_per_s is measured with.
+const (
+	requestDevices = 16
+	requestsEach   = 8
 )
 
 // benchWorkflow are the flags of the command.
@@ -25,11 +33,13 @@ func benchWorkflowCommand() *cobra.Command {
 	var b benchWorkflow
 	c := &cobra.Command{
 		Use:   "bench-workflow",
-		Short: "Attack devices with every key but the customer's",
-		Long: `Attack devices with every key but the customer's.
+		Short: "Attack devices with every key but the customer's, and measure requests",
+		Long: `Attack devices with every key but the customer's, and measure requests.
 
   hostile_attacks   attacks of a control plane that has every service key, on real agents without mounts
   hostile_opened    those that opened a device: if it is not 0, they are printed and the command fails
+  requests_per_s    requests that are made, approved by both sides, executed and revoked, on bare devices,
+                    by a control plane over SQLite
 
 One line each on standard output; on standard error, a table of the kinds of attack and
 of the codes they were refused with. For each kind, the same with nothing wrong opens.`,
@@ -72,5 +82,10 @@ func (b benchWorkflow) run(ctx context.Context, out, note io.Writer) (err error)
 	if len(r.Opened) > 0 {
 		return fmt.Errorf("%d attacks opened a device", len(r.Opened))
 	}
+	rate, err := fleet.RequestRate(ctx, filepath.Join(dir, "requests"), requestDevices, requestsEach, note)
+	if err != nil {
+		return err
+	}
+	fmt.Fprintln(out, rate)
 	return nil
 }

@@ -81,7 +81,7 @@ func (m *maker) one(ctx context.Context) (err error) {
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
-		serial := protocol.DeviceSerial(fmt.Sprintf("FLT%05d", m.last.Add(1)))
+		serial := serialOf(m.last.Add(1))
 		if err = makeDevice(ctx, m.w, m.crew, serial); err == nil {
 			return nil
 		}
@@ -90,13 +90,17 @@ func (m *maker) one(ctx context.Context) (err error) {
 	return err
 }
 
+func serialOf(n int64) protocol.DeviceSerial { return protocol.DeviceSerial(fmt.Sprintf("FLT%05d", n)) }
+
+func orderOf(serial protocol.DeviceSerial) protocol.OrderID { return protocol.OrderID("ORD-" + serial) }
+
 func makeDevice(ctx context.Context, w *world.World, crew *world.Crew, serial protocol.DeviceSerial) error {
 	cfg := deviceConfig(Dir(w), serial)
 	disk, err := makeDisk(ctx, cfg.Disks[0].Image)
 	if err != nil {
 		return err
 	}
-	order := protocol.OrderID("ORD-" + serial)
+	order := orderOf(serial)
 	policy, err := crew.Order(ctx, "databox", w.Destinations(), &lockboxv1.PrepareDeviceRequest{
 		Order: string(order), Serial: string(serial), Disks: []*lockboxv1.PreparedDisk{disk},
 	})

@@ -205,6 +205,16 @@ func TestUnlockTimes(t *testing.T) {
 	}
 }
 
+func TestRequestRate(t *testing.T) {
+	f, err := fleet.RequestRate(t.Context(), t.TempDir(), 2, 2, io.Discard)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if f.Name != "requests_per_s" || f.Value <= 0 {
+		t.Errorf("measured %v", f)
+	}
+}
+
 func TestPartThatDoesNotExist(t *testing.T) {
 	if err := fleet.Part(t.Context(), []string{"nothing", "at all"}, strings.NewReader(""), io.Discard); err == nil {
 		t.Error("ran a part that does not exist")

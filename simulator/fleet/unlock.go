@@ -135,25 +135,29 @@ func (s *scene) bringDevice(ctx context.Context, keeper []string, note io.Writer
 	if err := s.control.Await(ctx, 1, onlineWithin); err != nil {
 		return err
 	}
-	ticket, err := s.crew.As("olga").Tickets.FileTicket(ctx, &lockboxv1.FileTicketRequest{
-		Order: string(d.Order), Title: "files are in the wrong folder",
-	})
-	if err != nil {
+	if s.ticket, err = s.fileTicket(ctx, d.Order); err != nil {
 		return err
 	}
-	s.ticket = ticket.Id
-	_, err = s.crew.As("sam").Tickets.AssignTicket(ctx, &lockboxv1.AssignTicketRequest{Id: s.ticket, Engineer: string(s.w.People["erin"].Name)})
-	if err != nil {
-		return err
-	}
-	return s.reported(ctx, protocol.Locked)
+	return s.reported(ctx, d.Serial, protocol.Locked)
 }
 
-// reported waits until the device has told the control plane its state: another
+// fileTicket files a ticket about an order, and has it assigned to the engineer.
+func (s *scene) fileTicket(ctx context.Context, order protocol.OrderID) (string, error) {
+	ticket, err := s.crew.As("olga").Tickets.FileTicket(ctx, &lockboxv1.FileTicketRequest{
+		Order: string(order), Title: "files are in the wrong folder",
+	})
+	if err != nil {
+		return "", err
+	}
+	_, err = s.crew.As("sam").Tickets.AssignTicket(ctx, &lockboxv1.AssignTicketRequest{Id: ticket.Id, Engineer: string(s.w.People["erin"].Name)})
+	return ticket.Id, err
+}
+
+// reported waits until a device has told the control plane its state: another
 // request is possible only then.
-func (s *scene) reported(ctx context.Context, want protocol.LockState) error {
+func (s *scene) reported(ctx context.Context, serial protocol.DeviceSerial, want protocol.LockState) error {
 	for deadline := time.Now().Add(onlineWithin); ; time.Sleep(10 * time.Millisecond) {
-		d, err := s.crew.As("sam").Devices.GetDevice(ctx, &lockboxv1.GetDeviceRequest{Serial: string(s.w.Device.Serial)})
+		d, err := s.crew.As("sam").Devices.GetDevice(ctx, &lockboxv1.GetDeviceRequest{Serial: string(serial)})
 		if err != nil {
 			return err
 		}
@@ -161,7 +165,7 @@ func (s *scene) reported(ctx context.Context, want protocol.LockState) error {
 			return nil
 		}
 		if time.Now().After(deadline) {
-			return fmt.Errorf("node %s reports %q, not %q, after %s", s.w.Device.Nodes[0].ID, d.Nodes[0].State, want, onlineWithin)
+			return fmt.Errorf("device %s reports %q, not %q, after %s", serial, d.Nodes[0].State, want, onlineWithin)
 		}
 	}
 }
@@ -200,7 +204,7 @@ func (s *scene) unlockOnce(ctx context.Context) (open, lock time.Duration, err e
 	if len(resp.Relocked) != 1 || !resp.Relocked[0].Confirmed || s.served(ctx) {
 		return 0, 0, fmt.Errorf("the node did not lock: %v", resp.Relocked)
 	}
-	return open, lock, s.reported(ctx, protocol.Locked)
+	return open, lock, s.reported(ctx, s.w.Device.Serial, protocol.Locked)
 }
 
 func (s *scene) decide(ctx context.Context, short, request string) error {
