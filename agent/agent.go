@@ -62,6 +62,7 @@ type Options struct {
 	Log   zerolog.Logger
 	Clock Clock    // nil: the system's
 	Self  []string // how to start this program as its own keeper; nil: none is started
+	NFS   []string // how to start this program as its own NFS server; nil: it cannot serve NFS
 }
 
 // Agent is the daemon of one node.

@@ -14,6 +14,7 @@ import (
 	"github.com/databox-lockbox/lockbox/agent/internal/disk"
 	"github.com/databox-lockbox/lockbox/agent/internal/journal"
 	"github.com/databox-lockbox/lockbox/agent/internal/localapi"
+	"github.com/databox-lockbox/lockbox/agent/internal/share/nfs"
 	"github.com/databox-lockbox/lockbox/agent/internal/state"
 	"github.com/databox-lockbox/lockbox/agent/internal/support"
 	"github.com/databox-lockbox/lockbox/agent/internal/uplink"
@@ -36,6 +37,7 @@ func Main() int {
 			return localapi.NewClient(cfg.Socket()).Lock(ctx)
 		},
 		Keeper: func() error { return disk.RunKeeper(os.Stdin) },
+		NFS:    nfs.Main,
 	})
 }
 
@@ -48,7 +50,7 @@ func run(ctx context.Context, cfg Config) error {
 	if err != nil {
 		return err
 	}
-	a, err := New(cfg, Options{Log: newLogger(cfg.Log), Self: []string{self, cli.KeeperCommand}})
+	a, err := New(cfg, Options{Log: newLogger(cfg.Log), Self: []string{self, cli.KeeperCommand}, NFS: []string{self, cli.NFSCommand}})
 	if err != nil {
 		return err
 	}

@@ -47,10 +47,15 @@ type Program struct {
 	Lock func(ctx context.Context, cfg config.Config) (*devicev1.NodeStatus, error)
 	// Keeper is the hidden process that cleans up after a killed agent.
 	Keeper func() error
+	// NFS is the hidden process that serves shares over NFS.
+	NFS func() error
 }
 
-// KeeperCommand is the argument that makes the program its own keeper.
-const KeeperCommand = "keeper"
+// The arguments that make the program its own keeper, and its own NFS server.
+const (
+	KeeperCommand = "keeper"
+	NFSCommand    = "nfs-server"
+)
 
 // Main runs the command with the process's arguments and returns its exit code.
 func Main(p Program) int {
@@ -120,7 +125,7 @@ code stands in brackets).`,
 		return usageError{fmt.Errorf("%w; see '%s --help'", err, c.CommandPath())}
 	})
 	root.PersistentFlags().StringVar(&a.configFile, "config", "/etc/databox-agent/agent.yaml", "configuration file")
-	root.AddCommand(a.runCommand(), a.enrollCommand(), a.statusCommand(), a.lockCommand(), a.checkConfigCommand(), a.keeperCommand())
+	root.AddCommand(a.runCommand(), a.enrollCommand(), a.statusCommand(), a.lockCommand(), a.checkConfigCommand(), a.keeperCommand(), a.nfsCommand())
 	return root
 }
 
@@ -179,6 +184,16 @@ func (a *app) keeperCommand() *cobra.Command {
 		Hidden: true,
 		Args:   noArgs,
 		RunE:   func(*cobra.Command, []string) error { return a.Keeper() },
+	}
+}
+
+func (a *app) nfsCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:    NFSCommand,
+		Short:  "Serve shares over NFS (started by the agent itself)",
+		Hidden: true,
+		Args:   noArgs,
+		RunE:   func(*cobra.Command, []string) error { return a.NFS() },
 	}
 }
 

@@ -10,6 +10,7 @@ import (
 	"cmp"
 	"fmt"
 	"net"
+	"net/netip"
 	"path/filepath"
 	"strconv"
 	"time"
@@ -94,6 +95,38 @@ type Share struct {
 	Address string `mapstructure:"address"`
 	// Port is the TCP port of the SMB shares; 0 chooses a free one. Default 0.
 	Port int `mapstructure:"port"`
+	// NFS serves shares over NFSv3 too.
+	NFS NFS `mapstructure:"nfs"`
+}
+
+// NFS configures the NFSv3 server. NFS has no login: whoever is at an allowed
+// address is let in. So it also takes an approved request that says so.
+type NFS struct {
+	// Enabled serves NFS. Default false.
+	Enabled bool `mapstructure:"enabled"`
+	// Address is the IP address on which it is served. Default 127.0.0.1.
+	Address string `mapstructure:"address"`
+	// Port is the TCP port, of NFS and of its mount protocol; 0 chooses a free
+	// one. Default 2049.
+	Port int `mapstructure:"port"`
+	// Allow are the addresses of clients, as in 10.1.2.0/24. Default loopback.
+	Allow []string `mapstructure:"allow"`
+}
+
+// Prefixes returns Allow as addresses.
+func (n NFS) Prefixes() ([]netip.Prefix, error) {
+	list := make([]netip.Prefix, len(n.Allow))
+	for i, text := range n.Allow {
+		prefix, err := netip.ParsePrefix(text)
+		if err == nil && prefix != prefix.Masked() {
+			err = fmt.Errorf("netip.ParsePrefix(%q): bits are set beyond the network", text)
+		}
+		if err != nil {
+			return nil, err
+		}
+		list[i] = prefix
+	}
+	return list, nil
 }
 
 // Copy configures the copy job.
@@ -122,9 +155,12 @@ type Log struct {
 // Default returns the defaults of all settings that have one.
 func Default() Config {
 	return Config{
-		Node:      1,
-		Lock:      Lock{DeadMan: 60 * time.Second, ChallengeTTL: 60 * time.Second, CommitWithin: 30 * time.Second, MaxLease: 8 * time.Hour},
-		Share:     Share{SMBD: "/usr/sbin/smbd", Address: "127.0.0.1"},
+		Node: 1,
+		Lock: Lock{DeadMan: 60 * time.Second, ChallengeTTL: 60 * time.Second, CommitWithin: 30 * time.Second, MaxLease: 8 * time.Hour},
+		Share: Share{
+			SMBD: "/usr/sbin/smbd", Address: "127.0.0.1",
+			NFS: NFS{Address: "127.0.0.1", Port: 2049, Allow: []string{"127.0.0.0/8", "::1/128"}},
+		},
 		Copy:      Copy{Parallel: 4},
 		Reconnect: Reconnect{Min: time.Second, Max: time.Minute},
 		Log:       Log{Level: "info", Format: "json"},
@@ -180,6 +216,7 @@ func (c Config) Validate() error {
 	p.Check(filepath.IsAbs(c.Share.SMBD), "share.smbd", "%q is not absolute: write the full path of the program", c.Share.SMBD)
 	p.Check(net.ParseIP(c.Share.Address) != nil, "share.address", "%q is not an IP address: write one, as in 127.0.0.1", c.Share.Address)
 	p.Check(c.Share.Port >= 0 && c.Share.Port <= 65535, "share.port", "%d is not a port: write 0 to 65535", c.Share.Port)
+	p.nfs(c.Share.NFS)
 	p.Check(c.Copy.Parallel >= 1 && c.Copy.Parallel <= 64, "copy.parallel", "%d is out of range: write 1 to 64", c.Copy.Parallel)
 	p.Between("reconnect.min", c.Reconnect.Min, 10*time.Millisecond, time.Hour)
 	p.Between("reconnect.max", c.Reconnect.Max, c.Reconnect.Min, 24*time.Hour)
@@ -204,6 +241,14 @@ func (p *problems) disks(disks []Disk) {
 		p.Check(!images[d.Image], key+".image", "%q is listed twice: list each image once", d.Image)
 		ids[d.ID], images[d.Image] = true, true
 	}
+}
+
+func (p *problems) nfs(n NFS) {
+	p.Check(net.ParseIP(n.Address) != nil, "share.nfs.address", "%q is not an IP address: write one, as in 127.0.0.1", n.Address)
+	p.Check(n.Port >= 0 && n.Port <= 65535, "share.nfs.port", "%d is not a port: write 0 to 65535", n.Port)
+	_, err := n.Prefixes()
+	p.Check(err == nil, "share.nfs.allow", "%v: write networks, as in 10.1.2.0/24", err)
+	p.Check(!n.Enabled || len(n.Allow) > 0, "share.nfs.allow", "no address is given, so nobody could connect: list networks, as in 10.1.2.0/24")
 }
 
 func (p *problems) lock(l Lock) {
