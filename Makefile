@@ -3,13 +3,16 @@ PROFILE ?= databox
 WORLD   ?= .world
 SUDO    := $(shell [ "$$(id -u)" = 0 ] || echo sudo env PATH="$$PATH")
 
-.PHONY: help deps build test demo up down bench bench-disk bench-workflow check generate clean
+.PHONY: help deps deps-azurite build test demo up down bench bench-disk bench-workflow check generate clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1	\2/' | expand -t 20
 
 deps: ## install the Debian packages that tests and demo need, if any is missing
 	@./.ci/deps
+
+deps-azurite: ## install the blob service that tests of the copy job upload to, with npm, if it is not there
+	@$(SUDO) ./.ci/azurite
 
 build: ## build the programs into bin/; only lockbox-hsm needs C
 	@CGO_ENABLED=0 go build -o bin/ ./agent/cmd/... ./controlplane/cmd/... ./simulator/cmd/... && CGO_ENABLED=1 go build -o bin/ ./controlplane/cmd/lockbox-hsm

@@ -8,6 +8,7 @@ import (
 
 	"github.com/databox-lockbox/lockbox/agent/bitlocker"
 	"github.com/databox-lockbox/lockbox/agent/internal/copyjob"
+	"github.com/databox-lockbox/lockbox/agent/internal/copyjob/azure"
 	"github.com/databox-lockbox/lockbox/agent/internal/disk"
 	"github.com/databox-lockbox/lockbox/agent/internal/lock"
 	"github.com/databox-lockbox/lockbox/agent/internal/share"
@@ -162,8 +163,13 @@ func (s sessions) Enable(ctx context.Context, o uplink.SessionOrder) ([]byte, er
 
 // newJobs gives the lock its copy job.
 func newJobs(cfg Config) *copyjob.Job {
+	accounts := make([]azure.Account, len(cfg.Copy.Accounts))
+	for i, a := range cfg.Copy.Accounts {
+		accounts[i] = azure.Account{Name: a.Account, Endpoint: a.Endpoint, CredentialFile: a.CredentialFile}
+	}
 	return copyjob.New(copyjob.Config{
 		BlobRoots: cfg.BlobRoots,
+		Blobs:     azure.New(azure.Config{Accounts: accounts, Parallel: cfg.Copy.Parallel}),
 		Parallel:  cfg.Copy.Parallel,
 		Dir:       filepath.Join(cfg.StateDir, "copyjob"),
 	})

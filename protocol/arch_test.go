@@ -21,7 +21,7 @@ var plan = strings.Fields(`
 	certs configs
 	agent agent/bitlocker agent/cmd/databox-agent
 	agent/internal/config agent/internal/state agent/internal/journal agent/internal/recorder agent/internal/disk agent/internal/disk/disktest
-	agent/internal/share agent/internal/share/nfs agent/internal/copyjob agent/internal/shell agent/internal/shell/files agent/internal/lock
+	agent/internal/share agent/internal/share/nfs agent/internal/copyjob agent/internal/copyjob/azure agent/internal/copyjob/azure/azuretest agent/internal/shell agent/internal/shell/files agent/internal/lock
 	agent/internal/uplink agent/internal/support agent/internal/localapi agent/internal/cli
 	controlplane controlplane/client controlplane/cmd/lockboxd controlplane/cmd/lockbox
 	controlplane/internal/config controlplane/internal/store controlplane/internal/store/storetest
@@ -84,7 +84,8 @@ var owners = map[string]string{
 	"golang.org/x/crypto/ssh":         "certs protocol/approval agent/internal/support controlplane/internal/cli simulator/actor",
 	"github.com/willscott/go-nfs":     "agent/internal/share/nfs",
 	"github.com/go-git/go-billy":      "agent/internal/share/nfs",
-	"os/exec":                         "agent/internal/disk agent/internal/share controlplane/internal/cli controlplane/internal/custody/hsm simulator/image simulator/fleet simulator/diskbench simulator/scenario",
+	"os/exec":                         "agent/internal/copyjob/azure/azuretest agent/internal/disk agent/internal/share controlplane/internal/cli controlplane/internal/custody/hsm simulator/image simulator/fleet simulator/diskbench simulator/scenario",
+	"github.com/Azure":                "agent/internal/copyjob/azure",
 	"github.com/ThalesGroup/crypto11": cgoPackage,
 	"github.com/miekg/pkcs11":         cgoPackage,
 	"unsafe":                          "protocol/device/v1 protocol/lockbox/v1", // generated

@@ -17,6 +17,7 @@ import (
 
 	"github.com/databox-lockbox/lockbox/configs"
 	"github.com/databox-lockbox/lockbox/protocol"
+	"github.com/databox-lockbox/lockbox/protocol/manifest"
 )
 
 // EnvPrefix begins the environment variables that override settings, as in
@@ -131,8 +132,24 @@ func (n NFS) Prefixes() ([]netip.Prefix, error) {
 
 // Copy configures the copy job.
 type Copy struct {
-	// Parallel is how many files are uploaded at once, 1 to 64. Default 4.
+	// Parallel is how many files are uploaded at once, and how many blocks of 8
+	// MiB are in memory for it, 1 to 64. Default 4.
 	Parallel int `mapstructure:"parallel"`
+	// Accounts are the storage accounts whose blob service may be written to.
+	// Default none: no https:// endpoint may be written to.
+	Accounts []Account `mapstructure:"accounts"`
+}
+
+// Account is a storage account that may be written to.
+type Account struct {
+	// Account is its name, 3 to 24 of a-z and 0-9.
+	Account string `mapstructure:"account"`
+	// Endpoint is the URL of its blob service, as the consent has it. Plain
+	// http:// only on the loopback interface.
+	Endpoint string `mapstructure:"endpoint"`
+	// CredentialFile holds SharedAccessSignature=… or AccountKey=…; only its
+	// owner may read it. Absolute. It is read when a job starts.
+	CredentialFile string `mapstructure:"credential_file"`
 }
 
 // Reconnect bounds the waiting time before the tunnel is dialled again. It
@@ -218,6 +235,7 @@ func (c Config) Validate() error {
 	p.Check(c.Share.Port >= 0 && c.Share.Port <= 65535, "share.port", "%d is not a port: write 0 to 65535", c.Share.Port)
 	p.nfs(c.Share.NFS)
 	p.Check(c.Copy.Parallel >= 1 && c.Copy.Parallel <= 64, "copy.parallel", "%d is out of range: write 1 to 64", c.Copy.Parallel)
+	p.accounts(c.Copy.Accounts)
 	p.Between("reconnect.min", c.Reconnect.Min, 10*time.Millisecond, time.Hour)
 	p.Between("reconnect.max", c.Reconnect.Max, c.Reconnect.Min, 24*time.Hour)
 	p.OneOf("log.level", c.Log.Level, "debug", "info", "warn", "error")
@@ -249,6 +267,20 @@ func (p *problems) nfs(n NFS) {
 	_, err := n.Prefixes()
 	p.Check(err == nil, "share.nfs.allow", "%v: write networks, as in 10.1.2.0/24", err)
 	p.Check(!n.Enabled || len(n.Allow) > 0, "share.nfs.allow", "no address is given, so nobody could connect: list networks, as in 10.1.2.0/24")
+}
+
+func (p *problems) accounts(accounts []Account) {
+	seen := make(map[string]bool)
+	for i, a := range accounts {
+		key := "copy.accounts[" + strconv.Itoa(i) + "]"
+		_, err := manifest.ParseShare(a.Account + "_BlockBlob")
+		p.Check(err == nil, key+".account", "%q is not an account: write 3 to 24 of a-z and 0-9", a.Account)
+		p.Check(!seen[a.Account], key+".account", "%q is listed twice: give each account one endpoint", a.Account)
+		err = manifest.CheckEndpoint(a.Endpoint)
+		p.Check(err == nil, key+".endpoint", "%v", err)
+		p.folder(key+".credential_file", a.CredentialFile)
+		seen[a.Account] = true
+	}
 }
 
 func (p *problems) lock(l Lock) {

@@ -95,7 +95,8 @@ func readDestinations(list []*lockboxv1.Destination) ([]store.Destination, error
 
 func checkDestination(d *lockboxv1.Destination) error {
 	u, err := url.Parse(d.Endpoint)
-	if err != nil || u.User != nil || u.RawQuery != "" || !(u.Scheme == "https" && u.Host != "" || u.Scheme == "file" && u.Host == "" && u.Path != "") {
+	folder := err == nil && u.Scheme == "file" && u.Host == "" && u.Path != "" && u.User == nil && u.RawQuery == ""
+	if !folder && manifest.CheckEndpoint(d.Endpoint) != nil {
 		return invalid("%q is no endpoint: want https://<host>… or file:///<folder>", d.Endpoint)
 	}
 	if len(d.Endpoint) > maxName {
