@@ -123,7 +123,7 @@ func (r *Recording) follow(ctx context.Context, offset int64, send func(offset i
 	buf := make([]byte, watchChunk)
 	for {
 		r.mu.Lock()
-		size, grown, closed := r.size, r.grown, r.file == nil
+		size, grown, closed := r.size, r.grown, r.closed.Load() != nil
 		r.mu.Unlock()
 		switch {
 		case offset < 0 || offset > size:
@@ -213,11 +213,11 @@ func (s *Store) uploadAll(ctx context.Context, send func(context.Context, Chunk)
 // whether that brought it forward.
 func (r *Recording) upload(ctx context.Context, send func(context.Context, Chunk) (int64, bool, error)) (moved bool, err error) {
 	r.mu.Lock()
-	closed, at, synced := r.file == nil, r.acked, r.synced
-	done := r.refused || !r.state.Confirmed.IsZero() || !closed && at == synced
+	closed, at, synced := r.closed.Load(), r.acked, r.synced
+	done := r.refused || !r.confirmedAt().IsZero() || closed == nil && at == synced
 	c := Chunk{Recording: r.meta.ID, Offset: at}
-	if synced-at <= sendChunk && closed {
-		c.Closed, c.Digest = true, r.state.Digest
+	if synced-at <= sendChunk && closed != nil {
+		c.Closed, c.Digest = true, closed.Digest
 	}
 	r.mu.Unlock()
 	if done {
@@ -261,12 +261,12 @@ func (r *Recording) ack(c Chunk, acked int64, confirmed bool) (moved bool, err e
 	default:
 		return true, nil
 	}
-	k := r.state
+	k := *r.closed.Load()
 	k.Confirmed = r.store.cfg.Now()
 	if err := r.store.writeKnown(r.meta.ID, k); err != nil {
 		return false, err
 	}
-	r.state = k
+	r.closed.Store(&k)
 	return true, nil
 }
 

@@ -39,7 +39,8 @@ func (s *Store) load(id string) (*Recording, error) {
 		return nil, err
 	}
 	r := s.newRecording(in.Meta())
-	r.state, r.reason, r.size, r.synced, r.reserved = k, k.Reason, k.Size, k.Size, k.Size
+	r.reason, r.size, r.synced, r.reserved = k.Reason, k.Size, k.Size, k.Size
+	r.closed.Store(&k)
 	return r, nil
 }
 

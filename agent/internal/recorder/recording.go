@@ -11,6 +11,7 @@ import (
 	"os"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -27,7 +28,8 @@ import (
 type Recording struct {
 	store  *Store
 	meta   recording.Meta
-	failed chan struct{} // closed when it cannot go on
+	failed chan struct{}         // closed when it cannot go on
+	closed atomic.Pointer[known] // nil while it grows; size and meta stay as they are then
 
 	syncing sync.Mutex // held while the file is synced or closed; taken before mu
 
@@ -46,7 +48,6 @@ type Recording struct {
 	err      error            // why it cannot go on
 	reason   recording.Reason // why it ends; "" while it grows
 	tried    time.Time        // when closing it failed
-	state    known            // once it is closed
 	acked    int64            // what the control plane has
 	refused  bool             // by the control plane, for good
 	watchers map[*watcher]bool
@@ -227,10 +228,12 @@ func (r *Recording) open() bool {
 	return r.reason == ""
 }
 
+// confirmedAt returns when the control plane had it all; zero if it has not.
 func (r *Recording) confirmedAt() time.Time {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.state.Confirmed
+	if k := r.closed.Load(); k != nil {
+		return k.Confirmed
+	}
+	return time.Time{}
 }
 
 // End closes the recording: signed, durable, and in the journal when it returns
@@ -300,7 +303,8 @@ func (r *Recording) close() error {
 	defer r.mu.Unlock()
 	err := r.file.Close()
 	r.store.give(r.reserved - r.size)
-	r.file, r.state, r.synced, r.reserved, r.since = nil, k, r.size, r.size, time.Time{}
+	r.file, r.synced, r.reserved, r.since = nil, r.size, r.size, time.Time{}
+	r.closed.Store(&k)
 	close(r.grown)
 	r.grown = make(chan struct{})
 	return err

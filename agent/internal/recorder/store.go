@@ -298,7 +298,7 @@ func (s *Store) free(n int64) {
 // remove removes a confirmed recording.
 func (s *Store) remove(r *Recording) {
 	rec := s.record(auditlog.OpRemoveRecording, auditlog.Success, r.meta)
-	rec.Properties["digest"] = string(r.state.Digest)
+	rec.Properties["digest"] = string(r.closed.Load().Digest)
 	if _, err := s.cfg.Journal.Append(context.Background(), rec); err != nil {
 		s.cfg.Log.Error().Err(err).Str("recording", r.meta.ID).Msg("a recording cannot be removed: that cannot be recorded")
 		return
