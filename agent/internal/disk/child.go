@@ -27,6 +27,30 @@ func StartChild(cmd *exec.Cmd, keeper *Keeper) (*Child, error) {
 	return startChild(cmd, keeper, thread{})
 }
 
+// StartChildApart is [StartChild] for a child with a mount table of its own, which
+// prepare changes before it starts. What is mounted elsewhere later may not appear
+// in it, and what is unmounted may not disappear.
+func StartChildApart(cmd *exec.Cmd, keeper *Keeper, prepare func() error) (*Child, error) {
+	return startChild(cmd, keeper, thread{before: func() error {
+		if err := separateMounts(); err != nil {
+			return err
+		}
+		return prepare()
+	}})
+}
+
+// separateMounts gives the calling thread, and the processes it starts, a mount
+// table of their own.
+func separateMounts() error {
+	if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
+		return fmt.Errorf("cannot get a mount table: %w", err)
+	}
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_SLAVE, ""); err != nil {
+		return fmt.Errorf("cannot separate the mount table: %w", err)
+	}
+	return nil
+}
+
 // thread is work done on the operating system's thread that starts a child, which
 // is the child's parent and is never used for anything else.
 type thread struct {

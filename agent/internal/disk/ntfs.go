@@ -134,11 +134,8 @@ func ownMountTable(types string) error {
 		return err
 	}
 	defer os.Remove(types)
-	if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
-		return fmt.Errorf("cannot get a mount table: %w", err)
-	}
-	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_SLAVE, ""); err != nil {
-		return fmt.Errorf("cannot separate the mount table: %w", err)
+	if err := separateMounts(); err != nil {
+		return err
 	}
 	mounts, err := mountPoints()
 	if err != nil {

@@ -165,6 +165,7 @@ func (s *Server) watch() {
 			select {
 			case <-r.Done():
 				s.note(i, r.Err())
+				r.Stop(context.Background()) // it gives back what it holds
 			case <-s.log.Failed():
 				s.note(i, errNotRecorded)
 				r.Stop(context.Background())

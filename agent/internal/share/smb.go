@@ -6,11 +6,13 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -24,22 +26,62 @@ type SMBConfig struct {
 	SMBD    string       // path of smbd; "" looks it up
 	Address string       // IP address to listen on, and no other; "" is 127.0.0.1
 	Port    int          // TCP port; 0 chooses a free one
+	Allow   []string     // addresses and networks from which clients may come; none is this machine only
 	Keeper  *disk.Keeper // ends the server when the agent is killed; nil only where that does not matter
 }
 
 // SMB serves shares by a Debian smbd.
-type SMB struct{ cfg SMBConfig }
+type SMB struct {
+	cfg SMBConfig
+
+	mu      sync.Mutex
+	modules string // smbd's folder of modules, once it is known
+}
 
 // NewSMB returns the protocol. It starts nothing.
-func NewSMB(cfg SMBConfig) *SMB { return &SMB{cfg} }
+func NewSMB(cfg SMBConfig) *SMB { return &SMB{cfg: cfg} }
 
 // Name implements [Protocol].
 func (*SMB) Name() string { return ProtocolSMB }
 
 // Check implements [Protocol].
 func (p *SMB) Check() error {
-	_, err := findProgram(cmp.Or(p.cfg.SMBD, "smbd"))
-	return err
+	smbd, err := findProgram(cmp.Or(p.cfg.SMBD, "smbd"))
+	if err != nil {
+		return err
+	}
+	dir, err := p.moduleDir(smbd)
+	if err != nil {
+		return err
+	}
+	if _, err := os.Stat(filepath.Join(dir, "vfs", "full_audit.so")); err != nil {
+		return errors.New("smbd has no module full_audit, so nothing could be recorded: install the package samba-vfs-modules")
+	}
+	return nil
+}
+
+// moduleDir returns the folder in which smbd looks for modules.
+func (p *SMB) moduleDir(smbd string) (string, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.modules != "" {
+		return p.modules, nil
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), probeTime)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, smbd, "--build-options")
+	cmd.Env = environment
+	out, err := cmd.Output()
+	if err != nil {
+		return "", fmt.Errorf("%s does not start: %w", smbd, err)
+	}
+	for line := range strings.Lines(string(out)) {
+		if dir, ok := strings.CutPrefix(strings.TrimSpace(line), "MODULESDIR: "); ok {
+			p.modules = dir
+			return dir, nil
+		}
+	}
+	return "", fmt.Errorf("%s does not say where its modules are: is it smbd?", smbd)
 }
 
 // smbServer is a running SMB server of one lease.
@@ -49,7 +91,11 @@ type smbServer struct {
 	user     string
 	password string
 	keeper   *disk.Keeper
-	child    *disk.Child
+	audit    *auditor
+
+	mu    sync.Mutex // guards what follows
+	child *disk.Child
+	err   error // why the record stopped
 }
 
 // startTime bounds how long a server may take until it answers.
@@ -81,11 +127,13 @@ func startSMB(ctx context.Context, cfg SMBConfig, shares []Share, access approva
 		return nil, err
 	}
 	if err = s.prepare(ctx, cfg, shares, access); err == nil {
+		err = s.listen(shares, access, log)
+	}
+	if err == nil {
 		err = s.start(ctx, cfg)
 	}
 	if err != nil {
-		s.remove()
-		return nil, err
+		return nil, errors.Join(err, s.giveBack())
 	}
 	return s, nil
 }
@@ -97,6 +145,14 @@ func (c *SMBConfig) complete() (err error) {
 	}
 	if net.ParseIP(c.Address) == nil {
 		return fmt.Errorf("cannot share at %q: want an IP address", c.Address)
+	}
+	if len(c.Allow) == 0 {
+		c.Allow = []string{"127.0.0.0/8", "::1"}
+	}
+	for _, from := range c.Allow {
+		if _, err := ParseNetwork(from); err != nil {
+			return err
+		}
 	}
 	if c.Port == 0 {
 		if c.Port, err = freePort(c.Address); err != nil {
@@ -119,6 +175,18 @@ func (c *SMBConfig) complete() (err error) {
 	return err
 }
 
+// ParseNetwork reads an address or a network, as in 10.0.0.0/24.
+func ParseNetwork(text string) (netip.Prefix, error) {
+	if addr, err := netip.ParseAddr(text); err == nil && addr.Zone() == "" {
+		return netip.PrefixFrom(addr, addr.BitLen()), nil
+	}
+	network, err := netip.ParsePrefix(text)
+	if err != nil || network != network.Masked() {
+		return netip.Prefix{}, fmt.Errorf("%q is no address and no network: write one, as in 10.0.0.7 or 10.0.0.0/24", text)
+	}
+	return network, nil
+}
+
 func (c *SMBConfig) address() string { return net.JoinHostPort(c.Address, strconv.Itoa(c.Port)) }
 
 // freePort returns a port of address that nobody listens at.
@@ -139,7 +207,7 @@ func findProgram(name string) (string, error) {
 		path, err = exec.LookPath("/usr/sbin/" + name)
 	}
 	if err != nil {
-		return "", fmt.Errorf("cannot share: no %s: install the package samba", name)
+		return "", fmt.Errorf("%s is not installed: install the package samba", name)
 	}
 	return path, nil
 }
@@ -154,6 +222,30 @@ func checkFree(ctx context.Context, address string) error {
 	return listener.Close()
 }
 
+// listen prepares to hear what clients do.
+func (s *smbServer) listen(shares []Share, access approval.Access, log FileLog) error {
+	t, err := newTracker(shares, access, log, s.fail)
+	if err != nil {
+		return err
+	}
+	if s.audit, err = listenAudit(s.path("dev", "log"), t, s.fail); err != nil {
+		t.close()
+	}
+	return err
+}
+
+// fail ends the server because the record of what clients do has stopped.
+func (s *smbServer) fail(err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.err == nil {
+		s.err = fmt.Errorf("what clients do is not recorded any more: %w", err)
+	}
+	if s.child != nil {
+		s.child.Kill()
+	}
+}
+
 // start starts smbd and waits until it answers.
 func (s *smbServer) start(ctx context.Context, cfg SMBConfig) error {
 	cmd := exec.Command(cfg.SMBD, "--foreground", "--no-process-group",
@@ -161,10 +253,13 @@ func (s *smbServer) start(ctx context.Context, cfg SMBConfig) error {
 	cmd.Dir = "/"
 	cmd.Env = environment
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWPID, Setsid: true}
-	var err error
-	if s.child, err = disk.StartChild(cmd, cfg.Keeper); err != nil {
+	child, err := disk.StartChildApart(cmd, cfg.Keeper, func() error { return coverDev(s.path("dev")) })
+	if err != nil {
 		return fmt.Errorf("cannot start smbd: %w", err)
 	}
+	s.mu.Lock()
+	s.child = child
+	s.mu.Unlock()
 	if err := s.waitReady(ctx); err != nil {
 		s.child.Kill()
 		<-s.child.Done()
@@ -210,11 +305,18 @@ func (s *smbServer) Address() string { return s.address }
 func (s *smbServer) Done() <-chan struct{} { return s.child.Done() }
 
 // Err implements [Running].
-func (s *smbServer) Err() error { return fmt.Errorf("smbd ended: %s", s.lastLog()) }
+func (s *smbServer) Err() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.err != nil {
+		return s.err
+	}
+	return fmt.Errorf("smbd ended: %s", s.lastLog())
+}
 
 // stopTime bounds [smbServer.Stop]. A server that waits for a disk that hangs ends
 // only when the disk is closed, but it answers nobody from the moment it is killed.
-const stopTime = 300 * time.Millisecond
+const stopTime = 200 * time.Millisecond
 
 // Stop implements [Running]: it also removes the server's directory, with the
 // password in it. An error says that a process still waits for a disk; it was killed
@@ -229,13 +331,18 @@ func (s *smbServer) Stop(ctx context.Context) error {
 	case <-time.After(stopTime):
 		err = errDying
 	}
-	return errors.Join(err, s.remove())
+	return errors.Join(err, s.giveBack())
 }
 
 var errDying = errors.New("smbd was killed, but still waits for a disk")
 
-// remove removes the server's directory.
-func (s *smbServer) remove() error {
+// giveBack records what is left to record and removes the server's directory.
+func (s *smbServer) giveBack() error {
+	if s.audit != nil {
+		if err := s.audit.close(); err != nil {
+			s.fail(err)
+		}
+	}
 	if err := os.RemoveAll(s.dir); err != nil {
 		return err
 	}

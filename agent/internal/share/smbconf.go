@@ -66,10 +66,22 @@ const global = `[global]
 	unix extensions = no
 	kernel oplocks = no
 	strict sync = yes
+	oplocks = no
+	level2 oplocks = no
+	smb2 leases = no
+	durable handles = no
+	server multi channel support = no
+	host msdfs = no
+	hosts allow = {allow}
+	hosts deny = ALL
+	max smbd processes = {clients}
+	max open files = {files}
 	ea support = no
+	nt acl support = no
 	store dos attributes = no
 	map archive = no
 	map readonly = no
+	logging = file
 	log level = 1
 	max log size = 1000
 	deadtime = 15
@@ -83,7 +95,13 @@ const section = `[{name}]
 	read only = {readOnly}
 	create mask = 0600
 	directory mask = 0700
-`
+` + auditConf
+
+// Bounds of what clients can hold at a time.
+const (
+	maxClients = 32   // connections; smbd has a process for each, and one or two of its own
+	maxFiles   = 1000 // open files of a client
+)
 
 // noDelete are the rights on a share that allow everything but deleting: generic
 // read, write and execute. Renaming needs the right to delete.
@@ -136,7 +154,7 @@ func newServer(cfg SMBConfig) (*smbServer, error) {
 
 // prepare fills the directory.
 func (s *smbServer) prepare(ctx context.Context, cfg SMBConfig, shares []Share, access approval.Access) error {
-	for _, name := range []string{"private", "lock", "state", "cache", "rpc", "log"} {
+	for _, name := range []string{"private", "lock", "state", "cache", "rpc", "log", "dev"} {
 		if err := os.Mkdir(s.path(name), 0o700); err != nil {
 			return err
 		}
@@ -174,7 +192,8 @@ func configuration(cfg SMBConfig, dir string, shares []Share, access approval.Ac
 		readOnly = "no"
 	}
 	var text strings.Builder
-	strings.NewReplacer("{port}", fmt.Sprint(cfg.Port), "{interfaces}", interfaces, "{dir}", dir).WriteString(&text, global)
+	strings.NewReplacer("{port}", fmt.Sprint(cfg.Port), "{interfaces}", interfaces, "{dir}", dir, "{allow}", strings.Join(cfg.Allow, " "),
+		"{clients}", fmt.Sprint(maxClients), "{files}", fmt.Sprint(maxFiles)).WriteString(&text, global)
 	for _, s := range shares {
 		strings.NewReplacer("{name}", s.Name, "{account}", account, "{path}", s.Dir, "{readOnly}", readOnly).WriteString(&text, section)
 	}
