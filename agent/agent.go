@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/term"
 
+	"github.com/databox-lockbox/lockbox/agent/internal/changes"
 	"github.com/databox-lockbox/lockbox/agent/internal/config"
 	"github.com/databox-lockbox/lockbox/agent/internal/disk"
 	"github.com/databox-lockbox/lockbox/agent/internal/journal"
@@ -71,6 +72,7 @@ type Agent struct {
 	opts    Options
 	state   *state.Dir
 	journal *journal.Journal
+	changes *changes.Watcher
 	lock    *lock.Machine
 	support *support.Server
 	uplink  *uplink.Uplink
@@ -138,6 +140,9 @@ func (a *Agent) assemble(id state.Identity) error {
 	if a.journal, err = journal.New(journalDir(a.cfg), a.cfg.NodeID(), key); err != nil {
 		return err
 	}
+	if a.changes, err = a.newChanges(key); err != nil {
+		return err
+	}
 	if a.lock, err = a.newLock(key); err != nil {
 		return err
 	}
@@ -190,8 +195,8 @@ func (a *Agent) newLock(key ed25519.PrivateKey) (*lock.Machine, error) {
 		State:        a.state,
 		Journal:      a.journal,
 		Disks:        newDisks(a.cfg, a.keeper),
-		Shares:       newShares(a.cfg, a.keeper),
-		Jobs:         newJobs(a.cfg),
+		Shares:       newShares(a.cfg, a.keeper, a.changes),
+		Jobs:         jobs{newJobs(a.cfg), a.changes},
 		Bare:         a.cfg.Bare,
 		DeadMan:      a.cfg.Lock.DeadMan,
 		ChallengeTTL: a.cfg.Lock.ChallengeTTL,
@@ -200,7 +205,25 @@ func (a *Agent) newLock(key ed25519.PrivateKey) (*lock.Machine, error) {
 		EndSessions:  func(lock.Reason) { a.support.Kick() },
 		Sessions:     func() []*devicev1.SessionStatus { return a.support.Status() },
 		JobEvent:     func(e lock.JobEvent) { a.uplink.ReportJob(e) },
+		Watch:        a.watchChanges,
 	})
+}
+
+func (a *Agent) newChanges(key ed25519.PrivateKey) (*changes.Watcher, error) {
+	return changes.New(changes.Config{
+		Dir:     filepath.Join(a.cfg.StateDir, "changes"),
+		Node:    a.cfg.NodeID(),
+		Key:     key,
+		Send:    func(envelope []byte) error { return a.uplink.ReportChanges(envelope) },
+		Journal: a.journal,
+		Now:     a.opts.Clock.Now,
+		Log:     a.opts.Log,
+	})
+}
+
+// watchChanges looks after what is touched under a lease for support.
+func (a *Agent) watchChanges(ctx context.Context, l lock.Lease) {
+	a.changes.Watch(ctx, changes.Lease{Request: l.Subject, Begun: l.Begun, Shares: changedShares(l.Shares)})
 }
 
 func (a *Agent) newSupport(id state.Identity) (*support.Server, error) {
@@ -243,6 +266,7 @@ func (a *Agent) newUplink(id state.Identity, key ed25519.PrivateKey) (*uplink.Up
 func (a *Agent) Run(ctx context.Context) error {
 	a.recordLife(auditlog.OpStartAgent)
 	a.opts.Log.Info().Str("node", a.cfg.NodeID().String()).Int("disks", len(a.cfg.Disks)).Msg("agent started, disks locked")
+	a.changes.Recover()
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return a.lock.Run(ctx) })
 	g.Go(func() error { return a.support.Run(ctx) })

@@ -7,6 +7,7 @@ import (
 	"sync"
 
 	"github.com/databox-lockbox/lockbox/agent/bitlocker"
+	"github.com/databox-lockbox/lockbox/agent/internal/changes"
 	"github.com/databox-lockbox/lockbox/agent/internal/copyjob"
 	"github.com/databox-lockbox/lockbox/agent/internal/copyjob/azure"
 	"github.com/databox-lockbox/lockbox/agent/internal/disk"
@@ -15,8 +16,8 @@ import (
 	"github.com/databox-lockbox/lockbox/agent/internal/support"
 	"github.com/databox-lockbox/lockbox/agent/internal/uplink"
 	"github.com/databox-lockbox/lockbox/protocol"
+	"github.com/databox-lockbox/lockbox/protocol/approval"
 	devicev1 "github.com/databox-lockbox/lockbox/protocol/device/v1"
-	"github.com/databox-lockbox/lockbox/protocol/recording"
 )
 
 // disks gives the lock its disks.
@@ -119,10 +120,13 @@ func (d *disks) inspect(one disk.Disk) (bitlocker.Info, error) {
 }
 
 // shares gives the lock its share servers.
-type shares struct{ *share.Set }
+type shares struct {
+	*share.Set
+	changes *changes.Watcher
+}
 
-func newShares(cfg Config, keeper *disk.Keeper) shares {
-	return shares{share.New(share.NewSMB(share.SMBConfig{
+func newShares(cfg Config, keeper *disk.Keeper, changes *changes.Watcher) shares {
+	return shares{changes: changes, Set: share.New(share.NewSMB(share.SMBConfig{
 		RunDir: cfg.RunDir, SMBD: cfg.Share.SMBD, Address: cfg.Share.Address, Port: cfg.Share.Port, Keeper: keeper,
 	}))}
 }
@@ -133,18 +137,17 @@ func (s shares) Start(ctx context.Context, lease lock.Lease, folders []lock.Fold
 	for _, f := range folders {
 		list = append(list, share.Share{Name: f.Name, Dir: f.Dir})
 	}
-	server, err := s.Set.Start(ctx, list, lease.Access, unrecorded{})
+	server, err := s.Set.Start(ctx, list, lease.Access, watched{s.changes})
 	if err != nil {
 		return nil, err
 	}
 	return shareServer{server}, nil
 }
 
-// unrecorded keeps nothing of what clients do.
-type unrecorded struct{}
+// watched has what clients do looked after, and nothing kept of it.
+type watched struct{ *changes.Watcher }
 
-func (unrecorded) File(recording.FileEvent) error { return nil }
-func (unrecorded) Failed() <-chan struct{}        { return nil }
+func (watched) Failed() <-chan struct{} { return nil }
 
 // shareServer is the shares of one lease.
 type shareServer struct{ *share.Server }
@@ -161,7 +164,29 @@ func (s sessions) Enable(ctx context.Context, o uplink.SessionOrder) ([]byte, er
 	return s.HostKey(), err
 }
 
-// newJobs gives the lock its copy job.
+// jobs gives the lock its copy job. Before a job begins, while nobody can change
+// anything, it is found out what was touched since the disks were last open.
+type jobs struct {
+	*copyjob.Job
+	changes *changes.Watcher
+}
+
+// Run implements [lock.Jobs].
+func (j jobs) Run(ctx context.Context, order protocol.OrderID, shares []copyjob.Share, destinations []approval.Destination, progress func(copyjob.Progress)) (copyjob.Result, error) {
+	j.changes.Complete(ctx, changedShares(shares))
+	return j.Job.Run(ctx, order, shares, destinations, progress)
+}
+
+// changedShares are shares as package changes knows them.
+func changedShares(list []copyjob.Share) []changes.Share {
+	out := make([]changes.Share, len(list))
+	for i, s := range list {
+		out[i] = changes.Share{Disk: s.Disk, Share: s.String(), Dir: s.Dir()}
+	}
+	return out
+}
+
+// newJobs returns the copy job.
 func newJobs(cfg Config) *copyjob.Job {
 	accounts := make([]azure.Account, len(cfg.Copy.Accounts))
 	for i, a := range cfg.Copy.Accounts {

@@ -271,7 +271,22 @@ func (m *Machine) becomeUnlocked(ctx context.Context, l *lease, peers []peer) er
 	if l.purpose == protocol.DataCopy && !m.cfg.Bare {
 		m.startJobLocked(ctx, l)
 	}
+	if l.purpose == protocol.SupportAccess && !m.cfg.Bare && m.cfg.Watch != nil {
+		m.startWatchLocked(ctx, l)
+	}
 	return nil
+}
+
+// startWatchLocked has somebody watch over the shares until the lease ends.
+// Locking does not wait for them.
+func (m *Machine) startWatchLocked(ctx context.Context, l *lease) {
+	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	l.onDrop(cancel)
+	view := l.view()
+	m.tasks.Go(func() {
+		defer cancel()
+		m.cfg.Watch(ctx, view)
+	})
 }
 
 // guardLocked locks the node when done is closed while the lease lasts. Then why,

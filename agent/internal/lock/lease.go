@@ -135,6 +135,7 @@ type Lease struct {
 	Ticket    protocol.TicketID
 	Engineer  approval.Engineer // who alone may come in; zero for data-copy
 	Access    approval.Access
+	Begun     time.Time // the disks opened
 	End       time.Time
 	Shares    []copyjob.Share // the share folders of the mounted disks
 	Services  []share.Service // over which the shares are reached, or why not
@@ -164,7 +165,7 @@ func (m *Machine) leaseOf(l *lease) Lease {
 func (l *lease) view() Lease {
 	out := Lease{
 		Purpose: l.purpose, Subject: l.subject, Order: l.orderID, Ticket: l.ticket, Engineer: l.engineer,
-		Access: l.access, End: l.endsAt, Shares: slices.Clone(l.shares),
+		Access: l.access, Begun: l.wallAt(l.openedAt), End: l.endsAt, Shares: slices.Clone(l.shares),
 	}
 	if l.purpose == protocol.SupportAccess {
 		out.RequestID = protocol.RequestID(l.correlation)

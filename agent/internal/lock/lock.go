@@ -164,6 +164,10 @@ type Config struct {
 	EndSessions func(reason Reason)
 	// Sessions lists the support sessions for Status. nil: there are none.
 	Sessions func() []*devicev1.SessionStatus
+	// Watch looks after the shares of a lease for support from when they are open
+	// until ctx ends, which is when locking begins; it waits for nothing of Watch.
+	// nil: nobody does.
+	Watch func(ctx context.Context, l Lease)
 	// JobEvent is told how the copy job goes. It must not block. nil: nobody.
 	JobEvent func(JobEvent)
 }

@@ -38,6 +38,7 @@ type outbox struct {
 const (
 	jobReport      = ".job"
 	manifestReport = ".manifest"
+	changesReport  = ".changes"
 )
 
 func openOutbox(stateDir string) (*outbox, error) {
@@ -64,7 +65,7 @@ func (o *outbox) list() ([]string, error) {
 	}
 	var names []string
 	for _, e := range entries {
-		if ext := filepath.Ext(e.Name()); ext == jobReport || ext == manifestReport {
+		if ext := filepath.Ext(e.Name()); ext == jobReport || ext == manifestReport || ext == changesReport {
 			names = append(names, e.Name())
 		}
 	}
@@ -82,7 +83,10 @@ func (o *outbox) put(m report) error {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	ext := manifestReport
-	if job, ok := m.(*devicev1.ReportJobRequest); ok {
+	switch job := m.(type) {
+	case *devicev1.ReportChangesRequest:
+		ext = changesReport
+	case *devicev1.ReportJobRequest:
 		ext = jobReport
 		if job.Event == "progress" {
 			o.progress = job
@@ -186,8 +190,11 @@ func (o *outbox) deliverFile(ctx context.Context, name string, deliver func(cont
 		return err
 	}
 	m := report(&devicev1.ReportManifestRequest{})
-	if filepath.Ext(name) == jobReport {
+	switch filepath.Ext(name) {
+	case jobReport:
 		m = &devicev1.ReportJobRequest{}
+	case changesReport:
+		m = &devicev1.ReportChangesRequest{}
 	}
 	if proto.Unmarshal(data, m) != nil {
 		return os.Rename(file, file+".damaged") // kept for people, out of the way of others

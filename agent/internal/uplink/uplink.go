@@ -294,6 +294,12 @@ func (u *Uplink) ReportManifest(m *devicev1.ReportManifestRequest) {
 	u.put(one)
 }
 
+// ReportChanges brings one part of what was touched under a request to the
+// control plane. It is durable on return.
+func (u *Uplink) ReportChanges(envelope []byte) error {
+	return u.outbox.put(&devicev1.ReportChangesRequest{Envelope: envelope})
+}
+
 // fitting returns what of a bill a report can carry, nil if there is too much of
 // it. The difference is left out first: the control plane makes its own.
 func fitting(bill *devicev1.Manifest) *devicev1.Manifest {
@@ -360,6 +366,8 @@ func (u *Uplink) send(ctx context.Context, m report) error {
 		_, err = u.control.ReportJob(ctx, m)
 	case *devicev1.ReportManifestRequest:
 		_, err = u.control.ReportManifest(ctx, m)
+	case *devicev1.ReportChangesRequest:
+		_, err = u.control.ReportChanges(ctx, m)
 	}
 	return err
 }

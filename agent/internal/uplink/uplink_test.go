@@ -185,6 +185,10 @@ func (c *control) ReportManifest(_ context.Context, r *devicev1.ReportManifestRe
 	return &devicev1.ReportManifestResponse{}, c.report(fmt.Sprint("manifest ", len(r.Manifests)))
 }
 
+func (c *control) ReportChanges(_ context.Context, r *devicev1.ReportChangesRequest) (*devicev1.ReportChangesResponse, error) {
+	return &devicev1.ReportChangesResponse{}, c.report("changes " + string(r.Envelope))
+}
+
 // fakeLock records what is asked of the lock, and of the sessions.
 type fakeLock struct {
 	changed chan struct{}
@@ -424,6 +428,9 @@ func TestReportsAreDurableAndOrdered(t *testing.T) {
 		job("progress", int64(i))
 	}
 	n.uplink.ReportManifest(&devicev1.ReportManifestRequest{Order: "ORD-1001", State: "Succeeded", Manifests: []*devicev1.Manifest{{}}})
+	if err := n.uplink.ReportChanges([]byte("signed")); err != nil {
+		t.Fatal(err)
+	}
 	job("halted", 11)
 	job("resumed", 11)
 	n.stop()
@@ -431,7 +438,7 @@ func TestReportsAreDurableAndOrdered(t *testing.T) {
 	n.run(time.Hour) // after a restart
 	job("progress", 12)
 	c.set(func() { c.refuse, c.bad = nil, "halted 11" })
-	want := []string{"started 0", "manifest 1", "resumed 11", "progress 12"}
+	want := []string{"started 0", "manifest 1", "changes signed", "resumed 11", "progress 12"}
 	eventually(t, "all reports but the refused one", func() bool { return slices.Equal(c.got(), want) })
 	job("completed", 20)
 	eventually(t, "the next report", func() bool { return slices.Equal(c.got(), append(want, "completed 20")) })

@@ -126,9 +126,6 @@ func TestRecordsComeBackAsTheyWere(t *testing.T) {
 	same(t, s, store.Manifest{Serial: "DBX0009", Node: 2, Disk: "disk1", Share: "sh", Version: 1, Order: "o", BOM: []byte{1}, Digest: "d", PreviousDigest: "e", Difference: "f", Request: "r", Time: at(1)},
 		func(c ctx, x tx, r *store.Manifest) error { return x.InsertManifest(c, r) },
 		func(c ctx, x tx) (store.Manifest, error) { return first(x.Manifests(c, "o")) })
-	same(t, s, store.RequestChanges{Request: "r", Node: 2, Begun: at(1), Stage: "relock", Part: 1, Digest: "sha256:d", Envelope: []byte{1}, Time: at(2)},
-		func(c ctx, x tx, r *store.RequestChanges) error { return x.InsertRequestChanges(c, r) },
-		func(c ctx, x tx) (store.RequestChanges, error) { return first(x.RequestChanges(c, "r", 0, 1)) })
 	same(t, s, store.CopyLog{Order: "o", Node: nine, State: "halted", Time: at(1), XML: []byte("<x/>")},
 		func(c ctx, x tx, r *store.CopyLog) error { return x.PutCopyLog(c, r) },
 		func(c ctx, x tx) (store.CopyLog, error) { return first(x.CopyLogs(c, "o")) })
@@ -149,6 +146,9 @@ func TestRecordsComeBackAsTheyWere(t *testing.T) {
 	},
 		func(c ctx, x tx, r *store.Request) error { return x.InsertRequest(c, r) },
 		func(c ctx, x tx) (store.Request, error) { return x.RequestByDigest(c, "sha256:s") })
+	same(t, s, store.RequestChanges{Request: "R", Node: 2, Begun: at(1), Stage: "relock", Part: 1, Digest: "sha256:d", Envelope: []byte{1}, Time: at(2)},
+		func(c ctx, x tx, r *store.RequestChanges) error { return x.InsertRequestChanges(c, r) },
+		func(c ctx, x tx) (store.RequestChanges, error) { return first(x.RequestChanges(c, "R", 0, 1)) })
 	same(t, s, store.RequestComment{Request: "R", Number: 1, ReplyTo: 2, Person: "p", Side: "customer", Question: true, Text: "t", Created: at(1)},
 		func(c ctx, x tx, r *store.RequestComment) error { return x.InsertRequestComment(c, r) },
 		func(c ctx, x tx) (store.RequestComment, error) { return first(x.RequestComments(c, "R")) })
