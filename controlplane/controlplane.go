@@ -242,7 +242,7 @@ func (c *ControlPlane) assemble(k keys) error {
 		},
 	})
 	requests := lockbox.New(lockbox.Config{
-		Store: c.store, Audit: log, Custody: keeper, Notify: c.notify, Nodes: c.broker, Authority: c.authorities,
+		Store: c.store, Audit: log, Custody: keeper, Notify: c.notify, Orders: order, Nodes: c.broker, Authority: c.authorities,
 		Policies: rules, PolicyFiles: c.watched(files), Expiry: c.cfg.Timers.RequestExpiry, Now: c.opts.Now, Logger: c.opts.Log,
 	})
 	c.services = api.Services{Accounts: people, Orders: order, Lockbox: requests, Custody: keeper, Audit: log, Notices: c.notify}

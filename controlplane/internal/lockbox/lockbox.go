@@ -71,6 +71,7 @@ type Config struct {
 	Audit       *audit.Service
 	Custody     *custody.Service
 	Notify      *notify.Service
+	Orders      *orders.Service // for its timers
 	Nodes       Nodes
 	Authority   *certs.Authorities
 	Policies    *policy.Set      // in force from the start

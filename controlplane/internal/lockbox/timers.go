@@ -9,6 +9,7 @@ import (
 
 	"github.com/databox-lockbox/lockbox/controlplane/internal/auth"
 	"github.com/databox-lockbox/lockbox/controlplane/internal/notify"
+	"github.com/databox-lockbox/lockbox/controlplane/internal/orders"
 	"github.com/databox-lockbox/lockbox/controlplane/internal/store"
 	"github.com/databox-lockbox/lockbox/protocol"
 )
@@ -172,6 +173,8 @@ func (s *Service) act(ctx context.Context, t store.Timer) error {
 		return s.sessionOffAgain(ctx, t)
 	case timerStandingOff:
 		return s.standingOffAgain(ctx, t)
+	case orders.TimerPendingErasure:
+		return s.cfg.Orders.EndPendingErasure(ctx, t)
 	}
 	return s.change(ctx, func(tx *store.Tx) error { return tx.FinishTimer(ctx, t) })
 }

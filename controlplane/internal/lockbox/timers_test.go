@@ -9,10 +9,12 @@ import (
 	"time"
 
 	"github.com/databox-lockbox/lockbox/controlplane/internal/lockbox"
+	"github.com/databox-lockbox/lockbox/controlplane/internal/orders"
 	"github.com/databox-lockbox/lockbox/controlplane/internal/orders/orderstest"
 	"github.com/databox-lockbox/lockbox/controlplane/internal/store/storetest"
 	"github.com/databox-lockbox/lockbox/protocol"
 	"github.com/databox-lockbox/lockbox/protocol/auditlog"
+	devicev1 "github.com/databox-lockbox/lockbox/protocol/device/v1"
 	lockboxv1 "github.com/databox-lockbox/lockbox/protocol/lockbox/v1"
 )
 
@@ -94,6 +96,29 @@ func TestTimersFireOnceAfterARestart(t *testing.T) {
 		w.wantStatus(r.Id, lockbox.Expired)
 		if n := len(w.Records(auditlog.OpRequestExpiry)); n != 1 {
 			t.Errorf("expired %d times", n)
+		}
+	})
+}
+
+// The timers of orders fire with those of requests.
+func TestPendingErasureEndsByTimer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := halted(t, 1, time.Now)
+		report := &devicev1.ReportJobRequest{Order: orderstest.Order, Event: "completed-with-errors", Job: &devicev1.JobStatus{FilesTotal: 1, FilesErrored: 1}}
+		if _, err := w.Orders.ReportJob(t.Context(), w.Nodes[0].ID, report); err != nil {
+			t.Fatal(err)
+		}
+		stop := w.run()
+		defer stop()
+		time.Sleep(14*24*time.Hour - time.Minute)
+		synctest.Wait()
+		if o := w.Order(); o.Status != orders.StatusPendingErasure {
+			t.Errorf("before: %q", o.Status)
+		}
+		time.Sleep(2 * time.Minute)
+		synctest.Wait()
+		if o := w.Order(); o.Status != orders.StatusCompletedWithErrors {
+			t.Errorf("after: %q", o.Status)
 		}
 	})
 }

@@ -66,7 +66,7 @@ func newWorld(t testing.TB, nodes int, now func() time.Time, change ...func(*loc
 		t.Fatal(err)
 	}
 	w.config = lockbox.Config{
-		Store: w.Store, Audit: w.Audit, Custody: w.Custody, Notify: w.notify, Nodes: w.World, Authority: w.Authority,
+		Store: w.Store, Audit: w.Audit, Custody: w.Custody, Notify: w.notify, Orders: w.Orders, Nodes: w.World, Authority: w.Authority,
 		Policies: rules, Now: now, Logger: zerolog.Nop(),
 	}
 	for _, f := range change {

@@ -20,18 +20,19 @@ import (
 
 // States of the copy job, of a node and of the whole order.
 const (
-	JobRunning             = "running"
-	JobHalted              = "halted"
-	JobPaused              = "paused"
-	JobCompleted           = "completed"
-	JobCompletedWithErrors = "completed-with-errors"
+	JobRunning               = "running"
+	JobHalted                = "halted"
+	JobPaused                = "paused"
+	JobCompleted             = "completed"
+	JobCompletedWithWarnings = "completed-with-warnings"
+	JobCompletedWithErrors   = "completed-with-errors"
 )
 
 // jobStates says which state a node's event leads to.
 var jobStates = map[string]string{
 	"started": JobRunning, "resumed": JobRunning, "progress": JobRunning,
 	"halted": JobHalted, "paused": JobPaused,
-	"completed": JobCompleted, "completed-with-errors": JobCompletedWithErrors,
+	"completed": JobCompleted, "completed-with-warnings": JobCompletedWithWarnings, "completed-with-errors": JobCompletedWithErrors,
 }
 
 // maxCodes bounds the distinct error codes of one report.
@@ -175,14 +176,15 @@ func readJob(node protocol.NodeID, in *devicev1.ReportJobRequest) (store.NodeJob
 	j := in.GetJob()
 	return store.NodeJob{
 		Node: node, State: state, FilesTotal: j.GetFilesTotal(), FilesDone: j.GetFilesDone(),
-		FilesErrored: j.GetFilesErrored(), BytesDone: j.GetBytesDone(), ErrorCodes: in.ErrorCodes,
+		FilesErrored: j.GetFilesErrored(), BytesDone: j.GetBytesDone(), BytesTotal: j.GetBytesTotal(), Rate: j.GetBytesPerSecond(),
+		ErrorCodes: in.ErrorCodes,
 	}, nil
 }
 
 // sameJob reports whether two reports say the same.
 func sameJob(a, b store.NodeJob) bool {
 	return a.Node == b.Node && a.State == b.State && a.FilesTotal == b.FilesTotal && a.FilesDone == b.FilesDone &&
-		a.FilesErrored == b.FilesErrored && a.BytesDone == b.BytesDone && slices.Equal(a.ErrorCodes, b.ErrorCodes)
+		a.FilesErrored == b.FilesErrored && a.BytesDone == b.BytesDone && a.BytesTotal == b.BytesTotal && a.Rate == b.Rate && slices.Equal(a.ErrorCodes, b.ErrorCodes)
 }
 
 // orderOfNode reads the order that a node serves. A node speaks for no other.
@@ -215,8 +217,13 @@ func (s *Service) settle(ctx context.Context, tx *store.Tx, o store.Order, jobs 
 		o.Status = StatusHalted
 	case JobCompleted:
 		o.Stage, o.Status = Completed, StatusCompleted
+	case JobCompletedWithWarnings:
+		o.Stage, o.Status = CompletedWithWarnings, StatusCompletedWithWarnings
 	case JobCompletedWithErrors:
-		o.Stage, o.Status = CompletedWithErrors, StatusCompletedWithErrors
+		o.Stage, o.Status = CompletedWithErrors, StatusPendingErasure
+		if err := tx.SetTimer(ctx, TimerPendingErasure, string(o.ID), s.now().Add(pendingErasure)); err != nil {
+			return err
+		}
 	}
 	if err := tx.UpdateOrder(ctx, &o); err != nil {
 		return err
@@ -239,6 +246,8 @@ func stateOf(jobs []store.NodeJob, nodes int) string {
 		return JobPaused
 	case has(JobCompletedWithErrors):
 		return JobCompletedWithErrors
+	case has(JobCompletedWithWarnings):
+		return JobCompletedWithWarnings
 	}
 	return JobCompleted
 }
@@ -266,7 +275,8 @@ func codesOf(jobs []store.NodeJob) []string {
 // by whoever starts it.
 var jobOperations = map[string]auditlog.Operation{
 	JobHalted: auditlog.OpDataCopyHalted, JobPaused: auditlog.OpDataCopyPaused,
-	JobCompleted: auditlog.OpDataCopyCompleted, JobCompletedWithErrors: auditlog.OpDataCopyCompleted,
+	JobCompleted: auditlog.OpDataCopyCompleted, JobCompletedWithWarnings: auditlog.OpDataCopyCompleted,
+	JobCompletedWithErrors: auditlog.OpDataCopyCompleted,
 }
 
 func (s *Service) recordJob(ctx context.Context, tx *store.Tx, o store.Order, job store.NodeJob, copyLog []byte) error {
@@ -307,10 +317,39 @@ func (s *Service) jobHistory(ctx context.Context, tx *store.Tx, was, o store.Ord
 		return s.addHistory(ctx, tx, o, StatusHalted, strings.Join(o.ErrorCodes, " "))
 	case JobPaused:
 		return s.addHistory(ctx, tx, o, "DataCopy Paused", "")
-	case JobCompleted, JobCompletedWithErrors:
+	case JobCompleted, JobCompletedWithWarnings, JobCompletedWithErrors:
 		return s.addHistory(ctx, tx, o, "DataCopy Completed", fmt.Sprintf("%s: %d files copied, %d not", o.Status, o.FilesDone, o.FilesErrored))
 	}
 	return nil
+}
+
+// TimerPendingErasure is the kind of the timers that end the wait of orders whose
+// data was not copied whole. Whoever runs timers hands them to
+// [Service.EndPendingErasure].
+const TimerPendingErasure = "order-pending-erasure"
+
+// pendingErasure is how long the customer of such an order has to object.
+const pendingErasure = 14 * 24 * time.Hour
+
+// EndPendingErasure completes an order with errors whose time to object is over:
+// nothing keeps its device from being erased any more.
+func (s *Service) EndPendingErasure(ctx context.Context, t store.Timer) error {
+	return s.change(ctx, string(auth.SystemCaller().Person), auditlog.OpDataCopyCompleted, func(tx *store.Tx, rec *auditlog.Record) error {
+		if err := tx.FinishTimer(ctx, t); err != nil {
+			return err
+		}
+		o, err := tx.Order(ctx, protocol.OrderID(t.Subject))
+		if err != nil {
+			return err
+		}
+		about(rec, o)
+		rec.Properties["status"] = StatusCompletedWithErrors
+		o.Status, o.Updated = StatusCompletedWithErrors, s.now()
+		if err := tx.UpdateOrder(ctx, &o); err != nil {
+			return err
+		}
+		return s.addHistory(ctx, tx, o, StatusCompletedWithErrors, "nobody objected within 14 days: the device may be erased")
+	})
 }
 
 // GetCopyLog shows the newest copy log of each node to who may know the names of

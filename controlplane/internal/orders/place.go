@@ -188,11 +188,21 @@ func showOrder(ctx context.Context, tx *store.Tx, o store.Order) (*lockboxv1.Ord
 	if err != nil {
 		return nil, err
 	}
+	jobs, err := tx.NodeJobs(ctx, o.ID)
+	if err != nil {
+		return nil, err
+	}
 	out := &lockboxv1.Order{
 		Id: string(o.ID), Subscription: string(o.Subscription), Tenant: string(o.Tenant), Stage: o.Stage, Status: o.Status,
 		Sku: o.SKU, Serial: string(o.Serial), Nodes: nodes, History: history(lines), JobState: o.JobState, ErrorCodes: o.ErrorCodes,
 		TrustPolicyVersion: int32(o.TrustPolicyVersion), TrustPolicyDigest: o.TrustPolicyDigest, ConsentDigest: o.ConsentDigest,
-		FilesTotal: o.FilesTotal, FilesDone: o.FilesDone, FilesErrored: o.FilesErrored,
+		FilesTotal: o.FilesTotal, FilesDone: o.FilesDone, FilesErrored: o.FilesErrored, BytesDone: o.BytesDone,
+	}
+	for _, j := range jobs {
+		out.BytesTotal += j.BytesTotal
+		if j.State == JobRunning {
+			out.BytesPerSecond += j.Rate
+		}
 	}
 	for _, d := range o.Destinations {
 		out.Destinations = append(out.Destinations, &lockboxv1.Destination{Account: d.Account, Endpoint: d.Endpoint, Shares: d.Shares})

@@ -8,24 +8,27 @@ import (
 
 // The stages of an order.
 const (
-	DeviceOrdered       = "DeviceOrdered"
-	DevicePrepared      = "DevicePrepared"
-	Dispatched          = "Dispatched"
-	Delivered           = "Delivered"
-	PickedUp            = "PickedUp"
-	AtAzureDC           = "AtAzureDC"
-	DataCopy            = "DataCopy"
-	Completed           = "Completed"
-	CompletedWithErrors = "CompletedWithErrors"
+	DeviceOrdered         = "DeviceOrdered"
+	DevicePrepared        = "DevicePrepared"
+	Dispatched            = "Dispatched"
+	Delivered             = "Delivered"
+	PickedUp              = "PickedUp"
+	AtAzureDC             = "AtAzureDC"
+	DataCopy              = "DataCopy"
+	Completed             = "Completed"
+	CompletedWithErrors   = "CompletedWithErrors"
+	CompletedWithWarnings = "CompletedWithWarnings"
 )
 
 // The strings that people are shown for the copy job.
 const (
-	StatusCopying             = "Data copy in progress"
-	StatusHalted              = "Data copy halted"
-	StatusResolved            = "Data copy error resolved"
-	StatusCompleted           = "Completed"
-	StatusCompletedWithErrors = "Data copy completed with errors. Device pending data erasure"
+	StatusCopying               = "Data copy in progress"
+	StatusHalted                = "Data copy halted"
+	StatusResolved              = "Data copy error resolved"
+	StatusCompleted             = "Completed"
+	StatusCompletedWithWarnings = "Completed with warnings"
+	StatusPendingErasure        = "Data copy completed with errors. Device pending data erasure"
+	StatusCompletedWithErrors   = "Completed with errors" // once the erasure does not wait any more
 )
 
 // trip is the device's way from the customer's click to the datacenter, in
@@ -65,7 +68,7 @@ func nextStage(from, to string) (int, error) {
 // Finished reports whether an order is over, so that nothing about its device
 // can be asked for any more.
 func Finished(o store.Order) bool {
-	return slices.Contains([]string{Completed, CompletedWithErrors, "CompletedWithWarnings", "Cancelled", "Aborted"}, o.Stage)
+	return slices.Contains([]string{Completed, CompletedWithErrors, CompletedWithWarnings, "Cancelled", "Aborted"}, o.Stage)
 }
 
 // Halted reports whether an order's copy job stopped with errors.

@@ -11,21 +11,23 @@ import (
 type NodeJob struct {
 	Node         protocol.NodeID
 	Order        protocol.OrderID
-	State        string // running | halted | paused | completed | completed-with-errors
+	State        string // running | halted | paused | completed | completed-with-warnings | completed-with-errors
 	FilesTotal   int64
 	FilesDone    int64
 	FilesErrored int64
 	BytesDone    int64
+	BytesTotal   int64
+	Rate         int64 // bytes per second
 	ErrorCodes   []string
 	Updated      time.Time
 }
 
-var nodeJobs = table{"node_jobs", "copy job of node", 2, "serial, node, order_id, state, files_total, files_done, files_errored, bytes_done, error_codes, updated"}
+var nodeJobs = table{"node_jobs", "copy job of node", 2, "serial, node, order_id, state, files_total, files_done, files_errored, bytes_done, bytes_total, bytes_per_second, error_codes, updated"}
 
 func (r *NodeJob) fields() []any {
 	return []any{
 		&r.Node.Serial, &r.Node.Node, &r.Order, &r.State, &r.FilesTotal, &r.FilesDone, &r.FilesErrored, &r.BytesDone,
-		js[string]{&r.ErrorCodes}, ms{&r.Updated},
+		&r.BytesTotal, &r.Rate, js[string]{&r.ErrorCodes}, ms{&r.Updated},
 	}
 }
 

@@ -412,6 +412,17 @@ func (w *World) Order() store.Order {
 	return o
 }
 
+// Timers are those that are due by then.
+func (w *World) Timers(by time.Time) []store.Timer {
+	w.T.Helper()
+	var due []store.Timer
+	storetest.Tx(w.T, w.Store, func(ctx context.Context, tx *store.Tx) (err error) {
+		due, err = tx.DueTimers(ctx, by, 100)
+		return err
+	})
+	return due
+}
+
 // Records are the activity log's records of an operation, in order; all if op is
 // "".
 func (w *World) Records(op auditlog.Operation) []auditlog.Record {
