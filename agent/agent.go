@@ -185,6 +185,10 @@ func (a *Agent) newLock(key ed25519.PrivateKey) (*lock.Machine, error) {
 	for _, d := range a.cfg.Disks {
 		ids = append(ids, protocol.DiskID(d.ID))
 	}
+	shares, err := newShares(a.cfg, a.opts, a.keeper, a.changes)
+	if err != nil {
+		return nil, err
+	}
 	return lock.New(lock.Config{
 		Node:         a.cfg.NodeID(),
 		Key:          key,
@@ -195,7 +199,7 @@ func (a *Agent) newLock(key ed25519.PrivateKey) (*lock.Machine, error) {
 		State:        a.state,
 		Journal:      a.journal,
 		Disks:        newDisks(a.cfg, a.keeper),
-		Shares:       newShares(a.cfg, a.keeper, a.changes),
+		Shares:       shares,
 		Jobs:         jobs{newJobs(a.cfg), a.changes},
 		Bare:         a.cfg.Bare,
 		DeadMan:      a.cfg.Lock.DeadMan,

@@ -7,6 +7,7 @@ import (
 	"crypto/tls"
 	"encoding/base64"
 	"errors"
+	"fmt"
 	"net"
 	"net/http"
 	"os"
@@ -23,6 +24,7 @@ import (
 
 	"github.com/databox-lockbox/lockbox/agent/bitlocker"
 	"github.com/databox-lockbox/lockbox/agent/internal/localapi"
+	"github.com/databox-lockbox/lockbox/agent/internal/share/nfs"
 	"github.com/databox-lockbox/lockbox/agent/internal/state"
 	"github.com/databox-lockbox/lockbox/certs"
 	"github.com/databox-lockbox/lockbox/protocol"
@@ -33,7 +35,16 @@ import (
 	"github.com/databox-lockbox/lockbox/protocol/tunnel"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+// modeVariable makes this test binary the agent's NFS server.
+const modeVariable = "AGENT_TEST_MODE"
+
+func TestMain(m *testing.M) {
+	if os.Getenv(modeVariable) == "nfs" {
+		fmt.Fprintln(os.Stderr, nfs.Main())
+		os.Exit(1)
+	}
+	goleak.VerifyTestMain(m)
+}
 
 func must[T any](v T, err error) T {
 	if err != nil {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"path/filepath"
+	"slices"
 	"sync"
 
 	"github.com/databox-lockbox/lockbox/agent/bitlocker"
@@ -13,6 +14,7 @@ import (
 	"github.com/databox-lockbox/lockbox/agent/internal/disk"
 	"github.com/databox-lockbox/lockbox/agent/internal/lock"
 	"github.com/databox-lockbox/lockbox/agent/internal/share"
+	"github.com/databox-lockbox/lockbox/agent/internal/share/nfs"
 	"github.com/databox-lockbox/lockbox/agent/internal/support"
 	"github.com/databox-lockbox/lockbox/agent/internal/uplink"
 	"github.com/databox-lockbox/lockbox/protocol"
@@ -125,10 +127,31 @@ type shares struct {
 	changes *changes.Watcher
 }
 
-func newShares(cfg Config, keeper *disk.Keeper, changes *changes.Watcher) shares {
-	return shares{changes: changes, Set: share.New(share.NewSMB(share.SMBConfig{
+func newShares(cfg Config, opts Options, keeper *disk.Keeper, changes *changes.Watcher) (shares, error) {
+	protocols := []share.Protocol{share.NewSMB(share.SMBConfig{
 		RunDir: cfg.RunDir, SMBD: cfg.Share.SMBD, Address: cfg.Share.Address, Port: cfg.Share.Port, Keeper: keeper,
-	}))}
+	})}
+	if n := cfg.Share.NFS; n.Enabled {
+		allow, err := n.Prefixes()
+		if err != nil {
+			return shares{}, err
+		}
+		protocols = append(protocols, nfs.New(nfs.Config{
+			Self: opts.NFS, Address: n.Address, Port: n.Port, Allow: allow, Keeper: keeper,
+		}))
+	}
+	return shares{Set: share.New(protocols...), changes: changes}, nil
+}
+
+// errNotApproved says why a protocol without a login is closed.
+var errNotApproved = errors.New("the approved request does not name it, so its approvers did not see it: a request made while the node reports it does")
+
+// allowed says why a lease does not allow a protocol.
+func allowed(lease lock.Lease, protocol string) error {
+	if protocol == share.ProtocolSMB || slices.Contains(lease.Protocols, approval.Protocol(protocol)) {
+		return nil
+	}
+	return errNotApproved
 }
 
 // Start implements [lock.Shares].
@@ -137,7 +160,8 @@ func (s shares) Start(ctx context.Context, lease lock.Lease, folders []lock.Fold
 	for _, f := range folders {
 		list = append(list, share.Share{Name: f.Name, Dir: f.Dir})
 	}
-	server, err := s.Set.Start(ctx, list, lease.Access, watched{s.changes})
+	allowed := func(protocol string) error { return allowed(lease, protocol) }
+	server, err := s.Where(allowed).Start(ctx, list, lease.Access, watched{s.changes})
 	if err != nil {
 		return nil, err
 	}

@@ -92,6 +92,7 @@ var unlockCases = []unlockCase{
 	{name: "accepted-named-shares", prepare: func(_ testing.TB, s *scene) {
 		s.statement.Shares = []string{"contosodata_BlockBlob", "contosodata_AzFile"}
 	}},
+	{name: "accepted-nfs", prepare: func(_ testing.TB, s *scene) { s.statement.Protocols = []Protocol{NFS} }},
 	{name: "accepted-passkey", prepare: withBob},
 	{name: "accepted-two-of-a-group", prepare: twoOwners},
 	{name: "accepted-spare-key", prepare: func(_ testing.TB, s *scene) {
@@ -229,6 +230,7 @@ var unlockCases = []unlockCase{
 		s.statement.ReasonCode = "prepare-to-ship-not-run"
 	}, code: protocol.CodeAction},
 	{name: "standing-consent-for-less-access", prepare: withStanding, fault: func(_ testing.TB, s *scene) { s.statement.Access = Delete }, code: protocol.CodeAction},
+	{name: "standing-consent-for-nfs", prepare: withStanding, fault: func(_ testing.TB, s *scene) { s.statement.Protocols = []Protocol{NFS} }, code: protocol.CodeAction},
 	{name: "standing-consent-for-another-node", prepare: withStanding, fault: func(_ testing.TB, s *scene) { s.standing.doc.Nodes = []NodeRef{node(2)} }, code: protocol.CodeAction},
 	{name: "standing-consent-for-another-key", prepare: withStanding, fault: func(_ testing.TB, s *scene) {
 		s.standing.doc.Nodes[0].KeyFingerprint = KeyFingerprint(machinePublic("thief"))

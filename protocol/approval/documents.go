@@ -76,6 +76,14 @@ type Engineer struct {
 	SSHKey string          `json:"sshKey"` // fingerprint of their SSH key, "SHA256:…" as ssh-keygen -l prints it
 }
 
+// Protocol is a way to reach the shares that a node opens only under a statement
+// that names it.
+type Protocol string
+
+// NFS has no login: whoever connects from an address that the node's configuration
+// allows is let in.
+const NFS Protocol = "nfs"
+
 // Statement is the request statement: what everyone decides on. It is
 // immutable; its digest is the request digest.
 type Statement struct {
@@ -88,6 +96,7 @@ type Statement struct {
 	Nodes          []NodeRef               `json:"nodes"`            // every node of one device
 	Disks          []DiskRef               `json:"disks"`            // at least one of each node
 	Shares         []string                `json:"shares,omitempty"` // only these, "<account>_<kind>"; all of the disks if empty
+	Protocols      []Protocol              `json:"protocols,omitempty"` // over which the shares are served beside SMB
 	Purpose        protocol.Purpose        `json:"purpose"`
 	Access         Access                  `json:"access"`
 	ReasonCode     string                  `json:"reasonCode"`
@@ -121,6 +130,7 @@ func (s Statement) check() error {
 		checkName("orderId", string(s.OrderID)),
 		checkDevice(s.Nodes, s.Disks),
 		checkShares(s.Shares),
+		checkProtocols(s.Protocols),
 		checkForm("purpose", string(s.Purpose), tokenForm),
 		checkOneOf("access", s.Access, ReadOnly, ReadWrite, Delete),
 		checkForm("reasonCode", s.ReasonCode, tokenForm),
@@ -326,6 +336,20 @@ func checkShares(list []string) error {
 		}
 	}
 	return checkUnique("shares", list, func(name string) string { return name })
+}
+
+// checkProtocols refuses what is no list of protocols; an empty one is fine, and
+// one of a later version of this program's.
+func checkProtocols(list []Protocol) error {
+	if len(list) > maxList {
+		return fmt.Errorf("protocols must have at most %d entries, has %d", maxList, len(list))
+	}
+	for _, name := range list {
+		if err := checkForm("protocols", string(name), tokenForm); err != nil {
+			return err
+		}
+	}
+	return checkUnique("protocols", list, func(name Protocol) string { return string(name) })
 }
 
 func disksOf(disks []DiskRef, id protocol.NodeID) []protocol.DiskID {

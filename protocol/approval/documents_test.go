@@ -178,6 +178,8 @@ func TestFields(t *testing.T) {
 	statement("with a share that is a path", func(s *Statement) { s.Shares = []string{"../contosodata_BlockBlob"} })
 	statement("with a share of an unknown kind", func(s *Statement) { s.Shares = []string{"contosodata_Tape"} })
 	statement("with a share twice", func(s *Statement) { s.Shares = []string{"contosodata_BlockBlob", "contosodata_BlockBlob"} })
+	statement("with a protocol that is no token", func(s *Statement) { s.Protocols = []Protocol{"NFS"} })
+	statement("with a protocol twice", func(s *Statement) { s.Protocols = []Protocol{NFS, NFS} })
 	statement("with too many shares", func(s *Statement) { s.Shares = make([]string, 65) })
 	statement("without purpose", func(s *Statement) { s.Purpose = "" })
 	statement("with unknown access", func(s *Statement) { s.Access = "root" })

@@ -78,12 +78,15 @@ func (s Standing) checkDuration() error {
 }
 
 // Covers reports whether s decides about a statement, as far as that depends on
-// what is asked for, not on when. A request for longer than s allows is covered,
+// what is asked for, not on when. No approval covers [Statement.Protocols]. A request for longer than s allows is covered,
 // and gets no longer than that.
 func (s Standing) Covers(st Statement) bool {
 	access := st.Access.within(s.Access)
 	if s.Verdict == Deny {
 		access = s.Access.within(st.Access)
+	}
+	if s.Verdict == Approve && len(st.Protocols) > 0 {
+		return false // nobody has decided about those
 	}
 	known := func(n NodeRef) bool { return slices.Contains(s.Nodes, n) }
 	return access && st.Exclusion == "" && st.Action == UnlockDatabox &&

@@ -137,11 +137,12 @@ type Lease struct {
 	Access    approval.Access
 	Begun     time.Time // the disks opened
 	End       time.Time
-	Shares    []copyjob.Share // the share folders of the mounted disks
-	Services  []share.Service // over which the shares are reached, or why not
-	Address   string          // of the one that asks for user and password, host:port; "" without one
-	User      string          // of the shares
-	Password  string          // of the shares; shown inside the engineer's session only
+	Protocols []approval.Protocol // over which the shares may be served beside SMB
+	Shares    []copyjob.Share     // the share folders of the mounted disks
+	Services  []share.Service     // over which the shares are reached, or why not
+	Address   string              // of the one that asks for user and password, host:port; "" without one
+	User      string              // of the shares
+	Password  string              // of the shares; shown inside the engineer's session only
 }
 
 // Lease returns the present lease, and whether the node is unlocked.
@@ -165,7 +166,7 @@ func (m *Machine) leaseOf(l *lease) Lease {
 func (l *lease) view() Lease {
 	out := Lease{
 		Purpose: l.purpose, Subject: l.subject, Order: l.orderID, Ticket: l.ticket, Engineer: l.engineer,
-		Access: l.access, Begun: l.wallAt(l.openedAt), End: l.endsAt, Shares: slices.Clone(l.shares),
+		Access: l.access, Begun: l.wallAt(l.openedAt), End: l.endsAt, Protocols: slices.Clone(l.protocols), Shares: slices.Clone(l.shares),
 	}
 	if l.purpose == protocol.SupportAccess {
 		out.RequestID = protocol.RequestID(l.correlation)

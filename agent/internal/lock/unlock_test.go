@@ -108,8 +108,11 @@ func TestOnlyNamedSharesAreOpened(t *testing.T) {
 				t.Fatal(err)
 			}
 			a := s.newAttempt(protocol.SupportAccess)
-			a.statement.Shares = []string{name}
+			a.statement.Shares, a.statement.Protocols = []string{name}, []approval.Protocol{approval.NFS}
 			a.open()
+			if l, _ := s.Lease(); !slices.Equal(l.Protocols, a.statement.Protocols) {
+				t.Errorf("the lease's protocols: %v", l.Protocols)
+			}
 			var got, open []string
 			for _, one := range s.Status().Shares {
 				got = append(got, one.Name+" "+one.State)

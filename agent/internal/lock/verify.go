@@ -38,6 +38,7 @@ type scope struct {
 	nodes           []approval.NodeRef
 	diskIDs         []protocol.DiskID // of this node
 	shares          []string          // the only ones to publish; all if empty
+	protocols       []approval.Protocol
 	destinations    []approval.Destination
 	end             time.Time // of the window
 	expires         time.Time // from when on the subject cannot be approved again
@@ -205,7 +206,7 @@ func (m *Machine) authorize(policy *approval.Policy, purpose protocol.Purpose, r
 		purpose: purpose, subject: g.RequestDigest, decisionsDigest: g.DecisionsDigest, correlation: string(st.RequestID),
 		orderID: st.OrderID, ticket: st.Ticket, engineer: st.Engineer, access: g.Access,
 		exclusion: st.Exclusion, standing: standing, standingDigest: g.StandingDigest,
-		nodes: st.Nodes, diskIDs: st.DisksOf(m.cfg.Node), shares: st.Shares, end: g.End,
+		nodes: st.Nodes, diskIDs: st.DisksOf(m.cfg.Node), shares: st.Shares, protocols: st.Protocols, end: g.End,
 		expires: time.Unix(st.Expires+st.MaxDuration, 0),
 	}, nil
 }

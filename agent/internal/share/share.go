@@ -96,6 +96,27 @@ type Set struct{ protocols []Protocol }
 // New returns a set of protocols, which are started and listed in this order.
 func New(protocols ...Protocol) *Set { return &Set{protocols} }
 
+// Where returns a set of the same protocols, of which those are not served that
+// allowed has a reason against.
+func (s *Set) Where(allowed func(protocol string) error) *Set {
+	out := &Set{slices.Clone(s.protocols)}
+	for i, p := range out.protocols {
+		if why := allowed(p.Name()); why != nil {
+			out.protocols[i] = refused{p, why}
+		}
+	}
+	return out
+}
+
+// refused is a protocol that may not be served now.
+type refused struct {
+	Protocol
+	why error
+}
+
+// Check implements [Protocol].
+func (r refused) Check() error { return r.why }
+
 // Services says of each protocol whether this machine can serve it.
 func (s *Set) Services() []Service {
 	list := make([]Service, len(s.protocols))

@@ -96,7 +96,7 @@ func writeRequest(w io.Writer, r *lockboxv1.Request) {
 		"Created", when(r.Created), "Decide before", until(r.Expires),
 		"Access from", when(r.AccessStart), "Access until", until(r.AccessEnd),
 		"Trust policy", r.TrustPolicyDigest, "Notified", strings.Join(r.Notified, ", "),
-		"Shares", shownShares(r.Shares), "Extends", r.Extends, "Raises again", r.RaisedAgain,
+		"Shares", shownShares(r.Shares), "Also over", shownProtocols(r.Protocols), "Extends", r.Extends, "Raises again", r.RaisedAgain,
 		"Ended", closedBy(r), "Locked", lockedBy(r))
 	for _, d := range r.Disks {
 		fmt.Fprintln(w, "  disk "+printable(d))
@@ -119,6 +119,19 @@ func shownShares(names []string) string {
 		return "all of the disks"
 	}
 	return strings.Join(names, ", ")
+}
+
+// shownProtocols shows over what shares are reached beside SMB, and what that means.
+func shownProtocols[P ~string](names []P) string {
+	var shown []string
+	for _, name := range names {
+		text := string(name)
+		if text == string(approval.NFS) {
+			text = "NFS, WHICH HAS NO LOGIN: whoever is at an address the device allows gets in"
+		}
+		shown = append(shown, text)
+	}
+	return strings.Join(shown, ", ")
 }
 
 // closedBy says when and why a request ended.
@@ -296,7 +309,7 @@ func showStatement(w io.Writer, s approval.Statement, policy string) {
 	}
 	fields(w, "Request", string(s.RequestID), "Action", string(s.Action), "Purpose", string(s.Purpose), "Ticket", string(s.Ticket),
 		"Order", string(s.OrderID), "Engineer", string(s.Engineer.Person), "Engineer's key", s.Engineer.SSHKey,
-		"Reason", s.ReasonCode, "Access", string(s.Access), "Shares", shownShares(s.Shares), "Duration", (time.Duration(s.MaxDuration) * time.Second).String(),
+		"Reason", s.ReasonCode, "Access", string(s.Access), "Shares", shownShares(s.Shares), "Also over", shownProtocols(s.Protocols), "Duration", (time.Duration(s.MaxDuration) * time.Second).String(),
 		"Created", when(s.Created), "Decide before", until(s.Expires),
 		"Trust policy", string(s.PolicyDigest), "", policy)
 	showNodes(w, s.Nodes, s.Disks)

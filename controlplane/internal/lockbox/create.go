@@ -311,11 +311,15 @@ func (d *draft) statement(ctx context.Context, tx *store.Tx, trust *approval.Pol
 	if err != nil {
 		return approval.Statement{}, err
 	}
+	protocols, err := d.protocols(ctx, tx, exclusion)
+	if err != nil {
+		return approval.Statement{}, err
+	}
 	created := d.s.now()
 	st := approval.Statement{
 		RequestID: protocol.RequestID("LockboxRequest_" + newGUID()), Action: approval.UnlockDatabox,
 		TenantID: d.order.Tenant, SubscriptionID: d.order.Subscription, OrderID: d.order.ID,
-		Nodes: nodes, Disks: disks, Shares: shares, Purpose: protocol.SupportAccess, Access: d.access,
+		Nodes: nodes, Disks: disks, Shares: shares, Protocols: protocols, Purpose: protocol.SupportAccess, Access: d.access,
 		ReasonCode: d.in.ReasonCode, Ticket: d.ticket.ID, Engineer: approval.Engineer{Person: d.caller.Person, SSHKey: key},
 		PolicyDigest: trust.Digest(),
 		Created:      created.Unix(), Expires: created.Truncate(time.Second).Add(d.expiry()).Unix(),
@@ -328,6 +332,15 @@ func (d *draft) statement(ctx context.Context, tx *store.Tx, trust *approval.Pol
 	err = d.fit(rule)
 	st.MaxDuration = int64(d.length / time.Second)
 	return st, err
+}
+
+// protocols are those beside SMB that a node of the device says it serves shares
+// over. Who is not asked cannot agree to them.
+func (d *draft) protocols(ctx context.Context, tx *store.Tx, exclusion approval.Exclusion) ([]approval.Protocol, error) {
+	if exclusion != "" {
+		return nil, nil
+	}
+	return orders.Protocols(ctx, tx, d.order)
 }
 
 // expiry is how long the request waits to be decided.

@@ -13,6 +13,7 @@ import (
 	"github.com/databox-lockbox/lockbox/protocol"
 	"github.com/databox-lockbox/lockbox/protocol/approval"
 	"github.com/databox-lockbox/lockbox/protocol/auditlog"
+	devicev1 "github.com/databox-lockbox/lockbox/protocol/device/v1"
 	lockboxv1 "github.com/databox-lockbox/lockbox/protocol/lockbox/v1"
 )
 
@@ -518,6 +519,30 @@ func TestLeastScope(t *testing.T) {
 		in.Shares = shares
 		_, err := w.lockbox.CreateRequest(t.Context(), w.as(orderstest.Erin), in)
 		wantCode(t, err, protocol.CodeInvalid)
+	}
+}
+
+// What is open without a login on the device is in what people sign, and shown.
+func TestProtocolWithoutLogin(t *testing.T) {
+	w := halted(t, 2, time.Now)
+	r, err := w.lockbox.CreateRequest(t.Context(), w.as(orderstest.Erin), w.ask())
+	if err != nil || len(r.Protocols) != 0 || len(scope(t, r).Protocols) != 0 {
+		t.Errorf("without NFS: %v, %v", r, err)
+	}
+	report := w.Nodes[1].Report()
+	report.Status.ShareServices = []*devicev1.ShareService{{Protocol: "smb", State: "ready"}, {Protocol: "nfs", State: "ready"}, {Protocol: "\x00"}}
+	if _, err := w.Orders.Heartbeat(t.Context(), w.Nodes[1].ID, report); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.lockbox.CancelRequest(t.Context(), w.as(orderstest.Erin), &lockboxv1.CancelRequestRequest{Id: r.Id}); err != nil {
+		t.Fatal(err)
+	}
+	r, err = w.lockbox.CreateRequest(t.Context(), w.as(orderstest.Erin), w.ask())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if st := scope(t, r); !slices.Equal(st.Protocols, []approval.Protocol{approval.NFS}) || !slices.Equal(r.Protocols, []string{"nfs"}) {
+		t.Errorf("with NFS on one node: the statement says %v, shown is %v", st.Protocols, r.Protocols)
 	}
 }
 

@@ -153,9 +153,13 @@ func showRow(caller auth.Caller, r store.Request) (*lockboxv1.Request, error) {
 	if err := proto.Unmarshal(r.Evaluation, evaluation); err != nil {
 		return nil, err
 	}
-	exclusion, _ := exclusionOf(r) // a request whose statement was damaged is shown all the same
+	st, _ := approval.ParseStatement(r.Statement) // a request whose statement was damaged is shown all the same
+	var protocols []string
+	for _, p := range st.Protocols {
+		protocols = append(protocols, string(p))
+	}
 	return &lockboxv1.Request{
-		Exclusion: string(exclusion), Id: string(r.ID), Number: r.Number, Action: r.Action, Status: string(StateOf(r.Status)), ShownStatus: shownStatus(r),
+		Exclusion: string(st.Exclusion), Protocols: protocols, Id: string(r.ID), Number: r.Number, Action: r.Action, Status: string(StateOf(r.Status)), ShownStatus: shownStatus(r),
 		Subscription: string(r.Subscription), Tenant: string(r.Tenant), Order: string(r.Order), Ticket: string(r.Ticket),
 		Serial: string(r.Serial), Disks: r.Disks, Shares: r.Shares, Engineer: string(r.Engineer), EngineerKey: r.EngineerKey,
 		ReasonCode: r.ReasonCode, Justification: r.Justification, Access: r.Access, Purpose: string(r.Purpose),

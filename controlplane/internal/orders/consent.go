@@ -2,6 +2,7 @@ package orders
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	"github.com/databox-lockbox/lockbox/controlplane/internal/auth"
@@ -106,6 +107,28 @@ func Place(ctx context.Context, tx *store.Tx, o store.Order) ([]approval.NodeRef
 		disks = append(disks, approval.DiskRef{Node: approval.NameOf(d.Node), Disk: d.ID})
 	}
 	return refs, disks, nil
+}
+
+// Protocols returns those beside SMB over which a node of an order's device says
+// that it serves shares, sorted.
+func Protocols(ctx context.Context, tx *store.Tx, o store.Order) ([]approval.Protocol, error) {
+	nodes, err := tx.NodesOfOrder(ctx, o.ID)
+	if err != nil {
+		return nil, err
+	}
+	var list []approval.Protocol
+	for _, n := range nodes {
+		status, err := Status(n)
+		if err != nil {
+			return nil, err
+		}
+		for _, s := range status.ShareServices {
+			if p := approval.Protocol(s.Protocol); p == approval.NFS {
+				list = append(list, p)
+			}
+		}
+	}
+	return slices.Compact(slices.Sorted(slices.Values(list))), nil
 }
 
 // SubmitConsent takes the signed envelope of a draft. It replaces the consent in

@@ -5986,6 +5986,7 @@ type Request struct {
 	Told              []*Delivery            `protobuf:"bytes,50,rep,name=told,proto3" json:"told,omitempty"`                                              // who was told of it, and when
 	Exclusion         string                 `protobuf:"bytes,60,opt,name=exclusion,proto3" json:"exclusion,omitempty"`                                    // why the customer is not asked: lockbox-off | break-glass | …; empty when they are
 	StandingConsent   string                 `protobuf:"bytes,61,opt,name=standing_consent,json=standingConsent,proto3" json:"standing_consent,omitempty"` // id of the one that decided for the customer
+	Protocols         []string               `protobuf:"bytes,70,rep,name=protocols,proto3" json:"protocols,omitempty"`                                    // over which the shares are served beside SMB: nfs, which has no login
 	unknownFields     protoimpl.UnknownFields
 	sizeCache         protoimpl.SizeCache
 }
@@ -6305,6 +6306,13 @@ func (x *Request) GetStandingConsent() string {
 		return x.StandingConsent
 	}
 	return ""
+}
+
+func (x *Request) GetProtocols() []string {
+	if x != nil {
+		return x.Protocols
+	}
+	return nil
 }
 
 // RequestComment is what somebody said about a request.
@@ -12172,7 +12180,7 @@ const file_lockbox_v1_lockbox_proto_rawDesc = "" +
 	"\vknown_hosts\x18\x02 \x01(\tR\n" +
 	"knownHosts\x12\x1c\n" +
 	"\tprincipal\x18\x03 \x01(\tR\tprincipal\x12\x18\n" +
-	"\aexpires\x18\x04 \x01(\x03R\aexpires\"\xd5\n" +
+	"\aexpires\x18\x04 \x01(\x03R\aexpires\"\xf3\n" +
 	"\n" +
 	"\aRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
@@ -12221,7 +12229,8 @@ const file_lockbox_v1_lockbox_proto_rawDesc = "" +
 	"\bcomments\x18& \x03(\v2\x1a.lockbox.v1.RequestCommentR\bcomments\x12(\n" +
 	"\x04told\x182 \x03(\v2\x14.lockbox.v1.DeliveryR\x04told\x12\x1c\n" +
 	"\texclusion\x18< \x01(\tR\texclusion\x12)\n" +
-	"\x10standing_consent\x18= \x01(\tR\x0fstandingConsent\"\xc7\x01\n" +
+	"\x10standing_consent\x18= \x01(\tR\x0fstandingConsent\x12\x1c\n" +
+	"\tprotocols\x18F \x03(\tR\tprotocols\"\xc7\x01\n" +
 	"\x0eRequestComment\x12\x16\n" +
 	"\x06number\x18\x01 \x01(\x03R\x06number\x12\x19\n" +
 	"\breply_to\x18\x02 \x01(\x03R\areplyTo\x12\x16\n" +
