@@ -26,6 +26,7 @@ import (
 	"github.com/databox-lockbox/lockbox/agent/internal/journal"
 	"github.com/databox-lockbox/lockbox/agent/internal/localapi"
 	"github.com/databox-lockbox/lockbox/agent/internal/lock"
+	"github.com/databox-lockbox/lockbox/agent/internal/recorder"
 	"github.com/databox-lockbox/lockbox/agent/internal/state"
 	"github.com/databox-lockbox/lockbox/agent/internal/support"
 	"github.com/databox-lockbox/lockbox/agent/internal/uplink"
@@ -68,16 +69,17 @@ type Options struct {
 
 // Agent is the daemon of one node.
 type Agent struct {
-	cfg     Config
-	opts    Options
-	state   *state.Dir
-	journal *journal.Journal
-	changes *changes.Watcher
-	lock    *lock.Machine
-	support *support.Server
-	uplink  *uplink.Uplink
-	local   *localapi.Server
-	keeper  *disk.Keeper
+	cfg      Config
+	opts     Options
+	state    *state.Dir
+	journal  *journal.Journal
+	recorder *recorder.Store
+	changes  *changes.Watcher
+	lock     *lock.Machine
+	support  *support.Server
+	uplink   *uplink.Uplink
+	local    *localapi.Server
+	keeper   *disk.Keeper
 
 	trust struct { // the chain that was verified last
 		mu     sync.Mutex
@@ -143,6 +145,9 @@ func (a *Agent) assemble(id state.Identity) error {
 	if a.changes, err = a.newChanges(key); err != nil {
 		return err
 	}
+	if a.recorder, err = a.newRecorder(key); err != nil {
+		return err
+	}
 	if a.lock, err = a.newLock(key); err != nil {
 		return err
 	}
@@ -178,6 +183,22 @@ func newRecord(cfg Config, now time.Time, op auditlog.Operation, result auditlog
 	r.Caller = cfg.NodeID().URI().String()
 	r.ResourceID = fmt.Sprintf("/devices/%s/nodes/%d", cfg.Serial, cfg.Node)
 	return r
+}
+
+// newRecorder opens the recordings, and closes those that an earlier agent left
+// unclosed.
+func (a *Agent) newRecorder(key ed25519.PrivateKey) (*recorder.Store, error) {
+	return recorder.New(recorder.Config{
+		Dir:     filepath.Join(a.cfg.StateDir, "recordings"),
+		Node:    a.cfg.NodeID(),
+		Key:     key,
+		Journal: a.journal,
+		Now:     a.opts.Clock.Now,
+		Quota:   int64(a.cfg.Recording.Quota) << 20,
+		MinFree: int64(a.cfg.Recording.MinFree) << 20,
+		Keep:    a.cfg.Recording.Keep,
+		Log:     a.opts.Log,
+	})
 }
 
 func (a *Agent) newLock(key ed25519.PrivateKey) (*lock.Machine, error) {
@@ -254,6 +275,7 @@ func (a *Agent) newUplink(id state.Identity, key ed25519.PrivateKey) (*uplink.Up
 		Identity:      id,
 		State:         a.state,
 		Journal:       a.journal,
+		Recorder:      a.recorder,
 		Lock:          a.lock,
 		Sessions:      sessions{a.support},
 		ReplacePolicy: a.replacePolicy,
@@ -272,6 +294,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	a.opts.Log.Info().Str("node", a.cfg.NodeID().String()).Int("disks", len(a.cfg.Disks)).Msg("agent started, disks locked")
 	a.changes.Recover()
 	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return a.recorder.Run(ctx) })
 	g.Go(func() error { return a.lock.Run(ctx) })
 	g.Go(func() error { return a.support.Run(ctx) })
 	g.Go(func() error { return a.uplink.Run(ctx) })
@@ -308,6 +331,9 @@ func (a *Agent) recordLife(op auditlog.Operation) {
 // close gives back what New opened, the keeper last.
 func (a *Agent) close() error {
 	var errs []error
+	if a.recorder != nil {
+		errs = append(errs, a.recorder.Close())
+	}
 	if a.journal != nil {
 		errs = append(errs, a.journal.Close())
 	}

@@ -24,7 +24,7 @@ const (
 // Limits, in bytes.
 const (
 	// MaxPayload is the longest payload of a frame.
-	MaxPayload = 128 << 10
+	MaxPayload = 124 << 10
 	// MaxText is the longest text of an event, such as a path.
 	MaxText = 4096
 	// MaxOutput is the longest piece of output in one frame.

@@ -55,6 +55,7 @@ type Config struct {
 	Lock         Lock         `mapstructure:"lock"`
 	Share        Share        `mapstructure:"share"`
 	Copy         Copy         `mapstructure:"copy"`
+	Recording    Recording    `mapstructure:"recording"`
 	Reconnect    Reconnect    `mapstructure:"reconnect"`
 	Log          Log          `mapstructure:"log"`
 }
@@ -152,6 +153,20 @@ type Account struct {
 	CredentialFile string `mapstructure:"credential_file"`
 }
 
+// Recording configures the recordings of support sessions and shares, which are
+// kept in <state_dir>/recordings.
+type Recording struct {
+	// Quota is how many MiB they may have together, 16 to 1048576. When it is
+	// used up, nothing can be recorded, so no session can begin. Default 4096.
+	Quota int `mapstructure:"quota_mib"`
+	// MinFree is how many MiB stay free on their file system, 16 to 1048576.
+	// Default 256.
+	MinFree int `mapstructure:"min_free_mib"`
+	// Keep is how long a recording is kept here that the control plane has
+	// confirmed. It goes earlier when the quota is used up. Default 168h.
+	Keep time.Duration `mapstructure:"keep"`
+}
+
 // Reconnect bounds the waiting time before the tunnel is dialled again. It
 // grows from Min to Max, with full jitter, forever.
 type Reconnect struct {
@@ -179,6 +194,7 @@ func Default() Config {
 			NFS: NFS{Address: "127.0.0.1", Port: 2049, Allow: []string{"127.0.0.0/8", "::1/128"}},
 		},
 		Copy:      Copy{Parallel: 4},
+		Recording: Recording{Quota: 4096, MinFree: 256, Keep: 7 * 24 * time.Hour},
 		Reconnect: Reconnect{Min: time.Second, Max: time.Minute},
 		Log:       Log{Level: "info", Format: "json"},
 	}
@@ -236,6 +252,9 @@ func (c Config) Validate() error {
 	p.nfs(c.Share.NFS)
 	p.Check(c.Copy.Parallel >= 1 && c.Copy.Parallel <= 64, "copy.parallel", "%d is out of range: write 1 to 64", c.Copy.Parallel)
 	p.accounts(c.Copy.Accounts)
+	p.Check(c.Recording.Quota >= 16 && c.Recording.Quota <= 1<<20, "recording.quota_mib", "%d is out of range: write 16 to 1048576", c.Recording.Quota)
+	p.Check(c.Recording.MinFree >= 16 && c.Recording.MinFree <= 1<<20, "recording.min_free_mib", "%d is out of range: write 16 to 1048576", c.Recording.MinFree)
+	p.Between("recording.keep", c.Recording.Keep, 0, 10*365*24*time.Hour)
 	p.Between("reconnect.min", c.Reconnect.Min, 10*time.Millisecond, time.Hour)
 	p.Between("reconnect.max", c.Reconnect.Max, c.Reconnect.Min, 24*time.Hour)
 	p.OneOf("log.level", c.Log.Level, "debug", "info", "warn", "error")

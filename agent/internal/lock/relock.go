@@ -21,6 +21,7 @@ type Reason string
 // stand.
 const (
 	SessionDisabled Reason = "session-disabled" // of the approved engineer
+	SessionKilled   Reason = "session-killed"   // by an approver
 	EngineerDone    Reason = "engineer-done"
 	Revoked         Reason = "revoked"
 	WindowOver      Reason = "window-over"
@@ -43,7 +44,7 @@ const (
 // spends are the reasons after which an approval for support can never be used
 // again. After any other it can be executed again, with a new challenge and the
 // same end.
-var spends = map[Reason]bool{SessionDisabled: true, EngineerDone: true, Revoked: true, WindowOver: true, Tamper: true}
+var spends = map[Reason]bool{SessionDisabled: true, SessionKilled: true, EngineerDone: true, Revoked: true, WindowOver: true, Tamper: true}
 
 var reasonForm = regexp.MustCompile(`^[a-z][a-z0-9-]{0,63}$`)
 

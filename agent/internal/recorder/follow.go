@@ -19,8 +19,9 @@ import (
 const (
 	maxWatchers = 8                // of one recording
 	watchChunk  = 16 << 10         // bytes sent at once to a watcher
+	watchQuiet  = 10 * time.Second // without anything to send: then nothing is sent, to find who has left
 	watchBound  = 10 * time.Second // a watcher who takes longer for them is dropped
-	sendChunk   = 128 << 10        // bytes sent at once to the control plane
+	sendChunk   = 128 << 10        // bytes sent at once to the control plane: more than a frame has
 	sendBound   = 30 * time.Second
 	sendEvery   = time.Second // between two pieces of a growing recording
 	firstPause  = 500 * time.Millisecond
@@ -61,7 +62,8 @@ func (r *Recording) namesLocked() []string {
 // Watch sends a recording to somebody from an offset on, and then what is added
 // to it, until it is closed or ctx ends. Those who are recorded are told. A
 // watcher that does not take what it is sent is dropped with
-// [protocol.CodeLimit].
+// [protocol.CodeLimit]. With a negative offset nothing is sent: somebody watches
+// what the control plane has.
 func (s *Store) Watch(ctx context.Context, id string, offset int64, name string, send func(offset int64, data []byte) error) error {
 	r, err := s.find(id)
 	if err != nil {
@@ -121,12 +123,16 @@ func (r *Recording) follow(ctx context.Context, offset int64, send func(offset i
 	}
 	defer file.Close()
 	buf := make([]byte, watchChunk)
+	announced := offset < 0
 	for {
 		r.mu.Lock()
 		size, grown, closed := r.size, r.grown, r.closed.Load() != nil
 		r.mu.Unlock()
+		if announced {
+			offset = size
+		}
 		switch {
-		case offset < 0 || offset > size:
+		case offset > size:
 			return protocol.Errorf(protocol.CodeInvalid, "recording %s has %d bytes: nothing follows byte %d", r.meta.ID, size, offset)
 		case offset < size:
 			n, err := file.ReadAt(buf[:min(watchChunk, size-offset)], offset)
@@ -149,6 +155,10 @@ func (r *Recording) follow(ctx context.Context, offset int64, send func(offset i
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-grown:
+		case <-time.After(watchQuiet):
+			if err := send(offset, nil); err != nil {
+				return err
+			}
 		}
 	}
 }
@@ -169,7 +179,7 @@ type Chunk struct {
 // whether the whole, closed recording is kept there. A failed send is repeated
 // after a pause that grows to a minute; one that is refused for good
 // ([protocol.CodeInvalid], [protocol.CodeConflict], [protocol.CodeForbidden],
-// [protocol.CodeRecording]) is recorded, and the recording is kept.
+// [protocol.CodeRecording], [protocol.CodeCheckpoint]) is recorded, and the recording is kept.
 func (s *Store) Upload(ctx context.Context, send func(context.Context, Chunk) (acked int64, confirmed bool, err error)) error {
 	for failures := 0; ctx.Err() == nil; {
 		sent, failed := s.uploadAll(ctx, send)
@@ -273,7 +283,7 @@ func (r *Recording) ack(c Chunk, acked int64, confirmed bool) (moved bool, err e
 // answered takes a refusal. One for good is recorded, once.
 func (r *Recording) answered(err error) error {
 	switch code := protocol.CodeOf(err); code {
-	case protocol.CodeInvalid, protocol.CodeConflict, protocol.CodeForbidden, protocol.CodeRecording:
+	case protocol.CodeInvalid, protocol.CodeConflict, protocol.CodeForbidden, protocol.CodeRecording, protocol.CodeCheckpoint:
 		r.mu.Lock()
 		r.refused = true
 		r.mu.Unlock()

@@ -122,7 +122,14 @@ func (n node) DisableSession(ctx context.Context, r *devicev1.DisableSessionRequ
 	unsure := !known || h.Engineer.Person == ""
 	var err error
 	if held && h.Purpose == protocol.SupportAccess && (unsure || engineer == h.Engineer.Person) {
-		_, err = n.lockFor(ctx, !unsure, h.Subject)
+		reason := lock.SessionDisabled
+		switch {
+		case unsure:
+			reason = unknownSession
+		case r.Reason == Killed:
+			reason = lock.SessionKilled
+		}
+		_, err = n.cfg.Lock.Lock(ctx, reason, h.Subject, !unsure)
 	}
 	n.cfg.Sessions.Disable(id, r.Reason)
 	n.hurry()
@@ -132,14 +139,9 @@ func (n node) DisableSession(ctx context.Context, r *devicev1.DisableSessionRequ
 	return &devicev1.DisableSessionResponse{Status: n.cfg.Lock.Status()}, nil
 }
 
-// lockFor locks because a session of the approved engineer was disabled, or may
-// have been.
-func (n node) lockFor(ctx context.Context, spend bool, subject approval.Digest) (time.Duration, error) {
-	if spend {
-		return n.cfg.Lock.Lock(ctx, lock.SessionDisabled, subject, true)
-	}
-	return n.cfg.Lock.Lock(ctx, unknownSession, subject, false)
-}
+// Killed is the reason of [node.DisableSession] when an approver killed the
+// session.
+const Killed = "killed"
 
 // unknownSession is why a node locks that was asked to disable a session of which
 // it cannot tell whether it is that of the approved engineer.
@@ -157,6 +159,20 @@ func (n node) UpdateTrustPolicy(ctx context.Context, r *devicev1.UpdateTrustPoli
 	return &devicev1.UpdateTrustPolicyResponse{Version: int32(version), Digest: string(digest)}, nil
 }
 
-func (n node) WatchRecording(_ context.Context, r *devicev1.WatchRecordingRequest, _ devicev1.NodeServiceWatchRecordingServerStream) error {
-	return protocol.Errorf(protocol.CodeNotFound, "no recording %s%s on this node", r.Session, r.Recording)
+// WatchRecording sends a recording as it grows. The tunnel ends the stream of
+// whoever takes nothing.
+func (n node) WatchRecording(ctx context.Context, r *devicev1.WatchRecordingRequest, s devicev1.NodeServiceWatchRecordingServerStream) error {
+	id := r.Recording
+	if id == "" {
+		id = n.cfg.Recorder.OfSession(protocol.SessionID(r.Session))
+	}
+	next := r.Offset
+	err := n.cfg.Recorder.Watch(ctx, id, r.Offset, r.Watcher, func(offset int64, data []byte) error {
+		next = offset + int64(len(data))
+		return s.Send(&devicev1.WatchRecordingResponse{Recording: id, Offset: offset, Data: data})
+	})
+	if err != nil {
+		return err
+	}
+	return s.Send(&devicev1.WatchRecordingResponse{Recording: id, Offset: next, Ended: true})
 }

@@ -26,6 +26,7 @@ import (
 
 	"github.com/databox-lockbox/lockbox/agent/internal/journal"
 	"github.com/databox-lockbox/lockbox/agent/internal/lock"
+	"github.com/databox-lockbox/lockbox/agent/internal/recorder"
 	"github.com/databox-lockbox/lockbox/agent/internal/state"
 	"github.com/databox-lockbox/lockbox/certs"
 	"github.com/databox-lockbox/lockbox/protocol"
@@ -86,6 +87,7 @@ type Config struct {
 	Identity state.Identity
 	State    *state.Dir
 	Journal  *journal.Journal
+	Recorder *recorder.Store
 	Lock     Lock
 	Sessions Sessions
 	// ReplacePolicy installs a trust policy of a higher version, if the signers
@@ -178,6 +180,7 @@ func (u *Uplink) Run(ctx context.Context) error {
 	g.Go(func() error { return u.source.Run(ctx) })
 	g.Go(func() error { return u.heartbeats(ctx) })
 	g.Go(func() error { return u.cfg.Journal.Forward(ctx, u.sendRecords) })
+	g.Go(func() error { return u.cfg.Recorder.Upload(ctx, u.sendRecording) })
 	g.Go(func() error { return u.outbox.run(ctx, u.deliver) })
 	return g.Wait()
 }
@@ -247,6 +250,17 @@ func (u *Uplink) sendRecords(ctx context.Context, entries []journal.Entry) (int6
 		return 0, err
 	}
 	return resp.Acked, nil
+}
+
+// sendRecording delivers a piece of a recording.
+func (u *Uplink) sendRecording(ctx context.Context, c recorder.Chunk) (acked int64, confirmed bool, err error) {
+	resp, err := u.control.AppendRecording(ctx, &devicev1.AppendRecordingRequest{
+		Recording: c.Recording, Offset: c.Offset, Data: c.Data, Closed: c.Closed, Digest: string(c.Digest),
+	})
+	if err != nil {
+		return 0, false, err
+	}
+	return resp.Acked, resp.Confirmed, nil
 }
 
 // renew gets a new certificate over the tunnel and remembers it.

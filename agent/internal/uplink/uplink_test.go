@@ -1,6 +1,7 @@
 package uplink
 
 import (
+	"bytes"
 	"context"
 	"crypto/ed25519"
 	"crypto/tls"
@@ -22,12 +23,14 @@ import (
 
 	"github.com/databox-lockbox/lockbox/agent/internal/journal"
 	"github.com/databox-lockbox/lockbox/agent/internal/lock"
+	"github.com/databox-lockbox/lockbox/agent/internal/recorder"
 	"github.com/databox-lockbox/lockbox/agent/internal/state"
 	"github.com/databox-lockbox/lockbox/certs"
 	"github.com/databox-lockbox/lockbox/protocol"
 	"github.com/databox-lockbox/lockbox/protocol/approval"
 	"github.com/databox-lockbox/lockbox/protocol/auditlog"
 	devicev1 "github.com/databox-lockbox/lockbox/protocol/device/v1"
+	"github.com/databox-lockbox/lockbox/protocol/recording"
 	"github.com/databox-lockbox/lockbox/protocol/rpc"
 	"github.com/databox-lockbox/lockbox/protocol/tunnel"
 )
@@ -71,6 +74,8 @@ type control struct {
 	reports    []string
 	bad        string // the report that is refused for what it is
 	serials    []string
+	recorded   []byte
+	confirmed  bool
 	ttl        time.Duration // of renewed certificates
 }
 
@@ -156,6 +161,19 @@ func (c *control) AppendRecords(_ context.Context, r *devicev1.AppendRecordsRequ
 	}
 	c.records = append(c.records, r.Records...)
 	return &devicev1.AppendRecordsResponse{Acked: int64(len(c.records))}, nil
+}
+
+func (c *control) AppendRecording(_ context.Context, r *devicev1.AppendRecordingRequest) (*devicev1.AppendRecordingResponse, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.refuse != nil {
+		return nil, c.refuse
+	}
+	if int64(len(c.recorded)) == r.Offset {
+		c.recorded = append(c.recorded, r.Data...)
+		c.confirmed = r.Closed && string(approval.DigestOf(c.recorded)) == r.Digest
+	}
+	return &devicev1.AppendRecordingResponse{Acked: int64(len(c.recorded)), Confirmed: c.confirmed}, nil
 }
 
 func (c *control) RenewCertificate(_ context.Context, r *devicev1.RenewCertificateRequest) (*devicev1.RenewCertificateResponse, error) {
@@ -302,14 +320,15 @@ func (f *fakeLock) ServeConn(_ context.Context, conn net.Conn, id protocol.Sessi
 
 // node is an enrolled node with its uplink.
 type testNode struct {
-	t       *testing.T
-	dir     string
-	control *control
-	state   *state.Dir
-	journal *journal.Journal
-	lock    *fakeLock
-	uplink  *Uplink
-	stop    func()
+	t        *testing.T
+	dir      string
+	control  *control
+	state    *state.Dir
+	journal  *journal.Journal
+	recorder *recorder.Store
+	lock     *fakeLock
+	uplink   *Uplink
+	stop     func()
 }
 
 func newNode(t *testing.T, c *control, ttl time.Duration) *testNode {
@@ -323,6 +342,9 @@ func newNode(t *testing.T, c *control, ttl time.Duration) *testNode {
 		t.Fatal(err)
 	}
 	n.journal = must(journal.New(filepath.Join(n.dir, "journal"), nodeID, key))
+	n.recorder = must(recorder.New(recorder.Config{
+		Dir: filepath.Join(n.dir, "recordings"), Node: nodeID, Key: key, Journal: n.journal, Quota: 16 << 20, Log: zerolog.New(t.Output()),
+	}))
 	t.Cleanup(func() {
 		if n.stop != nil {
 			n.stop()
@@ -337,7 +359,7 @@ func (n *testNode) make(heartbeat time.Duration) {
 	n.t.Helper()
 	id, _ := n.state.Identity()
 	u, err := New(Config{
-		Node: nodeID, Key: must(n.state.NodeKey()), Identity: id, State: n.state, Journal: n.journal, Lock: n.lock, Sessions: n.lock,
+		Node: nodeID, Key: must(n.state.NodeKey()), Identity: id, State: n.state, Journal: n.journal, Recorder: n.recorder, Lock: n.lock, Sessions: n.lock,
 		ReplacePolicy: func(context.Context, []byte) (int64, approval.Digest, error) { return 2, "sha256:2", nil },
 		LogSize:       func() int64 { return 42 },
 		Heartbeat:     heartbeat, BackoffMin: 10 * time.Millisecond, BackoffMax: 50 * time.Millisecond, Log: zerolog.New(n.t.Output()),
@@ -606,6 +628,7 @@ func TestDisableSession(t *testing.T) {
 	}{
 		{"locked", nil, "ses-1", "erin", []string{"disable ses-1 x"}},
 		{"the engineer's", lease, "ses-1", "erin", []string{"lock session-disabled sha256:s true", "disable ses-1 x"}},
+		{"killed", lease, "ses-1", "erin", []string{"lock session-killed sha256:s true", "disable ses-1 killed"}},
 		{"another engineer's", lease, "ses-1", "otto", []string{"disable ses-1 x"}},
 		{"unknown", lease, "ses-2", "", []string{"lock unknown-session-disabled sha256:s false", "disable ses-2 x"}},
 		{"before the order was verified", unsure, "ses-1", "erin", []string{"lock unknown-session-disabled sha256:s false", "disable ses-1 x"}},
@@ -614,12 +637,67 @@ func TestDisableSession(t *testing.T) {
 		n.lock.mu.Lock()
 		n.lock.lease, n.lock.known = one.lease, one.known
 		n.lock.mu.Unlock()
-		if _, err := s.DisableSession(t.Context(), &devicev1.DisableSessionRequest{Session: one.session, Reason: "x"}); err != nil {
+		reason := "x"
+		if one.name == Killed {
+			reason = Killed
+		}
+		if _, err := s.DisableSession(t.Context(), &devicev1.DisableSessionRequest{Session: one.session, Reason: reason}); err != nil {
 			t.Errorf("%s: %v", one.name, err)
 		}
 		if got := n.lock.took(); !slices.Equal(got, one.want) {
 			t.Errorf("%s: %q", one.name, got)
 		}
+	}
+}
+
+// TestRecordings: a recording is watched, and brought to the control plane, as it
+// grows and however often that is cut.
+func TestRecordings(t *testing.T) {
+	c := newControl(t)
+	n := newNode(t, c, time.Hour)
+	c.set(func() { c.refuse = protocol.Errorf(protocol.CodeUnavailable, "busy") })
+	n.run(time.Hour)
+	r := must(n.recorder.Begin(t.Context(), recording.Meta{Kind: recording.Session, Session: "ses-1", Engineer: "erin"}))
+	watched := make(chan []string, 4)
+	r.OnWatch(func(names []string) { watched <- names })
+	s := n.service()
+	stream := must(s.WatchRecording(t.Context(), &devicev1.WatchRecordingRequest{Session: "ses-1", Watcher: "ann"}))
+	var seen []byte
+	receive := func() *devicev1.WatchRecordingResponse {
+		t.Helper()
+		m := must(stream.Receive())
+		if m.Recording != r.ID() || m.Offset != int64(len(seen)) {
+			t.Errorf("%s at %d after %d", m.Recording, m.Offset, len(seen))
+		}
+		seen = append(seen, m.Data...)
+		return m
+	}
+	receive()
+	if got := <-watched; !slices.Equal(got, []string{"ann"}) {
+		t.Errorf("watched by %q", got)
+	}
+	if err := r.Terminal("c1", 80, 24).Output([]byte("hello")); err != nil {
+		t.Error(err)
+	}
+	for !bytes.Contains(seen, []byte("hello")) {
+		receive()
+	}
+	c.set(func() { c.refuse = nil })
+	if err := r.End(recording.EndDone); err != nil {
+		t.Error(err)
+	}
+	for !receive().Ended {
+	}
+	eventually(t, "the recording is confirmed", func() bool { return locked(c, func() bool { return c.confirmed }) })
+	if !bytes.Equal(c.recorded, seen) {
+		t.Error("what arrived is not what was watched")
+	}
+	missing, err := s.WatchRecording(t.Context(), &devicev1.WatchRecordingRequest{Session: "ses-2", Watcher: "ann"})
+	if err == nil {
+		_, err = missing.Receive()
+	}
+	if protocol.CodeOf(err) != protocol.CodeNotFound {
+		t.Errorf("without a recording: %v", err)
 	}
 }
 

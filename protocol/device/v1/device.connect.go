@@ -168,7 +168,8 @@ type NodeServiceClient interface {
 	DisableSession(context.Context, *DisableSessionRequest) (*DisableSessionResponse, error)
 	// WatchRecording sends a recording from an offset on, and then what is added
 	// to it until it ends. The engineer is told who watches. A watcher too slow to
-	// follow is dropped with limit-exceeded and may begin again where it was.
+	// follow is dropped with limit-exceeded and may begin again where it was. When
+	// nothing happens, a message without data comes every ten seconds.
 	WatchRecording(context.Context, *WatchRecordingRequest) (NodeServiceWatchRecordingClientStream, error)
 	// OpenBulk asks the node to dial its bulk connection.
 	OpenBulk(context.Context, *OpenBulkRequest) (*OpenBulkResponse, error)
@@ -243,7 +244,8 @@ type NodeServiceHandler interface {
 	DisableSession(context.Context, *DisableSessionRequest) (*DisableSessionResponse, error)
 	// WatchRecording sends a recording from an offset on, and then what is added
 	// to it until it ends. The engineer is told who watches. A watcher too slow to
-	// follow is dropped with limit-exceeded and may begin again where it was.
+	// follow is dropped with limit-exceeded and may begin again where it was. When
+	// nothing happens, a message without data comes every ten seconds.
 	WatchRecording(context.Context, *WatchRecordingRequest, NodeServiceWatchRecordingServerStream) error
 	// OpenBulk asks the node to dial its bulk connection.
 	OpenBulk(context.Context, *OpenBulkRequest) (*OpenBulkResponse, error)

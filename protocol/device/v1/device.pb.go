@@ -1416,7 +1416,7 @@ type WatchRecordingRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Session       string                 `protobuf:"bytes,1,opt,name=session,proto3" json:"session,omitempty"`     // the support session whose recording is meant, or
 	Recording     string                 `protobuf:"bytes,2,opt,name=recording,proto3" json:"recording,omitempty"` // the recording itself
-	Offset        int64                  `protobuf:"varint,3,opt,name=offset,proto3" json:"offset,omitempty"`      // from which byte on
+	Offset        int64                  `protobuf:"varint,3,opt,name=offset,proto3" json:"offset,omitempty"`      // from which byte on; negative: no data, somebody watches what the control plane has
 	Watcher       string                 `protobuf:"bytes,4,opt,name=watcher,proto3" json:"watcher,omitempty"`     // protocol.Person: the name that the engineer sees
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
