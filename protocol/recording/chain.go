@@ -2,6 +2,7 @@ package recording
 
 import (
 	"bufio"
+	"bytes"
 	"crypto"
 	"crypto/ed25519"
 	"crypto/sha256"
@@ -179,6 +180,30 @@ func (d *Damage) Error() string {
 // Unwrap gives the error its code.
 func (d *Damage) Unwrap() error {
 	return &protocol.Error{Code: protocol.CodeRecording, Message: d.Reason}
+}
+
+// Whole returns how many bytes at the beginning of p are whole frames, whatever is
+// in them. The first piece of a recording begins with the [Magic].
+func Whole(p []byte) int {
+	n := 0
+	switch magic := []byte(Magic); {
+	case bytes.HasPrefix(p, magic):
+		n = len(magic)
+	case bytes.HasPrefix(magic, p):
+		return 0
+	}
+	for len(p)-n >= headerSize {
+		length := binary.BigEndian.Uint32(p[n:])
+		frame := headerSize + int64(length) + hashSize
+		if length > MaxPayload {
+			frame = headerSize // no frame: for a Reader to refuse
+		}
+		if frame > int64(len(p)-n) {
+			break
+		}
+		n += int(frame)
+	}
+	return n
 }
 
 // Reader reads the frames of a recording, which may be still growing or cut off.

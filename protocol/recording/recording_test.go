@@ -274,6 +274,26 @@ func TestResume(t *testing.T) {
 	}
 }
 
+// A recording that comes in pieces is cut where frames end, and nowhere else.
+func TestWhole(t *testing.T) {
+	data, frames := record(t, testBodies()...)
+	frames = append(frames, len(data))
+	for n := range len(data) + 1 {
+		want := 0
+		for _, end := range frames {
+			if end <= n {
+				want = end
+			}
+		}
+		if got := Whole(data[:n]); got != want {
+			t.Fatalf("of %d bytes %d are whole, want %d", n, got, want)
+		}
+	}
+	if got := Whole(bytes.Repeat([]byte{0xff}, 20)); got != headerSize {
+		t.Errorf("of no frames %d bytes are given to a reader to refuse", got)
+	}
+}
+
 func TestAsciicast(t *testing.T) {
 	data, at := record(t, testBodies()...)
 	var out bytes.Buffer
