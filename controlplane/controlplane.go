@@ -34,6 +34,7 @@ import (
 	"github.com/databox-lockbox/lockbox/controlplane/internal/notify"
 	"github.com/databox-lockbox/lockbox/controlplane/internal/orders"
 	"github.com/databox-lockbox/lockbox/controlplane/internal/policy"
+	"github.com/databox-lockbox/lockbox/controlplane/internal/recordings"
 	"github.com/databox-lockbox/lockbox/controlplane/internal/store"
 	"github.com/databox-lockbox/lockbox/protocol"
 	"github.com/databox-lockbox/lockbox/protocol/approval"
@@ -227,6 +228,13 @@ func (c *ControlPlane) assemble(k keys) error {
 	if c.notify, err = c.newNotify(log, k.service); err != nil {
 		return err
 	}
+	kept, err := recordings.New(ctx, recordings.Config{
+		Store: c.store, Audit: log, Nodes: c.broker, Dir: c.cfg.RecordingsDir(), Limits: limitsOf(c.cfg.Recordings),
+		Retention: c.cfg.Recordings.Retention, Now: c.opts.Now, Logger: c.opts.Log,
+	})
+	if err != nil {
+		return err
+	}
 	files := c.policies()
 	rules, err := policy.Load(files)
 	if err != nil {
@@ -243,11 +251,18 @@ func (c *ControlPlane) assemble(k keys) error {
 	})
 	requests := lockbox.New(lockbox.Config{
 		Store: c.store, Audit: log, Custody: keeper, Notify: c.notify, Orders: order, Nodes: c.broker, Authority: c.authorities,
-		Policies: rules, PolicyFiles: c.watched(files), Expiry: c.cfg.Timers.RequestExpiry, Now: c.opts.Now, Logger: c.opts.Log,
+		Policies: rules, PolicyFiles: c.watched(files), Expiry: c.cfg.Timers.RequestExpiry, SessionEnded: c.streams.endSession,
+		Now: c.opts.Now, Logger: c.opts.Log,
 	})
-	c.services = api.Services{Accounts: people, Orders: order, Lockbox: requests, Custody: keeper, Audit: log, Notices: c.notify}
+	c.services = api.Services{Accounts: people, Orders: order, Lockbox: requests, Custody: keeper, Audit: log, Notices: c.notify, Recordings: kept}
 	c.api = c.newAPI(people)
 	return c.firstAdmin(ctx, people)
+}
+
+// limitsOf are the limits of recordings in bytes.
+func limitsOf(r config.Recordings) recordings.Limits {
+	const mib = 1 << 20
+	return recordings.Limits{Recording: int64(r.MaxMiB) * mib, Node: int64(r.NodeMiB) * mib, Total: int64(r.TotalMiB) * mib}
 }
 
 // sinks are the copies of the activity log that are configured.
@@ -344,6 +359,9 @@ func (c *ControlPlane) newTunnels(log *audit.Service) *tunnel.Server {
 		},
 		ReportManifest: func(ctx context.Context, n protocol.NodeID, in *devicev1.ReportManifestRequest) (*devicev1.ReportManifestResponse, error) {
 			return c.services.Orders.ReportManifest(ctx, n, in)
+		},
+		AppendRecording: func(ctx context.Context, n protocol.NodeID, in *devicev1.AppendRecordingRequest) (*devicev1.AppendRecordingResponse, error) {
+			return c.services.Recordings.Append(ctx, n, in)
 		},
 		ReportChanges: func(ctx context.Context, n protocol.NodeID, in *devicev1.ReportChangesRequest) (*devicev1.ReportChangesResponse, error) {
 			return c.services.Lockbox.ReportChanges(ctx, n, in)
@@ -445,7 +463,7 @@ func (c *ControlPlane) dialSession(ctx context.Context, caller auth.Caller, id p
 	if err != nil {
 		return nil, err
 	}
-	conn = c.streams.add(caller.Person, conn)
+	conn = c.streams.add(caller.Person, id, conn)
 	now, err := c.services.Lockbox.GetSession(ctx, auth.SystemCaller(), &lockboxv1.GetSessionRequest{Id: string(id)})
 	if err == nil && now.State != lockbox.SessionEnabled {
 		err = protocol.Errorf(protocol.CodeConflict, "session %s has ended: enable another", id)
@@ -469,6 +487,7 @@ func (c *ControlPlane) Run(ctx context.Context) error {
 	g.Go(func() error { return ignoreEnd(ctx, c.services.Orders.Run(ctx)) })
 	g.Go(func() error { return ignoreEnd(ctx, c.services.Lockbox.RunTimers(ctx)) })
 	g.Go(func() error { return ignoreEnd(ctx, c.services.Lockbox.RunPolicies(ctx)) })
+	g.Go(func() error { return ignoreEnd(ctx, c.services.Recordings.Run(ctx)) })
 	g.Go(func() error { return ignoreEnd(ctx, c.notify.Run(ctx)) })
 	g.Go(func() error { return ignoreEnd(ctx, c.services.Audit.Run(ctx)) })
 	g.Go(func() error { return ignoreEnd(ctx, c.broker.Serve(ctx, c.tunnelListener)) })

@@ -41,8 +41,8 @@ func TestRemovalEndsSessionsAndStreams(t *testing.T) {
 	defer theirs.Close()
 	other, otherDevice := net.Pipe()
 	defer other.Close()
-	c.streams.add(storetest.Engineer, device)
-	c.streams.add("eve@provider.example", otherDevice)
+	c.streams.add(storetest.Engineer, "SES-1", device)
+	c.streams.add("eve@provider.example", "SES-2", otherDevice)
 
 	admin := auth.Caller{Person: firstAdminName, Role: auth.Admin}
 	_, err = c.services.Accounts.RemovePerson(t.Context(), admin, &lockboxv1.RemovePersonRequest{Name: string(storetest.Engineer)})
@@ -66,7 +66,7 @@ func TestStreamsForgetWhatWasClosed(t *testing.T) {
 	var s streams
 	a, b := net.Pipe()
 	defer a.Close()
-	conn := s.add("erin@provider.example", b)
+	conn := s.add("erin@provider.example", "SES-1", b)
 	if len(s.of("erin@provider.example")) != 1 {
 		t.Error("the stream is not among the open ones")
 	}

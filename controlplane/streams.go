@@ -8,7 +8,7 @@ import (
 )
 
 // streams are the SSH connections that people have open, so that they can be
-// ended with the person. The zero streams is ready for use.
+// ended with the person, or with their session. The zero streams is ready for use.
 type streams struct {
 	mu   sync.Mutex
 	open map[protocol.Person]map[*stream]bool // guarded by mu
@@ -17,13 +17,14 @@ type streams struct {
 // stream is one connection among [streams]. Closing it takes it out.
 type stream struct {
 	net.Conn
-	forget func()
+	session protocol.SessionID
+	forget  func()
 }
 
-// add puts a connection of person's among the open ones. The one it returns is
-// to be used and closed in its place.
-func (s *streams) add(person protocol.Person, conn net.Conn) net.Conn {
-	one := &stream{Conn: conn}
+// add puts a connection of person's to a session among the open ones. The one it
+// returns is to be used and closed in its place.
+func (s *streams) add(person protocol.Person, session protocol.SessionID, conn net.Conn) net.Conn {
+	one := &stream{Conn: conn, session: session}
 	one.forget = func() {
 		s.mu.Lock()
 		defer s.mu.Unlock()
@@ -49,6 +50,27 @@ func (s *streams) end(person protocol.Person) {
 	for _, one := range s.of(person) {
 		_ = one.Close() // whoever uses it sees that
 	}
+}
+
+// endSession closes every connection to a session.
+func (s *streams) endSession(id protocol.SessionID) {
+	for _, one := range s.to(id) {
+		_ = one.Close() // whoever uses it sees that
+	}
+}
+
+func (s *streams) to(id protocol.SessionID) []*stream {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var list []*stream
+	for _, theirs := range s.open {
+		for one := range theirs {
+			if one.session == id {
+				list = append(list, one)
+			}
+		}
+	}
+	return list
 }
 
 func (s *streams) of(person protocol.Person) []*stream {

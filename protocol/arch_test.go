@@ -25,7 +25,7 @@ var plan = strings.Fields(`
 	agent/internal/uplink agent/internal/support agent/internal/localapi agent/internal/cli
 	controlplane controlplane/client controlplane/cmd/lockboxd controlplane/cmd/lockbox
 	controlplane/internal/config controlplane/internal/store controlplane/internal/store/storetest
-	controlplane/internal/auth controlplane/internal/policy controlplane/internal/audit
+	controlplane/internal/auth controlplane/internal/policy controlplane/internal/audit controlplane/internal/recordings
 	controlplane/internal/broker controlplane/internal/custody controlplane/internal/notify
 	controlplane/internal/custody/keyvault controlplane/internal/custody/keyvault/keyvaulttest
 	controlplane/internal/custody/hsm controlplane/internal/custody/hsm/wire controlplane/internal/custody/hsm/token controlplane/internal/custody/hsm/hsmtest
@@ -53,7 +53,7 @@ var floors = map[string][]string{
 	"controlplane/internal": {
 		"config store",
 		"auth",
-		"policy audit broker",
+		"policy audit recordings broker",
 		"custody notify",
 		"orders",
 		"lockbox",

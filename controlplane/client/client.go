@@ -35,20 +35,21 @@ const (
 
 // Client calls one control plane as one person. It is safe for concurrent use.
 type Client struct {
-	Accounts  lockboxv1.AccountServiceClient
-	Tenants   lockboxv1.TenantServiceClient
-	Orders    lockboxv1.OrderServiceClient
-	Devices   lockboxv1.DeviceServiceClient
-	Tickets   lockboxv1.TicketServiceClient
-	Sessions  lockboxv1.SessionServiceClient
-	Requests  lockboxv1.RequestServiceClient
-	Standing  lockboxv1.StandingServiceClient
-	Keys      lockboxv1.KeyServiceClient
-	Audit     lockboxv1.AuditServiceClient
-	Notices   lockboxv1.NoticeServiceClient
-	Policies  lockboxv1.PolicyServiceClient
-	Contacts  lockboxv1.ContactServiceClient
-	Catalogue lockboxv1.CatalogueServiceClient
+	Accounts   lockboxv1.AccountServiceClient
+	Tenants    lockboxv1.TenantServiceClient
+	Orders     lockboxv1.OrderServiceClient
+	Devices    lockboxv1.DeviceServiceClient
+	Tickets    lockboxv1.TicketServiceClient
+	Sessions   lockboxv1.SessionServiceClient
+	Recordings lockboxv1.RecordingServiceClient
+	Requests   lockboxv1.RequestServiceClient
+	Standing   lockboxv1.StandingServiceClient
+	Keys       lockboxv1.KeyServiceClient
+	Audit      lockboxv1.AuditServiceClient
+	Notices    lockboxv1.NoticeServiceClient
+	Policies   lockboxv1.PolicyServiceClient
+	Contacts   lockboxv1.ContactServiceClient
+	Catalogue  lockboxv1.CatalogueServiceClient
 
 	server string // host:port
 	tls    *tls.Config
@@ -86,23 +87,24 @@ func open(server string, config *tls.Config) *Client {
 	}
 	c := rpc.NewClient(h, "https://"+server)
 	return &Client{
-		Accounts:  lockboxv1.NewAccountServiceClient(c),
-		Tenants:   lockboxv1.NewTenantServiceClient(c),
-		Orders:    lockboxv1.NewOrderServiceClient(c),
-		Devices:   lockboxv1.NewDeviceServiceClient(c),
-		Tickets:   lockboxv1.NewTicketServiceClient(c),
-		Sessions:  lockboxv1.NewSessionServiceClient(c),
-		Requests:  lockboxv1.NewRequestServiceClient(c),
-		Standing:  lockboxv1.NewStandingServiceClient(c),
-		Keys:      lockboxv1.NewKeyServiceClient(c),
-		Audit:     lockboxv1.NewAuditServiceClient(c),
-		Notices:   lockboxv1.NewNoticeServiceClient(c),
-		Policies:  lockboxv1.NewPolicyServiceClient(c),
-		Contacts:  lockboxv1.NewContactServiceClient(c),
-		Catalogue: lockboxv1.NewCatalogueServiceClient(c),
-		server:    server,
-		tls:       config,
-		http:      h,
+		Accounts:   lockboxv1.NewAccountServiceClient(c),
+		Tenants:    lockboxv1.NewTenantServiceClient(c),
+		Orders:     lockboxv1.NewOrderServiceClient(c),
+		Devices:    lockboxv1.NewDeviceServiceClient(c),
+		Tickets:    lockboxv1.NewTicketServiceClient(c),
+		Sessions:   lockboxv1.NewSessionServiceClient(c),
+		Recordings: lockboxv1.NewRecordingServiceClient(c),
+		Requests:   lockboxv1.NewRequestServiceClient(c),
+		Standing:   lockboxv1.NewStandingServiceClient(c),
+		Keys:       lockboxv1.NewKeyServiceClient(c),
+		Audit:      lockboxv1.NewAuditServiceClient(c),
+		Notices:    lockboxv1.NewNoticeServiceClient(c),
+		Policies:   lockboxv1.NewPolicyServiceClient(c),
+		Contacts:   lockboxv1.NewContactServiceClient(c),
+		Catalogue:  lockboxv1.NewCatalogueServiceClient(c),
+		server:     server,
+		tls:        config,
+		http:       h,
 	}
 }
 

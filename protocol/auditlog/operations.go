@@ -76,6 +76,11 @@ const (
 	OpFaultNode       Operation = "Fault Node"
 	OpSpendApproval   Operation = "Spend Approval"
 	OpReportChanges   Operation = "Report Changed Files"
+	OpKillSession     Operation = "Kill Session"
+	OpPlayRecording   Operation = "Play Recording"
+	OpWatchSession    Operation = "Watch Session"
+	OpKeepRecording   Operation = "Keep Recording"
+	OpDeleteRecording Operation = "Delete Recording"
 )
 
 // Operations on devices and their orders.
@@ -179,6 +184,7 @@ var categories = table(map[Category][]Operation{
 		OpChallenge, OpUnlockIntent, OpUnlockVolume, OpLockVolume, OpRefuseUnlock, OpCommitUnlock, OpOpenShares,
 		OpCloseShares, OpEnableSession, OpDisableSession, OpConnectSession, OpEndSession, OpRefuseSession,
 		OpRunCommand, OpBeginRecording, OpNoteRecording, OpEndRecording, OpRemoveRecording, OpIssueSSHCert, OpReadShareSecret, OpFaultNode, OpSpendApproval, OpReportChanges,
+		OpKillSession, OpPlayRecording, OpWatchSession, OpKeepRecording, OpDeleteRecording,
 		OpCreateJoinToken, OpEnrolDevice, OpRefuseEnrolment, OpRevokeDevice, OpRenewCertificate,
 		OpSignConsent, OpRevokeConsent,
 		OpStoreDiskKeys, OpSealDiskKeys, OpExportRecoveryPassword, OpRotateMasterKey, OpMoveToCustomerKey, OpMoveToServiceKey,

@@ -187,6 +187,7 @@ func registerPublic(s *connect.Server) {
 	lockboxv1.RegisterDeviceServiceHandler(s, lockboxv1.UnimplementedDeviceServiceHandler{})
 	lockboxv1.RegisterTicketServiceHandler(s, lockboxv1.UnimplementedTicketServiceHandler{})
 	lockboxv1.RegisterSessionServiceHandler(s, lockboxv1.UnimplementedSessionServiceHandler{})
+	lockboxv1.RegisterRecordingServiceHandler(s, lockboxv1.UnimplementedRecordingServiceHandler{})
 	lockboxv1.RegisterRequestServiceHandler(s, lockboxv1.UnimplementedRequestServiceHandler{})
 	lockboxv1.RegisterPolicyServiceHandler(s, lockboxv1.UnimplementedPolicyServiceHandler{})
 	lockboxv1.RegisterContactServiceHandler(s, lockboxv1.UnimplementedContactServiceHandler{})

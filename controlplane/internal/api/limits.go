@@ -20,6 +20,8 @@ var (
 	nodeCalls   = rate{50, 200} // calls; those that write cost more than one
 	nodeRecords = rate{512, 4096}
 	nodeBytes   = rate{256 << 10, 64 << 20}
+	// What is recorded has room of its own, see package recordings.
+	recordingBytes = rate{4 << 20, 256 << 20}
 )
 
 // What a call costs of nodeCalls.
@@ -38,7 +40,7 @@ type limits struct {
 }
 
 // allowance is what one node has left.
-type allowance struct{ calls, records, bytes bucket }
+type allowance struct{ calls, records, bytes, recordings bucket }
 
 func newLimits(now func() time.Time) *limits {
 	return &limits{now: now, nodes: make(map[protocol.NodeID]*allowance)}
@@ -68,7 +70,11 @@ func (l *limits) weigh(node protocol.NodeID, m any) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	a, now := l.ofLocked(node), l.now()
-	if !a.bytes.take(nodeBytes, now, float64(size)) || !a.records.take(nodeRecords, now, float64(records)) {
+	bytes, most := &a.bytes, nodeBytes
+	if _, ok := m.(*devicev1.AppendRecordingRequest); ok {
+		bytes, most = &a.recordings, recordingBytes
+	}
+	if !bytes.take(most, now, float64(size)) || !a.records.take(nodeRecords, now, float64(records)) {
 		return protocol.Errorf(protocol.CodeLimit, "node %s sends too much at once: slow down", node)
 	}
 	return nil

@@ -24,6 +24,7 @@ type NodeServices struct {
 	RenewCertificate func(ctx context.Context, node protocol.NodeID, in *devicev1.RenewCertificateRequest) (*devicev1.RenewCertificateResponse, error)
 	ReportJob        func(ctx context.Context, node protocol.NodeID, in *devicev1.ReportJobRequest) (*devicev1.ReportJobResponse, error)
 	ReportManifest   func(ctx context.Context, node protocol.NodeID, in *devicev1.ReportManifestRequest) (*devicev1.ReportManifestResponse, error)
+	AppendRecording  func(ctx context.Context, node protocol.NodeID, in *devicev1.AppendRecordingRequest) (*devicev1.AppendRecordingResponse, error)
 	ReportChanges    func(ctx context.Context, node protocol.NodeID, in *devicev1.ReportChangesRequest) (*devicev1.ReportChangesResponse, error)
 }
 
@@ -39,6 +40,7 @@ func nodeRoutes(s NodeServices) map[string]nodeRoute {
 		service + "RenewCertificate": fromNode(dearer, s.RenewCertificate),
 		service + "ReportJob":        fromNode(dear, s.ReportJob),
 		service + "ReportManifest":   fromNode(dear, s.ReportManifest),
+		service + "AppendRecording":  fromNode(cheap, s.AppendRecording),
 		service + "ReportChanges":    fromNode(dear, s.ReportChanges),
 	}
 }

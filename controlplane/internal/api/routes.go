@@ -9,17 +9,19 @@ import (
 	"github.com/databox-lockbox/lockbox/controlplane/internal/lockbox"
 	"github.com/databox-lockbox/lockbox/controlplane/internal/notify"
 	"github.com/databox-lockbox/lockbox/controlplane/internal/orders"
+	"github.com/databox-lockbox/lockbox/controlplane/internal/recordings"
 	lockboxv1 "github.com/databox-lockbox/lockbox/protocol/lockbox/v1"
 )
 
 // Services answer the procedures.
 type Services struct {
-	Accounts *auth.Service
-	Orders   *orders.Service
-	Lockbox  *lockbox.Service
-	Custody  *custody.Service
-	Audit    *audit.Service
-	Notices  *notify.Service
+	Accounts   *auth.Service
+	Orders     *orders.Service
+	Lockbox    *lockbox.Service
+	Custody    *custody.Service
+	Audit      *audit.Service
+	Notices    *notify.Service
+	Recordings *recordings.Service
 }
 
 // Who may call. Everything a customer sees is limited to their tenant by the
@@ -38,6 +40,8 @@ var (
 	endAccess = []auth.Role{auth.Admin, auth.Engineer, auth.InternalApprover, auth.Owner, auth.Approver}
 	provider  = []auth.Role{auth.Admin, auth.Staff, auth.Engineer, auth.InternalApprover, auth.Auditor}
 	auditors  = []auth.Role{auth.Admin, auth.Auditor}
+	players   = []auth.Role{auth.Admin, auth.Engineer, auth.Owner, auth.Approver} // engineers their own only
+	killers   = []auth.Role{auth.Admin, auth.Owner, auth.Approver}
 )
 
 const (
@@ -47,6 +51,7 @@ const (
 	devices  = "/lockbox.v1.DeviceService/"
 	tickets  = "/lockbox.v1.TicketService/"
 	sessions = "/lockbox.v1.SessionService/"
+	records  = "/lockbox.v1.RecordingService/"
 	requests = "/lockbox.v1.RequestService/"
 	standing = "/lockbox.v1.StandingService/"
 	keys     = "/lockbox.v1.KeyService/"
@@ -118,6 +123,11 @@ func publicRoutes(s Services) []route {
 		unary(sessions+"ListSessions", anyone, s.Lockbox.ListSessions),
 		unary(sessions+"DisableSession", []auth.Role{auth.Admin, auth.Staff, auth.Engineer, auth.Owner, auth.Approver}, s.Lockbox.DisableSession),
 		unary(sessions+"IssueCertificate", engineers, s.Lockbox.IssueCertificate),
+
+		unary(records+"ListRecordings", players, s.Recordings.ListRecordings),
+		unary(records+"GetRecording", players, s.Recordings.GetRecording),
+		stream(records+"ReadRecording", players, s.Recordings.ReadRecording),
+		unary(records+"KillSession", killers, s.Lockbox.KillSession),
 
 		unary(requests+"CreateRequest", engineers, s.Lockbox.CreateRequest),
 		unary(requests+"GetRequest", anyone, s.Lockbox.GetRequest),

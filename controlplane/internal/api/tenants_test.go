@@ -25,11 +25,12 @@ import (
 
 // What Contoso has, and Fabrikam asks for.
 const (
-	contosoOwner    = "olga@contoso.example"
-	contosoRequest  = "LockboxRequest_0d5e7a0c-0000-4000-8000-000000000001"
-	contosoSession  = "SES-0001"
-	contosoWebhook  = "whk-0001"
-	contosoDelivery = "dlv-0001"
+	contosoOwner     = "olga@contoso.example"
+	contosoRequest   = "LockboxRequest_0d5e7a0c-0000-4000-8000-000000000001"
+	contosoSession   = "SES-0001"
+	contosoWebhook   = "whk-0001"
+	contosoDelivery  = "dlv-0001"
+	contosoRecording = "REC-00000000000000000000000000000001"
 )
 
 // contosos are values for the fields of requests by their names: all of them
@@ -46,6 +47,7 @@ var contosos = map[string]string{
 var ids = map[protoreflect.Name]string{
 	"TenantService": string(storetest.Tenant), "OrderService": string(storetest.Order), "DeviceService": string(storetest.Serial),
 	"TicketService": string(storetest.Ticket), "SessionService": contosoSession, "RequestService": contosoRequest, "NoticeService": contosoWebhook,
+	"RecordingService": contosoRecording,
 }
 
 // aimed is a request of a method that names what is Contoso's wherever it can.
@@ -87,6 +89,12 @@ func (w *world) contoso() *store.Store {
 					ID: contosoRequest, Number: 1, Action: "Unlock Databox", Status: "Pending", Tenant: storetest.Tenant, Subscription: storetest.Subscription,
 					Order: storetest.Order, Ticket: storetest.Ticket, Serial: storetest.Serial, Engineer: storetest.Engineer, Access: "read-write",
 					Statement: []byte("{}"), StatementDigest: "sha256:1", Created: now, Expires: now.Add(time.Hour),
+				})
+			},
+			func() error {
+				return tx.InsertRecording(ctx, &store.Recording{
+					ID: contosoRecording, Kind: "session", Node: protocol.NodeID{Serial: storetest.Serial, Node: 1}, Tenant: storetest.Tenant, Order: storetest.Order,
+					Session: contosoSession, Engineer: storetest.Engineer, Ticket: storetest.Ticket, Began: now, State: store.RecordingGrows,
 				})
 			},
 			func() error {
@@ -253,7 +261,7 @@ func learnsNothing(t *testing.T, role, procedure string, a answer) {
 	if says(protocol.CodeNotFound) || says(protocol.CodeForbidden) || says(protocol.CodeInvalid) && slices.Contains(needsMore, procedure) {
 		return
 	}
-	for _, theirs := range []string{"contoso", string(storetest.Order), string(storetest.Serial), string(storetest.Ticket), contosoRequest, contosoSession} {
+	for _, theirs := range []string{"contoso", string(storetest.Order), string(storetest.Serial), string(storetest.Ticket), contosoRequest, contosoSession, contosoRecording} {
 		if strings.Contains(a.body, theirs) {
 			t.Errorf("Fabrikam's %s calls %s and learns of %s: %d %q", role, procedure, theirs, a.status, a.body)
 		}

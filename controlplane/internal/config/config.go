@@ -58,6 +58,8 @@ type Config struct {
 	Timers Timers `mapstructure:"timers"`
 	// Audit configures what becomes of the activity log.
 	Audit Audit `mapstructure:"audit"`
+	// Recordings configures what is kept of support sessions and shares.
+	Recordings Recordings `mapstructure:"recordings"`
 	// Log configures the daemon's log.
 	Log Log `mapstructure:"log"`
 }
@@ -114,15 +116,16 @@ type Log struct {
 // Default returns the defaults of all settings that have one.
 func Default() Config {
 	return Config{
-		API:     Listener{Address: "127.0.0.1:8443", Names: []string{"localhost", "127.0.0.1"}},
-		Tunnel:  Listener{Address: "127.0.0.1:8444", Names: []string{"localhost", "127.0.0.1"}},
-		Keys:    defaultKeys(),
-		Notify:  defaultNotify(),
-		SignIn:  []Provider{},
-		DeadMan: 60 * time.Second,
-		Timers:  DefaultTimers(),
-		Audit:   Audit{Sinks: []Sink{}},
-		Log:     Log{Level: "info", Format: "json"},
+		Recordings: defaultRecordings(),
+		API:        Listener{Address: "127.0.0.1:8443", Names: []string{"localhost", "127.0.0.1"}},
+		Tunnel:     Listener{Address: "127.0.0.1:8444", Names: []string{"localhost", "127.0.0.1"}},
+		Keys:       defaultKeys(),
+		Notify:     defaultNotify(),
+		SignIn:     []Provider{},
+		DeadMan:    60 * time.Second,
+		Timers:     DefaultTimers(),
+		Audit:      Audit{Sinks: []Sink{}},
+		Log:        Log{Level: "info", Format: "json"},
 	}
 }
 
@@ -156,6 +159,9 @@ func (c Config) ServiceKeyPath() string { return filepath.Join(c.DataDir, "servi
 // LogKeyPath is the file of the key that signs the activity log.
 func (c Config) LogKeyPath() string { return filepath.Join(c.DataDir, "log.key") }
 
+// RecordingsDir is the directory of the recordings.
+func (c Config) RecordingsDir() string { return filepath.Join(c.DataDir, "recordings") }
+
 // MasterKeyPath is the file of the master key.
 func (c Config) MasterKeyPath() string {
 	return cmp.Or(c.MasterKeyFile, filepath.Join(c.DataDir, "master.key"))
@@ -178,6 +184,7 @@ func (c Config) Validate() error {
 	p.Between("dead_man", c.DeadMan, time.Second, 10*time.Minute)
 	p.timers(c.Timers, c.DemoTimers)
 	p.audit(c.Audit)
+	p.recordings(c.Recordings)
 	p.OneOf("log.level", c.Log.Level, "debug", "info", "warn", "error")
 	p.OneOf("log.format", c.Log.Format, "console", "json")
 	return p.Err()

@@ -53,8 +53,12 @@ const (
 	warnAccess      = 30 * time.Minute // before an access ends, or a quarter of it if that is less
 )
 
-// deviceCall is the deadline of one call to a node.
-const deviceCall = 10 * time.Second
+// deviceCall is the deadline of one call to a node. The bytes of a session that
+// ends are cut within bytesWithin if the node does not.
+const (
+	deviceCall  = 10 * time.Second
+	bytesWithin = 1500 * time.Millisecond
+)
 
 // maxText bounds what a person wrote, in bytes.
 const maxText = 1024
@@ -65,7 +69,8 @@ type Nodes interface {
 	Node(id protocol.NodeID) (devicev1.NodeServiceClient, error)
 }
 
-// Config are the parts of a [Service]. All but Expiry and Now are needed.
+// Config are the parts of a [Service]. All but Expiry, SessionEnded and Now are
+// needed.
 type Config struct {
 	Store       *store.Store
 	Audit       *audit.Service
@@ -74,11 +79,14 @@ type Config struct {
 	Orders      *orders.Service // for its timers
 	Nodes       Nodes
 	Authority   *certs.Authorities
-	Policies    *policy.Set      // in force from the start
-	PolicyFiles fs.FS            // looked at for others, see [Service.RunPolicies]; nil: Policies stay
-	Expiry      time.Duration    // unanswered requests live no longer, in whole seconds; RequestExpiry if 0, anything else is for demonstrations
-	Now         func() time.Time // default time.Now
-	Logger      zerolog.Logger
+	Policies    *policy.Set   // in force from the start
+	PolicyFiles fs.FS         // looked at for others, see [Service.RunPolicies]; nil: Policies stay
+	Expiry      time.Duration // unanswered requests live no longer, in whole seconds; RequestExpiry if 0, anything else is for demonstrations
+	// SessionEnded cuts the bytes of a session whose node did not confirm that it
+	// has ended. Default: they are left alone.
+	SessionEnded func(protocol.SessionID)
+	Now          func() time.Time // default time.Now
+	Logger       zerolog.Logger
 }
 
 // Service answers RequestService and SessionService. Its methods may be called
@@ -97,6 +105,9 @@ func New(cfg Config) *Service {
 	}
 	if cfg.Now == nil {
 		cfg.Now = time.Now
+	}
+	if cfg.SessionEnded == nil {
+		cfg.SessionEnded = func(protocol.SessionID) {}
 	}
 	s := &Service{cfg: cfg, wake: make(chan struct{}, 1)}
 	s.rules.Store(&ruleSet{cfg.Policies, s.now()})

@@ -23,6 +23,7 @@ import (
 const (
 	SessionEnabled  = "enabled"
 	SessionDisabled = "disabled"
+	SessionKilled   = "killed"
 	SessionExpired  = "expired"
 )
 
@@ -183,7 +184,7 @@ func (s *Service) DisableSession(ctx context.Context, caller auth.Caller, in *lo
 	if caller.Person != row.Engineer && !caller.Is(auth.Admin, auth.Staff, auth.Owner, auth.Approver) {
 		return nil, forbidden("session %s is of %s: they, the customer, staff or an admin can disable it", row.ID, row.Engineer)
 	}
-	relocked, err := s.endSession(context.WithoutCancel(ctx), caller, row.ID, SessionDisabled, in.Reason)
+	ended, err := s.endSession(context.WithoutCancel(ctx), caller, row.ID, disabling(in.Reason))
 	if err != nil {
 		return nil, err
 	}
@@ -191,7 +192,7 @@ func (s *Service) DisableSession(ctx context.Context, caller auth.Caller, in *lo
 	if err != nil {
 		return nil, err
 	}
-	return &lockboxv1.DisableSessionResponse{Session: shown, Relocked: relocked}, nil
+	return &lockboxv1.DisableSessionResponse{Session: shown, Relocked: ended.relocked}, nil
 }
 
 // neverEnabled ends a session that did not reach its node, or of which that is
@@ -203,48 +204,77 @@ func (s *Service) neverEnabled(ctx context.Context, caller auth.Caller, id proto
 		return err
 	})
 	if err == nil {
-		s.sessionOff(ctx, row)
+		_ = s.sessionOff(ctx, row) // told again by its timer
 	}
 	return err
 }
 
+// sessionEnd is how a session ends, and with it what its engineer was approved
+// for on the device.
+type sessionEnd struct {
+	state  string // that the session gets
+	reason string // why, in somebody's words
+	event  Event  // what happens to the accesses
+	why    string // the reason of that, as devices take it
+	all    bool   // also what was approved and not executed yet
+}
+
+func disabling(reason string) sessionEnd {
+	return sessionEnd{state: SessionDisabled, reason: reason, event: Finished, why: "session-disabled"}
+}
+
+// endedSession is what came of it.
+type endedSession struct {
+	session  store.Session
+	relocked []*lockboxv1.RelockResult
+	off      error         // why the session's node did not confirm that it has ended
+	took     time.Duration // until it did
+}
+
 // endSession ends a session, and the accesses that end with it, first in the
 // store and then at the device.
-func (s *Service) endSession(ctx context.Context, caller auth.Caller, id protocol.SessionID, state, reason string) ([]*lockboxv1.RelockResult, error) {
-	var row store.Session
-	var ended []store.Request
-	err := s.change(ctx, func(tx *store.Tx) (err error) {
-		if row, err = s.closeSession(ctx, tx, caller, id, state, reason); err == nil {
-			ended, err = s.endAccesses(ctx, tx, caller, row)
+func (s *Service) endSession(ctx context.Context, caller auth.Caller, id protocol.SessionID, how sessionEnd) (out endedSession, err error) {
+	var accesses []store.Request
+	err = s.change(ctx, func(tx *store.Tx) (err error) {
+		if out.session, err = s.closeSession(ctx, tx, caller, id, how.state, how.reason); err == nil {
+			accesses, err = s.endAccesses(ctx, tx, caller, out.session, how)
 		}
 		return err
 	})
 	if err != nil {
-		return nil, s.offAnyway(ctx, id, err)
+		return out, s.offAnyway(ctx, id, how, err)
 	}
 	// Locking first: it puts everybody out too, and its answer says how long
 	// the disks took to be locked.
-	defer s.sessionOff(ctx, row)
-	var results []*lockboxv1.RelockResult
-	for _, r := range ended {
+	cut := time.AfterFunc(bytesWithin, func() { s.cfg.SessionEnded(id) }) // should the node not answer
+	defer func(start time.Time) {
+		out.off = s.sessionOff(ctx, out.session)
+		out.took = time.Since(start)
+		cut.Stop()
+	}(time.Now())
+	for _, r := range accesses {
 		relocked, err := s.relock(ctx, caller, r)
 		if err != nil {
-			return results, err
+			return out, err
 		}
-		results = append(results, relocked...)
+		out.relocked = append(out.relocked, relocked...)
 	}
-	return results, nil
+	return out, nil
 }
 
 // offAnyway ends a session on its node when that could not be written: the node
 // locks first if it is unlocked for the session's engineer. Here, the end has
 // still to be written.
-func (s *Service) offAnyway(ctx context.Context, id protocol.SessionID, why error) error {
+func (s *Service) offAnyway(ctx context.Context, id protocol.SessionID, how sessionEnd, why error) error {
 	if !unwritten(why) {
 		return why
 	}
 	row, err := view(ctx, s.cfg.Store, func(tx *store.Tx) (store.Session, error) { return tx.Session(ctx, id) })
-	if err != nil || row.State != SessionEnabled || s.disableOnNode(ctx, row) != nil {
+	if err != nil || row.State != SessionEnabled {
+		return why
+	}
+	row.State, row.EndReason = how.state, how.reason
+	if s.disableOnNode(ctx, row) != nil {
 		return why
 	}
 	return lockedUnwritten(why)
@@ -270,7 +300,11 @@ func (s *Service) closeSession(ctx context.Context, tx *store.Tx, caller auth.Ca
 	if err := tx.SetTimer(ctx, timerSessionOff, string(id), s.now().Add(relockLease)); err != nil {
 		return row, err
 	}
-	return row, s.recordSession(ctx, tx, caller, auditlog.OpDisableSession, auditlog.Success, row, map[string]string{"reason": reason, "state": state})
+	op := auditlog.OpDisableSession
+	if state == SessionKilled {
+		op = auditlog.OpKillSession
+	}
+	return row, s.recordSession(ctx, tx, caller, op, auditlog.Success, row, map[string]string{"reason": reason, "state": state})
 }
 
 // closeSessions ends the sessions that f wants. The caller tells their nodes.
@@ -295,24 +329,24 @@ func (s *Service) closeSessions(ctx context.Context, tx *store.Tx, caller auth.C
 func (s *Service) sessionsOff(ctx context.Context, closed []store.Session) {
 	var all sync.WaitGroup
 	for _, row := range closed {
-		all.Go(func() { s.sessionOff(ctx, row) })
+		all.Go(func() { _ = s.sessionOff(ctx, row) }) // told again by its timer
 	}
 	all.Wait()
 }
 
-// endAccesses ends what the session's engineer executed on the device. A
-// request that still waits, or was approved and not executed, is left alone.
-func (s *Service) endAccesses(ctx context.Context, tx *store.Tx, caller auth.Caller, row store.Session) ([]store.Request, error) {
+// endAccesses ends what the session's engineer executed on the device, or all
+// that they were approved for there. A request that still waits is left alone.
+func (s *Service) endAccesses(ctx context.Context, tx *store.Tx, caller auth.Caller, row store.Session, how sessionEnd) ([]store.Request, error) {
 	rows, err := tx.Requests(ctx, store.RequestFilter{Serial: row.Node.Serial, Engineer: row.Engineer, Statuses: []string{string(Approved)}})
 	if err != nil {
 		return nil, err
 	}
 	var ended []store.Request
 	for _, r := range rows {
-		if r.Executed.IsZero() {
+		if r.Executed.IsZero() && !how.all {
 			continue
 		}
-		if err := s.end(ctx, tx, caller, &r, Finished, "session-disabled", string(row.ID)); err != nil {
+		if err := s.end(ctx, tx, caller, &r, how.event, how.why, string(row.ID)); err != nil {
 			return nil, err
 		}
 		ended = append(ended, r)
@@ -321,14 +355,16 @@ func (s *Service) endAccesses(ctx context.Context, tx *store.Tx, caller auth.Cal
 }
 
 // sessionOff tells the node that a session has ended. A node that is away is
-// told when it is back, until the session would have expired by itself.
-func (s *Service) sessionOff(ctx context.Context, row store.Session) {
-	err := s.disableOnNode(ctx, row)
-	if err != nil {
-		s.cfg.Logger.Warn().Err(err).Str("session", string(row.ID)).Stringer("node", row.Node).Msg("a node did not confirm that a session has ended")
+// told when it is back, until the session would have expired by itself; its bytes
+// are cut here. The error says why the node did not confirm.
+func (s *Service) sessionOff(ctx context.Context, row store.Session) error {
+	refused := s.disableOnNode(ctx, row)
+	if refused != nil {
+		s.cfg.SessionEnded(row.ID)
+		s.cfg.Logger.Warn().Err(refused).Str("session", string(row.ID)).Stringer("node", row.Node).Msg("a node did not confirm that a session has ended")
 	}
-	err = s.change(ctx, func(tx *store.Tx) error {
-		if err == nil || !s.now().Before(row.Expires) {
+	err := s.change(ctx, func(tx *store.Tx) error {
+		if refused == nil || !s.now().Before(row.Expires) {
 			return tx.CancelTimer(ctx, timerSessionOff, string(row.ID))
 		}
 		return tx.SetTimer(ctx, timerSessionOff, string(row.ID), s.now().Add(again(s.now(), row.Ended)))
@@ -336,6 +372,7 @@ func (s *Service) sessionOff(ctx context.Context, row store.Session) {
 	if err != nil {
 		s.cfg.Logger.Error().Err(err).Str("session", string(row.ID)).Msg("cannot note whether a node has ended a session")
 	}
+	return refused
 }
 
 func (s *Service) disableOnNode(ctx context.Context, row store.Session) error {
@@ -345,7 +382,11 @@ func (s *Service) disableOnNode(ctx context.Context, row store.Session) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, deviceCall)
 	defer cancel()
-	_, err = node.DisableSession(ctx, &devicev1.DisableSessionRequest{Session: string(row.ID), Reason: row.EndReason})
+	reason := row.EndReason
+	if row.State == SessionKilled {
+		reason = killed
+	}
+	_, err = node.DisableSession(ctx, &devicev1.DisableSessionRequest{Session: string(row.ID), Reason: reason})
 	return err
 }
 
@@ -359,7 +400,9 @@ func (s *Service) sessionExpires(ctx context.Context, t store.Timer) error {
 	if row.State != SessionEnabled {
 		return s.change(ctx, func(tx *store.Tx) error { return tx.FinishTimer(ctx, t) })
 	}
-	_, err = s.endSession(ctx, auth.SystemCaller(), id, SessionExpired, "expired")
+	how := disabling("expired")
+	how.state = SessionExpired
+	_, err = s.endSession(ctx, auth.SystemCaller(), id, how)
 	return err
 }
 
@@ -374,7 +417,7 @@ func (s *Service) sessionOffAgain(ctx context.Context, t store.Timer) error {
 		return err
 	})
 	if err == nil {
-		s.sessionOff(ctx, row)
+		_ = s.sessionOff(ctx, row) // told again by its timer
 	}
 	return err
 }
@@ -462,7 +505,7 @@ func (s *Service) disabledMeanwhile(ctx context.Context, row store.Session) erro
 	if err != nil || now.State == SessionEnabled {
 		return err
 	}
-	s.sessionOff(context.WithoutCancel(ctx), now)
+	_ = s.sessionOff(context.WithoutCancel(ctx), now) // told again by its timer
 	return conflict("session %s has ended: enable another", row.ID)
 }
 

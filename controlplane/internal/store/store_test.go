@@ -149,6 +149,14 @@ func TestRecordsComeBackAsTheyWere(t *testing.T) {
 	same(t, s, store.RequestChanges{Request: "R", Node: 2, Begun: at(1), Stage: "relock", Part: 1, Digest: "sha256:d", Envelope: []byte{1}, Time: at(2)},
 		func(c ctx, x tx, r *store.RequestChanges) error { return x.InsertRequestChanges(c, r) },
 		func(c ctx, x tx) (store.RequestChanges, error) { return first(x.RequestChanges(c, "R", 0, 1)) })
+	same(t, s, store.Recording{
+		ID: "REC-1", Kind: "session", Node: nine, Tenant: "t", Order: "o", Session: "SES-1", Request: "R", Engineer: "p", Ticket: "SR-9", Began: at(1), Ended: at(2),
+		Reason: "end", Size: 3, Digest: "sha256:r", NodeKey: "sha256:k", State: store.RecordingComplete, Problem: "x", Logged: true,
+	},
+		func(c ctx, x tx, r *store.Recording) error { return x.InsertRecording(c, r) },
+		func(c ctx, x tx) (store.Recording, error) {
+			return first(x.Recordings(c, store.RecordingFilter{Tenant: "t", Serial: "DBX0009", Session: "SES-1", Engineer: "p", State: store.RecordingComplete, Before: at(3), Limit: 1}))
+		})
 	same(t, s, store.RequestComment{Request: "R", Number: 1, ReplyTo: 2, Person: "p", Side: "customer", Question: true, Text: "t", Created: at(1)},
 		func(c ctx, x tx, r *store.RequestComment) error { return x.InsertRequestComment(c, r) },
 		func(c ctx, x tx) (store.RequestComment, error) { return first(x.RequestComments(c, "R")) })

@@ -25,6 +25,8 @@ const (
 	TicketServiceName = "lockbox.v1.TicketService"
 	// SessionServiceName is the fully-qualified name of the SessionService service.
 	SessionServiceName = "lockbox.v1.SessionService"
+	// RecordingServiceName is the fully-qualified name of the RecordingService service.
+	RecordingServiceName = "lockbox.v1.RecordingService"
 	// RequestServiceName is the fully-qualified name of the RequestService service.
 	RequestServiceName = "lockbox.v1.RequestService"
 	// StandingServiceName is the fully-qualified name of the StandingService service.
@@ -172,6 +174,18 @@ const (
 	// SessionServiceIssueCertificateProcedure is the procedure name of the SessionService's
 	// IssueCertificate RPC.
 	SessionServiceIssueCertificateProcedure = "/lockbox.v1.SessionService/IssueCertificate"
+	// RecordingServiceListRecordingsProcedure is the procedure name of the RecordingService's
+	// ListRecordings RPC.
+	RecordingServiceListRecordingsProcedure = "/lockbox.v1.RecordingService/ListRecordings"
+	// RecordingServiceGetRecordingProcedure is the procedure name of the RecordingService's
+	// GetRecording RPC.
+	RecordingServiceGetRecordingProcedure = "/lockbox.v1.RecordingService/GetRecording"
+	// RecordingServiceReadRecordingProcedure is the procedure name of the RecordingService's
+	// ReadRecording RPC.
+	RecordingServiceReadRecordingProcedure = "/lockbox.v1.RecordingService/ReadRecording"
+	// RecordingServiceKillSessionProcedure is the procedure name of the RecordingService's KillSession
+	// RPC.
+	RecordingServiceKillSessionProcedure = "/lockbox.v1.RecordingService/KillSession"
 	// RequestServiceCreateRequestProcedure is the procedure name of the RequestService's CreateRequest
 	// RPC.
 	RequestServiceCreateRequestProcedure = "/lockbox.v1.RequestService/CreateRequest"
@@ -2303,6 +2317,223 @@ func (h sessionServiceHandler) issueCertificate(ctx context.Context, _ connect.S
 		return err
 	}
 	res, err := h.svc.IssueCertificate(ctx, &req)
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
+}
+
+var (
+	recordingServiceListRecordingsSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeUnary,
+			Schema:     File_lockbox_v1_lockbox_proto.Services().ByName("RecordingService").Methods().ByName("ListRecordings"),
+			Procedure:  RecordingServiceListRecordingsProcedure,
+		}
+	})
+	recordingServiceGetRecordingSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeUnary,
+			Schema:     File_lockbox_v1_lockbox_proto.Services().ByName("RecordingService").Methods().ByName("GetRecording"),
+			Procedure:  RecordingServiceGetRecordingProcedure,
+		}
+	})
+	recordingServiceReadRecordingSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeServer,
+			Schema:     File_lockbox_v1_lockbox_proto.Services().ByName("RecordingService").Methods().ByName("ReadRecording"),
+			Procedure:  RecordingServiceReadRecordingProcedure,
+		}
+	})
+	recordingServiceKillSessionSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeUnary,
+			Schema:     File_lockbox_v1_lockbox_proto.Services().ByName("RecordingService").Methods().ByName("KillSession"),
+			Procedure:  RecordingServiceKillSessionProcedure,
+		}
+	})
+)
+
+// RecordingServiceClient is a client for the lockbox.v1.RecordingService service.
+type RecordingServiceClient interface {
+	// ListRecordings lists recordings, newest first. It shows nothing of what is in
+	// them.
+	ListRecordings(context.Context, *ListRecordingsRequest) (*ListRecordingsResponse, error)
+	GetRecording(context.Context, *GetRecordingRequest) (*Recording, error)
+	// ReadRecording sends a recording as its node wrote it (protocol/recording). To
+	// follow is to watch: it goes on while the recording grows, for about a minute.
+	// Whoever wants more asks again, from where they are.
+	ReadRecording(context.Context, *ReadRecordingRequest) (RecordingServiceReadRecordingClientStream, error)
+	// KillSession ends a support session at once and for good: every channel closes,
+	// disks relock, and what its engineer was approved for on the device is spent.
+	KillSession(context.Context, *KillSessionRequest) (*KillSessionResponse, error)
+}
+
+// NewRecordingServiceClient constructs a client for the lockbox.v1.RecordingService service.
+// Multiple service clients may share a single connect.Client.
+func NewRecordingServiceClient(client *connect.Client) RecordingServiceClient {
+	return &recordingServiceClient{client: client}
+}
+
+// RecordingServiceReadRecordingClientStream is the client stream for the RecordingService's
+// ReadRecording RPC.
+type RecordingServiceReadRecordingClientStream struct {
+	stream connect.ClientStream
+}
+
+// Receive returns the next response message from the server.
+func (s RecordingServiceReadRecordingClientStream) Receive() (*ReadRecordingResponse, error) {
+	var res ReadRecordingResponse
+	if err := s.stream.Receive(&res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+// Close releases the stream's resources. It is idempotent and is typically deferred to clean up a
+// stream abandoned before io.EOF.
+func (s RecordingServiceReadRecordingClientStream) Close() error {
+	return s.stream.Close()
+}
+
+// RecordingServiceHandler is an implementation of the lockbox.v1.RecordingService service.
+type RecordingServiceHandler interface {
+	// ListRecordings lists recordings, newest first. It shows nothing of what is in
+	// them.
+	ListRecordings(context.Context, *ListRecordingsRequest) (*ListRecordingsResponse, error)
+	GetRecording(context.Context, *GetRecordingRequest) (*Recording, error)
+	// ReadRecording sends a recording as its node wrote it (protocol/recording). To
+	// follow is to watch: it goes on while the recording grows, for about a minute.
+	// Whoever wants more asks again, from where they are.
+	ReadRecording(context.Context, *ReadRecordingRequest, RecordingServiceReadRecordingServerStream) error
+	// KillSession ends a support session at once and for good: every channel closes,
+	// disks relock, and what its engineer was approved for on the device is spent.
+	KillSession(context.Context, *KillSessionRequest) (*KillSessionResponse, error)
+}
+
+// RegisterRecordingServiceHandler registers svc as the lockbox.v1.RecordingService implementation
+// on server.
+func RegisterRecordingServiceHandler(server *connect.Server, svc RecordingServiceHandler) {
+	adapter := recordingServiceHandler{svc: svc}
+	server.Register(
+		connect.Method{Spec: recordingServiceListRecordingsSpec(), Handler: adapter.listRecordings},
+		connect.Method{Spec: recordingServiceGetRecordingSpec(), Handler: adapter.getRecording},
+		connect.Method{Spec: recordingServiceReadRecordingSpec(), Handler: adapter.readRecording},
+		connect.Method{Spec: recordingServiceKillSessionSpec(), Handler: adapter.killSession},
+	)
+}
+
+// RecordingServiceReadRecordingServerStream is the server stream for the RecordingService's
+// ReadRecording RPC.
+type RecordingServiceReadRecordingServerStream struct {
+	stream connect.ServerStream
+}
+
+// SendHeaders flushes the response headers without a message. The first Send does this implicitly.
+func (s RecordingServiceReadRecordingServerStream) SendHeaders() error {
+	return s.stream.SendHeaders()
+}
+
+// Send sends a response message to the client.
+func (s RecordingServiceReadRecordingServerStream) Send(res *ReadRecordingResponse) error {
+	return s.stream.Send(res)
+}
+
+// UnimplementedRecordingServiceHandler returns CodeUnimplemented from all methods.
+type UnimplementedRecordingServiceHandler struct{}
+
+func (UnimplementedRecordingServiceHandler) ListRecordings(context.Context, *ListRecordingsRequest) (*ListRecordingsResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "lockbox.v1.RecordingService.ListRecordings is not implemented")
+}
+
+func (UnimplementedRecordingServiceHandler) GetRecording(context.Context, *GetRecordingRequest) (*Recording, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "lockbox.v1.RecordingService.GetRecording is not implemented")
+}
+
+func (UnimplementedRecordingServiceHandler) ReadRecording(context.Context, *ReadRecordingRequest, RecordingServiceReadRecordingServerStream) error {
+	return connect.NewError(connect.CodeUnimplemented, "lockbox.v1.RecordingService.ReadRecording is not implemented")
+}
+
+func (UnimplementedRecordingServiceHandler) KillSession(context.Context, *KillSessionRequest) (*KillSessionResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "lockbox.v1.RecordingService.KillSession is not implemented")
+}
+
+type recordingServiceClient struct {
+	client *connect.Client
+}
+
+func (c *recordingServiceClient) ListRecordings(ctx context.Context, req *ListRecordingsRequest) (*ListRecordingsResponse, error) {
+	var res ListRecordingsResponse
+	if err := c.client.CallUnary(ctx, recordingServiceListRecordingsSpec(), req, &res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+func (c *recordingServiceClient) GetRecording(ctx context.Context, req *GetRecordingRequest) (*Recording, error) {
+	var res Recording
+	if err := c.client.CallUnary(ctx, recordingServiceGetRecordingSpec(), req, &res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+func (c *recordingServiceClient) ReadRecording(ctx context.Context, req *ReadRecordingRequest) (RecordingServiceReadRecordingClientStream, error) {
+	stream, err := c.client.CallServerStream(ctx, recordingServiceReadRecordingSpec(), req)
+	if err != nil {
+		return RecordingServiceReadRecordingClientStream{}, err
+	}
+	return RecordingServiceReadRecordingClientStream{stream: stream}, nil
+}
+
+func (c *recordingServiceClient) KillSession(ctx context.Context, req *KillSessionRequest) (*KillSessionResponse, error) {
+	var res KillSessionResponse
+	if err := c.client.CallUnary(ctx, recordingServiceKillSessionSpec(), req, &res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+type recordingServiceHandler struct{ svc RecordingServiceHandler }
+
+func (h recordingServiceHandler) listRecordings(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req ListRecordingsRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	res, err := h.svc.ListRecordings(ctx, &req)
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
+}
+
+func (h recordingServiceHandler) getRecording(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req GetRecordingRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	res, err := h.svc.GetRecording(ctx, &req)
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
+}
+
+func (h recordingServiceHandler) readRecording(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req ReadRecordingRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	return h.svc.ReadRecording(ctx, &req, RecordingServiceReadRecordingServerStream{stream: stream})
+}
+
+func (h recordingServiceHandler) killSession(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req KillSessionRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	res, err := h.svc.KillSession(ctx, &req)
 	if err != nil {
 		return err
 	}

@@ -5318,7 +5318,7 @@ type Session struct {
 	Ticket         string                 `protobuf:"bytes,4,opt,name=ticket,proto3" json:"ticket,omitempty"`
 	Engineer       string                 `protobuf:"bytes,5,opt,name=engineer,proto3" json:"engineer,omitempty"`
 	KeyFingerprint string                 `protobuf:"bytes,6,opt,name=key_fingerprint,json=keyFingerprint,proto3" json:"key_fingerprint,omitempty"`
-	State          string                 `protobuf:"bytes,7,opt,name=state,proto3" json:"state,omitempty"` // enabled | disabled | expired
+	State          string                 `protobuf:"bytes,7,opt,name=state,proto3" json:"state,omitempty"` // enabled | disabled | killed | expired
 	Created        int64                  `protobuf:"varint,8,opt,name=created,proto3" json:"created,omitempty"`
 	Expires        int64                  `protobuf:"varint,9,opt,name=expires,proto3" json:"expires,omitempty"`
 	unknownFields  protoimpl.UnknownFields
@@ -5943,6 +5943,582 @@ func (x *IssueCertificateResponse) GetExpires() int64 {
 	return 0
 }
 
+type Recording struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Kind          string                 `protobuf:"bytes,2,opt,name=kind,proto3" json:"kind,omitempty"` // session | shares
+	Session       string                 `protobuf:"bytes,3,opt,name=session,proto3" json:"session,omitempty"`
+	Request       string                 `protobuf:"bytes,4,opt,name=request,proto3" json:"request,omitempty"`
+	Order         string                 `protobuf:"bytes,5,opt,name=order,proto3" json:"order,omitempty"`
+	Serial        string                 `protobuf:"bytes,6,opt,name=serial,proto3" json:"serial,omitempty"`
+	Node          int32                  `protobuf:"varint,7,opt,name=node,proto3" json:"node,omitempty"`
+	Engineer      string                 `protobuf:"bytes,8,opt,name=engineer,proto3" json:"engineer,omitempty"`
+	Ticket        string                 `protobuf:"bytes,9,opt,name=ticket,proto3" json:"ticket,omitempty"`
+	Began         int64                  `protobuf:"varint,10,opt,name=began,proto3" json:"began,omitempty"`                   // Unix seconds
+	Ended         int64                  `protobuf:"varint,11,opt,name=ended,proto3" json:"ended,omitempty"`                   // Unix seconds; 0: not yet
+	Reason        string                 `protobuf:"bytes,12,opt,name=reason,proto3" json:"reason,omitempty"`                  // why it ended
+	Size          int64                  `protobuf:"varint,13,opt,name=size,proto3" json:"size,omitempty"`                     // bytes received
+	Digest        string                 `protobuf:"bytes,14,opt,name=digest,proto3" json:"digest,omitempty"`                  // "sha256:…" of all of it, when complete
+	State         string                 `protobuf:"bytes,15,opt,name=state,proto3" json:"state,omitempty"`                    // recording | complete | broken | deleted
+	Problem       string                 `protobuf:"bytes,16,opt,name=problem,proto3" json:"problem,omitempty"`                // what is wrong with it, when broken
+	Logged        bool                   `protobuf:"varint,17,opt,name=logged,proto3" json:"logged,omitempty"`                 // the node's own record of its end, in the activity log, has this digest
+	Watchers      []string               `protobuf:"bytes,18,rep,name=watchers,proto3" json:"watchers,omitempty"`              // who watches it now
+	NodeKey       string                 `protobuf:"bytes,19,opt,name=node_key,json=nodeKey,proto3" json:"node_key,omitempty"` // fingerprint of the key that signed it, "sha256:…"
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Recording) Reset() {
+	*x = Recording{}
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[98]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Recording) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Recording) ProtoMessage() {}
+
+func (x *Recording) ProtoReflect() protoreflect.Message {
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[98]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Recording.ProtoReflect.Descriptor instead.
+func (*Recording) Descriptor() ([]byte, []int) {
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{98}
+}
+
+func (x *Recording) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *Recording) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *Recording) GetSession() string {
+	if x != nil {
+		return x.Session
+	}
+	return ""
+}
+
+func (x *Recording) GetRequest() string {
+	if x != nil {
+		return x.Request
+	}
+	return ""
+}
+
+func (x *Recording) GetOrder() string {
+	if x != nil {
+		return x.Order
+	}
+	return ""
+}
+
+func (x *Recording) GetSerial() string {
+	if x != nil {
+		return x.Serial
+	}
+	return ""
+}
+
+func (x *Recording) GetNode() int32 {
+	if x != nil {
+		return x.Node
+	}
+	return 0
+}
+
+func (x *Recording) GetEngineer() string {
+	if x != nil {
+		return x.Engineer
+	}
+	return ""
+}
+
+func (x *Recording) GetTicket() string {
+	if x != nil {
+		return x.Ticket
+	}
+	return ""
+}
+
+func (x *Recording) GetBegan() int64 {
+	if x != nil {
+		return x.Began
+	}
+	return 0
+}
+
+func (x *Recording) GetEnded() int64 {
+	if x != nil {
+		return x.Ended
+	}
+	return 0
+}
+
+func (x *Recording) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *Recording) GetSize() int64 {
+	if x != nil {
+		return x.Size
+	}
+	return 0
+}
+
+func (x *Recording) GetDigest() string {
+	if x != nil {
+		return x.Digest
+	}
+	return ""
+}
+
+func (x *Recording) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *Recording) GetProblem() string {
+	if x != nil {
+		return x.Problem
+	}
+	return ""
+}
+
+func (x *Recording) GetLogged() bool {
+	if x != nil {
+		return x.Logged
+	}
+	return false
+}
+
+func (x *Recording) GetWatchers() []string {
+	if x != nil {
+		return x.Watchers
+	}
+	return nil
+}
+
+func (x *Recording) GetNodeKey() string {
+	if x != nil {
+		return x.NodeKey
+	}
+	return ""
+}
+
+type ListRecordingsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Serial        string                 `protobuf:"bytes,1,opt,name=serial,proto3" json:"serial,omitempty"`
+	Session       string                 `protobuf:"bytes,2,opt,name=session,proto3" json:"session,omitempty"`
+	Request       string                 `protobuf:"bytes,3,opt,name=request,proto3" json:"request,omitempty"` // id or short number: also sessions of its engineer during its access
+	Engineer      string                 `protobuf:"bytes,4,opt,name=engineer,proto3" json:"engineer,omitempty"`
+	Limit         int32                  `protobuf:"varint,5,opt,name=limit,proto3" json:"limit,omitempty"` // 0: 100
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListRecordingsRequest) Reset() {
+	*x = ListRecordingsRequest{}
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[99]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListRecordingsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListRecordingsRequest) ProtoMessage() {}
+
+func (x *ListRecordingsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[99]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListRecordingsRequest.ProtoReflect.Descriptor instead.
+func (*ListRecordingsRequest) Descriptor() ([]byte, []int) {
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{99}
+}
+
+func (x *ListRecordingsRequest) GetSerial() string {
+	if x != nil {
+		return x.Serial
+	}
+	return ""
+}
+
+func (x *ListRecordingsRequest) GetSession() string {
+	if x != nil {
+		return x.Session
+	}
+	return ""
+}
+
+func (x *ListRecordingsRequest) GetRequest() string {
+	if x != nil {
+		return x.Request
+	}
+	return ""
+}
+
+func (x *ListRecordingsRequest) GetEngineer() string {
+	if x != nil {
+		return x.Engineer
+	}
+	return ""
+}
+
+func (x *ListRecordingsRequest) GetLimit() int32 {
+	if x != nil {
+		return x.Limit
+	}
+	return 0
+}
+
+type ListRecordingsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Recordings    []*Recording           `protobuf:"bytes,1,rep,name=recordings,proto3" json:"recordings,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListRecordingsResponse) Reset() {
+	*x = ListRecordingsResponse{}
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[100]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListRecordingsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListRecordingsResponse) ProtoMessage() {}
+
+func (x *ListRecordingsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[100]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListRecordingsResponse.ProtoReflect.Descriptor instead.
+func (*ListRecordingsResponse) Descriptor() ([]byte, []int) {
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{100}
+}
+
+func (x *ListRecordingsResponse) GetRecordings() []*Recording {
+	if x != nil {
+		return x.Recordings
+	}
+	return nil
+}
+
+type GetRecordingRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"` // of a recording, or of a session: its newest one
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetRecordingRequest) Reset() {
+	*x = GetRecordingRequest{}
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[101]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetRecordingRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetRecordingRequest) ProtoMessage() {}
+
+func (x *GetRecordingRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[101]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetRecordingRequest.ProtoReflect.Descriptor instead.
+func (*GetRecordingRequest) Descriptor() ([]byte, []int) {
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{101}
+}
+
+func (x *GetRecordingRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+type ReadRecordingRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"` // as in GetRecordingRequest
+	Offset        int64                  `protobuf:"varint,2,opt,name=offset,proto3" json:"offset,omitempty"`
+	Follow        bool                   `protobuf:"varint,3,opt,name=follow,proto3" json:"follow,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReadRecordingRequest) Reset() {
+	*x = ReadRecordingRequest{}
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[102]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReadRecordingRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReadRecordingRequest) ProtoMessage() {}
+
+func (x *ReadRecordingRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[102]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReadRecordingRequest.ProtoReflect.Descriptor instead.
+func (*ReadRecordingRequest) Descriptor() ([]byte, []int) {
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{102}
+}
+
+func (x *ReadRecordingRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *ReadRecordingRequest) GetOffset() int64 {
+	if x != nil {
+		return x.Offset
+	}
+	return 0
+}
+
+func (x *ReadRecordingRequest) GetFollow() bool {
+	if x != nil {
+		return x.Follow
+	}
+	return false
+}
+
+type ReadRecordingResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Offset        int64                  `protobuf:"varint,1,opt,name=offset,proto3" json:"offset,omitempty"` // of the first byte of data
+	Data          []byte                 `protobuf:"bytes,2,opt,name=data,proto3" json:"data,omitempty"`
+	Ended         bool                   `protobuf:"varint,3,opt,name=ended,proto3" json:"ended,omitempty"` // nothing follows any more
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReadRecordingResponse) Reset() {
+	*x = ReadRecordingResponse{}
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[103]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReadRecordingResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReadRecordingResponse) ProtoMessage() {}
+
+func (x *ReadRecordingResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[103]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReadRecordingResponse.ProtoReflect.Descriptor instead.
+func (*ReadRecordingResponse) Descriptor() ([]byte, []int) {
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{103}
+}
+
+func (x *ReadRecordingResponse) GetOffset() int64 {
+	if x != nil {
+		return x.Offset
+	}
+	return 0
+}
+
+func (x *ReadRecordingResponse) GetData() []byte {
+	if x != nil {
+		return x.Data
+	}
+	return nil
+}
+
+func (x *ReadRecordingResponse) GetEnded() bool {
+	if x != nil {
+		return x.Ended
+	}
+	return false
+}
+
+type KillSessionRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Session       string                 `protobuf:"bytes,1,opt,name=session,proto3" json:"session,omitempty"`
+	Reason        string                 `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *KillSessionRequest) Reset() {
+	*x = KillSessionRequest{}
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[104]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *KillSessionRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*KillSessionRequest) ProtoMessage() {}
+
+func (x *KillSessionRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[104]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use KillSessionRequest.ProtoReflect.Descriptor instead.
+func (*KillSessionRequest) Descriptor() ([]byte, []int) {
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{104}
+}
+
+func (x *KillSessionRequest) GetSession() string {
+	if x != nil {
+		return x.Session
+	}
+	return ""
+}
+
+func (x *KillSessionRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+type KillSessionResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Session       *Session               `protobuf:"bytes,1,opt,name=session,proto3" json:"session,omitempty"`
+	Nodes         []*RelockResult        `protobuf:"bytes,2,rep,name=nodes,proto3" json:"nodes,omitempty"` // what each node concerned answered
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *KillSessionResponse) Reset() {
+	*x = KillSessionResponse{}
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[105]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *KillSessionResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*KillSessionResponse) ProtoMessage() {}
+
+func (x *KillSessionResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[105]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use KillSessionResponse.ProtoReflect.Descriptor instead.
+func (*KillSessionResponse) Descriptor() ([]byte, []int) {
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{105}
+}
+
+func (x *KillSessionResponse) GetSession() *Session {
+	if x != nil {
+		return x.Session
+	}
+	return nil
+}
+
+func (x *KillSessionResponse) GetNodes() []*RelockResult {
+	if x != nil {
+		return x.Nodes
+	}
+	return nil
+}
+
 type Request struct {
 	state             protoimpl.MessageState `protogen:"open.v1"`
 	Id                string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`                                      // LockboxRequest_<guid>
@@ -5993,7 +6569,7 @@ type Request struct {
 
 func (x *Request) Reset() {
 	*x = Request{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[98]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[106]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6005,7 +6581,7 @@ func (x *Request) String() string {
 func (*Request) ProtoMessage() {}
 
 func (x *Request) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[98]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[106]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6018,7 +6594,7 @@ func (x *Request) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Request.ProtoReflect.Descriptor instead.
 func (*Request) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{98}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{106}
 }
 
 func (x *Request) GetId() string {
@@ -6332,7 +6908,7 @@ type RequestComment struct {
 
 func (x *RequestComment) Reset() {
 	*x = RequestComment{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[99]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[107]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6344,7 +6920,7 @@ func (x *RequestComment) String() string {
 func (*RequestComment) ProtoMessage() {}
 
 func (x *RequestComment) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[99]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[107]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6357,7 +6933,7 @@ func (x *RequestComment) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RequestComment.ProtoReflect.Descriptor instead.
 func (*RequestComment) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{99}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{107}
 }
 
 func (x *RequestComment) GetNumber() int64 {
@@ -6434,7 +7010,7 @@ type Evaluation struct {
 
 func (x *Evaluation) Reset() {
 	*x = Evaluation{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[100]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[108]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6446,7 +7022,7 @@ func (x *Evaluation) String() string {
 func (*Evaluation) ProtoMessage() {}
 
 func (x *Evaluation) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[100]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[108]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6459,7 +7035,7 @@ func (x *Evaluation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Evaluation.ProtoReflect.Descriptor instead.
 func (*Evaluation) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{100}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{108}
 }
 
 func (x *Evaluation) GetFactors() []*Factor {
@@ -6545,7 +7121,7 @@ type Factor struct {
 
 func (x *Factor) Reset() {
 	*x = Factor{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[101]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[109]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6557,7 +7133,7 @@ func (x *Factor) String() string {
 func (*Factor) ProtoMessage() {}
 
 func (x *Factor) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[101]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[109]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6570,7 +7146,7 @@ func (x *Factor) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Factor.ProtoReflect.Descriptor instead.
 func (*Factor) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{101}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{109}
 }
 
 func (x *Factor) GetName() string {
@@ -6615,7 +7191,7 @@ type RequestDecision struct {
 
 func (x *RequestDecision) Reset() {
 	*x = RequestDecision{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[102]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[110]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6627,7 +7203,7 @@ func (x *RequestDecision) String() string {
 func (*RequestDecision) ProtoMessage() {}
 
 func (x *RequestDecision) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[102]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[110]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6640,7 +7216,7 @@ func (x *RequestDecision) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RequestDecision.ProtoReflect.Descriptor instead.
 func (*RequestDecision) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{102}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{110}
 }
 
 func (x *RequestDecision) GetRole() string {
@@ -6704,7 +7280,7 @@ type CreateRequestRequest struct {
 
 func (x *CreateRequestRequest) Reset() {
 	*x = CreateRequestRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[103]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[111]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6716,7 +7292,7 @@ func (x *CreateRequestRequest) String() string {
 func (*CreateRequestRequest) ProtoMessage() {}
 
 func (x *CreateRequestRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[103]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[111]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6729,7 +7305,7 @@ func (x *CreateRequestRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateRequestRequest.ProtoReflect.Descriptor instead.
 func (*CreateRequestRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{103}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{111}
 }
 
 func (x *CreateRequestRequest) GetAction() string {
@@ -6818,7 +7394,7 @@ type GetRequestRequest struct {
 
 func (x *GetRequestRequest) Reset() {
 	*x = GetRequestRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[104]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[112]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6830,7 +7406,7 @@ func (x *GetRequestRequest) String() string {
 func (*GetRequestRequest) ProtoMessage() {}
 
 func (x *GetRequestRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[104]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[112]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6843,7 +7419,7 @@ func (x *GetRequestRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetRequestRequest.ProtoReflect.Descriptor instead.
 func (*GetRequestRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{104}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{112}
 }
 
 func (x *GetRequestRequest) GetId() string {
@@ -6870,7 +7446,7 @@ type ListRequestsRequest struct {
 
 func (x *ListRequestsRequest) Reset() {
 	*x = ListRequestsRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[105]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[113]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6882,7 +7458,7 @@ func (x *ListRequestsRequest) String() string {
 func (*ListRequestsRequest) ProtoMessage() {}
 
 func (x *ListRequestsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[105]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[113]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6895,7 +7471,7 @@ func (x *ListRequestsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRequestsRequest.ProtoReflect.Descriptor instead.
 func (*ListRequestsRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{105}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{113}
 }
 
 func (x *ListRequestsRequest) GetPending() bool {
@@ -6971,7 +7547,7 @@ type ListRequestsResponse struct {
 
 func (x *ListRequestsResponse) Reset() {
 	*x = ListRequestsResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[106]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[114]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6983,7 +7559,7 @@ func (x *ListRequestsResponse) String() string {
 func (*ListRequestsResponse) ProtoMessage() {}
 
 func (x *ListRequestsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[106]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[114]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6996,7 +7572,7 @@ func (x *ListRequestsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRequestsResponse.ProtoReflect.Descriptor instead.
 func (*ListRequestsResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{106}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{114}
 }
 
 func (x *ListRequestsResponse) GetRequests() []*Request {
@@ -7026,7 +7602,7 @@ type DraftDecisionRequest struct {
 
 func (x *DraftDecisionRequest) Reset() {
 	*x = DraftDecisionRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[107]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[115]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7038,7 +7614,7 @@ func (x *DraftDecisionRequest) String() string {
 func (*DraftDecisionRequest) ProtoMessage() {}
 
 func (x *DraftDecisionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[107]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[115]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7051,7 +7627,7 @@ func (x *DraftDecisionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DraftDecisionRequest.ProtoReflect.Descriptor instead.
 func (*DraftDecisionRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{107}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{115}
 }
 
 func (x *DraftDecisionRequest) GetId() string {
@@ -7099,7 +7675,7 @@ type DecideRequest struct {
 
 func (x *DecideRequest) Reset() {
 	*x = DecideRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[108]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[116]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7111,7 +7687,7 @@ func (x *DecideRequest) String() string {
 func (*DecideRequest) ProtoMessage() {}
 
 func (x *DecideRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[108]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[116]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7124,7 +7700,7 @@ func (x *DecideRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DecideRequest.ProtoReflect.Descriptor instead.
 func (*DecideRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{108}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{116}
 }
 
 func (x *DecideRequest) GetId() string {
@@ -7151,7 +7727,7 @@ type CancelRequestRequest struct {
 
 func (x *CancelRequestRequest) Reset() {
 	*x = CancelRequestRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[109]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[117]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7163,7 +7739,7 @@ func (x *CancelRequestRequest) String() string {
 func (*CancelRequestRequest) ProtoMessage() {}
 
 func (x *CancelRequestRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[109]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[117]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7176,7 +7752,7 @@ func (x *CancelRequestRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelRequestRequest.ProtoReflect.Descriptor instead.
 func (*CancelRequestRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{109}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{117}
 }
 
 func (x *CancelRequestRequest) GetId() string {
@@ -7202,7 +7778,7 @@ type ExecuteRequestRequest struct {
 
 func (x *ExecuteRequestRequest) Reset() {
 	*x = ExecuteRequestRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[110]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[118]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7214,7 +7790,7 @@ func (x *ExecuteRequestRequest) String() string {
 func (*ExecuteRequestRequest) ProtoMessage() {}
 
 func (x *ExecuteRequestRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[110]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[118]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7227,7 +7803,7 @@ func (x *ExecuteRequestRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecuteRequestRequest.ProtoReflect.Descriptor instead.
 func (*ExecuteRequestRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{110}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{118}
 }
 
 func (x *ExecuteRequestRequest) GetId() string {
@@ -7247,7 +7823,7 @@ type RevokeRequestRequest struct {
 
 func (x *RevokeRequestRequest) Reset() {
 	*x = RevokeRequestRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[111]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[119]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7259,7 +7835,7 @@ func (x *RevokeRequestRequest) String() string {
 func (*RevokeRequestRequest) ProtoMessage() {}
 
 func (x *RevokeRequestRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[111]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[119]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7272,7 +7848,7 @@ func (x *RevokeRequestRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeRequestRequest.ProtoReflect.Descriptor instead.
 func (*RevokeRequestRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{111}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{119}
 }
 
 func (x *RevokeRequestRequest) GetId() string {
@@ -7300,7 +7876,7 @@ type RevokeRequestResponse struct {
 
 func (x *RevokeRequestResponse) Reset() {
 	*x = RevokeRequestResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[112]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[120]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7312,7 +7888,7 @@ func (x *RevokeRequestResponse) String() string {
 func (*RevokeRequestResponse) ProtoMessage() {}
 
 func (x *RevokeRequestResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[112]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[120]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7325,7 +7901,7 @@ func (x *RevokeRequestResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeRequestResponse.ProtoReflect.Descriptor instead.
 func (*RevokeRequestResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{112}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{120}
 }
 
 func (x *RevokeRequestResponse) GetRequest() *Request {
@@ -7361,7 +7937,7 @@ type CommentRequestRequest struct {
 
 func (x *CommentRequestRequest) Reset() {
 	*x = CommentRequestRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[113]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[121]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7373,7 +7949,7 @@ func (x *CommentRequestRequest) String() string {
 func (*CommentRequestRequest) ProtoMessage() {}
 
 func (x *CommentRequestRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[113]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[121]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7386,7 +7962,7 @@ func (x *CommentRequestRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CommentRequestRequest.ProtoReflect.Descriptor instead.
 func (*CommentRequestRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{113}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{121}
 }
 
 func (x *CommentRequestRequest) GetId() string {
@@ -7428,7 +8004,7 @@ type ExtendRequestRequest struct {
 
 func (x *ExtendRequestRequest) Reset() {
 	*x = ExtendRequestRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[114]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[122]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7440,7 +8016,7 @@ func (x *ExtendRequestRequest) String() string {
 func (*ExtendRequestRequest) ProtoMessage() {}
 
 func (x *ExtendRequestRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[114]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[122]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7453,7 +8029,7 @@ func (x *ExtendRequestRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExtendRequestRequest.ProtoReflect.Descriptor instead.
 func (*ExtendRequestRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{114}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{122}
 }
 
 func (x *ExtendRequestRequest) GetId() string {
@@ -7487,7 +8063,7 @@ type GetChangesRequest struct {
 
 func (x *GetChangesRequest) Reset() {
 	*x = GetChangesRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[115]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[123]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7499,7 +8075,7 @@ func (x *GetChangesRequest) String() string {
 func (*GetChangesRequest) ProtoMessage() {}
 
 func (x *GetChangesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[115]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[123]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7512,7 +8088,7 @@ func (x *GetChangesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetChangesRequest.ProtoReflect.Descriptor instead.
 func (*GetChangesRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{115}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{123}
 }
 
 func (x *GetChangesRequest) GetId() string {
@@ -7539,7 +8115,7 @@ type GetChangesResponse struct {
 
 func (x *GetChangesResponse) Reset() {
 	*x = GetChangesResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[116]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[124]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7551,7 +8127,7 @@ func (x *GetChangesResponse) String() string {
 func (*GetChangesResponse) ProtoMessage() {}
 
 func (x *GetChangesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[116]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[124]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7564,7 +8140,7 @@ func (x *GetChangesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetChangesResponse.ProtoReflect.Descriptor instead.
 func (*GetChangesResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{116}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{124}
 }
 
 func (x *GetChangesResponse) GetParts() []*ChangesPart {
@@ -7592,7 +8168,7 @@ type ChangesPart struct {
 
 func (x *ChangesPart) Reset() {
 	*x = ChangesPart{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[117]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[125]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7604,7 +8180,7 @@ func (x *ChangesPart) String() string {
 func (*ChangesPart) ProtoMessage() {}
 
 func (x *ChangesPart) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[117]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[125]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7617,7 +8193,7 @@ func (x *ChangesPart) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChangesPart.ProtoReflect.Descriptor instead.
 func (*ChangesPart) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{117}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{125}
 }
 
 func (x *ChangesPart) GetNode() int32 {
@@ -7651,7 +8227,7 @@ type RaiseRequestAgainRequest struct {
 
 func (x *RaiseRequestAgainRequest) Reset() {
 	*x = RaiseRequestAgainRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[118]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[126]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7663,7 +8239,7 @@ func (x *RaiseRequestAgainRequest) String() string {
 func (*RaiseRequestAgainRequest) ProtoMessage() {}
 
 func (x *RaiseRequestAgainRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[118]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[126]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7676,7 +8252,7 @@ func (x *RaiseRequestAgainRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RaiseRequestAgainRequest.ProtoReflect.Descriptor instead.
 func (*RaiseRequestAgainRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{118}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{126}
 }
 
 func (x *RaiseRequestAgainRequest) GetId() string {
@@ -7707,7 +8283,7 @@ type DraftStandingConsentRequest struct {
 
 func (x *DraftStandingConsentRequest) Reset() {
 	*x = DraftStandingConsentRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[119]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[127]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7719,7 +8295,7 @@ func (x *DraftStandingConsentRequest) String() string {
 func (*DraftStandingConsentRequest) ProtoMessage() {}
 
 func (x *DraftStandingConsentRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[119]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[127]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7732,7 +8308,7 @@ func (x *DraftStandingConsentRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DraftStandingConsentRequest.ProtoReflect.Descriptor instead.
 func (*DraftStandingConsentRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{119}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{127}
 }
 
 func (x *DraftStandingConsentRequest) GetOrder() string {
@@ -7787,7 +8363,7 @@ type SubmitStandingConsentRequest struct {
 
 func (x *SubmitStandingConsentRequest) Reset() {
 	*x = SubmitStandingConsentRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[120]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[128]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7799,7 +8375,7 @@ func (x *SubmitStandingConsentRequest) String() string {
 func (*SubmitStandingConsentRequest) ProtoMessage() {}
 
 func (x *SubmitStandingConsentRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[120]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[128]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7812,7 +8388,7 @@ func (x *SubmitStandingConsentRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SubmitStandingConsentRequest.ProtoReflect.Descriptor instead.
 func (*SubmitStandingConsentRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{120}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{128}
 }
 
 func (x *SubmitStandingConsentRequest) GetOrder() string {
@@ -7838,7 +8414,7 @@ type ListStandingConsentsRequest struct {
 
 func (x *ListStandingConsentsRequest) Reset() {
 	*x = ListStandingConsentsRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[121]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[129]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7850,7 +8426,7 @@ func (x *ListStandingConsentsRequest) String() string {
 func (*ListStandingConsentsRequest) ProtoMessage() {}
 
 func (x *ListStandingConsentsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[121]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[129]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7863,7 +8439,7 @@ func (x *ListStandingConsentsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListStandingConsentsRequest.ProtoReflect.Descriptor instead.
 func (*ListStandingConsentsRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{121}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{129}
 }
 
 func (x *ListStandingConsentsRequest) GetOrder() string {
@@ -7882,7 +8458,7 @@ type ListStandingConsentsResponse struct {
 
 func (x *ListStandingConsentsResponse) Reset() {
 	*x = ListStandingConsentsResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[122]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[130]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7894,7 +8470,7 @@ func (x *ListStandingConsentsResponse) String() string {
 func (*ListStandingConsentsResponse) ProtoMessage() {}
 
 func (x *ListStandingConsentsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[122]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[130]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7907,7 +8483,7 @@ func (x *ListStandingConsentsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListStandingConsentsResponse.ProtoReflect.Descriptor instead.
 func (*ListStandingConsentsResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{122}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{130}
 }
 
 func (x *ListStandingConsentsResponse) GetConsents() []*StandingConsent {
@@ -7931,7 +8507,7 @@ type StandingConsent struct {
 
 func (x *StandingConsent) Reset() {
 	*x = StandingConsent{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[123]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[131]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7943,7 +8519,7 @@ func (x *StandingConsent) String() string {
 func (*StandingConsent) ProtoMessage() {}
 
 func (x *StandingConsent) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[123]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[131]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7956,7 +8532,7 @@ func (x *StandingConsent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StandingConsent.ProtoReflect.Descriptor instead.
 func (*StandingConsent) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{123}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{131}
 }
 
 func (x *StandingConsent) GetId() string {
@@ -8011,7 +8587,7 @@ type RevokeStandingConsentRequest struct {
 
 func (x *RevokeStandingConsentRequest) Reset() {
 	*x = RevokeStandingConsentRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[124]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[132]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8023,7 +8599,7 @@ func (x *RevokeStandingConsentRequest) String() string {
 func (*RevokeStandingConsentRequest) ProtoMessage() {}
 
 func (x *RevokeStandingConsentRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[124]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[132]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8036,7 +8612,7 @@ func (x *RevokeStandingConsentRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeStandingConsentRequest.ProtoReflect.Descriptor instead.
 func (*RevokeStandingConsentRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{124}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{132}
 }
 
 func (x *RevokeStandingConsentRequest) GetId() string {
@@ -8062,7 +8638,7 @@ type ListKeysRequest struct {
 
 func (x *ListKeysRequest) Reset() {
 	*x = ListKeysRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[125]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[133]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8074,7 +8650,7 @@ func (x *ListKeysRequest) String() string {
 func (*ListKeysRequest) ProtoMessage() {}
 
 func (x *ListKeysRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[125]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[133]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8087,7 +8663,7 @@ func (x *ListKeysRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListKeysRequest.ProtoReflect.Descriptor instead.
 func (*ListKeysRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{125}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{133}
 }
 
 func (x *ListKeysRequest) GetOrder() string {
@@ -8106,7 +8682,7 @@ type ListKeysResponse struct {
 
 func (x *ListKeysResponse) Reset() {
 	*x = ListKeysResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[126]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[134]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8118,7 +8694,7 @@ func (x *ListKeysResponse) String() string {
 func (*ListKeysResponse) ProtoMessage() {}
 
 func (x *ListKeysResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[126]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[134]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8131,7 +8707,7 @@ func (x *ListKeysResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListKeysResponse.ProtoReflect.Descriptor instead.
 func (*ListKeysResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{126}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{134}
 }
 
 func (x *ListKeysResponse) GetKeys() []*KeyInfo {
@@ -8156,7 +8732,7 @@ type KeyInfo struct {
 
 func (x *KeyInfo) Reset() {
 	*x = KeyInfo{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[127]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[135]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8168,7 +8744,7 @@ func (x *KeyInfo) String() string {
 func (*KeyInfo) ProtoMessage() {}
 
 func (x *KeyInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[127]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[135]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8181,7 +8757,7 @@ func (x *KeyInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeyInfo.ProtoReflect.Descriptor instead.
 func (*KeyInfo) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{127}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{135}
 }
 
 func (x *KeyInfo) GetSerial() string {
@@ -8238,7 +8814,7 @@ type ExportRecoveryPasswordRequest struct {
 
 func (x *ExportRecoveryPasswordRequest) Reset() {
 	*x = ExportRecoveryPasswordRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[128]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[136]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8250,7 +8826,7 @@ func (x *ExportRecoveryPasswordRequest) String() string {
 func (*ExportRecoveryPasswordRequest) ProtoMessage() {}
 
 func (x *ExportRecoveryPasswordRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[128]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[136]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8263,7 +8839,7 @@ func (x *ExportRecoveryPasswordRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportRecoveryPasswordRequest.ProtoReflect.Descriptor instead.
 func (*ExportRecoveryPasswordRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{128}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{136}
 }
 
 func (x *ExportRecoveryPasswordRequest) GetSerial() string {
@@ -8303,7 +8879,7 @@ type ExportRecoveryPasswordResponse struct {
 
 func (x *ExportRecoveryPasswordResponse) Reset() {
 	*x = ExportRecoveryPasswordResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[129]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[137]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8315,7 +8891,7 @@ func (x *ExportRecoveryPasswordResponse) String() string {
 func (*ExportRecoveryPasswordResponse) ProtoMessage() {}
 
 func (x *ExportRecoveryPasswordResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[129]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[137]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8328,7 +8904,7 @@ func (x *ExportRecoveryPasswordResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportRecoveryPasswordResponse.ProtoReflect.Descriptor instead.
 func (*ExportRecoveryPasswordResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{129}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{137}
 }
 
 func (x *ExportRecoveryPasswordResponse) GetRecoveryPassword() string {
@@ -8346,7 +8922,7 @@ type GetKeyStatusRequest struct {
 
 func (x *GetKeyStatusRequest) Reset() {
 	*x = GetKeyStatusRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[130]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[138]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8358,7 +8934,7 @@ func (x *GetKeyStatusRequest) String() string {
 func (*GetKeyStatusRequest) ProtoMessage() {}
 
 func (x *GetKeyStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[130]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[138]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8371,7 +8947,7 @@ func (x *GetKeyStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetKeyStatusRequest.ProtoReflect.Descriptor instead.
 func (*GetKeyStatusRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{130}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{138}
 }
 
 type RotateKeyRequest struct {
@@ -8382,7 +8958,7 @@ type RotateKeyRequest struct {
 
 func (x *RotateKeyRequest) Reset() {
 	*x = RotateKeyRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[131]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[139]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8394,7 +8970,7 @@ func (x *RotateKeyRequest) String() string {
 func (*RotateKeyRequest) ProtoMessage() {}
 
 func (x *RotateKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[131]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[139]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8407,7 +8983,7 @@ func (x *RotateKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateKeyRequest.ProtoReflect.Descriptor instead.
 func (*RotateKeyRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{131}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{139}
 }
 
 type KeyStatus struct {
@@ -8422,7 +8998,7 @@ type KeyStatus struct {
 
 func (x *KeyStatus) Reset() {
 	*x = KeyStatus{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[132]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[140]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8434,7 +9010,7 @@ func (x *KeyStatus) String() string {
 func (*KeyStatus) ProtoMessage() {}
 
 func (x *KeyStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[132]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[140]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8447,7 +9023,7 @@ func (x *KeyStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeyStatus.ProtoReflect.Descriptor instead.
 func (*KeyStatus) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{132}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{140}
 }
 
 func (x *KeyStatus) GetCurrent() string {
@@ -8490,7 +9066,7 @@ type WrappingKey struct {
 
 func (x *WrappingKey) Reset() {
 	*x = WrappingKey{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[133]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[141]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8502,7 +9078,7 @@ func (x *WrappingKey) String() string {
 func (*WrappingKey) ProtoMessage() {}
 
 func (x *WrappingKey) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[133]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[141]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8515,7 +9091,7 @@ func (x *WrappingKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WrappingKey.ProtoReflect.Descriptor instead.
 func (*WrappingKey) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{133}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{141}
 }
 
 func (x *WrappingKey) GetId() string {
@@ -8554,7 +9130,7 @@ type KeyRotation struct {
 
 func (x *KeyRotation) Reset() {
 	*x = KeyRotation{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[134]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[142]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8566,7 +9142,7 @@ func (x *KeyRotation) String() string {
 func (*KeyRotation) ProtoMessage() {}
 
 func (x *KeyRotation) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[134]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[142]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8579,7 +9155,7 @@ func (x *KeyRotation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeyRotation.ProtoReflect.Descriptor instead.
 func (*KeyRotation) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{134}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{142}
 }
 
 func (x *KeyRotation) GetTarget() string {
@@ -8640,7 +9216,7 @@ type GetOrderKeyRequest struct {
 
 func (x *GetOrderKeyRequest) Reset() {
 	*x = GetOrderKeyRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[135]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[143]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8652,7 +9228,7 @@ func (x *GetOrderKeyRequest) String() string {
 func (*GetOrderKeyRequest) ProtoMessage() {}
 
 func (x *GetOrderKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[135]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[143]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8665,7 +9241,7 @@ func (x *GetOrderKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetOrderKeyRequest.ProtoReflect.Descriptor instead.
 func (*GetOrderKeyRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{135}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{143}
 }
 
 func (x *GetOrderKeyRequest) GetOrder() string {
@@ -8688,7 +9264,7 @@ type SetOrderKeyRequest struct {
 
 func (x *SetOrderKeyRequest) Reset() {
 	*x = SetOrderKeyRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[136]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[144]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8700,7 +9276,7 @@ func (x *SetOrderKeyRequest) String() string {
 func (*SetOrderKeyRequest) ProtoMessage() {}
 
 func (x *SetOrderKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[136]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[144]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8713,7 +9289,7 @@ func (x *SetOrderKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetOrderKeyRequest.ProtoReflect.Descriptor instead.
 func (*SetOrderKeyRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{136}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{144}
 }
 
 func (x *SetOrderKeyRequest) GetOrder() string {
@@ -8751,7 +9327,7 @@ type OrderKey struct {
 
 func (x *OrderKey) Reset() {
 	*x = OrderKey{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[137]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[145]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8763,7 +9339,7 @@ func (x *OrderKey) String() string {
 func (*OrderKey) ProtoMessage() {}
 
 func (x *OrderKey) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[137]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[145]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8776,7 +9352,7 @@ func (x *OrderKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OrderKey.ProtoReflect.Descriptor instead.
 func (*OrderKey) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{137}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{145}
 }
 
 func (x *OrderKey) GetOrder() string {
@@ -8830,7 +9406,7 @@ type ListRecordsRequest struct {
 
 func (x *ListRecordsRequest) Reset() {
 	*x = ListRecordsRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[138]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[146]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8842,7 +9418,7 @@ func (x *ListRecordsRequest) String() string {
 func (*ListRecordsRequest) ProtoMessage() {}
 
 func (x *ListRecordsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[138]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[146]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8855,7 +9431,7 @@ func (x *ListRecordsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRecordsRequest.ProtoReflect.Descriptor instead.
 func (*ListRecordsRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{138}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{146}
 }
 
 func (x *ListRecordsRequest) GetOperation() string {
@@ -8924,7 +9500,7 @@ type AuditRecord struct {
 
 func (x *AuditRecord) Reset() {
 	*x = AuditRecord{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[139]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[147]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8936,7 +9512,7 @@ func (x *AuditRecord) String() string {
 func (*AuditRecord) ProtoMessage() {}
 
 func (x *AuditRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[139]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[147]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8949,7 +9525,7 @@ func (x *AuditRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuditRecord.ProtoReflect.Descriptor instead.
 func (*AuditRecord) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{139}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{147}
 }
 
 func (x *AuditRecord) GetIndex() int64 {
@@ -8976,7 +9552,7 @@ type ListRecordsResponse struct {
 
 func (x *ListRecordsResponse) Reset() {
 	*x = ListRecordsResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[140]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[148]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8988,7 +9564,7 @@ func (x *ListRecordsResponse) String() string {
 func (*ListRecordsResponse) ProtoMessage() {}
 
 func (x *ListRecordsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[140]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[148]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9001,7 +9577,7 @@ func (x *ListRecordsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRecordsResponse.ProtoReflect.Descriptor instead.
 func (*ListRecordsResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{140}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{148}
 }
 
 func (x *ListRecordsResponse) GetRecords() []*AuditRecord {
@@ -9037,7 +9613,7 @@ type LegalHold struct {
 
 func (x *LegalHold) Reset() {
 	*x = LegalHold{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[141]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[149]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9049,7 +9625,7 @@ func (x *LegalHold) String() string {
 func (*LegalHold) ProtoMessage() {}
 
 func (x *LegalHold) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[141]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[149]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9062,7 +9638,7 @@ func (x *LegalHold) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LegalHold.ProtoReflect.Descriptor instead.
 func (*LegalHold) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{141}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{149}
 }
 
 func (x *LegalHold) GetId() string {
@@ -9140,7 +9716,7 @@ type PlaceHoldRequest struct {
 
 func (x *PlaceHoldRequest) Reset() {
 	*x = PlaceHoldRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[142]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[150]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9152,7 +9728,7 @@ func (x *PlaceHoldRequest) String() string {
 func (*PlaceHoldRequest) ProtoMessage() {}
 
 func (x *PlaceHoldRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[142]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[150]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9165,7 +9741,7 @@ func (x *PlaceHoldRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlaceHoldRequest.ProtoReflect.Descriptor instead.
 func (*PlaceHoldRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{142}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{150}
 }
 
 func (x *PlaceHoldRequest) GetTenant() string {
@@ -9206,7 +9782,7 @@ type ReleaseHoldRequest struct {
 
 func (x *ReleaseHoldRequest) Reset() {
 	*x = ReleaseHoldRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[143]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[151]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9218,7 +9794,7 @@ func (x *ReleaseHoldRequest) String() string {
 func (*ReleaseHoldRequest) ProtoMessage() {}
 
 func (x *ReleaseHoldRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[143]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[151]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9231,7 +9807,7 @@ func (x *ReleaseHoldRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReleaseHoldRequest.ProtoReflect.Descriptor instead.
 func (*ReleaseHoldRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{143}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{151}
 }
 
 func (x *ReleaseHoldRequest) GetId() string {
@@ -9256,7 +9832,7 @@ type ListHoldsRequest struct {
 
 func (x *ListHoldsRequest) Reset() {
 	*x = ListHoldsRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[144]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[152]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9268,7 +9844,7 @@ func (x *ListHoldsRequest) String() string {
 func (*ListHoldsRequest) ProtoMessage() {}
 
 func (x *ListHoldsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[144]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[152]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9281,7 +9857,7 @@ func (x *ListHoldsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListHoldsRequest.ProtoReflect.Descriptor instead.
 func (*ListHoldsRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{144}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{152}
 }
 
 type ListHoldsResponse struct {
@@ -9294,7 +9870,7 @@ type ListHoldsResponse struct {
 
 func (x *ListHoldsResponse) Reset() {
 	*x = ListHoldsResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[145]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[153]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9306,7 +9882,7 @@ func (x *ListHoldsResponse) String() string {
 func (*ListHoldsResponse) ProtoMessage() {}
 
 func (x *ListHoldsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[145]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[153]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9319,7 +9895,7 @@ func (x *ListHoldsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListHoldsResponse.ProtoReflect.Descriptor instead.
 func (*ListHoldsResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{145}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{153}
 }
 
 func (x *ListHoldsResponse) GetHolds() []*LegalHold {
@@ -9354,7 +9930,7 @@ type Sink struct {
 
 func (x *Sink) Reset() {
 	*x = Sink{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[146]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[154]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9366,7 +9942,7 @@ func (x *Sink) String() string {
 func (*Sink) ProtoMessage() {}
 
 func (x *Sink) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[146]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[154]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9379,7 +9955,7 @@ func (x *Sink) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Sink.ProtoReflect.Descriptor instead.
 func (*Sink) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{146}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{154}
 }
 
 func (x *Sink) GetName() string {
@@ -9453,7 +10029,7 @@ type ListSinksRequest struct {
 
 func (x *ListSinksRequest) Reset() {
 	*x = ListSinksRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[147]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[155]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9465,7 +10041,7 @@ func (x *ListSinksRequest) String() string {
 func (*ListSinksRequest) ProtoMessage() {}
 
 func (x *ListSinksRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[147]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[155]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9478,7 +10054,7 @@ func (x *ListSinksRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSinksRequest.ProtoReflect.Descriptor instead.
 func (*ListSinksRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{147}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{155}
 }
 
 type ListSinksResponse struct {
@@ -9490,7 +10066,7 @@ type ListSinksResponse struct {
 
 func (x *ListSinksResponse) Reset() {
 	*x = ListSinksResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[148]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[156]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9502,7 +10078,7 @@ func (x *ListSinksResponse) String() string {
 func (*ListSinksResponse) ProtoMessage() {}
 
 func (x *ListSinksResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[148]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[156]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9515,7 +10091,7 @@ func (x *ListSinksResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSinksResponse.ProtoReflect.Descriptor instead.
 func (*ListSinksResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{148}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{156}
 }
 
 func (x *ListSinksResponse) GetSinks() []*Sink {
@@ -9533,7 +10109,7 @@ type ExportLogRequest struct {
 
 func (x *ExportLogRequest) Reset() {
 	*x = ExportLogRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[149]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[157]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9545,7 +10121,7 @@ func (x *ExportLogRequest) String() string {
 func (*ExportLogRequest) ProtoMessage() {}
 
 func (x *ExportLogRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[149]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[157]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9558,7 +10134,7 @@ func (x *ExportLogRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportLogRequest.ProtoReflect.Descriptor instead.
 func (*ExportLogRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{149}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{157}
 }
 
 type ExportLogResponse struct {
@@ -9570,7 +10146,7 @@ type ExportLogResponse struct {
 
 func (x *ExportLogResponse) Reset() {
 	*x = ExportLogResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[150]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[158]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9582,7 +10158,7 @@ func (x *ExportLogResponse) String() string {
 func (*ExportLogResponse) ProtoMessage() {}
 
 func (x *ExportLogResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[150]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[158]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9595,7 +10171,7 @@ func (x *ExportLogResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportLogResponse.ProtoReflect.Descriptor instead.
 func (*ExportLogResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{150}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{158}
 }
 
 func (x *ExportLogResponse) GetData() []byte {
@@ -9614,7 +10190,7 @@ type GetCheckpointRequest struct {
 
 func (x *GetCheckpointRequest) Reset() {
 	*x = GetCheckpointRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[151]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[159]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9626,7 +10202,7 @@ func (x *GetCheckpointRequest) String() string {
 func (*GetCheckpointRequest) ProtoMessage() {}
 
 func (x *GetCheckpointRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[151]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[159]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9639,7 +10215,7 @@ func (x *GetCheckpointRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetCheckpointRequest.ProtoReflect.Descriptor instead.
 func (*GetCheckpointRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{151}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{159}
 }
 
 func (x *GetCheckpointRequest) GetConsistentWith() int64 {
@@ -9660,7 +10236,7 @@ type GetCheckpointResponse struct {
 
 func (x *GetCheckpointResponse) Reset() {
 	*x = GetCheckpointResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[152]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[160]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9672,7 +10248,7 @@ func (x *GetCheckpointResponse) String() string {
 func (*GetCheckpointResponse) ProtoMessage() {}
 
 func (x *GetCheckpointResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[152]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[160]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9685,7 +10261,7 @@ func (x *GetCheckpointResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetCheckpointResponse.ProtoReflect.Descriptor instead.
 func (*GetCheckpointResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{152}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{160}
 }
 
 func (x *GetCheckpointResponse) GetCheckpoint() []byte {
@@ -9733,7 +10309,7 @@ type Delivery struct {
 
 func (x *Delivery) Reset() {
 	*x = Delivery{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[153]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[161]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9745,7 +10321,7 @@ func (x *Delivery) String() string {
 func (*Delivery) ProtoMessage() {}
 
 func (x *Delivery) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[153]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[161]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9758,7 +10334,7 @@ func (x *Delivery) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Delivery.ProtoReflect.Descriptor instead.
 func (*Delivery) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{153}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{161}
 }
 
 func (x *Delivery) GetId() string {
@@ -9879,7 +10455,7 @@ type ListNoticesRequest struct {
 
 func (x *ListNoticesRequest) Reset() {
 	*x = ListNoticesRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[154]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[162]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9891,7 +10467,7 @@ func (x *ListNoticesRequest) String() string {
 func (*ListNoticesRequest) ProtoMessage() {}
 
 func (x *ListNoticesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[154]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[162]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9904,7 +10480,7 @@ func (x *ListNoticesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNoticesRequest.ProtoReflect.Descriptor instead.
 func (*ListNoticesRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{154}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{162}
 }
 
 func (x *ListNoticesRequest) GetTenant() string {
@@ -9951,7 +10527,7 @@ type ListNoticesResponse struct {
 
 func (x *ListNoticesResponse) Reset() {
 	*x = ListNoticesResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[155]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[163]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9963,7 +10539,7 @@ func (x *ListNoticesResponse) String() string {
 func (*ListNoticesResponse) ProtoMessage() {}
 
 func (x *ListNoticesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[155]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[163]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9976,7 +10552,7 @@ func (x *ListNoticesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNoticesResponse.ProtoReflect.Descriptor instead.
 func (*ListNoticesResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{155}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{163}
 }
 
 func (x *ListNoticesResponse) GetDeliveries() []*Delivery {
@@ -9996,7 +10572,7 @@ type RetryNoticesRequest struct {
 
 func (x *RetryNoticesRequest) Reset() {
 	*x = RetryNoticesRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[156]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[164]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10008,7 +10584,7 @@ func (x *RetryNoticesRequest) String() string {
 func (*RetryNoticesRequest) ProtoMessage() {}
 
 func (x *RetryNoticesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[156]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[164]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10021,7 +10597,7 @@ func (x *RetryNoticesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RetryNoticesRequest.ProtoReflect.Descriptor instead.
 func (*RetryNoticesRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{156}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{164}
 }
 
 func (x *RetryNoticesRequest) GetIds() []string {
@@ -10047,7 +10623,7 @@ type RetryNoticesResponse struct {
 
 func (x *RetryNoticesResponse) Reset() {
 	*x = RetryNoticesResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[157]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[165]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10059,7 +10635,7 @@ func (x *RetryNoticesResponse) String() string {
 func (*RetryNoticesResponse) ProtoMessage() {}
 
 func (x *RetryNoticesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[157]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[165]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10072,7 +10648,7 @@ func (x *RetryNoticesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RetryNoticesResponse.ProtoReflect.Descriptor instead.
 func (*RetryNoticesResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{157}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{165}
 }
 
 func (x *RetryNoticesResponse) GetRetried() int32 {
@@ -10095,7 +10671,7 @@ type Webhook struct {
 
 func (x *Webhook) Reset() {
 	*x = Webhook{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[158]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[166]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10107,7 +10683,7 @@ func (x *Webhook) String() string {
 func (*Webhook) ProtoMessage() {}
 
 func (x *Webhook) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[158]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[166]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10120,7 +10696,7 @@ func (x *Webhook) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Webhook.ProtoReflect.Descriptor instead.
 func (*Webhook) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{158}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{166}
 }
 
 func (x *Webhook) GetId() string {
@@ -10169,7 +10745,7 @@ type CreateWebhookRequest struct {
 
 func (x *CreateWebhookRequest) Reset() {
 	*x = CreateWebhookRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[159]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[167]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10181,7 +10757,7 @@ func (x *CreateWebhookRequest) String() string {
 func (*CreateWebhookRequest) ProtoMessage() {}
 
 func (x *CreateWebhookRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[159]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[167]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10194,7 +10770,7 @@ func (x *CreateWebhookRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateWebhookRequest.ProtoReflect.Descriptor instead.
 func (*CreateWebhookRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{159}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{167}
 }
 
 func (x *CreateWebhookRequest) GetTenant() string {
@@ -10228,7 +10804,7 @@ type CreateWebhookResponse struct {
 
 func (x *CreateWebhookResponse) Reset() {
 	*x = CreateWebhookResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[160]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[168]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10240,7 +10816,7 @@ func (x *CreateWebhookResponse) String() string {
 func (*CreateWebhookResponse) ProtoMessage() {}
 
 func (x *CreateWebhookResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[160]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[168]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10253,7 +10829,7 @@ func (x *CreateWebhookResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateWebhookResponse.ProtoReflect.Descriptor instead.
 func (*CreateWebhookResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{160}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{168}
 }
 
 func (x *CreateWebhookResponse) GetWebhook() *Webhook {
@@ -10279,7 +10855,7 @@ type ListWebhooksRequest struct {
 
 func (x *ListWebhooksRequest) Reset() {
 	*x = ListWebhooksRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[161]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[169]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10291,7 +10867,7 @@ func (x *ListWebhooksRequest) String() string {
 func (*ListWebhooksRequest) ProtoMessage() {}
 
 func (x *ListWebhooksRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[161]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[169]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10304,7 +10880,7 @@ func (x *ListWebhooksRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListWebhooksRequest.ProtoReflect.Descriptor instead.
 func (*ListWebhooksRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{161}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{169}
 }
 
 func (x *ListWebhooksRequest) GetTenant() string {
@@ -10323,7 +10899,7 @@ type ListWebhooksResponse struct {
 
 func (x *ListWebhooksResponse) Reset() {
 	*x = ListWebhooksResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[162]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[170]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10335,7 +10911,7 @@ func (x *ListWebhooksResponse) String() string {
 func (*ListWebhooksResponse) ProtoMessage() {}
 
 func (x *ListWebhooksResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[162]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[170]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10348,7 +10924,7 @@ func (x *ListWebhooksResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListWebhooksResponse.ProtoReflect.Descriptor instead.
 func (*ListWebhooksResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{162}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{170}
 }
 
 func (x *ListWebhooksResponse) GetWebhooks() []*Webhook {
@@ -10367,7 +10943,7 @@ type RemoveWebhookRequest struct {
 
 func (x *RemoveWebhookRequest) Reset() {
 	*x = RemoveWebhookRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[163]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[171]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10379,7 +10955,7 @@ func (x *RemoveWebhookRequest) String() string {
 func (*RemoveWebhookRequest) ProtoMessage() {}
 
 func (x *RemoveWebhookRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[163]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[171]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10392,7 +10968,7 @@ func (x *RemoveWebhookRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveWebhookRequest.ProtoReflect.Descriptor instead.
 func (*RemoveWebhookRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{163}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{171}
 }
 
 func (x *RemoveWebhookRequest) GetId() string {
@@ -10411,7 +10987,7 @@ type TestWebhookRequest struct {
 
 func (x *TestWebhookRequest) Reset() {
 	*x = TestWebhookRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[164]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[172]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10423,7 +10999,7 @@ func (x *TestWebhookRequest) String() string {
 func (*TestWebhookRequest) ProtoMessage() {}
 
 func (x *TestWebhookRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[164]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[172]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10436,7 +11012,7 @@ func (x *TestWebhookRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TestWebhookRequest.ProtoReflect.Descriptor instead.
 func (*TestWebhookRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{164}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{172}
 }
 
 func (x *TestWebhookRequest) GetId() string {
@@ -10456,7 +11032,7 @@ type TestWebhookResponse struct {
 
 func (x *TestWebhookResponse) Reset() {
 	*x = TestWebhookResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[165]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[173]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10468,7 +11044,7 @@ func (x *TestWebhookResponse) String() string {
 func (*TestWebhookResponse) ProtoMessage() {}
 
 func (x *TestWebhookResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[165]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[173]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10481,7 +11057,7 @@ func (x *TestWebhookResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TestWebhookResponse.ProtoReflect.Descriptor instead.
 func (*TestWebhookResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{165}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{173}
 }
 
 func (x *TestWebhookResponse) GetDelivered() bool {
@@ -10507,7 +11083,7 @@ type GetPoliciesRequest struct {
 
 func (x *GetPoliciesRequest) Reset() {
 	*x = GetPoliciesRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[166]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[174]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10519,7 +11095,7 @@ func (x *GetPoliciesRequest) String() string {
 func (*GetPoliciesRequest) ProtoMessage() {}
 
 func (x *GetPoliciesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[166]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[174]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10532,7 +11108,7 @@ func (x *GetPoliciesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetPoliciesRequest.ProtoReflect.Descriptor instead.
 func (*GetPoliciesRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{166}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{174}
 }
 
 func (x *GetPoliciesRequest) GetDigest() string {
@@ -10557,7 +11133,7 @@ type Policies struct {
 
 func (x *Policies) Reset() {
 	*x = Policies{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[167]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[175]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10569,7 +11145,7 @@ func (x *Policies) String() string {
 func (*Policies) ProtoMessage() {}
 
 func (x *Policies) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[167]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[175]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10582,7 +11158,7 @@ func (x *Policies) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Policies.ProtoReflect.Descriptor instead.
 func (*Policies) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{167}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{175}
 }
 
 func (x *Policies) GetDigest() string {
@@ -10649,7 +11225,7 @@ type PolicyRule struct {
 
 func (x *PolicyRule) Reset() {
 	*x = PolicyRule{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[168]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[176]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10661,7 +11237,7 @@ func (x *PolicyRule) String() string {
 func (*PolicyRule) ProtoMessage() {}
 
 func (x *PolicyRule) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[168]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[176]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10674,7 +11250,7 @@ func (x *PolicyRule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PolicyRule.ProtoReflect.Descriptor instead.
 func (*PolicyRule) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{168}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{176}
 }
 
 func (x *PolicyRule) GetId() string {
@@ -10736,7 +11312,7 @@ type PolicyFile struct {
 
 func (x *PolicyFile) Reset() {
 	*x = PolicyFile{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[169]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[177]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10748,7 +11324,7 @@ func (x *PolicyFile) String() string {
 func (*PolicyFile) ProtoMessage() {}
 
 func (x *PolicyFile) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[169]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[177]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10761,7 +11337,7 @@ func (x *PolicyFile) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PolicyFile.ProtoReflect.Descriptor instead.
 func (*PolicyFile) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{169}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{177}
 }
 
 func (x *PolicyFile) GetName() string {
@@ -10789,7 +11365,7 @@ type RefusedPolicies struct {
 
 func (x *RefusedPolicies) Reset() {
 	*x = RefusedPolicies{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[170]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[178]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10801,7 +11377,7 @@ func (x *RefusedPolicies) String() string {
 func (*RefusedPolicies) ProtoMessage() {}
 
 func (x *RefusedPolicies) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[170]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[178]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10814,7 +11390,7 @@ func (x *RefusedPolicies) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RefusedPolicies.ProtoReflect.Descriptor instead.
 func (*RefusedPolicies) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{170}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{178}
 }
 
 func (x *RefusedPolicies) GetTime() int64 {
@@ -10847,7 +11423,7 @@ type WhyRequestRequest struct {
 
 func (x *WhyRequestRequest) Reset() {
 	*x = WhyRequestRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[171]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[179]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10859,7 +11435,7 @@ func (x *WhyRequestRequest) String() string {
 func (*WhyRequestRequest) ProtoMessage() {}
 
 func (x *WhyRequestRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[171]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[179]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10872,7 +11448,7 @@ func (x *WhyRequestRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhyRequestRequest.ProtoReflect.Descriptor instead.
 func (*WhyRequestRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{171}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{179}
 }
 
 func (x *WhyRequestRequest) GetId() string {
@@ -10893,7 +11469,7 @@ type WhyRequestResponse struct {
 
 func (x *WhyRequestResponse) Reset() {
 	*x = WhyRequestResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[172]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[180]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10905,7 +11481,7 @@ func (x *WhyRequestResponse) String() string {
 func (*WhyRequestResponse) ProtoMessage() {}
 
 func (x *WhyRequestResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[172]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[180]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10918,7 +11494,7 @@ func (x *WhyRequestResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhyRequestResponse.ProtoReflect.Descriptor instead.
 func (*WhyRequestResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{172}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{180}
 }
 
 func (x *WhyRequestResponse) GetThen() *Evaluation {
@@ -10951,7 +11527,7 @@ type WhoCouldUnlockRequest struct {
 
 func (x *WhoCouldUnlockRequest) Reset() {
 	*x = WhoCouldUnlockRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[173]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[181]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10963,7 +11539,7 @@ func (x *WhoCouldUnlockRequest) String() string {
 func (*WhoCouldUnlockRequest) ProtoMessage() {}
 
 func (x *WhoCouldUnlockRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[173]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[181]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10976,7 +11552,7 @@ func (x *WhoCouldUnlockRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhoCouldUnlockRequest.ProtoReflect.Descriptor instead.
 func (*WhoCouldUnlockRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{173}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{181}
 }
 
 func (x *WhoCouldUnlockRequest) GetSerial() string {
@@ -10999,7 +11575,7 @@ type WhoCouldUnlockResponse struct {
 
 func (x *WhoCouldUnlockResponse) Reset() {
 	*x = WhoCouldUnlockResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[174]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[182]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -11011,7 +11587,7 @@ func (x *WhoCouldUnlockResponse) String() string {
 func (*WhoCouldUnlockResponse) ProtoMessage() {}
 
 func (x *WhoCouldUnlockResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[174]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[182]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -11024,7 +11600,7 @@ func (x *WhoCouldUnlockResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhoCouldUnlockResponse.ProtoReflect.Descriptor instead.
 func (*WhoCouldUnlockResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{174}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{182}
 }
 
 func (x *WhoCouldUnlockResponse) GetSerial() string {
@@ -11077,7 +11653,7 @@ type Candidate struct {
 
 func (x *Candidate) Reset() {
 	*x = Candidate{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[175]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[183]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -11089,7 +11665,7 @@ func (x *Candidate) String() string {
 func (*Candidate) ProtoMessage() {}
 
 func (x *Candidate) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[175]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[183]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -11102,7 +11678,7 @@ func (x *Candidate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Candidate.ProtoReflect.Descriptor instead.
 func (*Candidate) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{175}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{183}
 }
 
 func (x *Candidate) GetEngineer() string {
@@ -11165,7 +11741,7 @@ type AskContactRequest struct {
 
 func (x *AskContactRequest) Reset() {
 	*x = AskContactRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[176]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[184]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -11177,7 +11753,7 @@ func (x *AskContactRequest) String() string {
 func (*AskContactRequest) ProtoMessage() {}
 
 func (x *AskContactRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[176]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[184]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -11190,7 +11766,7 @@ func (x *AskContactRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AskContactRequest.ProtoReflect.Descriptor instead.
 func (*AskContactRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{176}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{184}
 }
 
 func (x *AskContactRequest) GetOrder() string {
@@ -11233,7 +11809,7 @@ type ContactRequest struct {
 
 func (x *ContactRequest) Reset() {
 	*x = ContactRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[177]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[185]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -11245,7 +11821,7 @@ func (x *ContactRequest) String() string {
 func (*ContactRequest) ProtoMessage() {}
 
 func (x *ContactRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[177]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[185]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -11258,7 +11834,7 @@ func (x *ContactRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ContactRequest.ProtoReflect.Descriptor instead.
 func (*ContactRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{177}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{185}
 }
 
 func (x *ContactRequest) GetId() string {
@@ -11348,7 +11924,7 @@ type DecideContactRequest struct {
 
 func (x *DecideContactRequest) Reset() {
 	*x = DecideContactRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[178]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[186]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -11360,7 +11936,7 @@ func (x *DecideContactRequest) String() string {
 func (*DecideContactRequest) ProtoMessage() {}
 
 func (x *DecideContactRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[178]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[186]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -11373,7 +11949,7 @@ func (x *DecideContactRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DecideContactRequest.ProtoReflect.Descriptor instead.
 func (*DecideContactRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{178}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{186}
 }
 
 func (x *DecideContactRequest) GetId() string {
@@ -11399,7 +11975,7 @@ type ReadContactRequest struct {
 
 func (x *ReadContactRequest) Reset() {
 	*x = ReadContactRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[179]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[187]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -11411,7 +11987,7 @@ func (x *ReadContactRequest) String() string {
 func (*ReadContactRequest) ProtoMessage() {}
 
 func (x *ReadContactRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[179]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[187]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -11424,7 +12000,7 @@ func (x *ReadContactRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadContactRequest.ProtoReflect.Descriptor instead.
 func (*ReadContactRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{179}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{187}
 }
 
 func (x *ReadContactRequest) GetId() string {
@@ -11444,7 +12020,7 @@ type ReadContactResponse struct {
 
 func (x *ReadContactResponse) Reset() {
 	*x = ReadContactResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[180]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[188]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -11456,7 +12032,7 @@ func (x *ReadContactResponse) String() string {
 func (*ReadContactResponse) ProtoMessage() {}
 
 func (x *ReadContactResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[180]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[188]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -11469,7 +12045,7 @@ func (x *ReadContactResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadContactResponse.ProtoReflect.Descriptor instead.
 func (*ReadContactResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{180}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{188}
 }
 
 func (x *ReadContactResponse) GetRequest() *ContactRequest {
@@ -11495,7 +12071,7 @@ type ListContactsRequest struct {
 
 func (x *ListContactsRequest) Reset() {
 	*x = ListContactsRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[181]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[189]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -11507,7 +12083,7 @@ func (x *ListContactsRequest) String() string {
 func (*ListContactsRequest) ProtoMessage() {}
 
 func (x *ListContactsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[181]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[189]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -11520,7 +12096,7 @@ func (x *ListContactsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListContactsRequest.ProtoReflect.Descriptor instead.
 func (*ListContactsRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{181}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{189}
 }
 
 func (x *ListContactsRequest) GetPending() bool {
@@ -11539,7 +12115,7 @@ type ListContactsResponse struct {
 
 func (x *ListContactsResponse) Reset() {
 	*x = ListContactsResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[182]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[190]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -11551,7 +12127,7 @@ func (x *ListContactsResponse) String() string {
 func (*ListContactsResponse) ProtoMessage() {}
 
 func (x *ListContactsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[182]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[190]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -11564,7 +12140,7 @@ func (x *ListContactsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListContactsResponse.ProtoReflect.Descriptor instead.
 func (*ListContactsResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{182}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{190}
 }
 
 func (x *ListContactsResponse) GetRequests() []*ContactRequest {
@@ -11582,7 +12158,7 @@ type ListOperationsRequest struct {
 
 func (x *ListOperationsRequest) Reset() {
 	*x = ListOperationsRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[183]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[191]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -11594,7 +12170,7 @@ func (x *ListOperationsRequest) String() string {
 func (*ListOperationsRequest) ProtoMessage() {}
 
 func (x *ListOperationsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[183]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[191]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -11607,7 +12183,7 @@ func (x *ListOperationsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListOperationsRequest.ProtoReflect.Descriptor instead.
 func (*ListOperationsRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{183}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{191}
 }
 
 type ListOperationsResponse struct {
@@ -11619,7 +12195,7 @@ type ListOperationsResponse struct {
 
 func (x *ListOperationsResponse) Reset() {
 	*x = ListOperationsResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[184]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[192]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -11631,7 +12207,7 @@ func (x *ListOperationsResponse) String() string {
 func (*ListOperationsResponse) ProtoMessage() {}
 
 func (x *ListOperationsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[184]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[192]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -11644,7 +12220,7 @@ func (x *ListOperationsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListOperationsResponse.ProtoReflect.Descriptor instead.
 func (*ListOperationsResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{184}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{192}
 }
 
 func (x *ListOperationsResponse) GetOperations() []*Operation {
@@ -11671,7 +12247,7 @@ type Operation struct {
 
 func (x *Operation) Reset() {
 	*x = Operation{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[185]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[193]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -11683,7 +12259,7 @@ func (x *Operation) String() string {
 func (*Operation) ProtoMessage() {}
 
 func (x *Operation) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[185]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[193]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -11696,7 +12272,7 @@ func (x *Operation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Operation.ProtoReflect.Descriptor instead.
 func (*Operation) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{185}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{193}
 }
 
 func (x *Operation) GetName() string {
@@ -12180,7 +12756,54 @@ const file_lockbox_v1_lockbox_proto_rawDesc = "" +
 	"\vknown_hosts\x18\x02 \x01(\tR\n" +
 	"knownHosts\x12\x1c\n" +
 	"\tprincipal\x18\x03 \x01(\tR\tprincipal\x12\x18\n" +
-	"\aexpires\x18\x04 \x01(\x03R\aexpires\"\xf3\n" +
+	"\aexpires\x18\x04 \x01(\x03R\aexpires\"\xc8\x03\n" +
+	"\tRecording\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
+	"\x04kind\x18\x02 \x01(\tR\x04kind\x12\x18\n" +
+	"\asession\x18\x03 \x01(\tR\asession\x12\x18\n" +
+	"\arequest\x18\x04 \x01(\tR\arequest\x12\x14\n" +
+	"\x05order\x18\x05 \x01(\tR\x05order\x12\x16\n" +
+	"\x06serial\x18\x06 \x01(\tR\x06serial\x12\x12\n" +
+	"\x04node\x18\a \x01(\x05R\x04node\x12\x1a\n" +
+	"\bengineer\x18\b \x01(\tR\bengineer\x12\x16\n" +
+	"\x06ticket\x18\t \x01(\tR\x06ticket\x12\x14\n" +
+	"\x05began\x18\n" +
+	" \x01(\x03R\x05began\x12\x14\n" +
+	"\x05ended\x18\v \x01(\x03R\x05ended\x12\x16\n" +
+	"\x06reason\x18\f \x01(\tR\x06reason\x12\x12\n" +
+	"\x04size\x18\r \x01(\x03R\x04size\x12\x16\n" +
+	"\x06digest\x18\x0e \x01(\tR\x06digest\x12\x14\n" +
+	"\x05state\x18\x0f \x01(\tR\x05state\x12\x18\n" +
+	"\aproblem\x18\x10 \x01(\tR\aproblem\x12\x16\n" +
+	"\x06logged\x18\x11 \x01(\bR\x06logged\x12\x1a\n" +
+	"\bwatchers\x18\x12 \x03(\tR\bwatchers\x12\x19\n" +
+	"\bnode_key\x18\x13 \x01(\tR\anodeKey\"\x95\x01\n" +
+	"\x15ListRecordingsRequest\x12\x16\n" +
+	"\x06serial\x18\x01 \x01(\tR\x06serial\x12\x18\n" +
+	"\asession\x18\x02 \x01(\tR\asession\x12\x18\n" +
+	"\arequest\x18\x03 \x01(\tR\arequest\x12\x1a\n" +
+	"\bengineer\x18\x04 \x01(\tR\bengineer\x12\x14\n" +
+	"\x05limit\x18\x05 \x01(\x05R\x05limit\"O\n" +
+	"\x16ListRecordingsResponse\x125\n" +
+	"\n" +
+	"recordings\x18\x01 \x03(\v2\x15.lockbox.v1.RecordingR\n" +
+	"recordings\"%\n" +
+	"\x13GetRecordingRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\"V\n" +
+	"\x14ReadRecordingRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
+	"\x06offset\x18\x02 \x01(\x03R\x06offset\x12\x16\n" +
+	"\x06follow\x18\x03 \x01(\bR\x06follow\"Y\n" +
+	"\x15ReadRecordingResponse\x12\x16\n" +
+	"\x06offset\x18\x01 \x01(\x03R\x06offset\x12\x12\n" +
+	"\x04data\x18\x02 \x01(\fR\x04data\x12\x14\n" +
+	"\x05ended\x18\x03 \x01(\bR\x05ended\"F\n" +
+	"\x12KillSessionRequest\x12\x18\n" +
+	"\asession\x18\x01 \x01(\tR\asession\x12\x16\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\"t\n" +
+	"\x13KillSessionResponse\x12-\n" +
+	"\asession\x18\x01 \x01(\v2\x13.lockbox.v1.SessionR\asession\x12.\n" +
+	"\x05nodes\x18\x02 \x03(\v2\x18.lockbox.v1.RelockResultR\x05nodes\"\xf3\n" +
 	"\n" +
 	"\aRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
@@ -12695,7 +13318,12 @@ const file_lockbox_v1_lockbox_proto_rawDesc = "" +
 	"GetSession\x12\x1d.lockbox.v1.GetSessionRequest\x1a\x13.lockbox.v1.Session\x12Q\n" +
 	"\fListSessions\x12\x1f.lockbox.v1.ListSessionsRequest\x1a .lockbox.v1.ListSessionsResponse\x12W\n" +
 	"\x0eDisableSession\x12!.lockbox.v1.DisableSessionRequest\x1a\".lockbox.v1.DisableSessionResponse\x12]\n" +
-	"\x10IssueCertificate\x12#.lockbox.v1.IssueCertificateRequest\x1a$.lockbox.v1.IssueCertificateResponse2\x8f\a\n" +
+	"\x10IssueCertificate\x12#.lockbox.v1.IssueCertificateRequest\x1a$.lockbox.v1.IssueCertificateResponse2\xdb\x02\n" +
+	"\x10RecordingService\x12W\n" +
+	"\x0eListRecordings\x12!.lockbox.v1.ListRecordingsRequest\x1a\".lockbox.v1.ListRecordingsResponse\x12F\n" +
+	"\fGetRecording\x12\x1f.lockbox.v1.GetRecordingRequest\x1a\x15.lockbox.v1.Recording\x12V\n" +
+	"\rReadRecording\x12 .lockbox.v1.ReadRecordingRequest\x1a!.lockbox.v1.ReadRecordingResponse0\x01\x12N\n" +
+	"\vKillSession\x12\x1e.lockbox.v1.KillSessionRequest\x1a\x1f.lockbox.v1.KillSessionResponse2\x8f\a\n" +
 	"\x0eRequestService\x12F\n" +
 	"\rCreateRequest\x12 .lockbox.v1.CreateRequestRequest\x1a\x13.lockbox.v1.Request\x12@\n" +
 	"\n" +
@@ -12765,7 +13393,7 @@ func file_lockbox_v1_lockbox_proto_rawDescGZIP() []byte {
 	return file_lockbox_v1_lockbox_proto_rawDescData
 }
 
-var file_lockbox_v1_lockbox_proto_msgTypes = make([]protoimpl.MessageInfo, 186)
+var file_lockbox_v1_lockbox_proto_msgTypes = make([]protoimpl.MessageInfo, 194)
 var file_lockbox_v1_lockbox_proto_goTypes = []any{
 	(*ErrorInfo)(nil),                      // 0: lockbox.v1.ErrorInfo
 	(*Person)(nil),                         // 1: lockbox.v1.Person
@@ -12865,94 +13493,102 @@ var file_lockbox_v1_lockbox_proto_goTypes = []any{
 	(*RelockResult)(nil),                   // 95: lockbox.v1.RelockResult
 	(*IssueCertificateRequest)(nil),        // 96: lockbox.v1.IssueCertificateRequest
 	(*IssueCertificateResponse)(nil),       // 97: lockbox.v1.IssueCertificateResponse
-	(*Request)(nil),                        // 98: lockbox.v1.Request
-	(*RequestComment)(nil),                 // 99: lockbox.v1.RequestComment
-	(*Evaluation)(nil),                     // 100: lockbox.v1.Evaluation
-	(*Factor)(nil),                         // 101: lockbox.v1.Factor
-	(*RequestDecision)(nil),                // 102: lockbox.v1.RequestDecision
-	(*CreateRequestRequest)(nil),           // 103: lockbox.v1.CreateRequestRequest
-	(*GetRequestRequest)(nil),              // 104: lockbox.v1.GetRequestRequest
-	(*ListRequestsRequest)(nil),            // 105: lockbox.v1.ListRequestsRequest
-	(*ListRequestsResponse)(nil),           // 106: lockbox.v1.ListRequestsResponse
-	(*DraftDecisionRequest)(nil),           // 107: lockbox.v1.DraftDecisionRequest
-	(*DecideRequest)(nil),                  // 108: lockbox.v1.DecideRequest
-	(*CancelRequestRequest)(nil),           // 109: lockbox.v1.CancelRequestRequest
-	(*ExecuteRequestRequest)(nil),          // 110: lockbox.v1.ExecuteRequestRequest
-	(*RevokeRequestRequest)(nil),           // 111: lockbox.v1.RevokeRequestRequest
-	(*RevokeRequestResponse)(nil),          // 112: lockbox.v1.RevokeRequestResponse
-	(*CommentRequestRequest)(nil),          // 113: lockbox.v1.CommentRequestRequest
-	(*ExtendRequestRequest)(nil),           // 114: lockbox.v1.ExtendRequestRequest
-	(*GetChangesRequest)(nil),              // 115: lockbox.v1.GetChangesRequest
-	(*GetChangesResponse)(nil),             // 116: lockbox.v1.GetChangesResponse
-	(*ChangesPart)(nil),                    // 117: lockbox.v1.ChangesPart
-	(*RaiseRequestAgainRequest)(nil),       // 118: lockbox.v1.RaiseRequestAgainRequest
-	(*DraftStandingConsentRequest)(nil),    // 119: lockbox.v1.DraftStandingConsentRequest
-	(*SubmitStandingConsentRequest)(nil),   // 120: lockbox.v1.SubmitStandingConsentRequest
-	(*ListStandingConsentsRequest)(nil),    // 121: lockbox.v1.ListStandingConsentsRequest
-	(*ListStandingConsentsResponse)(nil),   // 122: lockbox.v1.ListStandingConsentsResponse
-	(*StandingConsent)(nil),                // 123: lockbox.v1.StandingConsent
-	(*RevokeStandingConsentRequest)(nil),   // 124: lockbox.v1.RevokeStandingConsentRequest
-	(*ListKeysRequest)(nil),                // 125: lockbox.v1.ListKeysRequest
-	(*ListKeysResponse)(nil),               // 126: lockbox.v1.ListKeysResponse
-	(*KeyInfo)(nil),                        // 127: lockbox.v1.KeyInfo
-	(*ExportRecoveryPasswordRequest)(nil),  // 128: lockbox.v1.ExportRecoveryPasswordRequest
-	(*ExportRecoveryPasswordResponse)(nil), // 129: lockbox.v1.ExportRecoveryPasswordResponse
-	(*GetKeyStatusRequest)(nil),            // 130: lockbox.v1.GetKeyStatusRequest
-	(*RotateKeyRequest)(nil),               // 131: lockbox.v1.RotateKeyRequest
-	(*KeyStatus)(nil),                      // 132: lockbox.v1.KeyStatus
-	(*WrappingKey)(nil),                    // 133: lockbox.v1.WrappingKey
-	(*KeyRotation)(nil),                    // 134: lockbox.v1.KeyRotation
-	(*GetOrderKeyRequest)(nil),             // 135: lockbox.v1.GetOrderKeyRequest
-	(*SetOrderKeyRequest)(nil),             // 136: lockbox.v1.SetOrderKeyRequest
-	(*OrderKey)(nil),                       // 137: lockbox.v1.OrderKey
-	(*ListRecordsRequest)(nil),             // 138: lockbox.v1.ListRecordsRequest
-	(*AuditRecord)(nil),                    // 139: lockbox.v1.AuditRecord
-	(*ListRecordsResponse)(nil),            // 140: lockbox.v1.ListRecordsResponse
-	(*LegalHold)(nil),                      // 141: lockbox.v1.LegalHold
-	(*PlaceHoldRequest)(nil),               // 142: lockbox.v1.PlaceHoldRequest
-	(*ReleaseHoldRequest)(nil),             // 143: lockbox.v1.ReleaseHoldRequest
-	(*ListHoldsRequest)(nil),               // 144: lockbox.v1.ListHoldsRequest
-	(*ListHoldsResponse)(nil),              // 145: lockbox.v1.ListHoldsResponse
-	(*Sink)(nil),                           // 146: lockbox.v1.Sink
-	(*ListSinksRequest)(nil),               // 147: lockbox.v1.ListSinksRequest
-	(*ListSinksResponse)(nil),              // 148: lockbox.v1.ListSinksResponse
-	(*ExportLogRequest)(nil),               // 149: lockbox.v1.ExportLogRequest
-	(*ExportLogResponse)(nil),              // 150: lockbox.v1.ExportLogResponse
-	(*GetCheckpointRequest)(nil),           // 151: lockbox.v1.GetCheckpointRequest
-	(*GetCheckpointResponse)(nil),          // 152: lockbox.v1.GetCheckpointResponse
-	(*Delivery)(nil),                       // 153: lockbox.v1.Delivery
-	(*ListNoticesRequest)(nil),             // 154: lockbox.v1.ListNoticesRequest
-	(*ListNoticesResponse)(nil),            // 155: lockbox.v1.ListNoticesResponse
-	(*RetryNoticesRequest)(nil),            // 156: lockbox.v1.RetryNoticesRequest
-	(*RetryNoticesResponse)(nil),           // 157: lockbox.v1.RetryNoticesResponse
-	(*Webhook)(nil),                        // 158: lockbox.v1.Webhook
-	(*CreateWebhookRequest)(nil),           // 159: lockbox.v1.CreateWebhookRequest
-	(*CreateWebhookResponse)(nil),          // 160: lockbox.v1.CreateWebhookResponse
-	(*ListWebhooksRequest)(nil),            // 161: lockbox.v1.ListWebhooksRequest
-	(*ListWebhooksResponse)(nil),           // 162: lockbox.v1.ListWebhooksResponse
-	(*RemoveWebhookRequest)(nil),           // 163: lockbox.v1.RemoveWebhookRequest
-	(*TestWebhookRequest)(nil),             // 164: lockbox.v1.TestWebhookRequest
-	(*TestWebhookResponse)(nil),            // 165: lockbox.v1.TestWebhookResponse
-	(*GetPoliciesRequest)(nil),             // 166: lockbox.v1.GetPoliciesRequest
-	(*Policies)(nil),                       // 167: lockbox.v1.Policies
-	(*PolicyRule)(nil),                     // 168: lockbox.v1.PolicyRule
-	(*PolicyFile)(nil),                     // 169: lockbox.v1.PolicyFile
-	(*RefusedPolicies)(nil),                // 170: lockbox.v1.RefusedPolicies
-	(*WhyRequestRequest)(nil),              // 171: lockbox.v1.WhyRequestRequest
-	(*WhyRequestResponse)(nil),             // 172: lockbox.v1.WhyRequestResponse
-	(*WhoCouldUnlockRequest)(nil),          // 173: lockbox.v1.WhoCouldUnlockRequest
-	(*WhoCouldUnlockResponse)(nil),         // 174: lockbox.v1.WhoCouldUnlockResponse
-	(*Candidate)(nil),                      // 175: lockbox.v1.Candidate
-	(*AskContactRequest)(nil),              // 176: lockbox.v1.AskContactRequest
-	(*ContactRequest)(nil),                 // 177: lockbox.v1.ContactRequest
-	(*DecideContactRequest)(nil),           // 178: lockbox.v1.DecideContactRequest
-	(*ReadContactRequest)(nil),             // 179: lockbox.v1.ReadContactRequest
-	(*ReadContactResponse)(nil),            // 180: lockbox.v1.ReadContactResponse
-	(*ListContactsRequest)(nil),            // 181: lockbox.v1.ListContactsRequest
-	(*ListContactsResponse)(nil),           // 182: lockbox.v1.ListContactsResponse
-	(*ListOperationsRequest)(nil),          // 183: lockbox.v1.ListOperationsRequest
-	(*ListOperationsResponse)(nil),         // 184: lockbox.v1.ListOperationsResponse
-	(*Operation)(nil),                      // 185: lockbox.v1.Operation
+	(*Recording)(nil),                      // 98: lockbox.v1.Recording
+	(*ListRecordingsRequest)(nil),          // 99: lockbox.v1.ListRecordingsRequest
+	(*ListRecordingsResponse)(nil),         // 100: lockbox.v1.ListRecordingsResponse
+	(*GetRecordingRequest)(nil),            // 101: lockbox.v1.GetRecordingRequest
+	(*ReadRecordingRequest)(nil),           // 102: lockbox.v1.ReadRecordingRequest
+	(*ReadRecordingResponse)(nil),          // 103: lockbox.v1.ReadRecordingResponse
+	(*KillSessionRequest)(nil),             // 104: lockbox.v1.KillSessionRequest
+	(*KillSessionResponse)(nil),            // 105: lockbox.v1.KillSessionResponse
+	(*Request)(nil),                        // 106: lockbox.v1.Request
+	(*RequestComment)(nil),                 // 107: lockbox.v1.RequestComment
+	(*Evaluation)(nil),                     // 108: lockbox.v1.Evaluation
+	(*Factor)(nil),                         // 109: lockbox.v1.Factor
+	(*RequestDecision)(nil),                // 110: lockbox.v1.RequestDecision
+	(*CreateRequestRequest)(nil),           // 111: lockbox.v1.CreateRequestRequest
+	(*GetRequestRequest)(nil),              // 112: lockbox.v1.GetRequestRequest
+	(*ListRequestsRequest)(nil),            // 113: lockbox.v1.ListRequestsRequest
+	(*ListRequestsResponse)(nil),           // 114: lockbox.v1.ListRequestsResponse
+	(*DraftDecisionRequest)(nil),           // 115: lockbox.v1.DraftDecisionRequest
+	(*DecideRequest)(nil),                  // 116: lockbox.v1.DecideRequest
+	(*CancelRequestRequest)(nil),           // 117: lockbox.v1.CancelRequestRequest
+	(*ExecuteRequestRequest)(nil),          // 118: lockbox.v1.ExecuteRequestRequest
+	(*RevokeRequestRequest)(nil),           // 119: lockbox.v1.RevokeRequestRequest
+	(*RevokeRequestResponse)(nil),          // 120: lockbox.v1.RevokeRequestResponse
+	(*CommentRequestRequest)(nil),          // 121: lockbox.v1.CommentRequestRequest
+	(*ExtendRequestRequest)(nil),           // 122: lockbox.v1.ExtendRequestRequest
+	(*GetChangesRequest)(nil),              // 123: lockbox.v1.GetChangesRequest
+	(*GetChangesResponse)(nil),             // 124: lockbox.v1.GetChangesResponse
+	(*ChangesPart)(nil),                    // 125: lockbox.v1.ChangesPart
+	(*RaiseRequestAgainRequest)(nil),       // 126: lockbox.v1.RaiseRequestAgainRequest
+	(*DraftStandingConsentRequest)(nil),    // 127: lockbox.v1.DraftStandingConsentRequest
+	(*SubmitStandingConsentRequest)(nil),   // 128: lockbox.v1.SubmitStandingConsentRequest
+	(*ListStandingConsentsRequest)(nil),    // 129: lockbox.v1.ListStandingConsentsRequest
+	(*ListStandingConsentsResponse)(nil),   // 130: lockbox.v1.ListStandingConsentsResponse
+	(*StandingConsent)(nil),                // 131: lockbox.v1.StandingConsent
+	(*RevokeStandingConsentRequest)(nil),   // 132: lockbox.v1.RevokeStandingConsentRequest
+	(*ListKeysRequest)(nil),                // 133: lockbox.v1.ListKeysRequest
+	(*ListKeysResponse)(nil),               // 134: lockbox.v1.ListKeysResponse
+	(*KeyInfo)(nil),                        // 135: lockbox.v1.KeyInfo
+	(*ExportRecoveryPasswordRequest)(nil),  // 136: lockbox.v1.ExportRecoveryPasswordRequest
+	(*ExportRecoveryPasswordResponse)(nil), // 137: lockbox.v1.ExportRecoveryPasswordResponse
+	(*GetKeyStatusRequest)(nil),            // 138: lockbox.v1.GetKeyStatusRequest
+	(*RotateKeyRequest)(nil),               // 139: lockbox.v1.RotateKeyRequest
+	(*KeyStatus)(nil),                      // 140: lockbox.v1.KeyStatus
+	(*WrappingKey)(nil),                    // 141: lockbox.v1.WrappingKey
+	(*KeyRotation)(nil),                    // 142: lockbox.v1.KeyRotation
+	(*GetOrderKeyRequest)(nil),             // 143: lockbox.v1.GetOrderKeyRequest
+	(*SetOrderKeyRequest)(nil),             // 144: lockbox.v1.SetOrderKeyRequest
+	(*OrderKey)(nil),                       // 145: lockbox.v1.OrderKey
+	(*ListRecordsRequest)(nil),             // 146: lockbox.v1.ListRecordsRequest
+	(*AuditRecord)(nil),                    // 147: lockbox.v1.AuditRecord
+	(*ListRecordsResponse)(nil),            // 148: lockbox.v1.ListRecordsResponse
+	(*LegalHold)(nil),                      // 149: lockbox.v1.LegalHold
+	(*PlaceHoldRequest)(nil),               // 150: lockbox.v1.PlaceHoldRequest
+	(*ReleaseHoldRequest)(nil),             // 151: lockbox.v1.ReleaseHoldRequest
+	(*ListHoldsRequest)(nil),               // 152: lockbox.v1.ListHoldsRequest
+	(*ListHoldsResponse)(nil),              // 153: lockbox.v1.ListHoldsResponse
+	(*Sink)(nil),                           // 154: lockbox.v1.Sink
+	(*ListSinksRequest)(nil),               // 155: lockbox.v1.ListSinksRequest
+	(*ListSinksResponse)(nil),              // 156: lockbox.v1.ListSinksResponse
+	(*ExportLogRequest)(nil),               // 157: lockbox.v1.ExportLogRequest
+	(*ExportLogResponse)(nil),              // 158: lockbox.v1.ExportLogResponse
+	(*GetCheckpointRequest)(nil),           // 159: lockbox.v1.GetCheckpointRequest
+	(*GetCheckpointResponse)(nil),          // 160: lockbox.v1.GetCheckpointResponse
+	(*Delivery)(nil),                       // 161: lockbox.v1.Delivery
+	(*ListNoticesRequest)(nil),             // 162: lockbox.v1.ListNoticesRequest
+	(*ListNoticesResponse)(nil),            // 163: lockbox.v1.ListNoticesResponse
+	(*RetryNoticesRequest)(nil),            // 164: lockbox.v1.RetryNoticesRequest
+	(*RetryNoticesResponse)(nil),           // 165: lockbox.v1.RetryNoticesResponse
+	(*Webhook)(nil),                        // 166: lockbox.v1.Webhook
+	(*CreateWebhookRequest)(nil),           // 167: lockbox.v1.CreateWebhookRequest
+	(*CreateWebhookResponse)(nil),          // 168: lockbox.v1.CreateWebhookResponse
+	(*ListWebhooksRequest)(nil),            // 169: lockbox.v1.ListWebhooksRequest
+	(*ListWebhooksResponse)(nil),           // 170: lockbox.v1.ListWebhooksResponse
+	(*RemoveWebhookRequest)(nil),           // 171: lockbox.v1.RemoveWebhookRequest
+	(*TestWebhookRequest)(nil),             // 172: lockbox.v1.TestWebhookRequest
+	(*TestWebhookResponse)(nil),            // 173: lockbox.v1.TestWebhookResponse
+	(*GetPoliciesRequest)(nil),             // 174: lockbox.v1.GetPoliciesRequest
+	(*Policies)(nil),                       // 175: lockbox.v1.Policies
+	(*PolicyRule)(nil),                     // 176: lockbox.v1.PolicyRule
+	(*PolicyFile)(nil),                     // 177: lockbox.v1.PolicyFile
+	(*RefusedPolicies)(nil),                // 178: lockbox.v1.RefusedPolicies
+	(*WhyRequestRequest)(nil),              // 179: lockbox.v1.WhyRequestRequest
+	(*WhyRequestResponse)(nil),             // 180: lockbox.v1.WhyRequestResponse
+	(*WhoCouldUnlockRequest)(nil),          // 181: lockbox.v1.WhoCouldUnlockRequest
+	(*WhoCouldUnlockResponse)(nil),         // 182: lockbox.v1.WhoCouldUnlockResponse
+	(*Candidate)(nil),                      // 183: lockbox.v1.Candidate
+	(*AskContactRequest)(nil),              // 184: lockbox.v1.AskContactRequest
+	(*ContactRequest)(nil),                 // 185: lockbox.v1.ContactRequest
+	(*DecideContactRequest)(nil),           // 186: lockbox.v1.DecideContactRequest
+	(*ReadContactRequest)(nil),             // 187: lockbox.v1.ReadContactRequest
+	(*ReadContactResponse)(nil),            // 188: lockbox.v1.ReadContactResponse
+	(*ListContactsRequest)(nil),            // 189: lockbox.v1.ListContactsRequest
+	(*ListContactsResponse)(nil),           // 190: lockbox.v1.ListContactsResponse
+	(*ListOperationsRequest)(nil),          // 191: lockbox.v1.ListOperationsRequest
+	(*ListOperationsResponse)(nil),         // 192: lockbox.v1.ListOperationsResponse
+	(*Operation)(nil),                      // 193: lockbox.v1.Operation
 }
 var file_lockbox_v1_lockbox_proto_depIdxs = []int32{
 	1,   // 0: lockbox.v1.LoginResponse.person:type_name -> lockbox.v1.Person
@@ -12986,232 +13622,243 @@ var file_lockbox_v1_lockbox_proto_depIdxs = []int32{
 	88,  // 28: lockbox.v1.ListSessionsResponse.sessions:type_name -> lockbox.v1.Session
 	88,  // 29: lockbox.v1.DisableSessionResponse.session:type_name -> lockbox.v1.Session
 	95,  // 30: lockbox.v1.DisableSessionResponse.relocked:type_name -> lockbox.v1.RelockResult
-	100, // 31: lockbox.v1.Request.evaluation:type_name -> lockbox.v1.Evaluation
-	53,  // 32: lockbox.v1.Request.statement:type_name -> lockbox.v1.Document
-	102, // 33: lockbox.v1.Request.decisions:type_name -> lockbox.v1.RequestDecision
-	41,  // 34: lockbox.v1.Request.history:type_name -> lockbox.v1.HistoryLine
-	99,  // 35: lockbox.v1.Request.comments:type_name -> lockbox.v1.RequestComment
-	153, // 36: lockbox.v1.Request.told:type_name -> lockbox.v1.Delivery
-	101, // 37: lockbox.v1.Evaluation.factors:type_name -> lockbox.v1.Factor
-	98,  // 38: lockbox.v1.ListRequestsResponse.requests:type_name -> lockbox.v1.Request
-	98,  // 39: lockbox.v1.RevokeRequestResponse.request:type_name -> lockbox.v1.Request
-	95,  // 40: lockbox.v1.RevokeRequestResponse.relocked:type_name -> lockbox.v1.RelockResult
-	88,  // 41: lockbox.v1.RevokeRequestResponse.sessions:type_name -> lockbox.v1.Session
-	117, // 42: lockbox.v1.GetChangesResponse.parts:type_name -> lockbox.v1.ChangesPart
-	123, // 43: lockbox.v1.ListStandingConsentsResponse.consents:type_name -> lockbox.v1.StandingConsent
-	53,  // 44: lockbox.v1.StandingConsent.document:type_name -> lockbox.v1.Document
-	127, // 45: lockbox.v1.ListKeysResponse.keys:type_name -> lockbox.v1.KeyInfo
-	133, // 46: lockbox.v1.KeyStatus.keys:type_name -> lockbox.v1.WrappingKey
-	134, // 47: lockbox.v1.KeyStatus.rotation:type_name -> lockbox.v1.KeyRotation
-	139, // 48: lockbox.v1.ListRecordsResponse.records:type_name -> lockbox.v1.AuditRecord
-	141, // 49: lockbox.v1.ListHoldsResponse.holds:type_name -> lockbox.v1.LegalHold
-	146, // 50: lockbox.v1.ListSinksResponse.sinks:type_name -> lockbox.v1.Sink
-	153, // 51: lockbox.v1.ListNoticesResponse.deliveries:type_name -> lockbox.v1.Delivery
-	158, // 52: lockbox.v1.CreateWebhookResponse.webhook:type_name -> lockbox.v1.Webhook
-	158, // 53: lockbox.v1.ListWebhooksResponse.webhooks:type_name -> lockbox.v1.Webhook
-	168, // 54: lockbox.v1.Policies.rules:type_name -> lockbox.v1.PolicyRule
-	169, // 55: lockbox.v1.Policies.files:type_name -> lockbox.v1.PolicyFile
-	170, // 56: lockbox.v1.Policies.refused:type_name -> lockbox.v1.RefusedPolicies
-	100, // 57: lockbox.v1.WhyRequestResponse.then:type_name -> lockbox.v1.Evaluation
-	100, // 58: lockbox.v1.WhyRequestResponse.now:type_name -> lockbox.v1.Evaluation
-	175, // 59: lockbox.v1.WhoCouldUnlockResponse.engineers:type_name -> lockbox.v1.Candidate
-	100, // 60: lockbox.v1.Candidate.evaluation:type_name -> lockbox.v1.Evaluation
-	177, // 61: lockbox.v1.ReadContactResponse.request:type_name -> lockbox.v1.ContactRequest
-	177, // 62: lockbox.v1.ListContactsResponse.requests:type_name -> lockbox.v1.ContactRequest
-	185, // 63: lockbox.v1.ListOperationsResponse.operations:type_name -> lockbox.v1.Operation
-	3,   // 64: lockbox.v1.AccountService.Login:input_type -> lockbox.v1.LoginRequest
-	7,   // 65: lockbox.v1.AccountService.ListSignIns:input_type -> lockbox.v1.ListSignInsRequest
-	10,  // 66: lockbox.v1.AccountService.SignIn:input_type -> lockbox.v1.SignInRequest
-	11,  // 67: lockbox.v1.AccountService.Logout:input_type -> lockbox.v1.LogoutRequest
-	5,   // 68: lockbox.v1.AccountService.WhoAmI:input_type -> lockbox.v1.WhoAmIRequest
-	13,  // 69: lockbox.v1.AccountService.RenewCertificate:input_type -> lockbox.v1.RenewCertificateRequest
-	15,  // 70: lockbox.v1.AccountService.CreatePerson:input_type -> lockbox.v1.CreatePersonRequest
-	17,  // 71: lockbox.v1.AccountService.ListPeople:input_type -> lockbox.v1.ListPeopleRequest
-	19,  // 72: lockbox.v1.AccountService.RemovePerson:input_type -> lockbox.v1.RemovePersonRequest
-	21,  // 73: lockbox.v1.AccountService.AddKey:input_type -> lockbox.v1.AddKeyRequest
-	22,  // 74: lockbox.v1.AccountService.RemoveKey:input_type -> lockbox.v1.RemoveKeyRequest
-	23,  // 75: lockbox.v1.AccountService.CreateLoginToken:input_type -> lockbox.v1.CreateLoginTokenRequest
-	2,   // 76: lockbox.v1.AccountService.SetGroups:input_type -> lockbox.v1.SetGroupsRequest
-	30,  // 77: lockbox.v1.TenantService.CreateTenant:input_type -> lockbox.v1.CreateTenantRequest
-	31,  // 78: lockbox.v1.TenantService.GetTenant:input_type -> lockbox.v1.GetTenantRequest
-	32,  // 79: lockbox.v1.TenantService.ListTenants:input_type -> lockbox.v1.ListTenantsRequest
-	34,  // 80: lockbox.v1.TenantService.CreateSubscription:input_type -> lockbox.v1.CreateSubscriptionRequest
-	35,  // 81: lockbox.v1.TenantService.EnableLockbox:input_type -> lockbox.v1.EnableLockboxRequest
-	36,  // 82: lockbox.v1.TenantService.DisableLockbox:input_type -> lockbox.v1.DisableLockboxRequest
-	37,  // 83: lockbox.v1.TenantService.SetTenant:input_type -> lockbox.v1.SetTenantRequest
-	25,  // 84: lockbox.v1.TenantService.ReportApplicability:input_type -> lockbox.v1.ReportApplicabilityRequest
-	42,  // 85: lockbox.v1.OrderService.PlaceOrder:input_type -> lockbox.v1.PlaceOrderRequest
-	43,  // 86: lockbox.v1.OrderService.GetOrder:input_type -> lockbox.v1.GetOrderRequest
-	44,  // 87: lockbox.v1.OrderService.ListOrders:input_type -> lockbox.v1.ListOrdersRequest
-	46,  // 88: lockbox.v1.OrderService.PrepareDevice:input_type -> lockbox.v1.PrepareDeviceRequest
-	49,  // 89: lockbox.v1.OrderService.AdvanceOrder:input_type -> lockbox.v1.AdvanceOrderRequest
-	50,  // 90: lockbox.v1.OrderService.DraftTrustPolicy:input_type -> lockbox.v1.DraftTrustPolicyRequest
-	59,  // 91: lockbox.v1.OrderService.SubmitTrustPolicy:input_type -> lockbox.v1.SubmitTrustPolicyRequest
-	60,  // 92: lockbox.v1.OrderService.GetTrustPolicy:input_type -> lockbox.v1.GetTrustPolicyRequest
-	54,  // 93: lockbox.v1.OrderService.GetPolicyDelivery:input_type -> lockbox.v1.GetPolicyDeliveryRequest
-	57,  // 94: lockbox.v1.OrderService.ListPendingDocuments:input_type -> lockbox.v1.ListPendingDocumentsRequest
-	61,  // 95: lockbox.v1.OrderService.DraftConsent:input_type -> lockbox.v1.DraftConsentRequest
-	62,  // 96: lockbox.v1.OrderService.SubmitConsent:input_type -> lockbox.v1.SubmitConsentRequest
-	63,  // 97: lockbox.v1.OrderService.RevokeConsent:input_type -> lockbox.v1.RevokeConsentRequest
-	64,  // 98: lockbox.v1.OrderService.CreateJoinToken:input_type -> lockbox.v1.CreateJoinTokenRequest
-	66,  // 99: lockbox.v1.OrderService.StartJob:input_type -> lockbox.v1.StartJobRequest
-	68,  // 100: lockbox.v1.OrderService.GetCopyLog:input_type -> lockbox.v1.GetCopyLogRequest
-	70,  // 101: lockbox.v1.OrderService.GetManifest:input_type -> lockbox.v1.GetManifestRequest
-	73,  // 102: lockbox.v1.DeviceService.ListDevices:input_type -> lockbox.v1.ListDevicesRequest
-	75,  // 103: lockbox.v1.DeviceService.GetDevice:input_type -> lockbox.v1.GetDeviceRequest
-	76,  // 104: lockbox.v1.DeviceService.RevokeDevice:input_type -> lockbox.v1.RevokeDeviceRequest
-	82,  // 105: lockbox.v1.TicketService.FileTicket:input_type -> lockbox.v1.FileTicketRequest
-	83,  // 106: lockbox.v1.TicketService.GetTicket:input_type -> lockbox.v1.GetTicketRequest
-	84,  // 107: lockbox.v1.TicketService.ListTickets:input_type -> lockbox.v1.ListTicketsRequest
-	86,  // 108: lockbox.v1.TicketService.CommentTicket:input_type -> lockbox.v1.CommentTicketRequest
-	87,  // 109: lockbox.v1.TicketService.AssignTicket:input_type -> lockbox.v1.AssignTicketRequest
-	89,  // 110: lockbox.v1.SessionService.EnableSession:input_type -> lockbox.v1.EnableSessionRequest
-	90,  // 111: lockbox.v1.SessionService.GetSession:input_type -> lockbox.v1.GetSessionRequest
-	91,  // 112: lockbox.v1.SessionService.ListSessions:input_type -> lockbox.v1.ListSessionsRequest
-	93,  // 113: lockbox.v1.SessionService.DisableSession:input_type -> lockbox.v1.DisableSessionRequest
-	96,  // 114: lockbox.v1.SessionService.IssueCertificate:input_type -> lockbox.v1.IssueCertificateRequest
-	103, // 115: lockbox.v1.RequestService.CreateRequest:input_type -> lockbox.v1.CreateRequestRequest
-	104, // 116: lockbox.v1.RequestService.GetRequest:input_type -> lockbox.v1.GetRequestRequest
-	105, // 117: lockbox.v1.RequestService.ListRequests:input_type -> lockbox.v1.ListRequestsRequest
-	107, // 118: lockbox.v1.RequestService.DraftDecision:input_type -> lockbox.v1.DraftDecisionRequest
-	108, // 119: lockbox.v1.RequestService.Decide:input_type -> lockbox.v1.DecideRequest
-	109, // 120: lockbox.v1.RequestService.CancelRequest:input_type -> lockbox.v1.CancelRequestRequest
-	110, // 121: lockbox.v1.RequestService.ExecuteRequest:input_type -> lockbox.v1.ExecuteRequestRequest
-	111, // 122: lockbox.v1.RequestService.RevokeRequest:input_type -> lockbox.v1.RevokeRequestRequest
-	113, // 123: lockbox.v1.RequestService.CommentRequest:input_type -> lockbox.v1.CommentRequestRequest
-	114, // 124: lockbox.v1.RequestService.ExtendRequest:input_type -> lockbox.v1.ExtendRequestRequest
-	118, // 125: lockbox.v1.RequestService.RaiseRequestAgain:input_type -> lockbox.v1.RaiseRequestAgainRequest
-	115, // 126: lockbox.v1.RequestService.GetChanges:input_type -> lockbox.v1.GetChangesRequest
-	119, // 127: lockbox.v1.StandingService.DraftStandingConsent:input_type -> lockbox.v1.DraftStandingConsentRequest
-	120, // 128: lockbox.v1.StandingService.SubmitStandingConsent:input_type -> lockbox.v1.SubmitStandingConsentRequest
-	121, // 129: lockbox.v1.StandingService.ListStandingConsents:input_type -> lockbox.v1.ListStandingConsentsRequest
-	124, // 130: lockbox.v1.StandingService.RevokeStandingConsent:input_type -> lockbox.v1.RevokeStandingConsentRequest
-	125, // 131: lockbox.v1.KeyService.ListKeys:input_type -> lockbox.v1.ListKeysRequest
-	128, // 132: lockbox.v1.KeyService.ExportRecoveryPassword:input_type -> lockbox.v1.ExportRecoveryPasswordRequest
-	130, // 133: lockbox.v1.KeyService.GetKeyStatus:input_type -> lockbox.v1.GetKeyStatusRequest
-	131, // 134: lockbox.v1.KeyService.RotateKey:input_type -> lockbox.v1.RotateKeyRequest
-	135, // 135: lockbox.v1.KeyService.GetOrderKey:input_type -> lockbox.v1.GetOrderKeyRequest
-	136, // 136: lockbox.v1.KeyService.SetOrderKey:input_type -> lockbox.v1.SetOrderKeyRequest
-	138, // 137: lockbox.v1.AuditService.ListRecords:input_type -> lockbox.v1.ListRecordsRequest
-	149, // 138: lockbox.v1.AuditService.ExportLog:input_type -> lockbox.v1.ExportLogRequest
-	151, // 139: lockbox.v1.AuditService.GetCheckpoint:input_type -> lockbox.v1.GetCheckpointRequest
-	142, // 140: lockbox.v1.AuditService.PlaceHold:input_type -> lockbox.v1.PlaceHoldRequest
-	143, // 141: lockbox.v1.AuditService.ReleaseHold:input_type -> lockbox.v1.ReleaseHoldRequest
-	144, // 142: lockbox.v1.AuditService.ListHolds:input_type -> lockbox.v1.ListHoldsRequest
-	147, // 143: lockbox.v1.AuditService.ListSinks:input_type -> lockbox.v1.ListSinksRequest
-	154, // 144: lockbox.v1.NoticeService.ListNotices:input_type -> lockbox.v1.ListNoticesRequest
-	156, // 145: lockbox.v1.NoticeService.RetryNotices:input_type -> lockbox.v1.RetryNoticesRequest
-	159, // 146: lockbox.v1.NoticeService.CreateWebhook:input_type -> lockbox.v1.CreateWebhookRequest
-	161, // 147: lockbox.v1.NoticeService.ListWebhooks:input_type -> lockbox.v1.ListWebhooksRequest
-	163, // 148: lockbox.v1.NoticeService.RemoveWebhook:input_type -> lockbox.v1.RemoveWebhookRequest
-	164, // 149: lockbox.v1.NoticeService.TestWebhook:input_type -> lockbox.v1.TestWebhookRequest
-	166, // 150: lockbox.v1.PolicyService.GetPolicies:input_type -> lockbox.v1.GetPoliciesRequest
-	171, // 151: lockbox.v1.PolicyService.WhyRequest:input_type -> lockbox.v1.WhyRequestRequest
-	173, // 152: lockbox.v1.PolicyService.WhoCouldUnlock:input_type -> lockbox.v1.WhoCouldUnlockRequest
-	176, // 153: lockbox.v1.ContactService.AskContact:input_type -> lockbox.v1.AskContactRequest
-	178, // 154: lockbox.v1.ContactService.DecideContact:input_type -> lockbox.v1.DecideContactRequest
-	179, // 155: lockbox.v1.ContactService.ReadContact:input_type -> lockbox.v1.ReadContactRequest
-	181, // 156: lockbox.v1.ContactService.ListContacts:input_type -> lockbox.v1.ListContactsRequest
-	183, // 157: lockbox.v1.CatalogueService.ListOperations:input_type -> lockbox.v1.ListOperationsRequest
-	4,   // 158: lockbox.v1.AccountService.Login:output_type -> lockbox.v1.LoginResponse
-	8,   // 159: lockbox.v1.AccountService.ListSignIns:output_type -> lockbox.v1.ListSignInsResponse
-	4,   // 160: lockbox.v1.AccountService.SignIn:output_type -> lockbox.v1.LoginResponse
-	12,  // 161: lockbox.v1.AccountService.Logout:output_type -> lockbox.v1.LogoutResponse
-	6,   // 162: lockbox.v1.AccountService.WhoAmI:output_type -> lockbox.v1.WhoAmIResponse
-	14,  // 163: lockbox.v1.AccountService.RenewCertificate:output_type -> lockbox.v1.RenewCertificateResponse
-	16,  // 164: lockbox.v1.AccountService.CreatePerson:output_type -> lockbox.v1.CreatePersonResponse
-	18,  // 165: lockbox.v1.AccountService.ListPeople:output_type -> lockbox.v1.ListPeopleResponse
-	20,  // 166: lockbox.v1.AccountService.RemovePerson:output_type -> lockbox.v1.RemovePersonResponse
-	1,   // 167: lockbox.v1.AccountService.AddKey:output_type -> lockbox.v1.Person
-	1,   // 168: lockbox.v1.AccountService.RemoveKey:output_type -> lockbox.v1.Person
-	24,  // 169: lockbox.v1.AccountService.CreateLoginToken:output_type -> lockbox.v1.CreateLoginTokenResponse
-	1,   // 170: lockbox.v1.AccountService.SetGroups:output_type -> lockbox.v1.Person
-	28,  // 171: lockbox.v1.TenantService.CreateTenant:output_type -> lockbox.v1.Tenant
-	28,  // 172: lockbox.v1.TenantService.GetTenant:output_type -> lockbox.v1.Tenant
-	33,  // 173: lockbox.v1.TenantService.ListTenants:output_type -> lockbox.v1.ListTenantsResponse
-	29,  // 174: lockbox.v1.TenantService.CreateSubscription:output_type -> lockbox.v1.Subscription
-	28,  // 175: lockbox.v1.TenantService.EnableLockbox:output_type -> lockbox.v1.Tenant
-	28,  // 176: lockbox.v1.TenantService.DisableLockbox:output_type -> lockbox.v1.Tenant
-	28,  // 177: lockbox.v1.TenantService.SetTenant:output_type -> lockbox.v1.Tenant
-	27,  // 178: lockbox.v1.TenantService.ReportApplicability:output_type -> lockbox.v1.ReportApplicabilityResponse
-	38,  // 179: lockbox.v1.OrderService.PlaceOrder:output_type -> lockbox.v1.Order
-	38,  // 180: lockbox.v1.OrderService.GetOrder:output_type -> lockbox.v1.Order
-	45,  // 181: lockbox.v1.OrderService.ListOrders:output_type -> lockbox.v1.ListOrdersResponse
-	38,  // 182: lockbox.v1.OrderService.PrepareDevice:output_type -> lockbox.v1.Order
-	38,  // 183: lockbox.v1.OrderService.AdvanceOrder:output_type -> lockbox.v1.Order
-	53,  // 184: lockbox.v1.OrderService.DraftTrustPolicy:output_type -> lockbox.v1.Document
-	53,  // 185: lockbox.v1.OrderService.SubmitTrustPolicy:output_type -> lockbox.v1.Document
-	53,  // 186: lockbox.v1.OrderService.GetTrustPolicy:output_type -> lockbox.v1.Document
-	55,  // 187: lockbox.v1.OrderService.GetPolicyDelivery:output_type -> lockbox.v1.GetPolicyDeliveryResponse
-	58,  // 188: lockbox.v1.OrderService.ListPendingDocuments:output_type -> lockbox.v1.ListPendingDocumentsResponse
-	53,  // 189: lockbox.v1.OrderService.DraftConsent:output_type -> lockbox.v1.Document
-	53,  // 190: lockbox.v1.OrderService.SubmitConsent:output_type -> lockbox.v1.Document
-	38,  // 191: lockbox.v1.OrderService.RevokeConsent:output_type -> lockbox.v1.Order
-	65,  // 192: lockbox.v1.OrderService.CreateJoinToken:output_type -> lockbox.v1.CreateJoinTokenResponse
-	67,  // 193: lockbox.v1.OrderService.StartJob:output_type -> lockbox.v1.ProgressEvent
-	69,  // 194: lockbox.v1.OrderService.GetCopyLog:output_type -> lockbox.v1.GetCopyLogResponse
-	71,  // 195: lockbox.v1.OrderService.GetManifest:output_type -> lockbox.v1.GetManifestResponse
-	74,  // 196: lockbox.v1.DeviceService.ListDevices:output_type -> lockbox.v1.ListDevicesResponse
-	77,  // 197: lockbox.v1.DeviceService.GetDevice:output_type -> lockbox.v1.Device
-	77,  // 198: lockbox.v1.DeviceService.RevokeDevice:output_type -> lockbox.v1.Device
-	81,  // 199: lockbox.v1.TicketService.FileTicket:output_type -> lockbox.v1.Ticket
-	81,  // 200: lockbox.v1.TicketService.GetTicket:output_type -> lockbox.v1.Ticket
-	85,  // 201: lockbox.v1.TicketService.ListTickets:output_type -> lockbox.v1.ListTicketsResponse
-	81,  // 202: lockbox.v1.TicketService.CommentTicket:output_type -> lockbox.v1.Ticket
-	81,  // 203: lockbox.v1.TicketService.AssignTicket:output_type -> lockbox.v1.Ticket
-	88,  // 204: lockbox.v1.SessionService.EnableSession:output_type -> lockbox.v1.Session
-	88,  // 205: lockbox.v1.SessionService.GetSession:output_type -> lockbox.v1.Session
-	92,  // 206: lockbox.v1.SessionService.ListSessions:output_type -> lockbox.v1.ListSessionsResponse
-	94,  // 207: lockbox.v1.SessionService.DisableSession:output_type -> lockbox.v1.DisableSessionResponse
-	97,  // 208: lockbox.v1.SessionService.IssueCertificate:output_type -> lockbox.v1.IssueCertificateResponse
-	98,  // 209: lockbox.v1.RequestService.CreateRequest:output_type -> lockbox.v1.Request
-	98,  // 210: lockbox.v1.RequestService.GetRequest:output_type -> lockbox.v1.Request
-	106, // 211: lockbox.v1.RequestService.ListRequests:output_type -> lockbox.v1.ListRequestsResponse
-	53,  // 212: lockbox.v1.RequestService.DraftDecision:output_type -> lockbox.v1.Document
-	98,  // 213: lockbox.v1.RequestService.Decide:output_type -> lockbox.v1.Request
-	98,  // 214: lockbox.v1.RequestService.CancelRequest:output_type -> lockbox.v1.Request
-	67,  // 215: lockbox.v1.RequestService.ExecuteRequest:output_type -> lockbox.v1.ProgressEvent
-	112, // 216: lockbox.v1.RequestService.RevokeRequest:output_type -> lockbox.v1.RevokeRequestResponse
-	98,  // 217: lockbox.v1.RequestService.CommentRequest:output_type -> lockbox.v1.Request
-	98,  // 218: lockbox.v1.RequestService.ExtendRequest:output_type -> lockbox.v1.Request
-	98,  // 219: lockbox.v1.RequestService.RaiseRequestAgain:output_type -> lockbox.v1.Request
-	116, // 220: lockbox.v1.RequestService.GetChanges:output_type -> lockbox.v1.GetChangesResponse
-	53,  // 221: lockbox.v1.StandingService.DraftStandingConsent:output_type -> lockbox.v1.Document
-	53,  // 222: lockbox.v1.StandingService.SubmitStandingConsent:output_type -> lockbox.v1.Document
-	122, // 223: lockbox.v1.StandingService.ListStandingConsents:output_type -> lockbox.v1.ListStandingConsentsResponse
-	123, // 224: lockbox.v1.StandingService.RevokeStandingConsent:output_type -> lockbox.v1.StandingConsent
-	126, // 225: lockbox.v1.KeyService.ListKeys:output_type -> lockbox.v1.ListKeysResponse
-	129, // 226: lockbox.v1.KeyService.ExportRecoveryPassword:output_type -> lockbox.v1.ExportRecoveryPasswordResponse
-	132, // 227: lockbox.v1.KeyService.GetKeyStatus:output_type -> lockbox.v1.KeyStatus
-	132, // 228: lockbox.v1.KeyService.RotateKey:output_type -> lockbox.v1.KeyStatus
-	137, // 229: lockbox.v1.KeyService.GetOrderKey:output_type -> lockbox.v1.OrderKey
-	137, // 230: lockbox.v1.KeyService.SetOrderKey:output_type -> lockbox.v1.OrderKey
-	140, // 231: lockbox.v1.AuditService.ListRecords:output_type -> lockbox.v1.ListRecordsResponse
-	150, // 232: lockbox.v1.AuditService.ExportLog:output_type -> lockbox.v1.ExportLogResponse
-	152, // 233: lockbox.v1.AuditService.GetCheckpoint:output_type -> lockbox.v1.GetCheckpointResponse
-	141, // 234: lockbox.v1.AuditService.PlaceHold:output_type -> lockbox.v1.LegalHold
-	141, // 235: lockbox.v1.AuditService.ReleaseHold:output_type -> lockbox.v1.LegalHold
-	145, // 236: lockbox.v1.AuditService.ListHolds:output_type -> lockbox.v1.ListHoldsResponse
-	148, // 237: lockbox.v1.AuditService.ListSinks:output_type -> lockbox.v1.ListSinksResponse
-	155, // 238: lockbox.v1.NoticeService.ListNotices:output_type -> lockbox.v1.ListNoticesResponse
-	157, // 239: lockbox.v1.NoticeService.RetryNotices:output_type -> lockbox.v1.RetryNoticesResponse
-	160, // 240: lockbox.v1.NoticeService.CreateWebhook:output_type -> lockbox.v1.CreateWebhookResponse
-	162, // 241: lockbox.v1.NoticeService.ListWebhooks:output_type -> lockbox.v1.ListWebhooksResponse
-	158, // 242: lockbox.v1.NoticeService.RemoveWebhook:output_type -> lockbox.v1.Webhook
-	165, // 243: lockbox.v1.NoticeService.TestWebhook:output_type -> lockbox.v1.TestWebhookResponse
-	167, // 244: lockbox.v1.PolicyService.GetPolicies:output_type -> lockbox.v1.Policies
-	172, // 245: lockbox.v1.PolicyService.WhyRequest:output_type -> lockbox.v1.WhyRequestResponse
-	174, // 246: lockbox.v1.PolicyService.WhoCouldUnlock:output_type -> lockbox.v1.WhoCouldUnlockResponse
-	177, // 247: lockbox.v1.ContactService.AskContact:output_type -> lockbox.v1.ContactRequest
-	177, // 248: lockbox.v1.ContactService.DecideContact:output_type -> lockbox.v1.ContactRequest
-	180, // 249: lockbox.v1.ContactService.ReadContact:output_type -> lockbox.v1.ReadContactResponse
-	182, // 250: lockbox.v1.ContactService.ListContacts:output_type -> lockbox.v1.ListContactsResponse
-	184, // 251: lockbox.v1.CatalogueService.ListOperations:output_type -> lockbox.v1.ListOperationsResponse
-	158, // [158:252] is the sub-list for method output_type
-	64,  // [64:158] is the sub-list for method input_type
-	64,  // [64:64] is the sub-list for extension type_name
-	64,  // [64:64] is the sub-list for extension extendee
-	0,   // [0:64] is the sub-list for field type_name
+	98,  // 31: lockbox.v1.ListRecordingsResponse.recordings:type_name -> lockbox.v1.Recording
+	88,  // 32: lockbox.v1.KillSessionResponse.session:type_name -> lockbox.v1.Session
+	95,  // 33: lockbox.v1.KillSessionResponse.nodes:type_name -> lockbox.v1.RelockResult
+	108, // 34: lockbox.v1.Request.evaluation:type_name -> lockbox.v1.Evaluation
+	53,  // 35: lockbox.v1.Request.statement:type_name -> lockbox.v1.Document
+	110, // 36: lockbox.v1.Request.decisions:type_name -> lockbox.v1.RequestDecision
+	41,  // 37: lockbox.v1.Request.history:type_name -> lockbox.v1.HistoryLine
+	107, // 38: lockbox.v1.Request.comments:type_name -> lockbox.v1.RequestComment
+	161, // 39: lockbox.v1.Request.told:type_name -> lockbox.v1.Delivery
+	109, // 40: lockbox.v1.Evaluation.factors:type_name -> lockbox.v1.Factor
+	106, // 41: lockbox.v1.ListRequestsResponse.requests:type_name -> lockbox.v1.Request
+	106, // 42: lockbox.v1.RevokeRequestResponse.request:type_name -> lockbox.v1.Request
+	95,  // 43: lockbox.v1.RevokeRequestResponse.relocked:type_name -> lockbox.v1.RelockResult
+	88,  // 44: lockbox.v1.RevokeRequestResponse.sessions:type_name -> lockbox.v1.Session
+	125, // 45: lockbox.v1.GetChangesResponse.parts:type_name -> lockbox.v1.ChangesPart
+	131, // 46: lockbox.v1.ListStandingConsentsResponse.consents:type_name -> lockbox.v1.StandingConsent
+	53,  // 47: lockbox.v1.StandingConsent.document:type_name -> lockbox.v1.Document
+	135, // 48: lockbox.v1.ListKeysResponse.keys:type_name -> lockbox.v1.KeyInfo
+	141, // 49: lockbox.v1.KeyStatus.keys:type_name -> lockbox.v1.WrappingKey
+	142, // 50: lockbox.v1.KeyStatus.rotation:type_name -> lockbox.v1.KeyRotation
+	147, // 51: lockbox.v1.ListRecordsResponse.records:type_name -> lockbox.v1.AuditRecord
+	149, // 52: lockbox.v1.ListHoldsResponse.holds:type_name -> lockbox.v1.LegalHold
+	154, // 53: lockbox.v1.ListSinksResponse.sinks:type_name -> lockbox.v1.Sink
+	161, // 54: lockbox.v1.ListNoticesResponse.deliveries:type_name -> lockbox.v1.Delivery
+	166, // 55: lockbox.v1.CreateWebhookResponse.webhook:type_name -> lockbox.v1.Webhook
+	166, // 56: lockbox.v1.ListWebhooksResponse.webhooks:type_name -> lockbox.v1.Webhook
+	176, // 57: lockbox.v1.Policies.rules:type_name -> lockbox.v1.PolicyRule
+	177, // 58: lockbox.v1.Policies.files:type_name -> lockbox.v1.PolicyFile
+	178, // 59: lockbox.v1.Policies.refused:type_name -> lockbox.v1.RefusedPolicies
+	108, // 60: lockbox.v1.WhyRequestResponse.then:type_name -> lockbox.v1.Evaluation
+	108, // 61: lockbox.v1.WhyRequestResponse.now:type_name -> lockbox.v1.Evaluation
+	183, // 62: lockbox.v1.WhoCouldUnlockResponse.engineers:type_name -> lockbox.v1.Candidate
+	108, // 63: lockbox.v1.Candidate.evaluation:type_name -> lockbox.v1.Evaluation
+	185, // 64: lockbox.v1.ReadContactResponse.request:type_name -> lockbox.v1.ContactRequest
+	185, // 65: lockbox.v1.ListContactsResponse.requests:type_name -> lockbox.v1.ContactRequest
+	193, // 66: lockbox.v1.ListOperationsResponse.operations:type_name -> lockbox.v1.Operation
+	3,   // 67: lockbox.v1.AccountService.Login:input_type -> lockbox.v1.LoginRequest
+	7,   // 68: lockbox.v1.AccountService.ListSignIns:input_type -> lockbox.v1.ListSignInsRequest
+	10,  // 69: lockbox.v1.AccountService.SignIn:input_type -> lockbox.v1.SignInRequest
+	11,  // 70: lockbox.v1.AccountService.Logout:input_type -> lockbox.v1.LogoutRequest
+	5,   // 71: lockbox.v1.AccountService.WhoAmI:input_type -> lockbox.v1.WhoAmIRequest
+	13,  // 72: lockbox.v1.AccountService.RenewCertificate:input_type -> lockbox.v1.RenewCertificateRequest
+	15,  // 73: lockbox.v1.AccountService.CreatePerson:input_type -> lockbox.v1.CreatePersonRequest
+	17,  // 74: lockbox.v1.AccountService.ListPeople:input_type -> lockbox.v1.ListPeopleRequest
+	19,  // 75: lockbox.v1.AccountService.RemovePerson:input_type -> lockbox.v1.RemovePersonRequest
+	21,  // 76: lockbox.v1.AccountService.AddKey:input_type -> lockbox.v1.AddKeyRequest
+	22,  // 77: lockbox.v1.AccountService.RemoveKey:input_type -> lockbox.v1.RemoveKeyRequest
+	23,  // 78: lockbox.v1.AccountService.CreateLoginToken:input_type -> lockbox.v1.CreateLoginTokenRequest
+	2,   // 79: lockbox.v1.AccountService.SetGroups:input_type -> lockbox.v1.SetGroupsRequest
+	30,  // 80: lockbox.v1.TenantService.CreateTenant:input_type -> lockbox.v1.CreateTenantRequest
+	31,  // 81: lockbox.v1.TenantService.GetTenant:input_type -> lockbox.v1.GetTenantRequest
+	32,  // 82: lockbox.v1.TenantService.ListTenants:input_type -> lockbox.v1.ListTenantsRequest
+	34,  // 83: lockbox.v1.TenantService.CreateSubscription:input_type -> lockbox.v1.CreateSubscriptionRequest
+	35,  // 84: lockbox.v1.TenantService.EnableLockbox:input_type -> lockbox.v1.EnableLockboxRequest
+	36,  // 85: lockbox.v1.TenantService.DisableLockbox:input_type -> lockbox.v1.DisableLockboxRequest
+	37,  // 86: lockbox.v1.TenantService.SetTenant:input_type -> lockbox.v1.SetTenantRequest
+	25,  // 87: lockbox.v1.TenantService.ReportApplicability:input_type -> lockbox.v1.ReportApplicabilityRequest
+	42,  // 88: lockbox.v1.OrderService.PlaceOrder:input_type -> lockbox.v1.PlaceOrderRequest
+	43,  // 89: lockbox.v1.OrderService.GetOrder:input_type -> lockbox.v1.GetOrderRequest
+	44,  // 90: lockbox.v1.OrderService.ListOrders:input_type -> lockbox.v1.ListOrdersRequest
+	46,  // 91: lockbox.v1.OrderService.PrepareDevice:input_type -> lockbox.v1.PrepareDeviceRequest
+	49,  // 92: lockbox.v1.OrderService.AdvanceOrder:input_type -> lockbox.v1.AdvanceOrderRequest
+	50,  // 93: lockbox.v1.OrderService.DraftTrustPolicy:input_type -> lockbox.v1.DraftTrustPolicyRequest
+	59,  // 94: lockbox.v1.OrderService.SubmitTrustPolicy:input_type -> lockbox.v1.SubmitTrustPolicyRequest
+	60,  // 95: lockbox.v1.OrderService.GetTrustPolicy:input_type -> lockbox.v1.GetTrustPolicyRequest
+	54,  // 96: lockbox.v1.OrderService.GetPolicyDelivery:input_type -> lockbox.v1.GetPolicyDeliveryRequest
+	57,  // 97: lockbox.v1.OrderService.ListPendingDocuments:input_type -> lockbox.v1.ListPendingDocumentsRequest
+	61,  // 98: lockbox.v1.OrderService.DraftConsent:input_type -> lockbox.v1.DraftConsentRequest
+	62,  // 99: lockbox.v1.OrderService.SubmitConsent:input_type -> lockbox.v1.SubmitConsentRequest
+	63,  // 100: lockbox.v1.OrderService.RevokeConsent:input_type -> lockbox.v1.RevokeConsentRequest
+	64,  // 101: lockbox.v1.OrderService.CreateJoinToken:input_type -> lockbox.v1.CreateJoinTokenRequest
+	66,  // 102: lockbox.v1.OrderService.StartJob:input_type -> lockbox.v1.StartJobRequest
+	68,  // 103: lockbox.v1.OrderService.GetCopyLog:input_type -> lockbox.v1.GetCopyLogRequest
+	70,  // 104: lockbox.v1.OrderService.GetManifest:input_type -> lockbox.v1.GetManifestRequest
+	73,  // 105: lockbox.v1.DeviceService.ListDevices:input_type -> lockbox.v1.ListDevicesRequest
+	75,  // 106: lockbox.v1.DeviceService.GetDevice:input_type -> lockbox.v1.GetDeviceRequest
+	76,  // 107: lockbox.v1.DeviceService.RevokeDevice:input_type -> lockbox.v1.RevokeDeviceRequest
+	82,  // 108: lockbox.v1.TicketService.FileTicket:input_type -> lockbox.v1.FileTicketRequest
+	83,  // 109: lockbox.v1.TicketService.GetTicket:input_type -> lockbox.v1.GetTicketRequest
+	84,  // 110: lockbox.v1.TicketService.ListTickets:input_type -> lockbox.v1.ListTicketsRequest
+	86,  // 111: lockbox.v1.TicketService.CommentTicket:input_type -> lockbox.v1.CommentTicketRequest
+	87,  // 112: lockbox.v1.TicketService.AssignTicket:input_type -> lockbox.v1.AssignTicketRequest
+	89,  // 113: lockbox.v1.SessionService.EnableSession:input_type -> lockbox.v1.EnableSessionRequest
+	90,  // 114: lockbox.v1.SessionService.GetSession:input_type -> lockbox.v1.GetSessionRequest
+	91,  // 115: lockbox.v1.SessionService.ListSessions:input_type -> lockbox.v1.ListSessionsRequest
+	93,  // 116: lockbox.v1.SessionService.DisableSession:input_type -> lockbox.v1.DisableSessionRequest
+	96,  // 117: lockbox.v1.SessionService.IssueCertificate:input_type -> lockbox.v1.IssueCertificateRequest
+	99,  // 118: lockbox.v1.RecordingService.ListRecordings:input_type -> lockbox.v1.ListRecordingsRequest
+	101, // 119: lockbox.v1.RecordingService.GetRecording:input_type -> lockbox.v1.GetRecordingRequest
+	102, // 120: lockbox.v1.RecordingService.ReadRecording:input_type -> lockbox.v1.ReadRecordingRequest
+	104, // 121: lockbox.v1.RecordingService.KillSession:input_type -> lockbox.v1.KillSessionRequest
+	111, // 122: lockbox.v1.RequestService.CreateRequest:input_type -> lockbox.v1.CreateRequestRequest
+	112, // 123: lockbox.v1.RequestService.GetRequest:input_type -> lockbox.v1.GetRequestRequest
+	113, // 124: lockbox.v1.RequestService.ListRequests:input_type -> lockbox.v1.ListRequestsRequest
+	115, // 125: lockbox.v1.RequestService.DraftDecision:input_type -> lockbox.v1.DraftDecisionRequest
+	116, // 126: lockbox.v1.RequestService.Decide:input_type -> lockbox.v1.DecideRequest
+	117, // 127: lockbox.v1.RequestService.CancelRequest:input_type -> lockbox.v1.CancelRequestRequest
+	118, // 128: lockbox.v1.RequestService.ExecuteRequest:input_type -> lockbox.v1.ExecuteRequestRequest
+	119, // 129: lockbox.v1.RequestService.RevokeRequest:input_type -> lockbox.v1.RevokeRequestRequest
+	121, // 130: lockbox.v1.RequestService.CommentRequest:input_type -> lockbox.v1.CommentRequestRequest
+	122, // 131: lockbox.v1.RequestService.ExtendRequest:input_type -> lockbox.v1.ExtendRequestRequest
+	126, // 132: lockbox.v1.RequestService.RaiseRequestAgain:input_type -> lockbox.v1.RaiseRequestAgainRequest
+	123, // 133: lockbox.v1.RequestService.GetChanges:input_type -> lockbox.v1.GetChangesRequest
+	127, // 134: lockbox.v1.StandingService.DraftStandingConsent:input_type -> lockbox.v1.DraftStandingConsentRequest
+	128, // 135: lockbox.v1.StandingService.SubmitStandingConsent:input_type -> lockbox.v1.SubmitStandingConsentRequest
+	129, // 136: lockbox.v1.StandingService.ListStandingConsents:input_type -> lockbox.v1.ListStandingConsentsRequest
+	132, // 137: lockbox.v1.StandingService.RevokeStandingConsent:input_type -> lockbox.v1.RevokeStandingConsentRequest
+	133, // 138: lockbox.v1.KeyService.ListKeys:input_type -> lockbox.v1.ListKeysRequest
+	136, // 139: lockbox.v1.KeyService.ExportRecoveryPassword:input_type -> lockbox.v1.ExportRecoveryPasswordRequest
+	138, // 140: lockbox.v1.KeyService.GetKeyStatus:input_type -> lockbox.v1.GetKeyStatusRequest
+	139, // 141: lockbox.v1.KeyService.RotateKey:input_type -> lockbox.v1.RotateKeyRequest
+	143, // 142: lockbox.v1.KeyService.GetOrderKey:input_type -> lockbox.v1.GetOrderKeyRequest
+	144, // 143: lockbox.v1.KeyService.SetOrderKey:input_type -> lockbox.v1.SetOrderKeyRequest
+	146, // 144: lockbox.v1.AuditService.ListRecords:input_type -> lockbox.v1.ListRecordsRequest
+	157, // 145: lockbox.v1.AuditService.ExportLog:input_type -> lockbox.v1.ExportLogRequest
+	159, // 146: lockbox.v1.AuditService.GetCheckpoint:input_type -> lockbox.v1.GetCheckpointRequest
+	150, // 147: lockbox.v1.AuditService.PlaceHold:input_type -> lockbox.v1.PlaceHoldRequest
+	151, // 148: lockbox.v1.AuditService.ReleaseHold:input_type -> lockbox.v1.ReleaseHoldRequest
+	152, // 149: lockbox.v1.AuditService.ListHolds:input_type -> lockbox.v1.ListHoldsRequest
+	155, // 150: lockbox.v1.AuditService.ListSinks:input_type -> lockbox.v1.ListSinksRequest
+	162, // 151: lockbox.v1.NoticeService.ListNotices:input_type -> lockbox.v1.ListNoticesRequest
+	164, // 152: lockbox.v1.NoticeService.RetryNotices:input_type -> lockbox.v1.RetryNoticesRequest
+	167, // 153: lockbox.v1.NoticeService.CreateWebhook:input_type -> lockbox.v1.CreateWebhookRequest
+	169, // 154: lockbox.v1.NoticeService.ListWebhooks:input_type -> lockbox.v1.ListWebhooksRequest
+	171, // 155: lockbox.v1.NoticeService.RemoveWebhook:input_type -> lockbox.v1.RemoveWebhookRequest
+	172, // 156: lockbox.v1.NoticeService.TestWebhook:input_type -> lockbox.v1.TestWebhookRequest
+	174, // 157: lockbox.v1.PolicyService.GetPolicies:input_type -> lockbox.v1.GetPoliciesRequest
+	179, // 158: lockbox.v1.PolicyService.WhyRequest:input_type -> lockbox.v1.WhyRequestRequest
+	181, // 159: lockbox.v1.PolicyService.WhoCouldUnlock:input_type -> lockbox.v1.WhoCouldUnlockRequest
+	184, // 160: lockbox.v1.ContactService.AskContact:input_type -> lockbox.v1.AskContactRequest
+	186, // 161: lockbox.v1.ContactService.DecideContact:input_type -> lockbox.v1.DecideContactRequest
+	187, // 162: lockbox.v1.ContactService.ReadContact:input_type -> lockbox.v1.ReadContactRequest
+	189, // 163: lockbox.v1.ContactService.ListContacts:input_type -> lockbox.v1.ListContactsRequest
+	191, // 164: lockbox.v1.CatalogueService.ListOperations:input_type -> lockbox.v1.ListOperationsRequest
+	4,   // 165: lockbox.v1.AccountService.Login:output_type -> lockbox.v1.LoginResponse
+	8,   // 166: lockbox.v1.AccountService.ListSignIns:output_type -> lockbox.v1.ListSignInsResponse
+	4,   // 167: lockbox.v1.AccountService.SignIn:output_type -> lockbox.v1.LoginResponse
+	12,  // 168: lockbox.v1.AccountService.Logout:output_type -> lockbox.v1.LogoutResponse
+	6,   // 169: lockbox.v1.AccountService.WhoAmI:output_type -> lockbox.v1.WhoAmIResponse
+	14,  // 170: lockbox.v1.AccountService.RenewCertificate:output_type -> lockbox.v1.RenewCertificateResponse
+	16,  // 171: lockbox.v1.AccountService.CreatePerson:output_type -> lockbox.v1.CreatePersonResponse
+	18,  // 172: lockbox.v1.AccountService.ListPeople:output_type -> lockbox.v1.ListPeopleResponse
+	20,  // 173: lockbox.v1.AccountService.RemovePerson:output_type -> lockbox.v1.RemovePersonResponse
+	1,   // 174: lockbox.v1.AccountService.AddKey:output_type -> lockbox.v1.Person
+	1,   // 175: lockbox.v1.AccountService.RemoveKey:output_type -> lockbox.v1.Person
+	24,  // 176: lockbox.v1.AccountService.CreateLoginToken:output_type -> lockbox.v1.CreateLoginTokenResponse
+	1,   // 177: lockbox.v1.AccountService.SetGroups:output_type -> lockbox.v1.Person
+	28,  // 178: lockbox.v1.TenantService.CreateTenant:output_type -> lockbox.v1.Tenant
+	28,  // 179: lockbox.v1.TenantService.GetTenant:output_type -> lockbox.v1.Tenant
+	33,  // 180: lockbox.v1.TenantService.ListTenants:output_type -> lockbox.v1.ListTenantsResponse
+	29,  // 181: lockbox.v1.TenantService.CreateSubscription:output_type -> lockbox.v1.Subscription
+	28,  // 182: lockbox.v1.TenantService.EnableLockbox:output_type -> lockbox.v1.Tenant
+	28,  // 183: lockbox.v1.TenantService.DisableLockbox:output_type -> lockbox.v1.Tenant
+	28,  // 184: lockbox.v1.TenantService.SetTenant:output_type -> lockbox.v1.Tenant
+	27,  // 185: lockbox.v1.TenantService.ReportApplicability:output_type -> lockbox.v1.ReportApplicabilityResponse
+	38,  // 186: lockbox.v1.OrderService.PlaceOrder:output_type -> lockbox.v1.Order
+	38,  // 187: lockbox.v1.OrderService.GetOrder:output_type -> lockbox.v1.Order
+	45,  // 188: lockbox.v1.OrderService.ListOrders:output_type -> lockbox.v1.ListOrdersResponse
+	38,  // 189: lockbox.v1.OrderService.PrepareDevice:output_type -> lockbox.v1.Order
+	38,  // 190: lockbox.v1.OrderService.AdvanceOrder:output_type -> lockbox.v1.Order
+	53,  // 191: lockbox.v1.OrderService.DraftTrustPolicy:output_type -> lockbox.v1.Document
+	53,  // 192: lockbox.v1.OrderService.SubmitTrustPolicy:output_type -> lockbox.v1.Document
+	53,  // 193: lockbox.v1.OrderService.GetTrustPolicy:output_type -> lockbox.v1.Document
+	55,  // 194: lockbox.v1.OrderService.GetPolicyDelivery:output_type -> lockbox.v1.GetPolicyDeliveryResponse
+	58,  // 195: lockbox.v1.OrderService.ListPendingDocuments:output_type -> lockbox.v1.ListPendingDocumentsResponse
+	53,  // 196: lockbox.v1.OrderService.DraftConsent:output_type -> lockbox.v1.Document
+	53,  // 197: lockbox.v1.OrderService.SubmitConsent:output_type -> lockbox.v1.Document
+	38,  // 198: lockbox.v1.OrderService.RevokeConsent:output_type -> lockbox.v1.Order
+	65,  // 199: lockbox.v1.OrderService.CreateJoinToken:output_type -> lockbox.v1.CreateJoinTokenResponse
+	67,  // 200: lockbox.v1.OrderService.StartJob:output_type -> lockbox.v1.ProgressEvent
+	69,  // 201: lockbox.v1.OrderService.GetCopyLog:output_type -> lockbox.v1.GetCopyLogResponse
+	71,  // 202: lockbox.v1.OrderService.GetManifest:output_type -> lockbox.v1.GetManifestResponse
+	74,  // 203: lockbox.v1.DeviceService.ListDevices:output_type -> lockbox.v1.ListDevicesResponse
+	77,  // 204: lockbox.v1.DeviceService.GetDevice:output_type -> lockbox.v1.Device
+	77,  // 205: lockbox.v1.DeviceService.RevokeDevice:output_type -> lockbox.v1.Device
+	81,  // 206: lockbox.v1.TicketService.FileTicket:output_type -> lockbox.v1.Ticket
+	81,  // 207: lockbox.v1.TicketService.GetTicket:output_type -> lockbox.v1.Ticket
+	85,  // 208: lockbox.v1.TicketService.ListTickets:output_type -> lockbox.v1.ListTicketsResponse
+	81,  // 209: lockbox.v1.TicketService.CommentTicket:output_type -> lockbox.v1.Ticket
+	81,  // 210: lockbox.v1.TicketService.AssignTicket:output_type -> lockbox.v1.Ticket
+	88,  // 211: lockbox.v1.SessionService.EnableSession:output_type -> lockbox.v1.Session
+	88,  // 212: lockbox.v1.SessionService.GetSession:output_type -> lockbox.v1.Session
+	92,  // 213: lockbox.v1.SessionService.ListSessions:output_type -> lockbox.v1.ListSessionsResponse
+	94,  // 214: lockbox.v1.SessionService.DisableSession:output_type -> lockbox.v1.DisableSessionResponse
+	97,  // 215: lockbox.v1.SessionService.IssueCertificate:output_type -> lockbox.v1.IssueCertificateResponse
+	100, // 216: lockbox.v1.RecordingService.ListRecordings:output_type -> lockbox.v1.ListRecordingsResponse
+	98,  // 217: lockbox.v1.RecordingService.GetRecording:output_type -> lockbox.v1.Recording
+	103, // 218: lockbox.v1.RecordingService.ReadRecording:output_type -> lockbox.v1.ReadRecordingResponse
+	105, // 219: lockbox.v1.RecordingService.KillSession:output_type -> lockbox.v1.KillSessionResponse
+	106, // 220: lockbox.v1.RequestService.CreateRequest:output_type -> lockbox.v1.Request
+	106, // 221: lockbox.v1.RequestService.GetRequest:output_type -> lockbox.v1.Request
+	114, // 222: lockbox.v1.RequestService.ListRequests:output_type -> lockbox.v1.ListRequestsResponse
+	53,  // 223: lockbox.v1.RequestService.DraftDecision:output_type -> lockbox.v1.Document
+	106, // 224: lockbox.v1.RequestService.Decide:output_type -> lockbox.v1.Request
+	106, // 225: lockbox.v1.RequestService.CancelRequest:output_type -> lockbox.v1.Request
+	67,  // 226: lockbox.v1.RequestService.ExecuteRequest:output_type -> lockbox.v1.ProgressEvent
+	120, // 227: lockbox.v1.RequestService.RevokeRequest:output_type -> lockbox.v1.RevokeRequestResponse
+	106, // 228: lockbox.v1.RequestService.CommentRequest:output_type -> lockbox.v1.Request
+	106, // 229: lockbox.v1.RequestService.ExtendRequest:output_type -> lockbox.v1.Request
+	106, // 230: lockbox.v1.RequestService.RaiseRequestAgain:output_type -> lockbox.v1.Request
+	124, // 231: lockbox.v1.RequestService.GetChanges:output_type -> lockbox.v1.GetChangesResponse
+	53,  // 232: lockbox.v1.StandingService.DraftStandingConsent:output_type -> lockbox.v1.Document
+	53,  // 233: lockbox.v1.StandingService.SubmitStandingConsent:output_type -> lockbox.v1.Document
+	130, // 234: lockbox.v1.StandingService.ListStandingConsents:output_type -> lockbox.v1.ListStandingConsentsResponse
+	131, // 235: lockbox.v1.StandingService.RevokeStandingConsent:output_type -> lockbox.v1.StandingConsent
+	134, // 236: lockbox.v1.KeyService.ListKeys:output_type -> lockbox.v1.ListKeysResponse
+	137, // 237: lockbox.v1.KeyService.ExportRecoveryPassword:output_type -> lockbox.v1.ExportRecoveryPasswordResponse
+	140, // 238: lockbox.v1.KeyService.GetKeyStatus:output_type -> lockbox.v1.KeyStatus
+	140, // 239: lockbox.v1.KeyService.RotateKey:output_type -> lockbox.v1.KeyStatus
+	145, // 240: lockbox.v1.KeyService.GetOrderKey:output_type -> lockbox.v1.OrderKey
+	145, // 241: lockbox.v1.KeyService.SetOrderKey:output_type -> lockbox.v1.OrderKey
+	148, // 242: lockbox.v1.AuditService.ListRecords:output_type -> lockbox.v1.ListRecordsResponse
+	158, // 243: lockbox.v1.AuditService.ExportLog:output_type -> lockbox.v1.ExportLogResponse
+	160, // 244: lockbox.v1.AuditService.GetCheckpoint:output_type -> lockbox.v1.GetCheckpointResponse
+	149, // 245: lockbox.v1.AuditService.PlaceHold:output_type -> lockbox.v1.LegalHold
+	149, // 246: lockbox.v1.AuditService.ReleaseHold:output_type -> lockbox.v1.LegalHold
+	153, // 247: lockbox.v1.AuditService.ListHolds:output_type -> lockbox.v1.ListHoldsResponse
+	156, // 248: lockbox.v1.AuditService.ListSinks:output_type -> lockbox.v1.ListSinksResponse
+	163, // 249: lockbox.v1.NoticeService.ListNotices:output_type -> lockbox.v1.ListNoticesResponse
+	165, // 250: lockbox.v1.NoticeService.RetryNotices:output_type -> lockbox.v1.RetryNoticesResponse
+	168, // 251: lockbox.v1.NoticeService.CreateWebhook:output_type -> lockbox.v1.CreateWebhookResponse
+	170, // 252: lockbox.v1.NoticeService.ListWebhooks:output_type -> lockbox.v1.ListWebhooksResponse
+	166, // 253: lockbox.v1.NoticeService.RemoveWebhook:output_type -> lockbox.v1.Webhook
+	173, // 254: lockbox.v1.NoticeService.TestWebhook:output_type -> lockbox.v1.TestWebhookResponse
+	175, // 255: lockbox.v1.PolicyService.GetPolicies:output_type -> lockbox.v1.Policies
+	180, // 256: lockbox.v1.PolicyService.WhyRequest:output_type -> lockbox.v1.WhyRequestResponse
+	182, // 257: lockbox.v1.PolicyService.WhoCouldUnlock:output_type -> lockbox.v1.WhoCouldUnlockResponse
+	185, // 258: lockbox.v1.ContactService.AskContact:output_type -> lockbox.v1.ContactRequest
+	185, // 259: lockbox.v1.ContactService.DecideContact:output_type -> lockbox.v1.ContactRequest
+	188, // 260: lockbox.v1.ContactService.ReadContact:output_type -> lockbox.v1.ReadContactResponse
+	190, // 261: lockbox.v1.ContactService.ListContacts:output_type -> lockbox.v1.ListContactsResponse
+	192, // 262: lockbox.v1.CatalogueService.ListOperations:output_type -> lockbox.v1.ListOperationsResponse
+	165, // [165:263] is the sub-list for method output_type
+	67,  // [67:165] is the sub-list for method input_type
+	67,  // [67:67] is the sub-list for extension type_name
+	67,  // [67:67] is the sub-list for extension extendee
+	0,   // [0:67] is the sub-list for field type_name
 }
 
 func init() { file_lockbox_v1_lockbox_proto_init() }
@@ -13225,9 +13872,9 @@ func file_lockbox_v1_lockbox_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_lockbox_v1_lockbox_proto_rawDesc), len(file_lockbox_v1_lockbox_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   186,
+			NumMessages:   194,
 			NumExtensions: 0,
-			NumServices:   14,
+			NumServices:   15,
 		},
 		GoTypes:           file_lockbox_v1_lockbox_proto_goTypes,
 		DependencyIndexes: file_lockbox_v1_lockbox_proto_depIdxs,

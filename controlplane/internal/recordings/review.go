@@ -1,0 +1,161 @@
+package recordings
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/databox-lockbox/lockbox/controlplane/internal/store"
+	"github.com/databox-lockbox/lockbox/protocol/auditlog"
+)
+
+// Times of [Service.Run].
+const (
+	reviewEvery = 10 * time.Second
+	pruneEvery  = 6 * time.Hour
+	idleAfter   = 5 * time.Minute // from then on a growing recording takes no memory
+)
+
+// Run compares recordings with the activity log, deletes old ones, and tells
+// engineers who watches, until ctx ends.
+func (s *Service) Run(ctx context.Context) error {
+	var all sync.WaitGroup
+	defer all.Wait()
+	all.Go(func() { s.announce(ctx) })
+	review, prune := time.NewTicker(reviewEvery), time.NewTicker(pruneEvery)
+	defer review.Stop()
+	defer prune.Stop()
+	s.prune(ctx)
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-prune.C:
+			s.prune(ctx)
+		case <-review.C:
+			if err := s.Review(ctx); err != nil && ctx.Err() == nil {
+				s.cfg.Logger.Error().Err(err).Msg("cannot compare recordings with the activity log")
+			}
+		}
+	}
+}
+
+// Review compares the recordings that are complete with what their nodes wrote of
+// them in the activity log, where that was not here before.
+func (s *Service) Review(ctx context.Context) error {
+	s.rest()
+	rows, err := s.list(ctx, store.RecordingFilter{Unlogged: true})
+	if err != nil {
+		return err
+	}
+	for _, row := range rows {
+		err := s.cfg.Store.Tx(ctx, func(tx *store.Tx) error {
+			if err := s.compare(ctx, tx, &row); err != nil || row.State == store.RecordingComplete && !row.Logged {
+				return err
+			}
+			if row.State == store.RecordingBroken {
+				return s.keep(ctx, tx, &row)
+			}
+			return tx.UpdateRecording(ctx, &row)
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// rest gives back the memory of recordings that have not grown for a while.
+func (s *Service) rest() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for id, g := range s.growing {
+		if g.appending.TryLock() {
+			if s.cfg.Now().Sub(g.touched) > idleAfter && !s.followedLocked(id) {
+				delete(s.growing, id)
+			}
+			g.appending.Unlock()
+		}
+	}
+}
+
+// maxEnds bounds how many records are read to find that of a recording's end.
+const maxEnds = 10_000
+
+// compare looks for the node's own record of a recording's end, and compares the
+// digests. Without such a record nothing changes.
+func (s *Service) compare(ctx context.Context, tx *store.Tx, row *store.Recording) error {
+	rows, err := tx.AuditRows(ctx, store.AuditFilter{
+		Operation: string(auditlog.OpEndRecording), Serial: row.Node.Serial, Since: row.Began.Add(-time.Minute), Limit: maxEnds,
+	})
+	if err != nil {
+		return err
+	}
+	for _, r := range rows {
+		rec, err := auditlog.ParseRecord(r.Record)
+		if err != nil || rec.Origin != row.Node.String() || rec.Properties[propertyRecording] != row.ID {
+			continue
+		}
+		if rec.Properties[propertyDigest] == row.Digest {
+			row.Logged = true
+		} else {
+			row.State = store.RecordingBroken
+			row.Problem = fmt.Sprintf("its digest is %s: the activity log, record %d, has %s", row.Digest, r.Index, rec.Properties[propertyDigest])
+		}
+		return nil
+	}
+	return nil
+}
+
+// prune deletes old recordings, and says so in the log.
+func (s *Service) prune(ctx context.Context) {
+	if s.cfg.Retention == 0 {
+		return
+	}
+	if n, err := s.Prune(ctx); err != nil && ctx.Err() == nil {
+		s.cfg.Logger.Error().Err(err).Msg("cannot delete old recordings")
+	} else if n > 0 {
+		s.cfg.Logger.Info().Int("recordings", n).Msg("deleted old recordings")
+	}
+}
+
+// Prune deletes the recordings that ended before the retention time, except those
+// under a legal hold, and returns how many. Each is recorded first. Their rows
+// stay.
+func (s *Service) Prune(ctx context.Context) (n int, err error) {
+	rows, err := s.list(ctx, store.RecordingFilter{Before: s.now().Add(-max(s.cfg.Retention, MinRetention))})
+	if err != nil {
+		return 0, err
+	}
+	for _, row := range rows {
+		if err := s.remove(ctx, row); err != nil {
+			return n, err
+		}
+		n++
+	}
+	return n, nil
+}
+
+func (s *Service) remove(ctx context.Context, row store.Recording) error {
+	rec := s.about(auditlog.OpDeleteRecording, auditlog.Start, "lockboxd", row)
+	rec.Properties[propertyDigest], rec.Properties["ended"] = row.Digest, row.Ended.Format(time.RFC3339)
+	if _, err := s.cfg.Audit.RecordIntent(ctx, rec); err != nil {
+		return err
+	}
+	size, err := s.sizeOf(row.ID)
+	if err != nil {
+		return err
+	}
+	if err := os.Remove(s.path(row.ID)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("cannot delete recording %s: %w", row.ID, err)
+	}
+	s.mu.Lock()
+	s.countLocked(row.Node, -charge(size))
+	s.mu.Unlock()
+	row.State = store.RecordingDeleted
+	return s.cfg.Store.Tx(ctx, func(tx *store.Tx) error { return tx.UpdateRecording(ctx, &row) })
+}
