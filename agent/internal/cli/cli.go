@@ -374,7 +374,8 @@ func showText(w io.Writer, s *devicev1.NodeStatus) error {
 		row("Session "+one.Session, fmt.Sprintf("%s, %d connections, until %s", one.Engineer, one.Connections, time.Unix(one.Expires, 0).Format(time.RFC3339)))
 	}
 	if j := s.Job; j.GetState() != "" {
-		row("Copy job", fmt.Sprintf("%s, %d of %d files", j.State, j.FilesDone, j.FilesTotal))
+		row("Copy job", fmt.Sprintf("%s, %d of %d files, %d not; %s", j.State, j.FilesDone, j.FilesTotal, j.FilesErrored,
+			protocol.Transfer(j.BytesDone, j.BytesTotal, j.BytesPerSecond)))
 	}
 	return t.Flush()
 }

@@ -9,6 +9,7 @@ import (
 	"text/tabwriter"
 	"time"
 
+	"github.com/databox-lockbox/lockbox/protocol"
 	"github.com/databox-lockbox/lockbox/protocol/auditlog"
 )
 
@@ -116,7 +117,8 @@ func job(_ context.Context, s *Shell, _ []string) error {
 		_, err := fmt.Fprintln(s.cfg.Out, "no copy job has run since the agent started")
 		return err
 	}
-	_, err := fmt.Fprintf(s.cfg.Out, "state     %s\nfiles     %d of %d copied, %d not\nbytes     %d\n", j.State, j.FilesDone, j.FilesTotal, j.FilesErrored, j.BytesDone)
+	_, err := fmt.Fprintf(s.cfg.Out, "state     %s\nfiles     %d of %d copied, %d not\nbytes     %s\n",
+		j.State, j.FilesDone, j.FilesTotal, j.FilesErrored, protocol.Transfer(j.BytesDone, j.BytesTotal, j.BytesPerSecond))
 	return err
 }
 

@@ -69,16 +69,24 @@ func sharesOf(account string, shares []string) []string {
 }
 
 func (a *app) orderShow() *cobra.Command {
-	return &cobra.Command{
-		Use:   "show ORDER",
+	var watch bool
+	c := &cobra.Command{
+		Use:   "show ORDER [--watch]",
 		Short: "Show an order, its job and its history",
-		Long:  "Show an order: stage, device, destinations, copy job and history.",
-		Args:  args("ORDER"),
+		Long: `Show an order: stage, device, destinations, copy job and history. --watch first
+prints how far the job is, every two seconds, until it completes, halts or pauses.`,
+		Args: args("ORDER"),
 		RunE: a.connected(func(ctx context.Context, c *client.Client, cmd *cobra.Command, args []string) error {
+			if watch {
+				o, err := a.watchJob(ctx, c, cmd, args[0])
+				return a.showOrder(cmd, o, err)
+			}
 			o, err := c.Orders.GetOrder(ctx, &lockboxv1.GetOrderRequest{Id: args[0]})
 			return a.showOrder(cmd, o, err)
 		}),
 	}
+	c.Flags().BoolVar(&watch, "watch", false, "follow the copy job until it does not run any more")
+	return c
 }
 
 func (a *app) showOrder(cmd *cobra.Command, o *lockboxv1.Order, err error) error {
@@ -88,10 +96,7 @@ func (a *app) showOrder(cmd *cobra.Command, o *lockboxv1.Order, err error) error
 	return a.print(cmd, o, func(w io.Writer) {
 		fields(w, "Order", o.Id, "Subscription", o.Subscription, "SKU", o.Sku, "Stage", o.Stage, "Status", o.Status,
 			"Device", o.Serial, "Trust policy", o.TrustPolicyDigest, "Consent", o.ConsentDigest,
-			"Errors", strings.Join(o.ErrorCodes, ", "))
-		if o.FilesTotal > 0 {
-			fields(w, "Files", fmt.Sprintf("%d of %d copied, %d not", o.FilesDone, o.FilesTotal, o.FilesErrored))
-		}
+			"Errors", strings.Join(o.ErrorCodes, ", "), "Job", jobProgress(o))
 		for _, d := range o.Destinations {
 			fields(w, "Destination", d.Account+" = "+d.Endpoint)
 		}
@@ -201,7 +206,7 @@ func (a *app) orderStartJob() *cobra.Command {
 		Short:   "Start or resume the copy job under the signed consent",
 		Long: `Unlock the device for its copy job, under the data-copy consent that the customer
 signed, and start or resume the job. No share opens and no session enters. The
-job goes on by itself; 'lockbox order show' says how far it is.`,
+job goes on by itself; 'lockbox order show --watch' says how far it is.`,
 		Args: args("ORDER"),
 		RunE: a.connected(func(ctx context.Context, c *client.Client, cmd *cobra.Command, args []string) error {
 			stream, err := c.Orders.StartJob(ctx, &lockboxv1.StartJobRequest{Order: args[0]})
@@ -235,26 +240,6 @@ func (a *app) follow(cmd *cobra.Command, receive func() (*lockboxv1.ProgressEven
 		if err != nil {
 			return err
 		}
-	}
-}
-
-func (a *app) orderLog() *cobra.Command {
-	return &cobra.Command{
-		Use:   "log ORDER",
-		Short: "Print the copy log (XML) of the newest run, one per node",
-		Long:  "Print the copy log of the newest run, an XML document per node: what was copied, and what was not and why.",
-		Args:  args("ORDER"),
-		RunE: a.connected(func(ctx context.Context, c *client.Client, cmd *cobra.Command, args []string) error {
-			resp, err := c.Orders.GetCopyLog(ctx, &lockboxv1.GetCopyLogRequest{Order: args[0]})
-			if err != nil {
-				return err
-			}
-			return a.print(cmd, resp, func(w io.Writer) {
-				for _, l := range resp.CopyLogs {
-					fmt.Fprintf(w, "%s\n", l)
-				}
-			})
-		}),
 	}
 }
 
