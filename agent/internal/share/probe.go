@@ -47,7 +47,7 @@ func probe(ctx context.Context, address string, denied bool) error {
 	return nil
 }
 
-// negativeResponse is the type of a session response (RFC 1002, 4.3.4).
+// negativeResponse is the type of a session response that refuses (RFC 1002, 4.3.4).
 const negativeResponse = 0x83
 
 func probeDenied(conn net.Conn) error {
