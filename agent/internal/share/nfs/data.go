@@ -212,6 +212,8 @@ func (c *conn) onCreate() []byte {
 
 // create makes a file, or finds that it is there and may be.
 func (t target) create(name string, how uint32, verifier uint64) error {
+	t.conn.naming.Lock()
+	defer t.conn.naming.Unlock()
 	f, err := t.root.OpenFile(name, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
 	if err == nil {
 		err = errors.Join(f.Sync(), f.Close())

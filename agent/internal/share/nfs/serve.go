@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"sync"
 	"time"
 
 	gonfs "github.com/willscott/go-nfs"
@@ -82,6 +83,7 @@ type server struct {
 	volumes []*volume
 	open    *openFiles
 	conns   chan struct{} // holds one for each connection
+	naming  sync.Mutex    // held while files get names
 }
 
 // newServer returns a server of the folders in dir.

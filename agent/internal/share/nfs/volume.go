@@ -197,15 +197,19 @@ func (v *view) remove(name string, folder bool) error {
 	return v.syncDir(path.Dir(name))
 }
 
-// Rename implements [billy.Filesystem]. What loses its name there is deleted here.
+// Rename implements [billy.Filesystem].
 func (v *view) Rename(from, to string) error {
 	err := v.rename(from, to)
 	v.conn.report(recording.FileEvent{Op: recording.OpRename, Share: v.name, Path: from, To: v.name + "/" + to, Size: -1}, err)
 	return v.failed(err)
 }
 
+// rename moves a file. Over another one, which is gone then, it needs an approval
+// that says delete.
 func (v *view) rename(from, to string) error {
-	if v.conn.order.Access != approval.Delete {
+	v.conn.naming.Lock()
+	defer v.conn.naming.Unlock()
+	if _, err := v.lstat(to); v.conn.order.Access != approval.Delete && !errors.Is(err, fs.ErrNotExist) {
 		return syscall.EACCES
 	}
 	v.conn.open.drop(v.conn.tree.id(v.volume, split(to)))
