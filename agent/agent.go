@@ -227,7 +227,7 @@ func (a *Agent) newLock(key ed25519.PrivateKey) (*lock.Machine, error) {
 		ChallengeTTL: a.cfg.Lock.ChallengeTTL,
 		CommitWithin: a.cfg.Lock.CommitWithin,
 		MaxLease:     a.cfg.Lock.MaxLease,
-		EndSessions:  func(lock.Reason) { a.support.Kick() },
+		EndSessions:  func(why lock.Reason) { a.support.Kick(support.EndOf(why)) },
 		Sessions:     func() []*devicev1.SessionStatus { return a.support.Status() },
 		JobEvent:     func(e lock.JobEvent) { a.uplink.ReportJob(e) },
 		Watch:        a.watchChanges,
@@ -262,6 +262,7 @@ func (a *Agent) newSupport(id state.Identity) (*support.Server, error) {
 		HostCertificate: id.SSHHostCertificate,
 		Lock:            a.lock,
 		Journal:         a.journal,
+		Recorder:        a.recorder,
 		Clock:           a.opts.Clock,
 		Manifests:       func(m *devicev1.ReportManifestRequest) { a.uplink.ReportManifest(m) },
 		Log:             a.opts.Log,
@@ -292,11 +293,6 @@ func (a *Agent) newUplink(id state.Identity, key ed25519.PrivateKey) (*uplink.Up
 func (a *Agent) Run(ctx context.Context) error {
 	a.recordLife(auditlog.OpStartAgent)
 	a.opts.Log.Info().Str("node", a.cfg.NodeID().String()).Int("disks", len(a.cfg.Disks)).Msg("agent started, disks locked")
-	for _, s := range a.lock.Status().ShareServices {
-		if s.Detail != "" {
-			a.opts.Log.Warn().Str("protocol", s.Protocol).Str("why", s.Detail).Msg("shares cannot be served over this protocol")
-		}
-	}
 	a.changes.Recover()
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return a.recorder.Run(ctx) })

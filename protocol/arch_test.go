@@ -22,7 +22,7 @@ var plan = strings.Fields(`
 	agent agent/bitlocker agent/cmd/databox-agent
 	agent/internal/config agent/internal/state agent/internal/journal agent/internal/recorder agent/internal/disk agent/internal/disk/disktest
 	agent/internal/share agent/internal/share/nfs agent/internal/changes agent/internal/copyjob agent/internal/copyjob/azure agent/internal/copyjob/azure/azuretest agent/internal/shell agent/internal/shell/files agent/internal/lock
-	agent/internal/uplink agent/internal/support agent/internal/localapi agent/internal/cli
+	agent/internal/uplink agent/internal/support agent/internal/support/transfer agent/internal/localapi agent/internal/cli
 	controlplane controlplane/client controlplane/cmd/lockboxd controlplane/cmd/lockbox
 	controlplane/internal/config controlplane/internal/store controlplane/internal/store/storetest
 	controlplane/internal/auth controlplane/internal/policy controlplane/internal/audit controlplane/internal/recordings

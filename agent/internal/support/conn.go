@@ -28,6 +28,8 @@ func (s *Server) ServeConn(ctx context.Context, raw net.Conn, id protocol.Sessio
 		return err
 	}
 	defer s.leave(id, raw)
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
 	stop := context.AfterFunc(ctx, func() { raw.Close() })
 	defer stop()
 
@@ -40,12 +42,24 @@ func (s *Server) ServeConn(ctx context.Context, raw net.Conn, id protocol.Sessio
 	c := &connection{ServerConn: sc, server: s, session: one}
 	var answers sync.WaitGroup
 	defer answers.Wait()
+	defer cancel()
 	defer sc.Close()
 	answers.Go(func() { c.refuseAll(requests) })
 
 	if err := s.join(one, raw); err != nil {
 		return err
 	}
+	if c.sitting, err = s.sit(ctx, one); err != nil {
+		return err
+	}
+	defer s.stand(c.sitting)
+	answers.Go(func() {
+		select {
+		case <-c.sitting.Failed():
+			c.Close() // nothing more is done that is not recorded
+		case <-ctx.Done():
+		}
+	})
 	if err := s.pace(ctx, id); err != nil {
 		return err
 	}
@@ -222,6 +236,7 @@ type connection struct {
 	*ssh.ServerConn
 	server  *Server
 	session Session
+	sitting *sitting
 	idle    idleTimer
 }
 
@@ -252,7 +267,7 @@ func (c *connection) serve(ctx context.Context, channels <-chan ssh.NewChannel) 
 		}
 		all.Go(func() {
 			defer func() { <-slots }()
-			t := &terminal{conn: c, channel: active{ch, &c.idle}, columns: 80, rows: 24}
+			t := &terminal{conn: c, name: c.server.channel(c.sitting), channel: active{ch, &c.idle}, columns: 80, rows: 24}
 			t.serve(ctx, requests)
 		})
 	}

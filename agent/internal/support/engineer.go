@@ -8,6 +8,7 @@ import (
 	"github.com/databox-lockbox/lockbox/agent/internal/copyjob"
 	"github.com/databox-lockbox/lockbox/agent/internal/lock"
 	"github.com/databox-lockbox/lockbox/agent/internal/shell"
+	"github.com/databox-lockbox/lockbox/agent/internal/shell/files"
 	"github.com/databox-lockbox/lockbox/protocol"
 	"github.com/databox-lockbox/lockbox/protocol/auditlog"
 	devicev1 "github.com/databox-lockbox/lockbox/protocol/device/v1"
@@ -26,10 +27,24 @@ func (c *connection) Lease() (shell.Lease, error) {
 		Request: l.RequestID, Order: l.Order, Ticket: l.Ticket, Engineer: l.Engineer.Person, Access: l.Access, End: l.End,
 		Address: l.Address, User: l.User, Password: l.Password,
 	}
+	c.server.cfg.Recorder.Mask(l.Password) // it may be shown, and is not to be recorded
 	for _, sh := range l.Shares {
 		out.Shares = append(out.Shares, shell.Share{Name: shareName(l.Shares, sh), Dir: sh.Dir()})
 	}
 	return out, nil
+}
+
+// grant returns what this session may do with which files.
+func (c *connection) grant() (files.Grant, error) {
+	l, err := c.lease()
+	if err != nil {
+		return files.Grant{}, err
+	}
+	g := files.Grant{Access: l.Access}
+	for _, sh := range l.Shares {
+		g.Shares = append(g.Shares, files.Share{Name: shareName(l.Shares, sh), Dir: sh.Dir()})
+	}
+	return g, nil
 }
 
 func (c *connection) lease() (lock.Lease, error) {

@@ -14,6 +14,7 @@ import (
 	"github.com/databox-lockbox/lockbox/protocol"
 	"github.com/databox-lockbox/lockbox/protocol/approval"
 	"github.com/databox-lockbox/lockbox/protocol/auditlog"
+	"github.com/databox-lockbox/lockbox/protocol/recording"
 )
 
 func TestLogin(t *testing.T) {
@@ -141,7 +142,7 @@ func TestLockOut(t *testing.T) {
 func TestForwardingIsRefused(t *testing.T) {
 	s := newScene(t)
 	for _, options := range [][]string{
-		{"-o", "ExitOnForwardFailure=yes", "-R", "0:127.0.0.1:1"},
+		{"-N", "-o", "ExitOnForwardFailure=yes", "-R", "0:127.0.0.1:1"},
 		{"-W", "127.0.0.1:22"},
 	} {
 		l := s.login()
@@ -157,7 +158,7 @@ func TestForwardingIsRefused(t *testing.T) {
 		}
 	}
 	one := must(c.NewSession())
-	for _, kind := range []string{"auth-agent-req@openssh.com", "x11-req", "subsystem", "env", "signal"} {
+	for _, kind := range []string{"auth-agent-req@openssh.com", "x11-req", "env", "signal", "subsystem"} {
 		if ok, err := one.SendRequest(kind, true, nil); ok || err != nil {
 			t.Errorf("request %s: %v, %v", kind, ok, err)
 		}
@@ -167,7 +168,7 @@ func TestForwardingIsRefused(t *testing.T) {
 func TestSessionEnds(t *testing.T) {
 	ways := map[string]func(*scene){
 		"disabled":                func(s *scene) { s.server.Disable("ses-1", "engineer-done") },
-		"kicked":                  func(s *scene) { s.server.Kick() },
+		"kicked":                  func(s *scene) { s.server.Kick(recording.EndRevoked) },
 		"expired":                 func(s *scene) { s.clock.add(2*time.Hour, 0) },
 		"expired, clock set back": func(s *scene) { s.clock.add(-24*time.Hour, time.Hour) },
 		"stopped":                 func(s *scene) { go s.stop() },

@@ -24,6 +24,7 @@ import (
 
 	"github.com/databox-lockbox/lockbox/agent/internal/copyjob"
 	"github.com/databox-lockbox/lockbox/agent/internal/lock"
+	"github.com/databox-lockbox/lockbox/agent/internal/recorder"
 	"github.com/databox-lockbox/lockbox/certs"
 	"github.com/databox-lockbox/lockbox/protocol"
 	"github.com/databox-lockbox/lockbox/protocol/approval"
@@ -193,6 +194,7 @@ type scene struct {
 	journal     *memoryJournal
 	clock       *testClock
 	server      *Server
+	records     *recorder.Store
 	erin        ed25519.PrivateKey
 	session     Session
 	manifests   []*devicev1.ReportManifestRequest
@@ -217,8 +219,11 @@ func newScene(t *testing.T) *scene {
 	s.authorities, _, _ = certs.Open(filepath.Join(s.dir, "authority"))
 	host := newKey()
 	cert := must(s.authorities.SSHHostCert(signer(host).PublicKey(), s.node, time.Hour))
+	s.records = must(recorder.New(recorder.Config{
+		Dir: filepath.Join(s.dir, "recordings"), Node: s.node, Key: newKey(), Journal: s.journal, Quota: 4 << 20, Keep: time.Hour, Log: zerolog.Nop(),
+	}))
 	s.server = must(New(Config{
-		Node: s.node, HostKey: host, HostCertificate: cert.Marshal(), Lock: s.lock, Journal: s.journal, Clock: s.clock,
+		Node: s.node, HostKey: host, HostCertificate: cert.Marshal(), Lock: s.lock, Journal: s.journal, Clock: s.clock, Recorder: s.records,
 		Manifests: func(m *devicev1.ReportManifestRequest) { s.manifests = append(s.manifests, m) }, Log: zerolog.Nop(),
 	}))
 	s.session = Session{
@@ -257,6 +262,11 @@ func (s *scene) listen() {
 	ln := must(net.Listen("unix", s.socket))
 	ctx, cancel := context.WithCancel(context.Background())
 	var all sync.WaitGroup
+	all.Go(func() {
+		if err := s.records.Run(ctx); err != nil {
+			s.t.Error(err)
+		}
+	})
 	all.Go(func() {
 		if err := s.server.Run(ctx); err != nil {
 			s.t.Error(err)
@@ -319,8 +329,8 @@ type result struct {
 	out, err string
 }
 
-// command makes the stock ssh client run a command, or a shell without one.
-func (s *scene) command(l login, args ...string) *exec.Cmd {
+// options returns what stock clients need to log in.
+func (s *scene) options(l login) []string {
 	dir := must(os.MkdirTemp(s.dir, "client"))
 	file := func(name string, data []byte) string {
 		path := filepath.Join(dir, name)
@@ -330,17 +340,32 @@ func (s *scene) command(l login, args ...string) *exec.Cmd {
 		return path
 	}
 	key := file("id", pem.EncodeToMemory(must(ssh.MarshalPrivateKey(l.key, ""))))
-	argv := []string{
-		"-F", "none", "-i", key, "-l", l.user, "-o", "IdentitiesOnly=yes", "-o", "IdentityAgent=none", "-o", "BatchMode=yes",
-		"-o", "StrictHostKeyChecking=yes", "-o", "GlobalKnownHostsFile=none", "-o", "ConnectTimeout=20",
-		"-o", "UserKnownHostsFile=" + file("known_hosts", []byte(certs.KnownHostsLine(l.trusted))),
-		"-o", "ProxyCommand=" + must(os.Executable()),
-	}
+	argv := []string{"-F", "none"}
+	option := func(key, value string) { argv = append(argv, "-o", key+"="+value) }
+	option("IdentityFile", key)
+	option("User", l.user)
+	option("IdentitiesOnly", "yes")
+	option("IdentityAgent", "none")
+	option("BatchMode", "yes")
+	option("StrictHostKeyChecking", "yes")
+	option("GlobalKnownHostsFile", "none")
+	option("ConnectTimeout", "20")
+	option("UserKnownHostsFile", file("known_hosts", []byte(certs.KnownHostsLine(l.trusted))))
+	option("ProxyCommand", must(os.Executable()))
 	if !l.noCert {
-		argv = append(argv, "-o", "CertificateFile="+file("id-cert.pub", ssh.MarshalAuthorizedKey(l.cert)))
+		option("CertificateFile", file("id-cert.pub", ssh.MarshalAuthorizedKey(l.cert)))
 	}
-	argv = append(append(argv, l.options...), l.host)
-	cmd := exec.CommandContext(s.t.Context(), "ssh", append(argv, args...)...)
+	return argv
+}
+
+// command makes the stock ssh client run a command, or a shell without one.
+func (s *scene) command(l login, args ...string) *exec.Cmd {
+	return s.stock("ssh", l, append(append(l.options, l.host), args...)...)
+}
+
+// stock is a stock client: ssh, scp, sftp.
+func (s *scene) stock(program string, l login, args ...string) *exec.Cmd {
+	cmd := exec.CommandContext(s.t.Context(), program, append(s.options(l), args...)...)
 	cmd.Env = append(os.Environ(), proxySocket+"="+s.socket)
 	cmd.Stdin = l.stdin
 	cmd.WaitDelay = 10 * time.Second // for the proxy, on a busy machine
@@ -349,7 +374,12 @@ func (s *scene) command(l login, args ...string) *exec.Cmd {
 
 func (s *scene) ssh(l login, args ...string) result {
 	s.t.Helper()
-	cmd := s.command(l, args...)
+	return s.end(s.command(l, args...))
+}
+
+// end runs a client to its end.
+func (s *scene) end(cmd *exec.Cmd) result {
+	s.t.Helper()
 	var out, errOut bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errOut
 	err := cmd.Run()

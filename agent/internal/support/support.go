@@ -8,9 +8,14 @@
 //     the request statement, whatever the control plane says. Nobody comes in
 //     while the copy job has the disks. Who is in already and may not stay is
 //     put out within two seconds.
-//   - Every command is recorded before it runs, and how it ended after. If that
-//     fails, the connection ends. Who types faster than is worth recording waits.
-//   - What is typed is evaluated by package shell: there is no process behind it.
+//   - Everything is on record, see [recorder.Store]: what terminals show, command
+//     lines before they run, each operation on a file before its answer. If that
+//     fails, the connection ends. Who does more than is worth recording waits.
+//   - To stock OpenSSH it is an sshd: commands with their exit statuses, signals,
+//     terminals, SFTP, the old protocol of scp, many channels on a connection. It
+//     forwards nothing and takes no environment.
+//   - There is no process behind any of it: the shell is package shell, files are
+//     the shares of the lease ([files.System]) and nothing else.
 package support
 
 import (
@@ -28,10 +33,12 @@ import (
 	"golang.org/x/crypto/ssh"
 
 	"github.com/databox-lockbox/lockbox/agent/internal/lock"
+	"github.com/databox-lockbox/lockbox/agent/internal/recorder"
 	"github.com/databox-lockbox/lockbox/agent/internal/shell"
 	"github.com/databox-lockbox/lockbox/protocol"
 	"github.com/databox-lockbox/lockbox/protocol/auditlog"
 	devicev1 "github.com/databox-lockbox/lockbox/protocol/device/v1"
+	"github.com/databox-lockbox/lockbox/protocol/recording"
 )
 
 // Limits of sessions.
@@ -69,6 +76,7 @@ type Config struct {
 	HostCertificate []byte        // SSH wire form; empty: the plain host key
 	Lock            Lock
 	Journal         Journal
+	Recorder        *recorder.Store
 	Manifests       ManifestSink
 	Clock           lock.Clock // nil: the system's
 	Log             zerolog.Logger
@@ -96,6 +104,8 @@ type Server struct {
 	cfg  Config
 	host ssh.Signer
 
+	beginning sync.Mutex // held while a recording begins; taken before mu
+
 	mu       sync.Mutex // guards what follows
 	sessions map[protocol.SessionID]*session
 	stopped  bool           // Run has ended: nothing is added to handlers
@@ -106,6 +116,7 @@ type session struct {
 	Session
 	ended    bool              // it expired; kept for whoever disables it
 	conns    map[net.Conn]bool // whether somebody has logged in on it
+	sitting  *sitting          // nil before the first login, and after everybody was put out
 	failures []time.Duration   // of the newest failed logins, since boot
 	refuse   time.Duration     // nobody may log in before; since boot
 	paced    time.Duration     // when the newest thing to be recorded is due; since boot
@@ -223,7 +234,7 @@ func (s *Server) Disable(id protocol.SessionID, reason string) {
 		s.mu.Unlock()
 		return
 	}
-	s.endLocked(one)
+	s.endLocked(one, endOfSession(reason))
 	s.mu.Unlock()
 	s.recordEnd(one.Session, reason)
 }
@@ -235,22 +246,32 @@ func (s *Server) recordEnd(one Session, reason string) {
 	s.recordAfter(rec)
 }
 
-// Kick ends every connection; the sessions stay enabled. It returns at once.
-func (s *Server) Kick() {
+// endOfSession says how the recording of a session ends that is disabled.
+func endOfSession(reason string) recording.Reason {
+	if reason == string(recording.EndKilled) {
+		return recording.EndKilled
+	}
+	return recording.EndDisabled
+}
+
+// Kick ends every connection, and the recordings for the reason; the sessions
+// stay enabled. It returns at once.
+func (s *Server) Kick(reason recording.Reason) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, one := range s.sessions {
-		s.endLocked(one)
+		s.endLocked(one, reason)
 	}
 }
 
 // endLocked closes the connections of a session. Closing the transport frees
 // every channel, whatever its command waits for; it may itself wait for a
 // network that is stuck, and nobody waits for that.
-func (s *Server) endLocked(one *session) {
+func (s *Server) endLocked(one *session, reason recording.Reason) {
 	for raw := range one.conns { // each holds handlers above zero
 		s.handlers.Go(func() { raw.Close() })
 	}
+	s.closeLocked(one, reason)
 }
 
 // Status lists the enabled sessions.
@@ -296,8 +317,10 @@ func (s *Server) Run(ctx context.Context) error {
 func (s *Server) stop() error {
 	s.mu.Lock()
 	s.stopped = true
+	for _, one := range s.sessions {
+		s.endLocked(one, recording.EndDone)
+	}
 	s.mu.Unlock()
-	s.Kick()
 	done := make(chan struct{})
 	go func() {
 		s.handlers.Wait()
@@ -326,9 +349,9 @@ func (s *Server) watch() {
 		case s.over(one.Session):
 			one.ended = true
 			expired = append(expired, one.Session)
-			s.endLocked(one)
+			s.endLocked(one, recording.EndDone)
 		case unlocked && !letsIn(lease, one.Key):
-			s.endLocked(one)
+			s.endLocked(one, recording.EndDone)
 		}
 	}
 	s.mu.Unlock()

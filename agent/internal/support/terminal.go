@@ -3,20 +3,28 @@ package support
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 
 	"golang.org/x/crypto/ssh"
 
+	"github.com/databox-lockbox/lockbox/agent/internal/recorder"
 	"github.com/databox-lockbox/lockbox/agent/internal/shell"
+	"github.com/databox-lockbox/lockbox/agent/internal/shell/files"
+	"github.com/databox-lockbox/lockbox/agent/internal/support/transfer"
+	"github.com/databox-lockbox/lockbox/protocol/auditlog"
+	"github.com/databox-lockbox/lockbox/protocol/recording"
 )
 
 // terminal is one session channel: a shell, one command, or files.
 type terminal struct {
 	conn    *connection
+	name    string // of the channel, in the recording
 	channel active
 	ended   sync.Once // the client has been told how it ended
 
@@ -25,7 +33,8 @@ type terminal struct {
 	started       bool
 	pty           bool
 	columns, rows int
-	console       *shell.Console // of an interactive shell with a terminal
+	console       *shell.Console     // of an interactive shell with a terminal
+	rec           *recorder.Terminal // once the work has started
 
 	unrecorded bool // the work could not be recorded: the connection ends with it
 }
@@ -75,6 +84,9 @@ func (t *terminal) answer(r *ssh.Request) deed {
 			return t.start(func(ctx context.Context) int { return t.exec(ctx, line) })
 		}
 	case "subsystem":
+		if name, ok := text(r.Payload); ok && name == "sftp" {
+			return t.start(t.sftp)
+		}
 	}
 	return nil // env, agent and X11 forwarding, other subsystems
 }
@@ -95,10 +107,17 @@ func (t *terminal) start(do func(context.Context) int) deed {
 		return nil
 	}
 	t.started = true
+	if t.pty {
+		t.rec = t.conn.sitting.Terminal(t.name, t.columns, t.rows)
+	} else {
+		t.rec = t.conn.sitting.Plain(t.name)
+	}
 	return func(ctx context.Context, work *sync.WaitGroup, cancel context.CancelFunc) {
 		work.Go(func() {
 			defer cancel()
-			t.exit("exit-status", ssh.Marshal(struct{ Status uint32 }{uint32(do(ctx))}))
+			status := do(ctx)
+			t.unrecorded = t.rec.Close() != nil || t.unrecorded
+			t.exit("exit-status", ssh.Marshal(struct{ Status uint32 }{uint32(status)}))
 			if t.unrecorded {
 				t.conn.Close()
 			}
@@ -112,7 +131,10 @@ func (t *terminal) startShell() deed {
 	if begin == nil || !t.pty {
 		return begin
 	}
-	t.console = shell.NewConsole(t.channel, t.columns, t.rows)
+	t.console = shell.NewConsole(struct {
+		io.Reader
+		io.Writer
+	}{t.channel, shown{t.channel, t.rec}}, t.columns, t.rows)
 	return func(ctx context.Context, work *sync.WaitGroup, cancel context.CancelFunc) {
 		work.Go(func() { t.console.Pump(ctx) })
 		begin(ctx, work, cancel)
@@ -180,25 +202,82 @@ func (t *terminal) setSize(columns, rows uint32) {
 	if t.console != nil {
 		t.console.SetSize(t.columns, t.rows)
 	}
+	if t.rec != nil {
+		_ = t.rec.Resize(t.columns, t.rows) // if it fails, so does the next output
+	}
 }
 
 // config is that of this channel's shell.
 func (t *terminal) config() shell.Config {
 	return shell.Config{
-		Node: t.conn, Session: t.conn, Now: t.conn.server.cfg.Clock.Now,
-		Out: t.channel, Err: t.channel.Stderr(), Log: t.conn.server.cfg.Log,
+		Node: t.conn, Session: recorded{t.conn, t.rec}, Now: t.conn.server.cfg.Clock.Now,
+		Out: shown{t.channel, t.rec}, Err: shown{t.channel.Stderr(), t.rec}, Log: t.conn.server.cfg.Log,
 	}
 }
 
 // exec runs one command line.
 func (t *terminal) exec(ctx context.Context, line string) int {
+	if words := shell.Words(line); len(words) > 1 && words[0] == "scp" {
+		return t.scp(ctx, words)
+	}
 	cfg := t.config()
 	if t.pty { // a terminal wants its line ends
-		cfg.Out, cfg.Err = lineEnds{t.channel}, lineEnds{t.channel}
+		cfg.Out = lineEnds{cfg.Out}
+		cfg.Err = cfg.Out
 	}
 	sh := shell.New(cfg)
 	defer func() { t.unrecorded = sh.Unrecorded() }()
 	return sh.Run(ctx, line)
+}
+
+// sftp serves files until the client has enough.
+func (t *terminal) sftp(ctx context.Context) int {
+	return t.serveFiles(ctx, "sftp", recording.ViaSFTP, func(system *files.System) error {
+		return transfer.ServeSFTP(ctx, t.channel, system)
+	})
+}
+
+// scp is the far end of a client's scp -O.
+func (t *terminal) scp(ctx context.Context, words []string) int {
+	copies, err := transfer.ParseSCP(words[1:])
+	if err != nil {
+		fmt.Fprintln(t.channel.Stderr(), shell.Visible(err.Error()))
+		return exitUsage
+	}
+	return t.serveFiles(ctx, strings.Join(words, " "), recording.ViaSCP, func(system *files.System) error {
+		return transfer.ServeSCP(ctx, t.channel, system, copies)
+	})
+}
+
+// Exit statuses of what is no shell.
+const (
+	exitFailed = 1
+	exitUsage  = 2
+)
+
+// serveFiles has the shares served. What is done is recorded as a command, and
+// each operation.
+func (t *terminal) serveFiles(ctx context.Context, command string, via recording.Via, serve func(*files.System) error) int {
+	words := map[string]string{"command": shell.Visible(command)}
+	session := recorded{t.conn, t.rec}
+	err := session.Record(ctx, auditlog.OpRunCommand, auditlog.Start, words)
+	if err == nil {
+		_, err = t.conn.grant() // to say at once what there is to do
+	} else {
+		t.unrecorded = true
+	}
+	if err == nil {
+		err = serve(files.New(files.Config{Grant: t.conn.grant, Log: t.conn.sitting, Via: via, Client: "channel " + t.name}))
+	}
+	status, result := 0, auditlog.Success
+	if err != nil {
+		status, result = exitFailed, auditlog.Failure
+		fmt.Fprintln(t.channel.Stderr(), shell.Visible(strings.ReplaceAll(err.Error(), "\n", "; ")))
+	}
+	words["status"] = strconv.Itoa(status)
+	unrecorded := session.Record(context.WithoutCancel(ctx), auditlog.OpRunCommand, result, words)
+	t.unrecorded = t.unrecorded || unrecorded != nil || errors.Is(err, files.ErrUnrecorded)
+	return status
 }
 
 // shell runs lines until the end of input.
@@ -208,6 +287,8 @@ func (t *terminal) shell(ctx context.Context) int {
 	if !t.pty {
 		return sh.Lines(ctx, t.channel)
 	}
+	t.conn.server.atConsole(t, true)
+	defer t.conn.server.atConsole(t, false)
 	t.greet()
 	return sh.Interact(ctx, t.console, t.prompt)
 }

@@ -226,7 +226,9 @@ func (f *File) Truncate(size int64) error {
 	}
 	if err == nil {
 		if err = f.system.record(e); err == nil {
-			f.wrote.spoil()
+			if size != info.Size() {
+				f.wrote.spoil()
+			}
 			err = f.f.Truncate(size)
 		}
 	}
