@@ -90,12 +90,13 @@ func newRoot() *cobra.Command {
 		Short: "Simulated devices with real BitLocker disks, and the story played on them",
 		Long: `Simulated devices with real BitLocker disks, and the story played on them.
 
-  databox-sim demo        play the story with the real programs, and check every step
-  databox-sim up          play it until the copy job has halted, and leave it running
-  databox-sim down        end what 'up' left running
-  databox-sim bench       measure unlocking, relocking, and a fleet of idle devices
-  databox-sim bench-disk  measure the disk engine beside its peers
-  databox-sim image       make, read, check and re-key BitLocker images`,
+  databox-sim demo          play the story with the real programs, and check every step
+  databox-sim up            play it until the copy job has halted, and leave it running
+  databox-sim down          end what 'up' left running
+  databox-sim bench         measure unlocking, relocking, and a fleet of idle devices
+  databox-sim bench-disk    measure the disk engine beside its peers
+  databox-sim bench-upload  measure the copy job beside Azure's own SDK
+  databox-sim image         make, read, check and re-key BitLocker images`,
 		SilenceErrors: true,
 		SilenceUsage:  true,
 		Args:          noArgs,
@@ -104,7 +105,7 @@ func newRoot() *cobra.Command {
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
 		return usageError{fmt.Errorf("%w; see '%s --help'", err, c.CommandPath())}
 	})
-	root.AddCommand(demoCommand(), upCommand(), downCommand(), benchCommand(), partCommand(), benchDiskCommand(), benchWorkflowCommand(), unlockPartCommand(), imageCommand())
+	root.AddCommand(demoCommand(), upCommand(), downCommand(), benchCommand(), partCommand(), benchDiskCommand(), benchUploadCommand(), benchWorkflowCommand(), unlockPartCommand(), imageCommand())
 	return root
 }
 
