@@ -128,8 +128,12 @@ type shares struct {
 }
 
 func newShares(cfg Config, opts Options, keeper *disk.Keeper, changes *changes.Watcher) (shares, error) {
+	allow, err := cfg.Share.Prefixes()
+	if err != nil {
+		return shares{}, err
+	}
 	protocols := []share.Protocol{share.NewSMB(share.SMBConfig{
-		RunDir: cfg.RunDir, SMBD: cfg.Share.SMBD, Address: cfg.Share.Address, Port: cfg.Share.Port, Keeper: keeper,
+		RunDir: cfg.RunDir, SMBD: cfg.Share.SMBD, Address: cfg.Share.Address, Port: cfg.Share.Port, Allow: allow, Keeper: keeper,
 	})}
 	if n := cfg.Share.NFS; n.Enabled {
 		allow, err := n.Prefixes()

@@ -97,6 +97,8 @@ type Share struct {
 	Address string `mapstructure:"address"`
 	// Port is the TCP port of the SMB shares; 0 chooses a free one. Default 0.
 	Port int `mapstructure:"port"`
+	// Allow are the addresses of SMB clients, as in 10.1.2.0/24. Default loopback.
+	Allow []string `mapstructure:"allow"`
 	// NFS serves shares over NFSv3 too.
 	NFS NFS `mapstructure:"nfs"`
 }
@@ -116,9 +118,14 @@ type NFS struct {
 }
 
 // Prefixes returns Allow as addresses.
-func (n NFS) Prefixes() ([]netip.Prefix, error) {
-	list := make([]netip.Prefix, len(n.Allow))
-	for i, text := range n.Allow {
+func (s Share) Prefixes() ([]netip.Prefix, error) { return prefixes(s.Allow) }
+
+// Prefixes returns Allow as addresses.
+func (n NFS) Prefixes() ([]netip.Prefix, error) { return prefixes(n.Allow) }
+
+func prefixes(texts []string) ([]netip.Prefix, error) {
+	list := make([]netip.Prefix, len(texts))
+	for i, text := range texts {
 		prefix, err := netip.ParsePrefix(text)
 		if err == nil && prefix != prefix.Masked() {
 			err = fmt.Errorf("netip.ParsePrefix(%q): bits are set beyond the network", text)
@@ -190,7 +197,7 @@ func Default() Config {
 		Node: 1,
 		Lock: Lock{DeadMan: 60 * time.Second, ChallengeTTL: 60 * time.Second, CommitWithin: 30 * time.Second, MaxLease: 8 * time.Hour},
 		Share: Share{
-			SMBD: "/usr/sbin/smbd", Address: "127.0.0.1",
+			SMBD: "/usr/sbin/smbd", Address: "127.0.0.1", Allow: []string{"127.0.0.0/8", "::1/128"},
 			NFS: NFS{Address: "127.0.0.1", Port: 2049, Allow: []string{"127.0.0.0/8", "::1/128"}},
 		},
 		Copy:      Copy{Parallel: 4},
@@ -249,6 +256,9 @@ func (c Config) Validate() error {
 	p.Check(filepath.IsAbs(c.Share.SMBD), "share.smbd", "%q is not absolute: write the full path of the program", c.Share.SMBD)
 	p.Check(net.ParseIP(c.Share.Address) != nil, "share.address", "%q is not an IP address: write one, as in 127.0.0.1", c.Share.Address)
 	p.Check(c.Share.Port >= 0 && c.Share.Port <= 65535, "share.port", "%d is not a port: write 0 to 65535", c.Share.Port)
+	_, err := c.Share.Prefixes()
+	p.Check(err == nil, "share.allow", "%v: write networks, as in 10.1.2.0/24", err)
+	p.Check(len(c.Share.Allow) > 0, "share.allow", "no address is given, so nobody could connect: list networks, as in 10.1.2.0/24")
 	p.nfs(c.Share.NFS)
 	p.Check(c.Copy.Parallel >= 1 && c.Copy.Parallel <= 64, "copy.parallel", "%d is out of range: write 1 to 64", c.Copy.Parallel)
 	p.accounts(c.Copy.Accounts)

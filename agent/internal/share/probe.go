@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"syscall"
 	"time"
 )
 
@@ -15,8 +16,9 @@ import (
 const probeTime = 2 * time.Second
 
 // probe asks the server at address which version of SMB it speaks, and fails if it
-// does not answer.
-func probe(ctx context.Context, address string) error {
+// does not answer. A server that lets this machine not in answers by saying so, or
+// by hanging up, which is enough if denied.
+func probe(ctx context.Context, address string, denied bool) error {
 	ctx, cancel := context.WithTimeout(ctx, probeTime)
 	defer cancel()
 	var dialer net.Dialer
@@ -27,7 +29,11 @@ func probe(ctx context.Context, address string) error {
 	defer conn.Close()
 	deadline, _ := ctx.Deadline()
 	conn.SetDeadline(deadline)
-	if _, err := conn.Write(negotiate()); err != nil {
+	_, err = conn.Write(negotiate())
+	if denied {
+		return probeDenied(conn)
+	}
+	if err != nil {
 		return err
 	}
 	answer := make([]byte, 4+64)
@@ -39,6 +45,21 @@ func probe(ctx context.Context, address string) error {
 		return errors.New("the answer is not SMB 3")
 	}
 	return nil
+}
+
+// negativeResponse is the type of a session response that refuses (RFC 1002, 4.3.4).
+const negativeResponse = 0x83
+
+func probeDenied(conn net.Conn) error {
+	answer := make([]byte, 1)
+	_, err := conn.Read(answer)
+	switch {
+	case errors.Is(err, io.EOF), errors.Is(err, syscall.ECONNRESET), err == nil && answer[0] == negativeResponse:
+		return nil
+	case err != nil:
+		return fmt.Errorf("no answer: %w", err)
+	}
+	return errors.New("this machine is let in, although it is not allowed")
 }
 
 var smb2Magic = []byte("\xfeSMB")

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -22,12 +23,12 @@ import (
 
 // SMBConfig says where the SMB server runs.
 type SMBConfig struct {
-	RunDir  string       // private directory of the agent, made if missing; the server's own lies below
-	SMBD    string       // path of smbd; "" looks it up
-	Address string       // IP address to listen on, and no other; "" is 127.0.0.1
-	Port    int          // TCP port; 0 chooses a free one
-	Allow   []string     // addresses and networks from which clients may come; none is this machine only
-	Keeper  *disk.Keeper // ends the server when the agent is killed; nil only where that does not matter
+	RunDir  string         // private directory of the agent, made if missing; the server's own lies below
+	SMBD    string         // path of smbd; "" looks it up
+	Address string         // IP address to listen on, and no other; "" is 127.0.0.1
+	Port    int            // TCP port; 0 chooses a free one
+	Allow   []netip.Prefix // where clients may come from; none: this machine
+	Keeper  *disk.Keeper   // ends the server when the agent is killed; nil only where that does not matter
 }
 
 // SMB serves shares by a Debian smbd.
@@ -147,12 +148,7 @@ func (c *SMBConfig) complete() (err error) {
 		return fmt.Errorf("cannot share at %q: want an IP address", c.Address)
 	}
 	if len(c.Allow) == 0 {
-		c.Allow = []string{"127.0.0.0/8", "::1"}
-	}
-	for _, from := range c.Allow {
-		if _, err := ParseNetwork(from); err != nil {
-			return err
-		}
+		c.Allow = []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("::1/128")}
 	}
 	if c.Port == 0 {
 		if c.Port, err = freePort(c.Address); err != nil {
@@ -175,16 +171,14 @@ func (c *SMBConfig) complete() (err error) {
 	return err
 }
 
-// ParseNetwork reads an address or a network, as in 10.0.0.0/24.
-func ParseNetwork(text string) (netip.Prefix, error) {
-	if addr, err := netip.ParseAddr(text); err == nil && addr.Zone() == "" {
-		return netip.PrefixFrom(addr, addr.BitLen()), nil
+// allows reports whether the server lets this machine in, whose address is then
+// the server's own.
+func (c *SMBConfig) allows() bool {
+	own, err := netip.ParseAddr(c.Address)
+	if err != nil || own.IsUnspecified() {
+		own = netip.MustParseAddr("127.0.0.1")
 	}
-	network, err := netip.ParsePrefix(text)
-	if err != nil || network != network.Masked() {
-		return netip.Prefix{}, fmt.Errorf("%q is no address and no network: write one, as in 10.0.0.7 or 10.0.0.0/24", text)
-	}
-	return network, nil
+	return slices.ContainsFunc(c.Allow, func(p netip.Prefix) bool { return p.Contains(own.Unmap()) })
 }
 
 func (c *SMBConfig) address() string { return net.JoinHostPort(c.Address, strconv.Itoa(c.Port)) }
@@ -260,7 +254,7 @@ func (s *smbServer) start(ctx context.Context, cfg SMBConfig) error {
 	s.mu.Lock()
 	s.child = child
 	s.mu.Unlock()
-	if err := s.waitReady(ctx); err != nil {
+	if err := s.waitReady(ctx, !cfg.allows()); err != nil {
 		s.child.Kill()
 		<-s.child.Done()
 		return fmt.Errorf("cannot share at %s: %w: %s", s.address, err, s.lastLog())
@@ -268,9 +262,9 @@ func (s *smbServer) start(ctx context.Context, cfg SMBConfig) error {
 	return nil
 }
 
-func (s *smbServer) waitReady(ctx context.Context) error {
+func (s *smbServer) waitReady(ctx context.Context, denied bool) error {
 	for {
-		err := probe(ctx, s.address)
+		err := probe(ctx, s.address, denied)
 		if err == nil {
 			return nil
 		}

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -549,5 +550,18 @@ func TestUnusualFolderNames(t *testing.T) {
 	st.start(t, folder, approval.ReadOnly)
 	if out, err := st.client("ls"); err != nil || !strings.Contains(out, "inside") {
 		t.Errorf("%v: %s", err, out)
+	}
+}
+
+// TestOnlyFromAllowedAddresses keeps out this machine too, which smbd lets in
+// wherever nothing denies it.
+func TestOnlyFromAllowedAddresses(t *testing.T) {
+	for network, want := range map[string]bool{"127.0.0.1/32": true, "127.0.0.2/32": false, "10.0.0.0/8": false, "::/0": false} {
+		st := newShare(t)
+		st.cfg.Allow = []netip.Prefix{netip.MustParsePrefix(network)}
+		st.start(t, st.folder, approval.ReadOnly)
+		if out, err := st.client("ls"); (err == nil) != want {
+			t.Errorf("allowed is %s: %v: %s", network, err, out)
+		}
 	}
 }

@@ -192,7 +192,7 @@ func configuration(cfg SMBConfig, dir string, shares []Share, access approval.Ac
 		readOnly = "no"
 	}
 	var text strings.Builder
-	strings.NewReplacer("{port}", fmt.Sprint(cfg.Port), "{interfaces}", interfaces, "{dir}", dir, "{allow}", strings.Join(cfg.Allow, " "),
+	strings.NewReplacer("{port}", fmt.Sprint(cfg.Port), "{interfaces}", interfaces, "{dir}", dir, "{allow}", strings.Trim(fmt.Sprint(cfg.Allow), "[]"),
 		"{clients}", fmt.Sprint(maxClients), "{files}", fmt.Sprint(maxFiles)).WriteString(&text, global)
 	for _, s := range shares {
 		strings.NewReplacer("{name}", s.Name, "{account}", account, "{path}", s.Dir, "{readOnly}", readOnly).WriteString(&text, section)
