@@ -293,6 +293,11 @@ func (a *Agent) newUplink(id state.Identity, key ed25519.PrivateKey) (*uplink.Up
 func (a *Agent) Run(ctx context.Context) error {
 	a.recordLife(auditlog.OpStartAgent)
 	a.opts.Log.Info().Str("node", a.cfg.NodeID().String()).Int("disks", len(a.cfg.Disks)).Msg("agent started, disks locked")
+	for _, s := range a.lock.Status().ShareServices {
+		if s.Detail != "" {
+			a.opts.Log.Warn().Str("protocol", s.Protocol).Str("why", s.Detail).Msg("shares cannot be served over this protocol")
+		}
+	}
 	a.changes.Recover()
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return a.recorder.Run(ctx) })
