@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
+	"encoding/json"
 	"fmt"
 	"os"
 	"path"
@@ -379,6 +380,35 @@ func (s *Story) resume(ctx context.Context) {
 	s.hold(files > 0, "the bills of materials are empty")
 	s.out.held("all %d files of the newest bills of materials are in the blob store, each with the CRC64 that its bill says", files)
 	s.provesLocked(ctx)
+	s.touched(ctx)
+}
+
+// touched shows the device's own answer to what the engineer did.
+func (s *Story) touched(ctx context.Context) {
+	node := s.w.Device.Nodes[0].ID
+	var moved []string
+	s.until(ctx, "the device has said what was touched, and closed the answer", func() bool {
+		var answers []approval.Changes
+		s.must(json.Unmarshal([]byte(s.quietly(ctx, "olga", "--output", "json", "request", "changes", s.number).out), &answers))
+		for _, c := range answers {
+			if c.Node != approval.NameOf(node) || c.Stage != approval.AtReopened {
+				continue
+			}
+			for _, one := range c.List {
+				s.hold(one.Kind == approval.Moved && one.Unsure == "", "%s was %s, %q, which nobody did", one.File.Bytes(), one.Kind, one.Unsure)
+				moved = append(moved, one.File.Path)
+			}
+			return true
+		}
+		return false
+	})
+	s.ok(ctx, "olga", "request", "changes", s.number)
+	share := s.w.Device.Nodes[0].Disks[0].Shares[0]
+	for name := range share.Files {
+		rest, wrong := strings.CutPrefix(name, profile.WrongFolder+"/")
+		s.hold(!wrong || slices.Contains(moved, profile.RightFolder+"/"+rest), "%s is not in the device's answer", rest)
+	}
+	s.out.held("the device signed that %d files were moved and nothing else was touched", len(moved))
 }
 
 // newest returns the newest bill of each share.
