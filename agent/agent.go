@@ -22,7 +22,9 @@ import (
 
 	"github.com/databox-lockbox/lockbox/agent/internal/changes"
 	"github.com/databox-lockbox/lockbox/agent/internal/config"
+	"github.com/databox-lockbox/lockbox/agent/internal/copyjob"
 	"github.com/databox-lockbox/lockbox/agent/internal/disk"
+	"github.com/databox-lockbox/lockbox/agent/internal/erasure"
 	"github.com/databox-lockbox/lockbox/agent/internal/journal"
 	"github.com/databox-lockbox/lockbox/agent/internal/localapi"
 	"github.com/databox-lockbox/lockbox/agent/internal/lock"
@@ -74,7 +76,9 @@ type Agent struct {
 	state    *state.Dir
 	journal  *journal.Journal
 	recorder *recorder.Store
+	disks    *disks
 	changes  *changes.Watcher
+	erasure  *erasure.Eraser
 	lock     *lock.Machine
 	support  *support.Server
 	uplink   *uplink.Uplink
@@ -142,7 +146,11 @@ func (a *Agent) assemble(id state.Identity) error {
 	if a.journal, err = journal.New(journalDir(a.cfg), a.cfg.NodeID(), key); err != nil {
 		return err
 	}
+	a.disks = newDisks(a.cfg, a.keeper)
 	if a.changes, err = a.newChanges(key); err != nil {
+		return err
+	}
+	if a.erasure, err = a.newErasure(key); err != nil {
 		return err
 	}
 	if a.recorder, err = a.newRecorder(key); err != nil {
@@ -219,7 +227,7 @@ func (a *Agent) newLock(key ed25519.PrivateKey) (*lock.Machine, error) {
 		Policy:       a.policy,
 		State:        a.state,
 		Journal:      a.journal,
-		Disks:        newDisks(a.cfg, a.keeper),
+		Disks:        a.disks,
 		Shares:       shares,
 		Jobs:         jobs{newJobs(a.cfg), a.changes},
 		Bare:         a.cfg.Bare,
@@ -229,9 +237,38 @@ func (a *Agent) newLock(key ed25519.PrivateKey) (*lock.Machine, error) {
 		MaxLease:     a.cfg.Lock.MaxLease,
 		EndSessions:  func(why lock.Reason) { a.support.Kick(support.EndOf(why)) },
 		Sessions:     func() []*devicev1.SessionStatus { return a.support.Status() },
-		JobEvent:     func(e lock.JobEvent) { a.uplink.ReportJob(e) },
+		JobEvent:     a.jobEvent,
 		Watch:        a.watchChanges,
 	})
+}
+
+// jobEvent remembers that the copy job has completed its order, and passes its news
+// on.
+func (a *Agent) jobEvent(e lock.JobEvent) {
+	if state := copyjob.State(e.Event); state == copyjob.Completed || state == copyjob.CompletedWithErrors {
+		if err := a.erasure.Completed(e.Order); err != nil {
+			a.opts.Log.Error().Err(err).Msg("cannot remember that the copy job is completed")
+		}
+	}
+	a.uplink.ReportJob(e)
+}
+
+func (a *Agent) newErasure(key ed25519.PrivateKey) (*erasure.Eraser, error) {
+	cfg := erasure.Config{
+		Dir:     filepath.Join(a.cfg.StateDir, "erasure"),
+		Node:    a.cfg.NodeID(),
+		Key:     key,
+		Tool:    "databox-agent",
+		Version: Version,
+		Journal: a.journal,
+		Now:     a.opts.Clock.Now,
+		Done:    a.disks.forget,
+		Locked:  func() bool { return protocol.LockState(a.lock.Status().State) == protocol.Locked },
+	}
+	for _, d := range a.cfg.Disks {
+		cfg.Disks = append(cfg.Disks, disk.Disk{ID: protocol.DiskID(d.ID), Image: d.Image})
+	}
+	return erasure.New(cfg)
 }
 
 func (a *Agent) newChanges(key ed25519.PrivateKey) (*changes.Watcher, error) {
@@ -280,6 +317,7 @@ func (a *Agent) newUplink(id state.Identity, key ed25519.PrivateKey) (*uplink.Up
 		Lock:          a.lock,
 		Sessions:      sessions{a.support},
 		ReplacePolicy: a.replacePolicy,
+		Erase:         a.erasure.Erase,
 		LogSize:       a.logSize,
 		Address:       a.cfg.ControlPlane.TunnelAddress,
 		Heartbeat:     a.cfg.Lock.DeadMan / 4,
@@ -299,6 +337,9 @@ func (a *Agent) Run(ctx context.Context) error {
 		}
 	}
 	a.changes.Recover()
+	if err := a.erasure.Resume(ctx); err != nil {
+		a.opts.Log.Error().Err(err).Msg("cannot finish erasing the disks yet")
+	}
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return a.recorder.Run(ctx) })
 	g.Go(func() error { return a.lock.Run(ctx) })

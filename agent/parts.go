@@ -86,6 +86,9 @@ func (d *disks) statusOf(one disk.Disk) *devicev1.DiskStatus {
 	info, err := d.inspect(one)
 	if err != nil {
 		s.State = "damaged"
+		if erased, err := one.Erased(); err == nil && erased {
+			s.State = "erased"
+		}
 		return s
 	}
 	s.VolumeGuid, s.Method, s.Size = info.ID.String(), info.Method.String(), info.Size
@@ -107,7 +110,15 @@ func (d *disks) statusOf(one disk.Disk) *devicev1.DiskStatus {
 	return s
 }
 
-// inspect reads what a volume says in clear, once: it does not change.
+// forget has every volume read anew.
+func (d *disks) forget() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	clear(d.seen)
+}
+
+// inspect reads what a volume says in clear, once: it does not change until it is
+// erased.
 func (d *disks) inspect(one disk.Disk) (bitlocker.Info, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()

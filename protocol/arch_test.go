@@ -21,7 +21,7 @@ var plan = strings.Fields(`
 	certs configs
 	agent agent/bitlocker agent/cmd/databox-agent
 	agent/internal/config agent/internal/state agent/internal/journal agent/internal/recorder agent/internal/disk agent/internal/disk/disktest
-	agent/internal/share agent/internal/share/nfs agent/internal/changes agent/internal/copyjob agent/internal/copyjob/azure agent/internal/copyjob/azure/azuretest agent/internal/shell agent/internal/shell/files agent/internal/lock
+	agent/internal/share agent/internal/share/nfs agent/internal/changes agent/internal/erasure agent/internal/copyjob agent/internal/copyjob/azure agent/internal/copyjob/azure/azuretest agent/internal/shell agent/internal/shell/files agent/internal/lock
 	agent/internal/uplink agent/internal/support agent/internal/support/transfer agent/internal/localapi agent/internal/cli
 	controlplane controlplane/client controlplane/cmd/lockboxd controlplane/cmd/lockbox
 	controlplane/internal/config controlplane/internal/store controlplane/internal/store/storetest
@@ -46,7 +46,7 @@ var floors = map[string][]string{
 	"agent/internal": {
 		"config state",
 		"journal disk recorder",
-		"share copyjob changes shell",
+		"share copyjob changes erasure shell",
 		"lock",
 		"uplink support localapi cli",
 	},

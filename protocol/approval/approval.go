@@ -56,6 +56,7 @@ const (
 	KindOrder      Kind = "application/vnd.databox.order+json"
 	KindOpened     Kind = "application/vnd.databox.opened+json"
 	KindCommit     Kind = "application/vnd.databox.commit+json"
+	KindErasure    Kind = "application/vnd.databox.erasure+json"
 	KindChanges    Kind = "application/vnd.databox.changes+json"
 	KindRecording  Kind = "application/vnd.databox.recording+json" // the end of a recording, see package recording
 )
@@ -81,7 +82,7 @@ func (k Kind) limit() int {
 	case KindOrder, KindChanges:
 		return MaxOrder
 	case KindRequest, KindDecision, KindRevocation, KindConsent, KindStanding, KindPolicy,
-		KindChallenge, KindOpened, KindCommit, KindRecording:
+		KindChallenge, KindOpened, KindCommit, KindErasure, KindRecording:
 		return MaxDocument
 	}
 	return 0

@@ -27,7 +27,7 @@ func samples(t testing.TB) []Document {
 	standing.PolicyDigest = DigestOf(nil)
 	return []Document{
 		s.statement, decision, revocation, s.consent.doc, s.policy.doc, standing,
-		m.challenge, m.order, m.opened[0], m.commit, m.changes(),
+		m.challenge, m.order, m.opened[0], m.commit, m.changes(), m.erasure(),
 	}
 }
 
@@ -54,6 +54,8 @@ func parse(kind Kind, payload []byte) (Document, error) {
 		return ParseOpened(payload)
 	case KindCommit:
 		return ParseCommit(payload)
+	case KindErasure:
+		return ParseErasure(payload)
 	case KindChanges:
 		return ParseChanges(payload)
 	}

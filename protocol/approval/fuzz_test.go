@@ -40,6 +40,7 @@ func FuzzParseChallenge(f *testing.F)   { fuzzDocument(f, KindChallenge) }
 func FuzzParseOrder(f *testing.F)       { fuzzDocument(f, KindOrder) }
 func FuzzParseOpened(f *testing.F)      { fuzzDocument(f, KindOpened) }
 func FuzzParseCommit(f *testing.F)      { fuzzDocument(f, KindCommit) }
+func FuzzParseErasure(f *testing.F)     { fuzzDocument(f, KindErasure) }
 func FuzzParseChanges(f *testing.F)     { fuzzDocument(f, KindChanges) }
 
 func FuzzParseEnvelope(f *testing.F) {

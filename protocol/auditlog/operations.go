@@ -125,6 +125,7 @@ const (
 	OpMoveToCustomerKey      Operation = "Move To Customer-Managed Key"
 	OpMoveToServiceKey       Operation = "Move To Microsoft-Managed Key"
 	OpDeleteDiskKeys         Operation = "Delete Disk Keys"
+	OpSanitizeDisk           Operation = "Sanitize Disk"
 	OpRegisterApproverKey    Operation = "Register Approver Key"
 	OpRemoveApproverKey      Operation = "Remove Approver Key"
 )
@@ -188,7 +189,7 @@ var categories = table(map[Category][]Operation{
 		OpCreateJoinToken, OpEnrolDevice, OpRefuseEnrolment, OpRevokeDevice, OpRenewCertificate,
 		OpSignConsent, OpRevokeConsent,
 		OpStoreDiskKeys, OpSealDiskKeys, OpExportRecoveryPassword, OpRotateMasterKey, OpMoveToCustomerKey, OpMoveToServiceKey,
-		OpDeleteDiskKeys, OpRegisterApproverKey, OpRemoveApproverKey,
+		OpDeleteDiskKeys, OpSanitizeDisk, OpRegisterApproverKey, OpRemoveApproverKey,
 		OpPruneLog, OpPlaceHold, OpReleaseHold,
 		OpLogin, OpRefuseLogin, OpLogout, OpCreateLoginToken, OpRenewLogin, OpAssignRole, OpRemoveRole, OpRefuseCall,
 	},

@@ -338,6 +338,31 @@ func TestChangedJudges(t *testing.T) {
 	})
 }
 
+// TestErasedJudges erases a volume: no judge opens it with any of its keys, and
+// none finds as much as a protector.
+func TestErasedJudges(t *testing.T) {
+	needs(t, "cryptsetup")
+	v := makeVolume(t, Spec{})
+	keys := []opener{v.bek(t), v.recovery()}
+	t.Run("as made", func(t *testing.T) { allAgree(t, v, keys...) })
+	f, err := os.OpenFile(v.path, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := bitlocker.Erase(f, info.Size()); err != nil {
+		t.Fatal(err)
+	}
+	t.Run("erased", func(t *testing.T) { allRefuse(t, v, keys...) })
+	if out, err := ask(t, "", "cryptsetup", "bitlkDump", v.path); err == nil {
+		t.Errorf("cryptsetup finds %s", out)
+	}
+}
+
 // windowsVolume was made by Windows; two of its metadata copies were damaged since.
 const windowsVolume = "../../../shared/bitlocker-images/bitlk-aes-xts-128-crc.img.gz"
 

@@ -176,3 +176,12 @@ func (n node) WatchRecording(ctx context.Context, r *devicev1.WatchRecordingRequ
 	}
 	return s.Send(&devicev1.WatchRecordingResponse{Recording: id, Offset: next, Ended: true})
 }
+
+func (n node) EraseDisks(ctx context.Context, r *devicev1.EraseDisksRequest) (*devicev1.EraseDisksResponse, error) {
+	certificate, err := n.cfg.Erase(ctx, protocol.OrderID(r.Order), protocol.Person(r.OrderedBy))
+	n.hurry()
+	if err != nil {
+		return nil, err
+	}
+	return &devicev1.EraseDisksResponse{Certificate: certificate}, nil
+}

@@ -93,6 +93,9 @@ type Config struct {
 	// ReplacePolicy installs a trust policy of a higher version, if the signers
 	// of the present one agreed.
 	ReplacePolicy func(ctx context.Context, envelope []byte) (version int64, digest approval.Digest, err error)
+	// Erase destroys the keys on the node's disks and returns a certificate, if the
+	// node's own copy job has completed the order.
+	Erase func(ctx context.Context, order protocol.OrderID, by protocol.Person) (certificate []byte, err error)
 	// LogSize is the size of the last activity-log checkpoint the node accepted.
 	LogSize func() int64
 

@@ -52,6 +52,8 @@ const (
 	// NodeServiceUpdateTrustPolicyProcedure is the procedure name of the NodeService's
 	// UpdateTrustPolicy RPC.
 	NodeServiceUpdateTrustPolicyProcedure = "/device.v1.NodeService/UpdateTrustPolicy"
+	// NodeServiceEraseDisksProcedure is the procedure name of the NodeService's EraseDisks RPC.
+	NodeServiceEraseDisksProcedure = "/device.v1.NodeService/EraseDisks"
 	// ControlServiceHeartbeatProcedure is the procedure name of the ControlService's Heartbeat RPC.
 	ControlServiceHeartbeatProcedure = "/device.v1.ControlService/Heartbeat"
 	// ControlServiceAppendRecordsProcedure is the procedure name of the ControlService's AppendRecords
@@ -146,6 +148,13 @@ var (
 			Procedure:  NodeServiceUpdateTrustPolicyProcedure,
 		}
 	})
+	nodeServiceEraseDisksSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeUnary,
+			Schema:     File_device_v1_device_proto.Services().ByName("NodeService").Methods().ByName("EraseDisks"),
+			Procedure:  NodeServiceEraseDisksProcedure,
+		}
+	})
 )
 
 // NodeServiceClient is a client for the device.v1.NodeService service.
@@ -175,6 +184,9 @@ type NodeServiceClient interface {
 	OpenBulk(context.Context, *OpenBulkRequest) (*OpenBulkResponse, error)
 	// UpdateTrustPolicy installs a higher version, signed as the old one asks.
 	UpdateTrustPolicy(context.Context, *UpdateTrustPolicyRequest) (*UpdateTrustPolicyResponse, error)
+	// EraseDisks destroys the keys on all disks of the node, if its own copy job
+	// has completed the order, and certifies it. Once done it is not done again.
+	EraseDisks(context.Context, *EraseDisksRequest) (*EraseDisksResponse, error)
 }
 
 // NewNodeServiceClient constructs a client for the device.v1.NodeService service. Multiple service
@@ -251,6 +263,9 @@ type NodeServiceHandler interface {
 	OpenBulk(context.Context, *OpenBulkRequest) (*OpenBulkResponse, error)
 	// UpdateTrustPolicy installs a higher version, signed as the old one asks.
 	UpdateTrustPolicy(context.Context, *UpdateTrustPolicyRequest) (*UpdateTrustPolicyResponse, error)
+	// EraseDisks destroys the keys on all disks of the node, if its own copy job
+	// has completed the order, and certifies it. Once done it is not done again.
+	EraseDisks(context.Context, *EraseDisksRequest) (*EraseDisksResponse, error)
 }
 
 // RegisterNodeServiceHandler registers svc as the device.v1.NodeService implementation on server.
@@ -267,6 +282,7 @@ func RegisterNodeServiceHandler(server *connect.Server, svc NodeServiceHandler) 
 		connect.Method{Spec: nodeServiceWatchRecordingSpec(), Handler: adapter.watchRecording},
 		connect.Method{Spec: nodeServiceOpenBulkSpec(), Handler: adapter.openBulk},
 		connect.Method{Spec: nodeServiceUpdateTrustPolicySpec(), Handler: adapter.updateTrustPolicy},
+		connect.Method{Spec: nodeServiceEraseDisksSpec(), Handler: adapter.eraseDisks},
 	)
 }
 
@@ -342,6 +358,10 @@ func (UnimplementedNodeServiceHandler) OpenBulk(context.Context, *OpenBulkReques
 
 func (UnimplementedNodeServiceHandler) UpdateTrustPolicy(context.Context, *UpdateTrustPolicyRequest) (*UpdateTrustPolicyResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "device.v1.NodeService.UpdateTrustPolicy is not implemented")
+}
+
+func (UnimplementedNodeServiceHandler) EraseDisks(context.Context, *EraseDisksRequest) (*EraseDisksResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "device.v1.NodeService.EraseDisks is not implemented")
 }
 
 type nodeServiceClient struct {
@@ -423,6 +443,14 @@ func (c *nodeServiceClient) OpenBulk(ctx context.Context, req *OpenBulkRequest) 
 func (c *nodeServiceClient) UpdateTrustPolicy(ctx context.Context, req *UpdateTrustPolicyRequest) (*UpdateTrustPolicyResponse, error) {
 	var res UpdateTrustPolicyResponse
 	if err := c.client.CallUnary(ctx, nodeServiceUpdateTrustPolicySpec(), req, &res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+func (c *nodeServiceClient) EraseDisks(ctx context.Context, req *EraseDisksRequest) (*EraseDisksResponse, error) {
+	var res EraseDisksResponse
+	if err := c.client.CallUnary(ctx, nodeServiceEraseDisksSpec(), req, &res); err != nil {
 		return nil, err
 	}
 	return &res, nil
@@ -536,6 +564,18 @@ func (h nodeServiceHandler) updateTrustPolicy(ctx context.Context, _ connect.Spe
 		return err
 	}
 	res, err := h.svc.UpdateTrustPolicy(ctx, &req)
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
+}
+
+func (h nodeServiceHandler) eraseDisks(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req EraseDisksRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	res, err := h.svc.EraseDisks(ctx, &req)
 	if err != nil {
 		return err
 	}

@@ -1716,6 +1716,102 @@ func (x *UpdateTrustPolicyResponse) GetDigest() string {
 	return ""
 }
 
+type EraseDisksRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Order         string                 `protobuf:"bytes,1,opt,name=order,proto3" json:"order,omitempty"`
+	OrderedBy     string                 `protobuf:"bytes,2,opt,name=ordered_by,json=orderedBy,proto3" json:"ordered_by,omitempty"` // protocol.Person, for the certificate
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EraseDisksRequest) Reset() {
+	*x = EraseDisksRequest{}
+	mi := &file_device_v1_device_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EraseDisksRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EraseDisksRequest) ProtoMessage() {}
+
+func (x *EraseDisksRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_device_v1_device_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EraseDisksRequest.ProtoReflect.Descriptor instead.
+func (*EraseDisksRequest) Descriptor() ([]byte, []int) {
+	return file_device_v1_device_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *EraseDisksRequest) GetOrder() string {
+	if x != nil {
+		return x.Order
+	}
+	return ""
+}
+
+func (x *EraseDisksRequest) GetOrderedBy() string {
+	if x != nil {
+		return x.OrderedBy
+	}
+	return ""
+}
+
+type EraseDisksResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Certificate   []byte                 `protobuf:"bytes,1,opt,name=certificate,proto3" json:"certificate,omitempty"` // envelope of approval.Erasure, signed by the node's key
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EraseDisksResponse) Reset() {
+	*x = EraseDisksResponse{}
+	mi := &file_device_v1_device_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EraseDisksResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EraseDisksResponse) ProtoMessage() {}
+
+func (x *EraseDisksResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_device_v1_device_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EraseDisksResponse.ProtoReflect.Descriptor instead.
+func (*EraseDisksResponse) Descriptor() ([]byte, []int) {
+	return file_device_v1_device_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *EraseDisksResponse) GetCertificate() []byte {
+	if x != nil {
+		return x.Certificate
+	}
+	return nil
+}
+
 type HeartbeatRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Status        *NodeStatus            `protobuf:"bytes,1,opt,name=status,proto3" json:"status,omitempty"`
@@ -1727,7 +1823,7 @@ type HeartbeatRequest struct {
 
 func (x *HeartbeatRequest) Reset() {
 	*x = HeartbeatRequest{}
-	mi := &file_device_v1_device_proto_msgTypes[26]
+	mi := &file_device_v1_device_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1739,7 +1835,7 @@ func (x *HeartbeatRequest) String() string {
 func (*HeartbeatRequest) ProtoMessage() {}
 
 func (x *HeartbeatRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_device_v1_device_proto_msgTypes[26]
+	mi := &file_device_v1_device_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1752,7 +1848,7 @@ func (x *HeartbeatRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeartbeatRequest.ProtoReflect.Descriptor instead.
 func (*HeartbeatRequest) Descriptor() ([]byte, []int) {
-	return file_device_v1_device_proto_rawDescGZIP(), []int{26}
+	return file_device_v1_device_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *HeartbeatRequest) GetStatus() *NodeStatus {
@@ -1787,7 +1883,7 @@ type HeartbeatResponse struct {
 
 func (x *HeartbeatResponse) Reset() {
 	*x = HeartbeatResponse{}
-	mi := &file_device_v1_device_proto_msgTypes[27]
+	mi := &file_device_v1_device_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1799,7 +1895,7 @@ func (x *HeartbeatResponse) String() string {
 func (*HeartbeatResponse) ProtoMessage() {}
 
 func (x *HeartbeatResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_device_v1_device_proto_msgTypes[27]
+	mi := &file_device_v1_device_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1812,7 +1908,7 @@ func (x *HeartbeatResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeartbeatResponse.ProtoReflect.Descriptor instead.
 func (*HeartbeatResponse) Descriptor() ([]byte, []int) {
-	return file_device_v1_device_proto_rawDescGZIP(), []int{27}
+	return file_device_v1_device_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *HeartbeatResponse) GetTime() int64 {
@@ -1847,7 +1943,7 @@ type ChainRecord struct {
 
 func (x *ChainRecord) Reset() {
 	*x = ChainRecord{}
-	mi := &file_device_v1_device_proto_msgTypes[28]
+	mi := &file_device_v1_device_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1859,7 +1955,7 @@ func (x *ChainRecord) String() string {
 func (*ChainRecord) ProtoMessage() {}
 
 func (x *ChainRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_device_v1_device_proto_msgTypes[28]
+	mi := &file_device_v1_device_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1872,7 +1968,7 @@ func (x *ChainRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChainRecord.ProtoReflect.Descriptor instead.
 func (*ChainRecord) Descriptor() ([]byte, []int) {
-	return file_device_v1_device_proto_rawDescGZIP(), []int{28}
+	return file_device_v1_device_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *ChainRecord) GetIndex() int64 {
@@ -1899,7 +1995,7 @@ type AppendRecordsRequest struct {
 
 func (x *AppendRecordsRequest) Reset() {
 	*x = AppendRecordsRequest{}
-	mi := &file_device_v1_device_proto_msgTypes[29]
+	mi := &file_device_v1_device_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1911,7 +2007,7 @@ func (x *AppendRecordsRequest) String() string {
 func (*AppendRecordsRequest) ProtoMessage() {}
 
 func (x *AppendRecordsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_device_v1_device_proto_msgTypes[29]
+	mi := &file_device_v1_device_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1924,7 +2020,7 @@ func (x *AppendRecordsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AppendRecordsRequest.ProtoReflect.Descriptor instead.
 func (*AppendRecordsRequest) Descriptor() ([]byte, []int) {
-	return file_device_v1_device_proto_rawDescGZIP(), []int{29}
+	return file_device_v1_device_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *AppendRecordsRequest) GetRecords() []*ChainRecord {
@@ -1950,7 +2046,7 @@ type AppendRecordsResponse struct {
 
 func (x *AppendRecordsResponse) Reset() {
 	*x = AppendRecordsResponse{}
-	mi := &file_device_v1_device_proto_msgTypes[30]
+	mi := &file_device_v1_device_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1962,7 +2058,7 @@ func (x *AppendRecordsResponse) String() string {
 func (*AppendRecordsResponse) ProtoMessage() {}
 
 func (x *AppendRecordsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_device_v1_device_proto_msgTypes[30]
+	mi := &file_device_v1_device_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1975,7 +2071,7 @@ func (x *AppendRecordsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AppendRecordsResponse.ProtoReflect.Descriptor instead.
 func (*AppendRecordsResponse) Descriptor() ([]byte, []int) {
-	return file_device_v1_device_proto_rawDescGZIP(), []int{30}
+	return file_device_v1_device_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *AppendRecordsResponse) GetAcked() int64 {
@@ -1994,7 +2090,7 @@ type RenewCertificateRequest struct {
 
 func (x *RenewCertificateRequest) Reset() {
 	*x = RenewCertificateRequest{}
-	mi := &file_device_v1_device_proto_msgTypes[31]
+	mi := &file_device_v1_device_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2006,7 +2102,7 @@ func (x *RenewCertificateRequest) String() string {
 func (*RenewCertificateRequest) ProtoMessage() {}
 
 func (x *RenewCertificateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_device_v1_device_proto_msgTypes[31]
+	mi := &file_device_v1_device_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2019,7 +2115,7 @@ func (x *RenewCertificateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewCertificateRequest.ProtoReflect.Descriptor instead.
 func (*RenewCertificateRequest) Descriptor() ([]byte, []int) {
-	return file_device_v1_device_proto_rawDescGZIP(), []int{31}
+	return file_device_v1_device_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *RenewCertificateRequest) GetCsr() []byte {
@@ -2038,7 +2134,7 @@ type RenewCertificateResponse struct {
 
 func (x *RenewCertificateResponse) Reset() {
 	*x = RenewCertificateResponse{}
-	mi := &file_device_v1_device_proto_msgTypes[32]
+	mi := &file_device_v1_device_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2050,7 +2146,7 @@ func (x *RenewCertificateResponse) String() string {
 func (*RenewCertificateResponse) ProtoMessage() {}
 
 func (x *RenewCertificateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_device_v1_device_proto_msgTypes[32]
+	mi := &file_device_v1_device_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2063,7 +2159,7 @@ func (x *RenewCertificateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewCertificateResponse.ProtoReflect.Descriptor instead.
 func (*RenewCertificateResponse) Descriptor() ([]byte, []int) {
-	return file_device_v1_device_proto_rawDescGZIP(), []int{32}
+	return file_device_v1_device_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *RenewCertificateResponse) GetChain() [][]byte {
@@ -2086,7 +2182,7 @@ type ReportJobRequest struct {
 
 func (x *ReportJobRequest) Reset() {
 	*x = ReportJobRequest{}
-	mi := &file_device_v1_device_proto_msgTypes[33]
+	mi := &file_device_v1_device_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2098,7 +2194,7 @@ func (x *ReportJobRequest) String() string {
 func (*ReportJobRequest) ProtoMessage() {}
 
 func (x *ReportJobRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_device_v1_device_proto_msgTypes[33]
+	mi := &file_device_v1_device_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2111,7 +2207,7 @@ func (x *ReportJobRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportJobRequest.ProtoReflect.Descriptor instead.
 func (*ReportJobRequest) Descriptor() ([]byte, []int) {
-	return file_device_v1_device_proto_rawDescGZIP(), []int{33}
+	return file_device_v1_device_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *ReportJobRequest) GetOrder() string {
@@ -2157,7 +2253,7 @@ type ReportJobResponse struct {
 
 func (x *ReportJobResponse) Reset() {
 	*x = ReportJobResponse{}
-	mi := &file_device_v1_device_proto_msgTypes[34]
+	mi := &file_device_v1_device_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2169,7 +2265,7 @@ func (x *ReportJobResponse) String() string {
 func (*ReportJobResponse) ProtoMessage() {}
 
 func (x *ReportJobResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_device_v1_device_proto_msgTypes[34]
+	mi := &file_device_v1_device_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2182,7 +2278,7 @@ func (x *ReportJobResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportJobResponse.ProtoReflect.Descriptor instead.
 func (*ReportJobResponse) Descriptor() ([]byte, []int) {
-	return file_device_v1_device_proto_rawDescGZIP(), []int{34}
+	return file_device_v1_device_proto_rawDescGZIP(), []int{36}
 }
 
 type ReportManifestRequest struct {
@@ -2197,7 +2293,7 @@ type ReportManifestRequest struct {
 
 func (x *ReportManifestRequest) Reset() {
 	*x = ReportManifestRequest{}
-	mi := &file_device_v1_device_proto_msgTypes[35]
+	mi := &file_device_v1_device_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2209,7 +2305,7 @@ func (x *ReportManifestRequest) String() string {
 func (*ReportManifestRequest) ProtoMessage() {}
 
 func (x *ReportManifestRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_device_v1_device_proto_msgTypes[35]
+	mi := &file_device_v1_device_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2222,7 +2318,7 @@ func (x *ReportManifestRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportManifestRequest.ProtoReflect.Descriptor instead.
 func (*ReportManifestRequest) Descriptor() ([]byte, []int) {
-	return file_device_v1_device_proto_rawDescGZIP(), []int{35}
+	return file_device_v1_device_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *ReportManifestRequest) GetOrder() string {
@@ -2267,7 +2363,7 @@ type Manifest struct {
 
 func (x *Manifest) Reset() {
 	*x = Manifest{}
-	mi := &file_device_v1_device_proto_msgTypes[36]
+	mi := &file_device_v1_device_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2279,7 +2375,7 @@ func (x *Manifest) String() string {
 func (*Manifest) ProtoMessage() {}
 
 func (x *Manifest) ProtoReflect() protoreflect.Message {
-	mi := &file_device_v1_device_proto_msgTypes[36]
+	mi := &file_device_v1_device_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2292,7 +2388,7 @@ func (x *Manifest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Manifest.ProtoReflect.Descriptor instead.
 func (*Manifest) Descriptor() ([]byte, []int) {
-	return file_device_v1_device_proto_rawDescGZIP(), []int{36}
+	return file_device_v1_device_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *Manifest) GetDisk() string {
@@ -2345,7 +2441,7 @@ type ReportManifestResponse struct {
 
 func (x *ReportManifestResponse) Reset() {
 	*x = ReportManifestResponse{}
-	mi := &file_device_v1_device_proto_msgTypes[37]
+	mi := &file_device_v1_device_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2357,7 +2453,7 @@ func (x *ReportManifestResponse) String() string {
 func (*ReportManifestResponse) ProtoMessage() {}
 
 func (x *ReportManifestResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_device_v1_device_proto_msgTypes[37]
+	mi := &file_device_v1_device_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2370,7 +2466,7 @@ func (x *ReportManifestResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportManifestResponse.ProtoReflect.Descriptor instead.
 func (*ReportManifestResponse) Descriptor() ([]byte, []int) {
-	return file_device_v1_device_proto_rawDescGZIP(), []int{37}
+	return file_device_v1_device_proto_rawDescGZIP(), []int{39}
 }
 
 type ReportChangesRequest struct {
@@ -2382,7 +2478,7 @@ type ReportChangesRequest struct {
 
 func (x *ReportChangesRequest) Reset() {
 	*x = ReportChangesRequest{}
-	mi := &file_device_v1_device_proto_msgTypes[38]
+	mi := &file_device_v1_device_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2394,7 +2490,7 @@ func (x *ReportChangesRequest) String() string {
 func (*ReportChangesRequest) ProtoMessage() {}
 
 func (x *ReportChangesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_device_v1_device_proto_msgTypes[38]
+	mi := &file_device_v1_device_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2407,7 +2503,7 @@ func (x *ReportChangesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportChangesRequest.ProtoReflect.Descriptor instead.
 func (*ReportChangesRequest) Descriptor() ([]byte, []int) {
-	return file_device_v1_device_proto_rawDescGZIP(), []int{38}
+	return file_device_v1_device_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *ReportChangesRequest) GetEnvelope() []byte {
@@ -2425,7 +2521,7 @@ type ReportChangesResponse struct {
 
 func (x *ReportChangesResponse) Reset() {
 	*x = ReportChangesResponse{}
-	mi := &file_device_v1_device_proto_msgTypes[39]
+	mi := &file_device_v1_device_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2437,7 +2533,7 @@ func (x *ReportChangesResponse) String() string {
 func (*ReportChangesResponse) ProtoMessage() {}
 
 func (x *ReportChangesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_device_v1_device_proto_msgTypes[39]
+	mi := &file_device_v1_device_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2450,7 +2546,7 @@ func (x *ReportChangesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportChangesResponse.ProtoReflect.Descriptor instead.
 func (*ReportChangesResponse) Descriptor() ([]byte, []int) {
-	return file_device_v1_device_proto_rawDescGZIP(), []int{39}
+	return file_device_v1_device_proto_rawDescGZIP(), []int{41}
 }
 
 type EnrolRequest struct {
@@ -2468,7 +2564,7 @@ type EnrolRequest struct {
 
 func (x *EnrolRequest) Reset() {
 	*x = EnrolRequest{}
-	mi := &file_device_v1_device_proto_msgTypes[40]
+	mi := &file_device_v1_device_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2480,7 +2576,7 @@ func (x *EnrolRequest) String() string {
 func (*EnrolRequest) ProtoMessage() {}
 
 func (x *EnrolRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_device_v1_device_proto_msgTypes[40]
+	mi := &file_device_v1_device_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2493,7 +2589,7 @@ func (x *EnrolRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EnrolRequest.ProtoReflect.Descriptor instead.
 func (*EnrolRequest) Descriptor() ([]byte, []int) {
-	return file_device_v1_device_proto_rawDescGZIP(), []int{40}
+	return file_device_v1_device_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *EnrolRequest) GetToken() string {
@@ -2558,7 +2654,7 @@ type EnrolResponse struct {
 
 func (x *EnrolResponse) Reset() {
 	*x = EnrolResponse{}
-	mi := &file_device_v1_device_proto_msgTypes[41]
+	mi := &file_device_v1_device_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2570,7 +2666,7 @@ func (x *EnrolResponse) String() string {
 func (*EnrolResponse) ProtoMessage() {}
 
 func (x *EnrolResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_device_v1_device_proto_msgTypes[41]
+	mi := &file_device_v1_device_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2583,7 +2679,7 @@ func (x *EnrolResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EnrolResponse.ProtoReflect.Descriptor instead.
 func (*EnrolResponse) Descriptor() ([]byte, []int) {
-	return file_device_v1_device_proto_rawDescGZIP(), []int{41}
+	return file_device_v1_device_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *EnrolResponse) GetChain() [][]byte {
@@ -2634,7 +2730,7 @@ type AppendRecordingRequest struct {
 
 func (x *AppendRecordingRequest) Reset() {
 	*x = AppendRecordingRequest{}
-	mi := &file_device_v1_device_proto_msgTypes[42]
+	mi := &file_device_v1_device_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2646,7 +2742,7 @@ func (x *AppendRecordingRequest) String() string {
 func (*AppendRecordingRequest) ProtoMessage() {}
 
 func (x *AppendRecordingRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_device_v1_device_proto_msgTypes[42]
+	mi := &file_device_v1_device_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2659,7 +2755,7 @@ func (x *AppendRecordingRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AppendRecordingRequest.ProtoReflect.Descriptor instead.
 func (*AppendRecordingRequest) Descriptor() ([]byte, []int) {
-	return file_device_v1_device_proto_rawDescGZIP(), []int{42}
+	return file_device_v1_device_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *AppendRecordingRequest) GetRecording() string {
@@ -2707,7 +2803,7 @@ type AppendRecordingResponse struct {
 
 func (x *AppendRecordingResponse) Reset() {
 	*x = AppendRecordingResponse{}
-	mi := &file_device_v1_device_proto_msgTypes[43]
+	mi := &file_device_v1_device_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2719,7 +2815,7 @@ func (x *AppendRecordingResponse) String() string {
 func (*AppendRecordingResponse) ProtoMessage() {}
 
 func (x *AppendRecordingResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_device_v1_device_proto_msgTypes[43]
+	mi := &file_device_v1_device_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2732,7 +2828,7 @@ func (x *AppendRecordingResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AppendRecordingResponse.ProtoReflect.Descriptor instead.
 func (*AppendRecordingResponse) Descriptor() ([]byte, []int) {
-	return file_device_v1_device_proto_rawDescGZIP(), []int{43}
+	return file_device_v1_device_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *AppendRecordingResponse) GetAcked() int64 {
@@ -2883,7 +2979,13 @@ const file_device_v1_device_proto_rawDesc = "" +
 	"\x06policy\x18\x01 \x01(\fR\x06policy\"M\n" +
 	"\x19UpdateTrustPolicyResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\x05R\aversion\x12\x16\n" +
-	"\x06digest\x18\x02 \x01(\tR\x06digest\"t\n" +
+	"\x06digest\x18\x02 \x01(\tR\x06digest\"H\n" +
+	"\x11EraseDisksRequest\x12\x14\n" +
+	"\x05order\x18\x01 \x01(\tR\x05order\x12\x1d\n" +
+	"\n" +
+	"ordered_by\x18\x02 \x01(\tR\torderedBy\"6\n" +
+	"\x12EraseDisksResponse\x12 \n" +
+	"\vcertificate\x18\x01 \x01(\fR\vcertificate\"t\n" +
 	"\x10HeartbeatRequest\x12-\n" +
 	"\x06status\x18\x01 \x01(\v2\x15.device.v1.NodeStatusR\x06status\x12\x16\n" +
 	"\x06opened\x18\x02 \x01(\fR\x06opened\x12\x19\n" +
@@ -2955,7 +3057,7 @@ const file_device_v1_device_proto_rawDesc = "" +
 	"\x06digest\x18\x05 \x01(\tR\x06digest\"M\n" +
 	"\x17AppendRecordingResponse\x12\x14\n" +
 	"\x05acked\x18\x01 \x01(\x03R\x05acked\x12\x1c\n" +
-	"\tconfirmed\x18\x02 \x01(\bR\tconfirmed2\xf6\x05\n" +
+	"\tconfirmed\x18\x02 \x01(\bR\tconfirmed2\xc1\x06\n" +
 	"\vNodeService\x12=\n" +
 	"\x06Status\x12\x18.device.v1.StatusRequest\x1a\x19.device.v1.StatusResponse\x12F\n" +
 	"\tChallenge\x12\x1b.device.v1.ChallengeRequest\x1a\x1c.device.v1.ChallengeResponse\x12?\n" +
@@ -2966,7 +3068,9 @@ const file_device_v1_device_proto_rawDesc = "" +
 	"\x0eDisableSession\x12 .device.v1.DisableSessionRequest\x1a!.device.v1.DisableSessionResponse\x12W\n" +
 	"\x0eWatchRecording\x12 .device.v1.WatchRecordingRequest\x1a!.device.v1.WatchRecordingResponse0\x01\x12C\n" +
 	"\bOpenBulk\x12\x1a.device.v1.OpenBulkRequest\x1a\x1b.device.v1.OpenBulkResponse\x12^\n" +
-	"\x11UpdateTrustPolicy\x12#.device.v1.UpdateTrustPolicyRequest\x1a$.device.v1.UpdateTrustPolicyResponse2\xd6\x04\n" +
+	"\x11UpdateTrustPolicy\x12#.device.v1.UpdateTrustPolicyRequest\x1a$.device.v1.UpdateTrustPolicyResponse\x12I\n" +
+	"\n" +
+	"EraseDisks\x12\x1c.device.v1.EraseDisksRequest\x1a\x1d.device.v1.EraseDisksResponse2\xd6\x04\n" +
 	"\x0eControlService\x12F\n" +
 	"\tHeartbeat\x12\x1b.device.v1.HeartbeatRequest\x1a\x1c.device.v1.HeartbeatResponse\x12R\n" +
 	"\rAppendRecords\x12\x1f.device.v1.AppendRecordsRequest\x1a .device.v1.AppendRecordsResponse\x12[\n" +
@@ -2990,7 +3094,7 @@ func file_device_v1_device_proto_rawDescGZIP() []byte {
 	return file_device_v1_device_proto_rawDescData
 }
 
-var file_device_v1_device_proto_msgTypes = make([]protoimpl.MessageInfo, 44)
+var file_device_v1_device_proto_msgTypes = make([]protoimpl.MessageInfo, 46)
 var file_device_v1_device_proto_goTypes = []any{
 	(*StatusRequest)(nil),             // 0: device.v1.StatusRequest
 	(*StatusResponse)(nil),            // 1: device.v1.StatusResponse
@@ -3018,24 +3122,26 @@ var file_device_v1_device_proto_goTypes = []any{
 	(*OpenBulkResponse)(nil),          // 23: device.v1.OpenBulkResponse
 	(*UpdateTrustPolicyRequest)(nil),  // 24: device.v1.UpdateTrustPolicyRequest
 	(*UpdateTrustPolicyResponse)(nil), // 25: device.v1.UpdateTrustPolicyResponse
-	(*HeartbeatRequest)(nil),          // 26: device.v1.HeartbeatRequest
-	(*HeartbeatResponse)(nil),         // 27: device.v1.HeartbeatResponse
-	(*ChainRecord)(nil),               // 28: device.v1.ChainRecord
-	(*AppendRecordsRequest)(nil),      // 29: device.v1.AppendRecordsRequest
-	(*AppendRecordsResponse)(nil),     // 30: device.v1.AppendRecordsResponse
-	(*RenewCertificateRequest)(nil),   // 31: device.v1.RenewCertificateRequest
-	(*RenewCertificateResponse)(nil),  // 32: device.v1.RenewCertificateResponse
-	(*ReportJobRequest)(nil),          // 33: device.v1.ReportJobRequest
-	(*ReportJobResponse)(nil),         // 34: device.v1.ReportJobResponse
-	(*ReportManifestRequest)(nil),     // 35: device.v1.ReportManifestRequest
-	(*Manifest)(nil),                  // 36: device.v1.Manifest
-	(*ReportManifestResponse)(nil),    // 37: device.v1.ReportManifestResponse
-	(*ReportChangesRequest)(nil),      // 38: device.v1.ReportChangesRequest
-	(*ReportChangesResponse)(nil),     // 39: device.v1.ReportChangesResponse
-	(*EnrolRequest)(nil),              // 40: device.v1.EnrolRequest
-	(*EnrolResponse)(nil),             // 41: device.v1.EnrolResponse
-	(*AppendRecordingRequest)(nil),    // 42: device.v1.AppendRecordingRequest
-	(*AppendRecordingResponse)(nil),   // 43: device.v1.AppendRecordingResponse
+	(*EraseDisksRequest)(nil),         // 26: device.v1.EraseDisksRequest
+	(*EraseDisksResponse)(nil),        // 27: device.v1.EraseDisksResponse
+	(*HeartbeatRequest)(nil),          // 28: device.v1.HeartbeatRequest
+	(*HeartbeatResponse)(nil),         // 29: device.v1.HeartbeatResponse
+	(*ChainRecord)(nil),               // 30: device.v1.ChainRecord
+	(*AppendRecordsRequest)(nil),      // 31: device.v1.AppendRecordsRequest
+	(*AppendRecordsResponse)(nil),     // 32: device.v1.AppendRecordsResponse
+	(*RenewCertificateRequest)(nil),   // 33: device.v1.RenewCertificateRequest
+	(*RenewCertificateResponse)(nil),  // 34: device.v1.RenewCertificateResponse
+	(*ReportJobRequest)(nil),          // 35: device.v1.ReportJobRequest
+	(*ReportJobResponse)(nil),         // 36: device.v1.ReportJobResponse
+	(*ReportManifestRequest)(nil),     // 37: device.v1.ReportManifestRequest
+	(*Manifest)(nil),                  // 38: device.v1.Manifest
+	(*ReportManifestResponse)(nil),    // 39: device.v1.ReportManifestResponse
+	(*ReportChangesRequest)(nil),      // 40: device.v1.ReportChangesRequest
+	(*ReportChangesResponse)(nil),     // 41: device.v1.ReportChangesResponse
+	(*EnrolRequest)(nil),              // 42: device.v1.EnrolRequest
+	(*EnrolResponse)(nil),             // 43: device.v1.EnrolResponse
+	(*AppendRecordingRequest)(nil),    // 44: device.v1.AppendRecordingRequest
+	(*AppendRecordingResponse)(nil),   // 45: device.v1.AppendRecordingResponse
 }
 var file_device_v1_device_proto_depIdxs = []int32{
 	2,  // 0: device.v1.StatusResponse.status:type_name -> device.v1.NodeStatus
@@ -3048,9 +3154,9 @@ var file_device_v1_device_proto_depIdxs = []int32{
 	2,  // 7: device.v1.LockResponse.status:type_name -> device.v1.NodeStatus
 	2,  // 8: device.v1.DisableSessionResponse.status:type_name -> device.v1.NodeStatus
 	2,  // 9: device.v1.HeartbeatRequest.status:type_name -> device.v1.NodeStatus
-	28, // 10: device.v1.AppendRecordsRequest.records:type_name -> device.v1.ChainRecord
+	30, // 10: device.v1.AppendRecordsRequest.records:type_name -> device.v1.ChainRecord
 	7,  // 11: device.v1.ReportJobRequest.job:type_name -> device.v1.JobStatus
-	36, // 12: device.v1.ReportManifestRequest.manifests:type_name -> device.v1.Manifest
+	38, // 12: device.v1.ReportManifestRequest.manifests:type_name -> device.v1.Manifest
 	3,  // 13: device.v1.EnrolRequest.disks:type_name -> device.v1.DiskStatus
 	0,  // 14: device.v1.NodeService.Status:input_type -> device.v1.StatusRequest
 	8,  // 15: device.v1.NodeService.Challenge:input_type -> device.v1.ChallengeRequest
@@ -3062,34 +3168,36 @@ var file_device_v1_device_proto_depIdxs = []int32{
 	20, // 21: device.v1.NodeService.WatchRecording:input_type -> device.v1.WatchRecordingRequest
 	22, // 22: device.v1.NodeService.OpenBulk:input_type -> device.v1.OpenBulkRequest
 	24, // 23: device.v1.NodeService.UpdateTrustPolicy:input_type -> device.v1.UpdateTrustPolicyRequest
-	26, // 24: device.v1.ControlService.Heartbeat:input_type -> device.v1.HeartbeatRequest
-	29, // 25: device.v1.ControlService.AppendRecords:input_type -> device.v1.AppendRecordsRequest
-	31, // 26: device.v1.ControlService.RenewCertificate:input_type -> device.v1.RenewCertificateRequest
-	33, // 27: device.v1.ControlService.ReportJob:input_type -> device.v1.ReportJobRequest
-	35, // 28: device.v1.ControlService.ReportManifest:input_type -> device.v1.ReportManifestRequest
-	38, // 29: device.v1.ControlService.ReportChanges:input_type -> device.v1.ReportChangesRequest
-	42, // 30: device.v1.ControlService.AppendRecording:input_type -> device.v1.AppendRecordingRequest
-	40, // 31: device.v1.EnrolmentService.Enrol:input_type -> device.v1.EnrolRequest
-	1,  // 32: device.v1.NodeService.Status:output_type -> device.v1.StatusResponse
-	9,  // 33: device.v1.NodeService.Challenge:output_type -> device.v1.ChallengeResponse
-	11, // 34: device.v1.NodeService.Unlock:output_type -> device.v1.UnlockResponse
-	13, // 35: device.v1.NodeService.Commit:output_type -> device.v1.CommitResponse
-	15, // 36: device.v1.NodeService.Lock:output_type -> device.v1.LockResponse
-	17, // 37: device.v1.NodeService.EnableSession:output_type -> device.v1.EnableSessionResponse
-	19, // 38: device.v1.NodeService.DisableSession:output_type -> device.v1.DisableSessionResponse
-	21, // 39: device.v1.NodeService.WatchRecording:output_type -> device.v1.WatchRecordingResponse
-	23, // 40: device.v1.NodeService.OpenBulk:output_type -> device.v1.OpenBulkResponse
-	25, // 41: device.v1.NodeService.UpdateTrustPolicy:output_type -> device.v1.UpdateTrustPolicyResponse
-	27, // 42: device.v1.ControlService.Heartbeat:output_type -> device.v1.HeartbeatResponse
-	30, // 43: device.v1.ControlService.AppendRecords:output_type -> device.v1.AppendRecordsResponse
-	32, // 44: device.v1.ControlService.RenewCertificate:output_type -> device.v1.RenewCertificateResponse
-	34, // 45: device.v1.ControlService.ReportJob:output_type -> device.v1.ReportJobResponse
-	37, // 46: device.v1.ControlService.ReportManifest:output_type -> device.v1.ReportManifestResponse
-	39, // 47: device.v1.ControlService.ReportChanges:output_type -> device.v1.ReportChangesResponse
-	43, // 48: device.v1.ControlService.AppendRecording:output_type -> device.v1.AppendRecordingResponse
-	41, // 49: device.v1.EnrolmentService.Enrol:output_type -> device.v1.EnrolResponse
-	32, // [32:50] is the sub-list for method output_type
-	14, // [14:32] is the sub-list for method input_type
+	26, // 24: device.v1.NodeService.EraseDisks:input_type -> device.v1.EraseDisksRequest
+	28, // 25: device.v1.ControlService.Heartbeat:input_type -> device.v1.HeartbeatRequest
+	31, // 26: device.v1.ControlService.AppendRecords:input_type -> device.v1.AppendRecordsRequest
+	33, // 27: device.v1.ControlService.RenewCertificate:input_type -> device.v1.RenewCertificateRequest
+	35, // 28: device.v1.ControlService.ReportJob:input_type -> device.v1.ReportJobRequest
+	37, // 29: device.v1.ControlService.ReportManifest:input_type -> device.v1.ReportManifestRequest
+	40, // 30: device.v1.ControlService.ReportChanges:input_type -> device.v1.ReportChangesRequest
+	44, // 31: device.v1.ControlService.AppendRecording:input_type -> device.v1.AppendRecordingRequest
+	42, // 32: device.v1.EnrolmentService.Enrol:input_type -> device.v1.EnrolRequest
+	1,  // 33: device.v1.NodeService.Status:output_type -> device.v1.StatusResponse
+	9,  // 34: device.v1.NodeService.Challenge:output_type -> device.v1.ChallengeResponse
+	11, // 35: device.v1.NodeService.Unlock:output_type -> device.v1.UnlockResponse
+	13, // 36: device.v1.NodeService.Commit:output_type -> device.v1.CommitResponse
+	15, // 37: device.v1.NodeService.Lock:output_type -> device.v1.LockResponse
+	17, // 38: device.v1.NodeService.EnableSession:output_type -> device.v1.EnableSessionResponse
+	19, // 39: device.v1.NodeService.DisableSession:output_type -> device.v1.DisableSessionResponse
+	21, // 40: device.v1.NodeService.WatchRecording:output_type -> device.v1.WatchRecordingResponse
+	23, // 41: device.v1.NodeService.OpenBulk:output_type -> device.v1.OpenBulkResponse
+	25, // 42: device.v1.NodeService.UpdateTrustPolicy:output_type -> device.v1.UpdateTrustPolicyResponse
+	27, // 43: device.v1.NodeService.EraseDisks:output_type -> device.v1.EraseDisksResponse
+	29, // 44: device.v1.ControlService.Heartbeat:output_type -> device.v1.HeartbeatResponse
+	32, // 45: device.v1.ControlService.AppendRecords:output_type -> device.v1.AppendRecordsResponse
+	34, // 46: device.v1.ControlService.RenewCertificate:output_type -> device.v1.RenewCertificateResponse
+	36, // 47: device.v1.ControlService.ReportJob:output_type -> device.v1.ReportJobResponse
+	39, // 48: device.v1.ControlService.ReportManifest:output_type -> device.v1.ReportManifestResponse
+	41, // 49: device.v1.ControlService.ReportChanges:output_type -> device.v1.ReportChangesResponse
+	45, // 50: device.v1.ControlService.AppendRecording:output_type -> device.v1.AppendRecordingResponse
+	43, // 51: device.v1.EnrolmentService.Enrol:output_type -> device.v1.EnrolResponse
+	33, // [33:52] is the sub-list for method output_type
+	14, // [14:33] is the sub-list for method input_type
 	14, // [14:14] is the sub-list for extension type_name
 	14, // [14:14] is the sub-list for extension extendee
 	0,  // [0:14] is the sub-list for field type_name
@@ -3106,7 +3214,7 @@ func file_device_v1_device_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_device_v1_device_proto_rawDesc), len(file_device_v1_device_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   44,
+			NumMessages:   46,
 			NumExtensions: 0,
 			NumServices:   3,
 		},

@@ -143,6 +143,10 @@ const (
 	OrderServiceGetCopyLogProcedure = "/lockbox.v1.OrderService/GetCopyLog"
 	// OrderServiceGetManifestProcedure is the procedure name of the OrderService's GetManifest RPC.
 	OrderServiceGetManifestProcedure = "/lockbox.v1.OrderService/GetManifest"
+	// OrderServiceEraseOrderProcedure is the procedure name of the OrderService's EraseOrder RPC.
+	OrderServiceEraseOrderProcedure = "/lockbox.v1.OrderService/EraseOrder"
+	// OrderServiceGetErasureProcedure is the procedure name of the OrderService's GetErasure RPC.
+	OrderServiceGetErasureProcedure = "/lockbox.v1.OrderService/GetErasure"
 	// DeviceServiceListDevicesProcedure is the procedure name of the DeviceService's ListDevices RPC.
 	DeviceServiceListDevicesProcedure = "/lockbox.v1.DeviceService/ListDevices"
 	// DeviceServiceGetDeviceProcedure is the procedure name of the DeviceService's GetDevice RPC.
@@ -1224,6 +1228,20 @@ var (
 			Procedure:  OrderServiceGetManifestProcedure,
 		}
 	})
+	orderServiceEraseOrderSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeUnary,
+			Schema:     File_lockbox_v1_lockbox_proto.Services().ByName("OrderService").Methods().ByName("EraseOrder"),
+			Procedure:  OrderServiceEraseOrderProcedure,
+		}
+	})
+	orderServiceGetErasureSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeUnary,
+			Schema:     File_lockbox_v1_lockbox_proto.Services().ByName("OrderService").Methods().ByName("GetErasure"),
+			Procedure:  OrderServiceGetErasureProcedure,
+		}
+	})
 )
 
 // OrderServiceClient is a client for the lockbox.v1.OrderService service.
@@ -1256,6 +1274,11 @@ type OrderServiceClient interface {
 	StartJob(context.Context, *StartJobRequest) (OrderServiceStartJobClientStream, error)
 	GetCopyLog(context.Context, *GetCopyLogRequest) (*GetCopyLogResponse, error)
 	GetManifest(context.Context, *GetManifestRequest) (*GetManifestResponse, error)
+	// EraseOrder has the device of a completed order destroy the keys on its disks,
+	// and destroys those that are kept of them.
+	EraseOrder(context.Context, *EraseOrderRequest) (*GetErasureResponse, error)
+	// GetErasure shows the certificates of that.
+	GetErasure(context.Context, *GetErasureRequest) (*GetErasureResponse, error)
 }
 
 // NewOrderServiceClient constructs a client for the lockbox.v1.OrderService service. Multiple
@@ -1314,6 +1337,11 @@ type OrderServiceHandler interface {
 	StartJob(context.Context, *StartJobRequest, OrderServiceStartJobServerStream) error
 	GetCopyLog(context.Context, *GetCopyLogRequest) (*GetCopyLogResponse, error)
 	GetManifest(context.Context, *GetManifestRequest) (*GetManifestResponse, error)
+	// EraseOrder has the device of a completed order destroy the keys on its disks,
+	// and destroys those that are kept of them.
+	EraseOrder(context.Context, *EraseOrderRequest) (*GetErasureResponse, error)
+	// GetErasure shows the certificates of that.
+	GetErasure(context.Context, *GetErasureRequest) (*GetErasureResponse, error)
 }
 
 // RegisterOrderServiceHandler registers svc as the lockbox.v1.OrderService implementation on
@@ -1338,6 +1366,8 @@ func RegisterOrderServiceHandler(server *connect.Server, svc OrderServiceHandler
 		connect.Method{Spec: orderServiceStartJobSpec(), Handler: adapter.startJob},
 		connect.Method{Spec: orderServiceGetCopyLogSpec(), Handler: adapter.getCopyLog},
 		connect.Method{Spec: orderServiceGetManifestSpec(), Handler: adapter.getManifest},
+		connect.Method{Spec: orderServiceEraseOrderSpec(), Handler: adapter.eraseOrder},
+		connect.Method{Spec: orderServiceGetErasureSpec(), Handler: adapter.getErasure},
 	)
 }
 
@@ -1425,6 +1455,14 @@ func (UnimplementedOrderServiceHandler) GetCopyLog(context.Context, *GetCopyLogR
 
 func (UnimplementedOrderServiceHandler) GetManifest(context.Context, *GetManifestRequest) (*GetManifestResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "lockbox.v1.OrderService.GetManifest is not implemented")
+}
+
+func (UnimplementedOrderServiceHandler) EraseOrder(context.Context, *EraseOrderRequest) (*GetErasureResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "lockbox.v1.OrderService.EraseOrder is not implemented")
+}
+
+func (UnimplementedOrderServiceHandler) GetErasure(context.Context, *GetErasureRequest) (*GetErasureResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "lockbox.v1.OrderService.GetErasure is not implemented")
 }
 
 type orderServiceClient struct {
@@ -1562,6 +1600,22 @@ func (c *orderServiceClient) GetCopyLog(ctx context.Context, req *GetCopyLogRequ
 func (c *orderServiceClient) GetManifest(ctx context.Context, req *GetManifestRequest) (*GetManifestResponse, error) {
 	var res GetManifestResponse
 	if err := c.client.CallUnary(ctx, orderServiceGetManifestSpec(), req, &res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+func (c *orderServiceClient) EraseOrder(ctx context.Context, req *EraseOrderRequest) (*GetErasureResponse, error) {
+	var res GetErasureResponse
+	if err := c.client.CallUnary(ctx, orderServiceEraseOrderSpec(), req, &res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+func (c *orderServiceClient) GetErasure(ctx context.Context, req *GetErasureRequest) (*GetErasureResponse, error) {
+	var res GetErasureResponse
+	if err := c.client.CallUnary(ctx, orderServiceGetErasureSpec(), req, &res); err != nil {
 		return nil, err
 	}
 	return &res, nil
@@ -1763,6 +1817,30 @@ func (h orderServiceHandler) getManifest(ctx context.Context, _ connect.Spec, st
 		return err
 	}
 	res, err := h.svc.GetManifest(ctx, &req)
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
+}
+
+func (h orderServiceHandler) eraseOrder(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req EraseOrderRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	res, err := h.svc.EraseOrder(ctx, &req)
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
+}
+
+func (h orderServiceHandler) getErasure(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req GetErasureRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	res, err := h.svc.GetErasure(ctx, &req)
 	if err != nil {
 		return err
 	}

@@ -4126,6 +4126,222 @@ func (x *GetCopyLogResponse) GetCopyLogs() [][]byte {
 	return nil
 }
 
+type EraseOrderRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Order         string                 `protobuf:"bytes,1,opt,name=order,proto3" json:"order,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EraseOrderRequest) Reset() {
+	*x = EraseOrderRequest{}
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[70]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EraseOrderRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EraseOrderRequest) ProtoMessage() {}
+
+func (x *EraseOrderRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[70]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EraseOrderRequest.ProtoReflect.Descriptor instead.
+func (*EraseOrderRequest) Descriptor() ([]byte, []int) {
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{70}
+}
+
+func (x *EraseOrderRequest) GetOrder() string {
+	if x != nil {
+		return x.Order
+	}
+	return ""
+}
+
+type GetErasureRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Order         string                 `protobuf:"bytes,1,opt,name=order,proto3" json:"order,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetErasureRequest) Reset() {
+	*x = GetErasureRequest{}
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[71]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetErasureRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetErasureRequest) ProtoMessage() {}
+
+func (x *GetErasureRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[71]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetErasureRequest.ProtoReflect.Descriptor instead.
+func (*GetErasureRequest) Descriptor() ([]byte, []int) {
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{71}
+}
+
+func (x *GetErasureRequest) GetOrder() string {
+	if x != nil {
+		return x.Order
+	}
+	return ""
+}
+
+type GetErasureResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Order         string                 `protobuf:"bytes,1,opt,name=order,proto3" json:"order,omitempty"`
+	Certificates  []*ErasureCertificate  `protobuf:"bytes,2,rep,name=certificates,proto3" json:"certificates,omitempty"`                         // one for each node
+	KeysDestroyed bool                   `protobuf:"varint,3,opt,name=keys_destroyed,json=keysDestroyed,proto3" json:"keys_destroyed,omitempty"` // no key of the order is kept any more
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetErasureResponse) Reset() {
+	*x = GetErasureResponse{}
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[72]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetErasureResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetErasureResponse) ProtoMessage() {}
+
+func (x *GetErasureResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[72]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetErasureResponse.ProtoReflect.Descriptor instead.
+func (*GetErasureResponse) Descriptor() ([]byte, []int) {
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{72}
+}
+
+func (x *GetErasureResponse) GetOrder() string {
+	if x != nil {
+		return x.Order
+	}
+	return ""
+}
+
+func (x *GetErasureResponse) GetCertificates() []*ErasureCertificate {
+	if x != nil {
+		return x.Certificates
+	}
+	return nil
+}
+
+func (x *GetErasureResponse) GetKeysDestroyed() bool {
+	if x != nil {
+		return x.KeysDestroyed
+	}
+	return false
+}
+
+type ErasureCertificate struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	Node           int32                  `protobuf:"varint,1,opt,name=node,proto3" json:"node,omitempty"`
+	Envelope       []byte                 `protobuf:"bytes,2,opt,name=envelope,proto3" json:"envelope,omitempty"`                                   // of approval.Erasure, signed by the node
+	KeyFingerprint string                 `protobuf:"bytes,3,opt,name=key_fingerprint,json=keyFingerprint,proto3" json:"key_fingerprint,omitempty"` // of the node's enrolled key
+	Time           int64                  `protobuf:"varint,4,opt,name=time,proto3" json:"time,omitempty"`                                          // Unix seconds: when it came here
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *ErasureCertificate) Reset() {
+	*x = ErasureCertificate{}
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[73]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ErasureCertificate) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ErasureCertificate) ProtoMessage() {}
+
+func (x *ErasureCertificate) ProtoReflect() protoreflect.Message {
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[73]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ErasureCertificate.ProtoReflect.Descriptor instead.
+func (*ErasureCertificate) Descriptor() ([]byte, []int) {
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{73}
+}
+
+func (x *ErasureCertificate) GetNode() int32 {
+	if x != nil {
+		return x.Node
+	}
+	return 0
+}
+
+func (x *ErasureCertificate) GetEnvelope() []byte {
+	if x != nil {
+		return x.Envelope
+	}
+	return nil
+}
+
+func (x *ErasureCertificate) GetKeyFingerprint() string {
+	if x != nil {
+		return x.KeyFingerprint
+	}
+	return ""
+}
+
+func (x *ErasureCertificate) GetTime() int64 {
+	if x != nil {
+		return x.Time
+	}
+	return 0
+}
+
 type GetManifestRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Order         string                 `protobuf:"bytes,1,opt,name=order,proto3" json:"order,omitempty"`
@@ -4135,7 +4351,7 @@ type GetManifestRequest struct {
 
 func (x *GetManifestRequest) Reset() {
 	*x = GetManifestRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[70]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4147,7 +4363,7 @@ func (x *GetManifestRequest) String() string {
 func (*GetManifestRequest) ProtoMessage() {}
 
 func (x *GetManifestRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[70]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4160,7 +4376,7 @@ func (x *GetManifestRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetManifestRequest.ProtoReflect.Descriptor instead.
 func (*GetManifestRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{70}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *GetManifestRequest) GetOrder() string {
@@ -4179,7 +4395,7 @@ type GetManifestResponse struct {
 
 func (x *GetManifestResponse) Reset() {
 	*x = GetManifestResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[71]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4191,7 +4407,7 @@ func (x *GetManifestResponse) String() string {
 func (*GetManifestResponse) ProtoMessage() {}
 
 func (x *GetManifestResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[71]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4204,7 +4420,7 @@ func (x *GetManifestResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetManifestResponse.ProtoReflect.Descriptor instead.
 func (*GetManifestResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{71}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *GetManifestResponse) GetManifests() []*ManifestVersion {
@@ -4232,7 +4448,7 @@ type ManifestVersion struct {
 
 func (x *ManifestVersion) Reset() {
 	*x = ManifestVersion{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[72]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4244,7 +4460,7 @@ func (x *ManifestVersion) String() string {
 func (*ManifestVersion) ProtoMessage() {}
 
 func (x *ManifestVersion) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[72]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4257,7 +4473,7 @@ func (x *ManifestVersion) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ManifestVersion.ProtoReflect.Descriptor instead.
 func (*ManifestVersion) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{72}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *ManifestVersion) GetNode() int32 {
@@ -4339,7 +4555,7 @@ type ListDevicesRequest struct {
 
 func (x *ListDevicesRequest) Reset() {
 	*x = ListDevicesRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[73]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4351,7 +4567,7 @@ func (x *ListDevicesRequest) String() string {
 func (*ListDevicesRequest) ProtoMessage() {}
 
 func (x *ListDevicesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[73]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4364,7 +4580,7 @@ func (x *ListDevicesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDevicesRequest.ProtoReflect.Descriptor instead.
 func (*ListDevicesRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{73}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *ListDevicesRequest) GetOrder() string {
@@ -4383,7 +4599,7 @@ type ListDevicesResponse struct {
 
 func (x *ListDevicesResponse) Reset() {
 	*x = ListDevicesResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[74]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4395,7 +4611,7 @@ func (x *ListDevicesResponse) String() string {
 func (*ListDevicesResponse) ProtoMessage() {}
 
 func (x *ListDevicesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[74]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4408,7 +4624,7 @@ func (x *ListDevicesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDevicesResponse.ProtoReflect.Descriptor instead.
 func (*ListDevicesResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{74}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *ListDevicesResponse) GetDevices() []*Device {
@@ -4427,7 +4643,7 @@ type GetDeviceRequest struct {
 
 func (x *GetDeviceRequest) Reset() {
 	*x = GetDeviceRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[75]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4439,7 +4655,7 @@ func (x *GetDeviceRequest) String() string {
 func (*GetDeviceRequest) ProtoMessage() {}
 
 func (x *GetDeviceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[75]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4452,7 +4668,7 @@ func (x *GetDeviceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetDeviceRequest.ProtoReflect.Descriptor instead.
 func (*GetDeviceRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{75}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{79}
 }
 
 func (x *GetDeviceRequest) GetSerial() string {
@@ -4473,7 +4689,7 @@ type RevokeDeviceRequest struct {
 
 func (x *RevokeDeviceRequest) Reset() {
 	*x = RevokeDeviceRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[76]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4485,7 +4701,7 @@ func (x *RevokeDeviceRequest) String() string {
 func (*RevokeDeviceRequest) ProtoMessage() {}
 
 func (x *RevokeDeviceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[76]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4498,7 +4714,7 @@ func (x *RevokeDeviceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeDeviceRequest.ProtoReflect.Descriptor instead.
 func (*RevokeDeviceRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{76}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{80}
 }
 
 func (x *RevokeDeviceRequest) GetSerial() string {
@@ -4534,7 +4750,7 @@ type Device struct {
 
 func (x *Device) Reset() {
 	*x = Device{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[77]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4546,7 +4762,7 @@ func (x *Device) String() string {
 func (*Device) ProtoMessage() {}
 
 func (x *Device) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[77]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4559,7 +4775,7 @@ func (x *Device) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Device.ProtoReflect.Descriptor instead.
 func (*Device) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{77}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{81}
 }
 
 func (x *Device) GetSerial() string {
@@ -4613,7 +4829,7 @@ type DeviceNode struct {
 
 func (x *DeviceNode) Reset() {
 	*x = DeviceNode{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[78]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4625,7 +4841,7 @@ func (x *DeviceNode) String() string {
 func (*DeviceNode) ProtoMessage() {}
 
 func (x *DeviceNode) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[78]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4638,7 +4854,7 @@ func (x *DeviceNode) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeviceNode.ProtoReflect.Descriptor instead.
 func (*DeviceNode) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{78}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{82}
 }
 
 func (x *DeviceNode) GetNode() int32 {
@@ -4759,7 +4975,7 @@ type DeviceDisk struct {
 
 func (x *DeviceDisk) Reset() {
 	*x = DeviceDisk{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[79]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4771,7 +4987,7 @@ func (x *DeviceDisk) String() string {
 func (*DeviceDisk) ProtoMessage() {}
 
 func (x *DeviceDisk) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[79]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4784,7 +5000,7 @@ func (x *DeviceDisk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeviceDisk.ProtoReflect.Descriptor instead.
 func (*DeviceDisk) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{79}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{83}
 }
 
 func (x *DeviceDisk) GetDisk() string {
@@ -4835,7 +5051,7 @@ type DeviceShare struct {
 
 func (x *DeviceShare) Reset() {
 	*x = DeviceShare{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[80]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[84]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4847,7 +5063,7 @@ func (x *DeviceShare) String() string {
 func (*DeviceShare) ProtoMessage() {}
 
 func (x *DeviceShare) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[80]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[84]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4860,7 +5076,7 @@ func (x *DeviceShare) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeviceShare.ProtoReflect.Descriptor instead.
 func (*DeviceShare) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{80}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{84}
 }
 
 func (x *DeviceShare) GetName() string {
@@ -4914,7 +5130,7 @@ type Ticket struct {
 
 func (x *Ticket) Reset() {
 	*x = Ticket{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[81]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[85]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4926,7 +5142,7 @@ func (x *Ticket) String() string {
 func (*Ticket) ProtoMessage() {}
 
 func (x *Ticket) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[81]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[85]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4939,7 +5155,7 @@ func (x *Ticket) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ticket.ProtoReflect.Descriptor instead.
 func (*Ticket) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{81}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{85}
 }
 
 func (x *Ticket) GetId() string {
@@ -5010,7 +5226,7 @@ type FileTicketRequest struct {
 
 func (x *FileTicketRequest) Reset() {
 	*x = FileTicketRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[82]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[86]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5022,7 +5238,7 @@ func (x *FileTicketRequest) String() string {
 func (*FileTicketRequest) ProtoMessage() {}
 
 func (x *FileTicketRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[82]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[86]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5035,7 +5251,7 @@ func (x *FileTicketRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FileTicketRequest.ProtoReflect.Descriptor instead.
 func (*FileTicketRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{82}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{86}
 }
 
 func (x *FileTicketRequest) GetOrder() string {
@@ -5075,7 +5291,7 @@ type GetTicketRequest struct {
 
 func (x *GetTicketRequest) Reset() {
 	*x = GetTicketRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[83]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[87]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5087,7 +5303,7 @@ func (x *GetTicketRequest) String() string {
 func (*GetTicketRequest) ProtoMessage() {}
 
 func (x *GetTicketRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[83]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[87]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5100,7 +5316,7 @@ func (x *GetTicketRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetTicketRequest.ProtoReflect.Descriptor instead.
 func (*GetTicketRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{83}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{87}
 }
 
 func (x *GetTicketRequest) GetId() string {
@@ -5119,7 +5335,7 @@ type ListTicketsRequest struct {
 
 func (x *ListTicketsRequest) Reset() {
 	*x = ListTicketsRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[84]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[88]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5131,7 +5347,7 @@ func (x *ListTicketsRequest) String() string {
 func (*ListTicketsRequest) ProtoMessage() {}
 
 func (x *ListTicketsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[84]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[88]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5144,7 +5360,7 @@ func (x *ListTicketsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTicketsRequest.ProtoReflect.Descriptor instead.
 func (*ListTicketsRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{84}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{88}
 }
 
 func (x *ListTicketsRequest) GetOrder() string {
@@ -5163,7 +5379,7 @@ type ListTicketsResponse struct {
 
 func (x *ListTicketsResponse) Reset() {
 	*x = ListTicketsResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[85]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[89]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5175,7 +5391,7 @@ func (x *ListTicketsResponse) String() string {
 func (*ListTicketsResponse) ProtoMessage() {}
 
 func (x *ListTicketsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[85]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[89]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5188,7 +5404,7 @@ func (x *ListTicketsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTicketsResponse.ProtoReflect.Descriptor instead.
 func (*ListTicketsResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{85}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{89}
 }
 
 func (x *ListTicketsResponse) GetTickets() []*Ticket {
@@ -5208,7 +5424,7 @@ type CommentTicketRequest struct {
 
 func (x *CommentTicketRequest) Reset() {
 	*x = CommentTicketRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[86]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[90]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5220,7 +5436,7 @@ func (x *CommentTicketRequest) String() string {
 func (*CommentTicketRequest) ProtoMessage() {}
 
 func (x *CommentTicketRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[86]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[90]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5233,7 +5449,7 @@ func (x *CommentTicketRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CommentTicketRequest.ProtoReflect.Descriptor instead.
 func (*CommentTicketRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{86}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{90}
 }
 
 func (x *CommentTicketRequest) GetId() string {
@@ -5261,7 +5477,7 @@ type AssignTicketRequest struct {
 
 func (x *AssignTicketRequest) Reset() {
 	*x = AssignTicketRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[87]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[91]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5273,7 +5489,7 @@ func (x *AssignTicketRequest) String() string {
 func (*AssignTicketRequest) ProtoMessage() {}
 
 func (x *AssignTicketRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[87]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[91]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5286,7 +5502,7 @@ func (x *AssignTicketRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AssignTicketRequest.ProtoReflect.Descriptor instead.
 func (*AssignTicketRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{87}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{91}
 }
 
 func (x *AssignTicketRequest) GetId() string {
@@ -5327,7 +5543,7 @@ type Session struct {
 
 func (x *Session) Reset() {
 	*x = Session{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[88]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[92]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5339,7 +5555,7 @@ func (x *Session) String() string {
 func (*Session) ProtoMessage() {}
 
 func (x *Session) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[88]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[92]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5352,7 +5568,7 @@ func (x *Session) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Session.ProtoReflect.Descriptor instead.
 func (*Session) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{88}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{92}
 }
 
 func (x *Session) GetId() string {
@@ -5430,7 +5646,7 @@ type EnableSessionRequest struct {
 
 func (x *EnableSessionRequest) Reset() {
 	*x = EnableSessionRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[89]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[93]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5442,7 +5658,7 @@ func (x *EnableSessionRequest) String() string {
 func (*EnableSessionRequest) ProtoMessage() {}
 
 func (x *EnableSessionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[89]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[93]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5455,7 +5671,7 @@ func (x *EnableSessionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EnableSessionRequest.ProtoReflect.Descriptor instead.
 func (*EnableSessionRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{89}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{93}
 }
 
 func (x *EnableSessionRequest) GetSerial() string {
@@ -5495,7 +5711,7 @@ type GetSessionRequest struct {
 
 func (x *GetSessionRequest) Reset() {
 	*x = GetSessionRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[90]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[94]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5507,7 +5723,7 @@ func (x *GetSessionRequest) String() string {
 func (*GetSessionRequest) ProtoMessage() {}
 
 func (x *GetSessionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[90]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[94]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5520,7 +5736,7 @@ func (x *GetSessionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetSessionRequest.ProtoReflect.Descriptor instead.
 func (*GetSessionRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{90}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{94}
 }
 
 func (x *GetSessionRequest) GetId() string {
@@ -5541,7 +5757,7 @@ type ListSessionsRequest struct {
 
 func (x *ListSessionsRequest) Reset() {
 	*x = ListSessionsRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[91]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[95]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5553,7 +5769,7 @@ func (x *ListSessionsRequest) String() string {
 func (*ListSessionsRequest) ProtoMessage() {}
 
 func (x *ListSessionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[91]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[95]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5566,7 +5782,7 @@ func (x *ListSessionsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSessionsRequest.ProtoReflect.Descriptor instead.
 func (*ListSessionsRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{91}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{95}
 }
 
 func (x *ListSessionsRequest) GetSerial() string {
@@ -5599,7 +5815,7 @@ type ListSessionsResponse struct {
 
 func (x *ListSessionsResponse) Reset() {
 	*x = ListSessionsResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[92]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[96]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5611,7 +5827,7 @@ func (x *ListSessionsResponse) String() string {
 func (*ListSessionsResponse) ProtoMessage() {}
 
 func (x *ListSessionsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[92]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[96]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5624,7 +5840,7 @@ func (x *ListSessionsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSessionsResponse.ProtoReflect.Descriptor instead.
 func (*ListSessionsResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{92}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{96}
 }
 
 func (x *ListSessionsResponse) GetSessions() []*Session {
@@ -5644,7 +5860,7 @@ type DisableSessionRequest struct {
 
 func (x *DisableSessionRequest) Reset() {
 	*x = DisableSessionRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[93]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[97]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5656,7 +5872,7 @@ func (x *DisableSessionRequest) String() string {
 func (*DisableSessionRequest) ProtoMessage() {}
 
 func (x *DisableSessionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[93]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[97]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5669,7 +5885,7 @@ func (x *DisableSessionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DisableSessionRequest.ProtoReflect.Descriptor instead.
 func (*DisableSessionRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{93}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{97}
 }
 
 func (x *DisableSessionRequest) GetId() string {
@@ -5696,7 +5912,7 @@ type DisableSessionResponse struct {
 
 func (x *DisableSessionResponse) Reset() {
 	*x = DisableSessionResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[94]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[98]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5708,7 +5924,7 @@ func (x *DisableSessionResponse) String() string {
 func (*DisableSessionResponse) ProtoMessage() {}
 
 func (x *DisableSessionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[94]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[98]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5721,7 +5937,7 @@ func (x *DisableSessionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DisableSessionResponse.ProtoReflect.Descriptor instead.
 func (*DisableSessionResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{94}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{98}
 }
 
 func (x *DisableSessionResponse) GetSession() *Session {
@@ -5753,7 +5969,7 @@ type RelockResult struct {
 
 func (x *RelockResult) Reset() {
 	*x = RelockResult{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[95]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[99]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5765,7 +5981,7 @@ func (x *RelockResult) String() string {
 func (*RelockResult) ProtoMessage() {}
 
 func (x *RelockResult) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[95]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[99]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5778,7 +5994,7 @@ func (x *RelockResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RelockResult.ProtoReflect.Descriptor instead.
 func (*RelockResult) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{95}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{99}
 }
 
 func (x *RelockResult) GetNode() string {
@@ -5833,7 +6049,7 @@ type IssueCertificateRequest struct {
 
 func (x *IssueCertificateRequest) Reset() {
 	*x = IssueCertificateRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[96]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[100]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5845,7 +6061,7 @@ func (x *IssueCertificateRequest) String() string {
 func (*IssueCertificateRequest) ProtoMessage() {}
 
 func (x *IssueCertificateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[96]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[100]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5858,7 +6074,7 @@ func (x *IssueCertificateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueCertificateRequest.ProtoReflect.Descriptor instead.
 func (*IssueCertificateRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{96}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{100}
 }
 
 func (x *IssueCertificateRequest) GetSession() string {
@@ -5887,7 +6103,7 @@ type IssueCertificateResponse struct {
 
 func (x *IssueCertificateResponse) Reset() {
 	*x = IssueCertificateResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[97]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[101]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5899,7 +6115,7 @@ func (x *IssueCertificateResponse) String() string {
 func (*IssueCertificateResponse) ProtoMessage() {}
 
 func (x *IssueCertificateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[97]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[101]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5912,7 +6128,7 @@ func (x *IssueCertificateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueCertificateResponse.ProtoReflect.Descriptor instead.
 func (*IssueCertificateResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{97}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{101}
 }
 
 func (x *IssueCertificateResponse) GetCertificate() string {
@@ -5970,7 +6186,7 @@ type Recording struct {
 
 func (x *Recording) Reset() {
 	*x = Recording{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[98]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[102]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5982,7 +6198,7 @@ func (x *Recording) String() string {
 func (*Recording) ProtoMessage() {}
 
 func (x *Recording) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[98]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[102]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5995,7 +6211,7 @@ func (x *Recording) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Recording.ProtoReflect.Descriptor instead.
 func (*Recording) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{98}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{102}
 }
 
 func (x *Recording) GetId() string {
@@ -6144,7 +6360,7 @@ type ListRecordingsRequest struct {
 
 func (x *ListRecordingsRequest) Reset() {
 	*x = ListRecordingsRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[99]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[103]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6156,7 +6372,7 @@ func (x *ListRecordingsRequest) String() string {
 func (*ListRecordingsRequest) ProtoMessage() {}
 
 func (x *ListRecordingsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[99]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[103]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6169,7 +6385,7 @@ func (x *ListRecordingsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRecordingsRequest.ProtoReflect.Descriptor instead.
 func (*ListRecordingsRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{99}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{103}
 }
 
 func (x *ListRecordingsRequest) GetSerial() string {
@@ -6216,7 +6432,7 @@ type ListRecordingsResponse struct {
 
 func (x *ListRecordingsResponse) Reset() {
 	*x = ListRecordingsResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[100]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[104]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6228,7 +6444,7 @@ func (x *ListRecordingsResponse) String() string {
 func (*ListRecordingsResponse) ProtoMessage() {}
 
 func (x *ListRecordingsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[100]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[104]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6241,7 +6457,7 @@ func (x *ListRecordingsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRecordingsResponse.ProtoReflect.Descriptor instead.
 func (*ListRecordingsResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{100}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{104}
 }
 
 func (x *ListRecordingsResponse) GetRecordings() []*Recording {
@@ -6260,7 +6476,7 @@ type GetRecordingRequest struct {
 
 func (x *GetRecordingRequest) Reset() {
 	*x = GetRecordingRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[101]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[105]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6272,7 +6488,7 @@ func (x *GetRecordingRequest) String() string {
 func (*GetRecordingRequest) ProtoMessage() {}
 
 func (x *GetRecordingRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[101]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[105]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6285,7 +6501,7 @@ func (x *GetRecordingRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetRecordingRequest.ProtoReflect.Descriptor instead.
 func (*GetRecordingRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{101}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{105}
 }
 
 func (x *GetRecordingRequest) GetId() string {
@@ -6306,7 +6522,7 @@ type ReadRecordingRequest struct {
 
 func (x *ReadRecordingRequest) Reset() {
 	*x = ReadRecordingRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[102]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[106]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6318,7 +6534,7 @@ func (x *ReadRecordingRequest) String() string {
 func (*ReadRecordingRequest) ProtoMessage() {}
 
 func (x *ReadRecordingRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[102]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[106]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6331,7 +6547,7 @@ func (x *ReadRecordingRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadRecordingRequest.ProtoReflect.Descriptor instead.
 func (*ReadRecordingRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{102}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{106}
 }
 
 func (x *ReadRecordingRequest) GetId() string {
@@ -6366,7 +6582,7 @@ type ReadRecordingResponse struct {
 
 func (x *ReadRecordingResponse) Reset() {
 	*x = ReadRecordingResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[103]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[107]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6378,7 +6594,7 @@ func (x *ReadRecordingResponse) String() string {
 func (*ReadRecordingResponse) ProtoMessage() {}
 
 func (x *ReadRecordingResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[103]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[107]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6391,7 +6607,7 @@ func (x *ReadRecordingResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadRecordingResponse.ProtoReflect.Descriptor instead.
 func (*ReadRecordingResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{103}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{107}
 }
 
 func (x *ReadRecordingResponse) GetOffset() int64 {
@@ -6425,7 +6641,7 @@ type KillSessionRequest struct {
 
 func (x *KillSessionRequest) Reset() {
 	*x = KillSessionRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[104]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[108]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6437,7 +6653,7 @@ func (x *KillSessionRequest) String() string {
 func (*KillSessionRequest) ProtoMessage() {}
 
 func (x *KillSessionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[104]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[108]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6450,7 +6666,7 @@ func (x *KillSessionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KillSessionRequest.ProtoReflect.Descriptor instead.
 func (*KillSessionRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{104}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{108}
 }
 
 func (x *KillSessionRequest) GetSession() string {
@@ -6477,7 +6693,7 @@ type KillSessionResponse struct {
 
 func (x *KillSessionResponse) Reset() {
 	*x = KillSessionResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[105]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[109]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6489,7 +6705,7 @@ func (x *KillSessionResponse) String() string {
 func (*KillSessionResponse) ProtoMessage() {}
 
 func (x *KillSessionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[105]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[109]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6502,7 +6718,7 @@ func (x *KillSessionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KillSessionResponse.ProtoReflect.Descriptor instead.
 func (*KillSessionResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{105}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{109}
 }
 
 func (x *KillSessionResponse) GetSession() *Session {
@@ -6569,7 +6785,7 @@ type Request struct {
 
 func (x *Request) Reset() {
 	*x = Request{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[106]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[110]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6581,7 +6797,7 @@ func (x *Request) String() string {
 func (*Request) ProtoMessage() {}
 
 func (x *Request) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[106]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[110]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6594,7 +6810,7 @@ func (x *Request) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Request.ProtoReflect.Descriptor instead.
 func (*Request) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{106}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{110}
 }
 
 func (x *Request) GetId() string {
@@ -6908,7 +7124,7 @@ type RequestComment struct {
 
 func (x *RequestComment) Reset() {
 	*x = RequestComment{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[107]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[111]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6920,7 +7136,7 @@ func (x *RequestComment) String() string {
 func (*RequestComment) ProtoMessage() {}
 
 func (x *RequestComment) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[107]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[111]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6933,7 +7149,7 @@ func (x *RequestComment) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RequestComment.ProtoReflect.Descriptor instead.
 func (*RequestComment) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{107}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{111}
 }
 
 func (x *RequestComment) GetNumber() int64 {
@@ -7010,7 +7226,7 @@ type Evaluation struct {
 
 func (x *Evaluation) Reset() {
 	*x = Evaluation{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[108]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[112]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7022,7 +7238,7 @@ func (x *Evaluation) String() string {
 func (*Evaluation) ProtoMessage() {}
 
 func (x *Evaluation) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[108]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[112]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7035,7 +7251,7 @@ func (x *Evaluation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Evaluation.ProtoReflect.Descriptor instead.
 func (*Evaluation) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{108}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{112}
 }
 
 func (x *Evaluation) GetFactors() []*Factor {
@@ -7121,7 +7337,7 @@ type Factor struct {
 
 func (x *Factor) Reset() {
 	*x = Factor{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[109]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[113]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7133,7 +7349,7 @@ func (x *Factor) String() string {
 func (*Factor) ProtoMessage() {}
 
 func (x *Factor) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[109]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[113]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7146,7 +7362,7 @@ func (x *Factor) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Factor.ProtoReflect.Descriptor instead.
 func (*Factor) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{109}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{113}
 }
 
 func (x *Factor) GetName() string {
@@ -7191,7 +7407,7 @@ type RequestDecision struct {
 
 func (x *RequestDecision) Reset() {
 	*x = RequestDecision{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[110]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[114]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7203,7 +7419,7 @@ func (x *RequestDecision) String() string {
 func (*RequestDecision) ProtoMessage() {}
 
 func (x *RequestDecision) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[110]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[114]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7216,7 +7432,7 @@ func (x *RequestDecision) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RequestDecision.ProtoReflect.Descriptor instead.
 func (*RequestDecision) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{110}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{114}
 }
 
 func (x *RequestDecision) GetRole() string {
@@ -7280,7 +7496,7 @@ type CreateRequestRequest struct {
 
 func (x *CreateRequestRequest) Reset() {
 	*x = CreateRequestRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[111]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[115]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7292,7 +7508,7 @@ func (x *CreateRequestRequest) String() string {
 func (*CreateRequestRequest) ProtoMessage() {}
 
 func (x *CreateRequestRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[111]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[115]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7305,7 +7521,7 @@ func (x *CreateRequestRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateRequestRequest.ProtoReflect.Descriptor instead.
 func (*CreateRequestRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{111}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{115}
 }
 
 func (x *CreateRequestRequest) GetAction() string {
@@ -7394,7 +7610,7 @@ type GetRequestRequest struct {
 
 func (x *GetRequestRequest) Reset() {
 	*x = GetRequestRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[112]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[116]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7406,7 +7622,7 @@ func (x *GetRequestRequest) String() string {
 func (*GetRequestRequest) ProtoMessage() {}
 
 func (x *GetRequestRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[112]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[116]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7419,7 +7635,7 @@ func (x *GetRequestRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetRequestRequest.ProtoReflect.Descriptor instead.
 func (*GetRequestRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{112}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{116}
 }
 
 func (x *GetRequestRequest) GetId() string {
@@ -7446,7 +7662,7 @@ type ListRequestsRequest struct {
 
 func (x *ListRequestsRequest) Reset() {
 	*x = ListRequestsRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[113]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[117]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7458,7 +7674,7 @@ func (x *ListRequestsRequest) String() string {
 func (*ListRequestsRequest) ProtoMessage() {}
 
 func (x *ListRequestsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[113]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[117]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7471,7 +7687,7 @@ func (x *ListRequestsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRequestsRequest.ProtoReflect.Descriptor instead.
 func (*ListRequestsRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{113}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{117}
 }
 
 func (x *ListRequestsRequest) GetPending() bool {
@@ -7547,7 +7763,7 @@ type ListRequestsResponse struct {
 
 func (x *ListRequestsResponse) Reset() {
 	*x = ListRequestsResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[114]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[118]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7559,7 +7775,7 @@ func (x *ListRequestsResponse) String() string {
 func (*ListRequestsResponse) ProtoMessage() {}
 
 func (x *ListRequestsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[114]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[118]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7572,7 +7788,7 @@ func (x *ListRequestsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRequestsResponse.ProtoReflect.Descriptor instead.
 func (*ListRequestsResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{114}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{118}
 }
 
 func (x *ListRequestsResponse) GetRequests() []*Request {
@@ -7602,7 +7818,7 @@ type DraftDecisionRequest struct {
 
 func (x *DraftDecisionRequest) Reset() {
 	*x = DraftDecisionRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[115]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[119]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7614,7 +7830,7 @@ func (x *DraftDecisionRequest) String() string {
 func (*DraftDecisionRequest) ProtoMessage() {}
 
 func (x *DraftDecisionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[115]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[119]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7627,7 +7843,7 @@ func (x *DraftDecisionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DraftDecisionRequest.ProtoReflect.Descriptor instead.
 func (*DraftDecisionRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{115}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{119}
 }
 
 func (x *DraftDecisionRequest) GetId() string {
@@ -7675,7 +7891,7 @@ type DecideRequest struct {
 
 func (x *DecideRequest) Reset() {
 	*x = DecideRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[116]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[120]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7687,7 +7903,7 @@ func (x *DecideRequest) String() string {
 func (*DecideRequest) ProtoMessage() {}
 
 func (x *DecideRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[116]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[120]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7700,7 +7916,7 @@ func (x *DecideRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DecideRequest.ProtoReflect.Descriptor instead.
 func (*DecideRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{116}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{120}
 }
 
 func (x *DecideRequest) GetId() string {
@@ -7727,7 +7943,7 @@ type CancelRequestRequest struct {
 
 func (x *CancelRequestRequest) Reset() {
 	*x = CancelRequestRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[117]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[121]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7739,7 +7955,7 @@ func (x *CancelRequestRequest) String() string {
 func (*CancelRequestRequest) ProtoMessage() {}
 
 func (x *CancelRequestRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[117]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[121]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7752,7 +7968,7 @@ func (x *CancelRequestRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelRequestRequest.ProtoReflect.Descriptor instead.
 func (*CancelRequestRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{117}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{121}
 }
 
 func (x *CancelRequestRequest) GetId() string {
@@ -7778,7 +7994,7 @@ type ExecuteRequestRequest struct {
 
 func (x *ExecuteRequestRequest) Reset() {
 	*x = ExecuteRequestRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[118]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[122]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7790,7 +8006,7 @@ func (x *ExecuteRequestRequest) String() string {
 func (*ExecuteRequestRequest) ProtoMessage() {}
 
 func (x *ExecuteRequestRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[118]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[122]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7803,7 +8019,7 @@ func (x *ExecuteRequestRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecuteRequestRequest.ProtoReflect.Descriptor instead.
 func (*ExecuteRequestRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{118}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{122}
 }
 
 func (x *ExecuteRequestRequest) GetId() string {
@@ -7823,7 +8039,7 @@ type RevokeRequestRequest struct {
 
 func (x *RevokeRequestRequest) Reset() {
 	*x = RevokeRequestRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[119]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[123]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7835,7 +8051,7 @@ func (x *RevokeRequestRequest) String() string {
 func (*RevokeRequestRequest) ProtoMessage() {}
 
 func (x *RevokeRequestRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[119]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[123]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7848,7 +8064,7 @@ func (x *RevokeRequestRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeRequestRequest.ProtoReflect.Descriptor instead.
 func (*RevokeRequestRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{119}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{123}
 }
 
 func (x *RevokeRequestRequest) GetId() string {
@@ -7876,7 +8092,7 @@ type RevokeRequestResponse struct {
 
 func (x *RevokeRequestResponse) Reset() {
 	*x = RevokeRequestResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[120]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[124]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7888,7 +8104,7 @@ func (x *RevokeRequestResponse) String() string {
 func (*RevokeRequestResponse) ProtoMessage() {}
 
 func (x *RevokeRequestResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[120]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[124]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7901,7 +8117,7 @@ func (x *RevokeRequestResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeRequestResponse.ProtoReflect.Descriptor instead.
 func (*RevokeRequestResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{120}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{124}
 }
 
 func (x *RevokeRequestResponse) GetRequest() *Request {
@@ -7937,7 +8153,7 @@ type CommentRequestRequest struct {
 
 func (x *CommentRequestRequest) Reset() {
 	*x = CommentRequestRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[121]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[125]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7949,7 +8165,7 @@ func (x *CommentRequestRequest) String() string {
 func (*CommentRequestRequest) ProtoMessage() {}
 
 func (x *CommentRequestRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[121]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[125]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7962,7 +8178,7 @@ func (x *CommentRequestRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CommentRequestRequest.ProtoReflect.Descriptor instead.
 func (*CommentRequestRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{121}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{125}
 }
 
 func (x *CommentRequestRequest) GetId() string {
@@ -8004,7 +8220,7 @@ type ExtendRequestRequest struct {
 
 func (x *ExtendRequestRequest) Reset() {
 	*x = ExtendRequestRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[122]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[126]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8016,7 +8232,7 @@ func (x *ExtendRequestRequest) String() string {
 func (*ExtendRequestRequest) ProtoMessage() {}
 
 func (x *ExtendRequestRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[122]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[126]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8029,7 +8245,7 @@ func (x *ExtendRequestRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExtendRequestRequest.ProtoReflect.Descriptor instead.
 func (*ExtendRequestRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{122}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{126}
 }
 
 func (x *ExtendRequestRequest) GetId() string {
@@ -8063,7 +8279,7 @@ type GetChangesRequest struct {
 
 func (x *GetChangesRequest) Reset() {
 	*x = GetChangesRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[123]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[127]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8075,7 +8291,7 @@ func (x *GetChangesRequest) String() string {
 func (*GetChangesRequest) ProtoMessage() {}
 
 func (x *GetChangesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[123]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[127]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8088,7 +8304,7 @@ func (x *GetChangesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetChangesRequest.ProtoReflect.Descriptor instead.
 func (*GetChangesRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{123}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{127}
 }
 
 func (x *GetChangesRequest) GetId() string {
@@ -8115,7 +8331,7 @@ type GetChangesResponse struct {
 
 func (x *GetChangesResponse) Reset() {
 	*x = GetChangesResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[124]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[128]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8127,7 +8343,7 @@ func (x *GetChangesResponse) String() string {
 func (*GetChangesResponse) ProtoMessage() {}
 
 func (x *GetChangesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[124]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[128]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8140,7 +8356,7 @@ func (x *GetChangesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetChangesResponse.ProtoReflect.Descriptor instead.
 func (*GetChangesResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{124}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{128}
 }
 
 func (x *GetChangesResponse) GetParts() []*ChangesPart {
@@ -8168,7 +8384,7 @@ type ChangesPart struct {
 
 func (x *ChangesPart) Reset() {
 	*x = ChangesPart{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[125]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[129]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8180,7 +8396,7 @@ func (x *ChangesPart) String() string {
 func (*ChangesPart) ProtoMessage() {}
 
 func (x *ChangesPart) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[125]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[129]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8193,7 +8409,7 @@ func (x *ChangesPart) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChangesPart.ProtoReflect.Descriptor instead.
 func (*ChangesPart) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{125}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{129}
 }
 
 func (x *ChangesPart) GetNode() int32 {
@@ -8227,7 +8443,7 @@ type RaiseRequestAgainRequest struct {
 
 func (x *RaiseRequestAgainRequest) Reset() {
 	*x = RaiseRequestAgainRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[126]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[130]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8239,7 +8455,7 @@ func (x *RaiseRequestAgainRequest) String() string {
 func (*RaiseRequestAgainRequest) ProtoMessage() {}
 
 func (x *RaiseRequestAgainRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[126]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[130]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8252,7 +8468,7 @@ func (x *RaiseRequestAgainRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RaiseRequestAgainRequest.ProtoReflect.Descriptor instead.
 func (*RaiseRequestAgainRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{126}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{130}
 }
 
 func (x *RaiseRequestAgainRequest) GetId() string {
@@ -8283,7 +8499,7 @@ type DraftStandingConsentRequest struct {
 
 func (x *DraftStandingConsentRequest) Reset() {
 	*x = DraftStandingConsentRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[127]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[131]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8295,7 +8511,7 @@ func (x *DraftStandingConsentRequest) String() string {
 func (*DraftStandingConsentRequest) ProtoMessage() {}
 
 func (x *DraftStandingConsentRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[127]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[131]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8308,7 +8524,7 @@ func (x *DraftStandingConsentRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DraftStandingConsentRequest.ProtoReflect.Descriptor instead.
 func (*DraftStandingConsentRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{127}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{131}
 }
 
 func (x *DraftStandingConsentRequest) GetOrder() string {
@@ -8363,7 +8579,7 @@ type SubmitStandingConsentRequest struct {
 
 func (x *SubmitStandingConsentRequest) Reset() {
 	*x = SubmitStandingConsentRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[128]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[132]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8375,7 +8591,7 @@ func (x *SubmitStandingConsentRequest) String() string {
 func (*SubmitStandingConsentRequest) ProtoMessage() {}
 
 func (x *SubmitStandingConsentRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[128]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[132]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8388,7 +8604,7 @@ func (x *SubmitStandingConsentRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SubmitStandingConsentRequest.ProtoReflect.Descriptor instead.
 func (*SubmitStandingConsentRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{128}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{132}
 }
 
 func (x *SubmitStandingConsentRequest) GetOrder() string {
@@ -8414,7 +8630,7 @@ type ListStandingConsentsRequest struct {
 
 func (x *ListStandingConsentsRequest) Reset() {
 	*x = ListStandingConsentsRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[129]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[133]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8426,7 +8642,7 @@ func (x *ListStandingConsentsRequest) String() string {
 func (*ListStandingConsentsRequest) ProtoMessage() {}
 
 func (x *ListStandingConsentsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[129]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[133]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8439,7 +8655,7 @@ func (x *ListStandingConsentsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListStandingConsentsRequest.ProtoReflect.Descriptor instead.
 func (*ListStandingConsentsRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{129}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{133}
 }
 
 func (x *ListStandingConsentsRequest) GetOrder() string {
@@ -8458,7 +8674,7 @@ type ListStandingConsentsResponse struct {
 
 func (x *ListStandingConsentsResponse) Reset() {
 	*x = ListStandingConsentsResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[130]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[134]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8470,7 +8686,7 @@ func (x *ListStandingConsentsResponse) String() string {
 func (*ListStandingConsentsResponse) ProtoMessage() {}
 
 func (x *ListStandingConsentsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[130]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[134]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8483,7 +8699,7 @@ func (x *ListStandingConsentsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListStandingConsentsResponse.ProtoReflect.Descriptor instead.
 func (*ListStandingConsentsResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{130}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{134}
 }
 
 func (x *ListStandingConsentsResponse) GetConsents() []*StandingConsent {
@@ -8507,7 +8723,7 @@ type StandingConsent struct {
 
 func (x *StandingConsent) Reset() {
 	*x = StandingConsent{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[131]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[135]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8519,7 +8735,7 @@ func (x *StandingConsent) String() string {
 func (*StandingConsent) ProtoMessage() {}
 
 func (x *StandingConsent) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[131]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[135]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8532,7 +8748,7 @@ func (x *StandingConsent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StandingConsent.ProtoReflect.Descriptor instead.
 func (*StandingConsent) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{131}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{135}
 }
 
 func (x *StandingConsent) GetId() string {
@@ -8587,7 +8803,7 @@ type RevokeStandingConsentRequest struct {
 
 func (x *RevokeStandingConsentRequest) Reset() {
 	*x = RevokeStandingConsentRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[132]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[136]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8599,7 +8815,7 @@ func (x *RevokeStandingConsentRequest) String() string {
 func (*RevokeStandingConsentRequest) ProtoMessage() {}
 
 func (x *RevokeStandingConsentRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[132]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[136]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8612,7 +8828,7 @@ func (x *RevokeStandingConsentRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeStandingConsentRequest.ProtoReflect.Descriptor instead.
 func (*RevokeStandingConsentRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{132}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{136}
 }
 
 func (x *RevokeStandingConsentRequest) GetId() string {
@@ -8638,7 +8854,7 @@ type ListKeysRequest struct {
 
 func (x *ListKeysRequest) Reset() {
 	*x = ListKeysRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[133]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[137]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8650,7 +8866,7 @@ func (x *ListKeysRequest) String() string {
 func (*ListKeysRequest) ProtoMessage() {}
 
 func (x *ListKeysRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[133]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[137]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8663,7 +8879,7 @@ func (x *ListKeysRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListKeysRequest.ProtoReflect.Descriptor instead.
 func (*ListKeysRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{133}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{137}
 }
 
 func (x *ListKeysRequest) GetOrder() string {
@@ -8682,7 +8898,7 @@ type ListKeysResponse struct {
 
 func (x *ListKeysResponse) Reset() {
 	*x = ListKeysResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[134]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[138]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8694,7 +8910,7 @@ func (x *ListKeysResponse) String() string {
 func (*ListKeysResponse) ProtoMessage() {}
 
 func (x *ListKeysResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[134]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[138]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8707,7 +8923,7 @@ func (x *ListKeysResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListKeysResponse.ProtoReflect.Descriptor instead.
 func (*ListKeysResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{134}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{138}
 }
 
 func (x *ListKeysResponse) GetKeys() []*KeyInfo {
@@ -8732,7 +8948,7 @@ type KeyInfo struct {
 
 func (x *KeyInfo) Reset() {
 	*x = KeyInfo{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[135]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[139]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8744,7 +8960,7 @@ func (x *KeyInfo) String() string {
 func (*KeyInfo) ProtoMessage() {}
 
 func (x *KeyInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[135]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[139]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8757,7 +8973,7 @@ func (x *KeyInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeyInfo.ProtoReflect.Descriptor instead.
 func (*KeyInfo) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{135}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{139}
 }
 
 func (x *KeyInfo) GetSerial() string {
@@ -8814,7 +9030,7 @@ type ExportRecoveryPasswordRequest struct {
 
 func (x *ExportRecoveryPasswordRequest) Reset() {
 	*x = ExportRecoveryPasswordRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[136]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[140]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8826,7 +9042,7 @@ func (x *ExportRecoveryPasswordRequest) String() string {
 func (*ExportRecoveryPasswordRequest) ProtoMessage() {}
 
 func (x *ExportRecoveryPasswordRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[136]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[140]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8839,7 +9055,7 @@ func (x *ExportRecoveryPasswordRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportRecoveryPasswordRequest.ProtoReflect.Descriptor instead.
 func (*ExportRecoveryPasswordRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{136}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{140}
 }
 
 func (x *ExportRecoveryPasswordRequest) GetSerial() string {
@@ -8879,7 +9095,7 @@ type ExportRecoveryPasswordResponse struct {
 
 func (x *ExportRecoveryPasswordResponse) Reset() {
 	*x = ExportRecoveryPasswordResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[137]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[141]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8891,7 +9107,7 @@ func (x *ExportRecoveryPasswordResponse) String() string {
 func (*ExportRecoveryPasswordResponse) ProtoMessage() {}
 
 func (x *ExportRecoveryPasswordResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[137]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[141]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8904,7 +9120,7 @@ func (x *ExportRecoveryPasswordResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportRecoveryPasswordResponse.ProtoReflect.Descriptor instead.
 func (*ExportRecoveryPasswordResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{137}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{141}
 }
 
 func (x *ExportRecoveryPasswordResponse) GetRecoveryPassword() string {
@@ -8922,7 +9138,7 @@ type GetKeyStatusRequest struct {
 
 func (x *GetKeyStatusRequest) Reset() {
 	*x = GetKeyStatusRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[138]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[142]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8934,7 +9150,7 @@ func (x *GetKeyStatusRequest) String() string {
 func (*GetKeyStatusRequest) ProtoMessage() {}
 
 func (x *GetKeyStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[138]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[142]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8947,7 +9163,7 @@ func (x *GetKeyStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetKeyStatusRequest.ProtoReflect.Descriptor instead.
 func (*GetKeyStatusRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{138}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{142}
 }
 
 type RotateKeyRequest struct {
@@ -8958,7 +9174,7 @@ type RotateKeyRequest struct {
 
 func (x *RotateKeyRequest) Reset() {
 	*x = RotateKeyRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[139]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[143]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8970,7 +9186,7 @@ func (x *RotateKeyRequest) String() string {
 func (*RotateKeyRequest) ProtoMessage() {}
 
 func (x *RotateKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[139]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[143]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8983,7 +9199,7 @@ func (x *RotateKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateKeyRequest.ProtoReflect.Descriptor instead.
 func (*RotateKeyRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{139}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{143}
 }
 
 type KeyStatus struct {
@@ -8998,7 +9214,7 @@ type KeyStatus struct {
 
 func (x *KeyStatus) Reset() {
 	*x = KeyStatus{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[140]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[144]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9010,7 +9226,7 @@ func (x *KeyStatus) String() string {
 func (*KeyStatus) ProtoMessage() {}
 
 func (x *KeyStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[140]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[144]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9023,7 +9239,7 @@ func (x *KeyStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeyStatus.ProtoReflect.Descriptor instead.
 func (*KeyStatus) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{140}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{144}
 }
 
 func (x *KeyStatus) GetCurrent() string {
@@ -9066,7 +9282,7 @@ type WrappingKey struct {
 
 func (x *WrappingKey) Reset() {
 	*x = WrappingKey{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[141]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[145]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9078,7 +9294,7 @@ func (x *WrappingKey) String() string {
 func (*WrappingKey) ProtoMessage() {}
 
 func (x *WrappingKey) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[141]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[145]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9091,7 +9307,7 @@ func (x *WrappingKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WrappingKey.ProtoReflect.Descriptor instead.
 func (*WrappingKey) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{141}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{145}
 }
 
 func (x *WrappingKey) GetId() string {
@@ -9130,7 +9346,7 @@ type KeyRotation struct {
 
 func (x *KeyRotation) Reset() {
 	*x = KeyRotation{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[142]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[146]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9142,7 +9358,7 @@ func (x *KeyRotation) String() string {
 func (*KeyRotation) ProtoMessage() {}
 
 func (x *KeyRotation) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[142]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[146]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9155,7 +9371,7 @@ func (x *KeyRotation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeyRotation.ProtoReflect.Descriptor instead.
 func (*KeyRotation) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{142}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{146}
 }
 
 func (x *KeyRotation) GetTarget() string {
@@ -9216,7 +9432,7 @@ type GetOrderKeyRequest struct {
 
 func (x *GetOrderKeyRequest) Reset() {
 	*x = GetOrderKeyRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[143]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[147]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9228,7 +9444,7 @@ func (x *GetOrderKeyRequest) String() string {
 func (*GetOrderKeyRequest) ProtoMessage() {}
 
 func (x *GetOrderKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[143]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[147]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9241,7 +9457,7 @@ func (x *GetOrderKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetOrderKeyRequest.ProtoReflect.Descriptor instead.
 func (*GetOrderKeyRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{143}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{147}
 }
 
 func (x *GetOrderKeyRequest) GetOrder() string {
@@ -9264,7 +9480,7 @@ type SetOrderKeyRequest struct {
 
 func (x *SetOrderKeyRequest) Reset() {
 	*x = SetOrderKeyRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[144]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[148]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9276,7 +9492,7 @@ func (x *SetOrderKeyRequest) String() string {
 func (*SetOrderKeyRequest) ProtoMessage() {}
 
 func (x *SetOrderKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[144]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[148]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9289,7 +9505,7 @@ func (x *SetOrderKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetOrderKeyRequest.ProtoReflect.Descriptor instead.
 func (*SetOrderKeyRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{144}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{148}
 }
 
 func (x *SetOrderKeyRequest) GetOrder() string {
@@ -9327,7 +9543,7 @@ type OrderKey struct {
 
 func (x *OrderKey) Reset() {
 	*x = OrderKey{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[145]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[149]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9339,7 +9555,7 @@ func (x *OrderKey) String() string {
 func (*OrderKey) ProtoMessage() {}
 
 func (x *OrderKey) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[145]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[149]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9352,7 +9568,7 @@ func (x *OrderKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OrderKey.ProtoReflect.Descriptor instead.
 func (*OrderKey) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{145}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{149}
 }
 
 func (x *OrderKey) GetOrder() string {
@@ -9406,7 +9622,7 @@ type ListRecordsRequest struct {
 
 func (x *ListRecordsRequest) Reset() {
 	*x = ListRecordsRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[146]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[150]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9418,7 +9634,7 @@ func (x *ListRecordsRequest) String() string {
 func (*ListRecordsRequest) ProtoMessage() {}
 
 func (x *ListRecordsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[146]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[150]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9431,7 +9647,7 @@ func (x *ListRecordsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRecordsRequest.ProtoReflect.Descriptor instead.
 func (*ListRecordsRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{146}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{150}
 }
 
 func (x *ListRecordsRequest) GetOperation() string {
@@ -9500,7 +9716,7 @@ type AuditRecord struct {
 
 func (x *AuditRecord) Reset() {
 	*x = AuditRecord{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[147]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[151]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9512,7 +9728,7 @@ func (x *AuditRecord) String() string {
 func (*AuditRecord) ProtoMessage() {}
 
 func (x *AuditRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[147]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[151]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9525,7 +9741,7 @@ func (x *AuditRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuditRecord.ProtoReflect.Descriptor instead.
 func (*AuditRecord) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{147}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{151}
 }
 
 func (x *AuditRecord) GetIndex() int64 {
@@ -9552,7 +9768,7 @@ type ListRecordsResponse struct {
 
 func (x *ListRecordsResponse) Reset() {
 	*x = ListRecordsResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[148]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[152]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9564,7 +9780,7 @@ func (x *ListRecordsResponse) String() string {
 func (*ListRecordsResponse) ProtoMessage() {}
 
 func (x *ListRecordsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[148]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[152]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9577,7 +9793,7 @@ func (x *ListRecordsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRecordsResponse.ProtoReflect.Descriptor instead.
 func (*ListRecordsResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{148}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{152}
 }
 
 func (x *ListRecordsResponse) GetRecords() []*AuditRecord {
@@ -9613,7 +9829,7 @@ type LegalHold struct {
 
 func (x *LegalHold) Reset() {
 	*x = LegalHold{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[149]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[153]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9625,7 +9841,7 @@ func (x *LegalHold) String() string {
 func (*LegalHold) ProtoMessage() {}
 
 func (x *LegalHold) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[149]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[153]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9638,7 +9854,7 @@ func (x *LegalHold) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LegalHold.ProtoReflect.Descriptor instead.
 func (*LegalHold) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{149}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{153}
 }
 
 func (x *LegalHold) GetId() string {
@@ -9716,7 +9932,7 @@ type PlaceHoldRequest struct {
 
 func (x *PlaceHoldRequest) Reset() {
 	*x = PlaceHoldRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[150]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[154]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9728,7 +9944,7 @@ func (x *PlaceHoldRequest) String() string {
 func (*PlaceHoldRequest) ProtoMessage() {}
 
 func (x *PlaceHoldRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[150]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[154]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9741,7 +9957,7 @@ func (x *PlaceHoldRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlaceHoldRequest.ProtoReflect.Descriptor instead.
 func (*PlaceHoldRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{150}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{154}
 }
 
 func (x *PlaceHoldRequest) GetTenant() string {
@@ -9782,7 +9998,7 @@ type ReleaseHoldRequest struct {
 
 func (x *ReleaseHoldRequest) Reset() {
 	*x = ReleaseHoldRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[151]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[155]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9794,7 +10010,7 @@ func (x *ReleaseHoldRequest) String() string {
 func (*ReleaseHoldRequest) ProtoMessage() {}
 
 func (x *ReleaseHoldRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[151]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[155]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9807,7 +10023,7 @@ func (x *ReleaseHoldRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReleaseHoldRequest.ProtoReflect.Descriptor instead.
 func (*ReleaseHoldRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{151}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{155}
 }
 
 func (x *ReleaseHoldRequest) GetId() string {
@@ -9832,7 +10048,7 @@ type ListHoldsRequest struct {
 
 func (x *ListHoldsRequest) Reset() {
 	*x = ListHoldsRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[152]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[156]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9844,7 +10060,7 @@ func (x *ListHoldsRequest) String() string {
 func (*ListHoldsRequest) ProtoMessage() {}
 
 func (x *ListHoldsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[152]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[156]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9857,7 +10073,7 @@ func (x *ListHoldsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListHoldsRequest.ProtoReflect.Descriptor instead.
 func (*ListHoldsRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{152}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{156}
 }
 
 type ListHoldsResponse struct {
@@ -9870,7 +10086,7 @@ type ListHoldsResponse struct {
 
 func (x *ListHoldsResponse) Reset() {
 	*x = ListHoldsResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[153]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[157]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9882,7 +10098,7 @@ func (x *ListHoldsResponse) String() string {
 func (*ListHoldsResponse) ProtoMessage() {}
 
 func (x *ListHoldsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[153]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[157]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9895,7 +10111,7 @@ func (x *ListHoldsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListHoldsResponse.ProtoReflect.Descriptor instead.
 func (*ListHoldsResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{153}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{157}
 }
 
 func (x *ListHoldsResponse) GetHolds() []*LegalHold {
@@ -9930,7 +10146,7 @@ type Sink struct {
 
 func (x *Sink) Reset() {
 	*x = Sink{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[154]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[158]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9942,7 +10158,7 @@ func (x *Sink) String() string {
 func (*Sink) ProtoMessage() {}
 
 func (x *Sink) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[154]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[158]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9955,7 +10171,7 @@ func (x *Sink) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Sink.ProtoReflect.Descriptor instead.
 func (*Sink) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{154}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{158}
 }
 
 func (x *Sink) GetName() string {
@@ -10029,7 +10245,7 @@ type ListSinksRequest struct {
 
 func (x *ListSinksRequest) Reset() {
 	*x = ListSinksRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[155]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[159]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10041,7 +10257,7 @@ func (x *ListSinksRequest) String() string {
 func (*ListSinksRequest) ProtoMessage() {}
 
 func (x *ListSinksRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[155]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[159]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10054,7 +10270,7 @@ func (x *ListSinksRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSinksRequest.ProtoReflect.Descriptor instead.
 func (*ListSinksRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{155}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{159}
 }
 
 type ListSinksResponse struct {
@@ -10066,7 +10282,7 @@ type ListSinksResponse struct {
 
 func (x *ListSinksResponse) Reset() {
 	*x = ListSinksResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[156]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[160]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10078,7 +10294,7 @@ func (x *ListSinksResponse) String() string {
 func (*ListSinksResponse) ProtoMessage() {}
 
 func (x *ListSinksResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[156]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[160]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10091,7 +10307,7 @@ func (x *ListSinksResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSinksResponse.ProtoReflect.Descriptor instead.
 func (*ListSinksResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{156}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{160}
 }
 
 func (x *ListSinksResponse) GetSinks() []*Sink {
@@ -10109,7 +10325,7 @@ type ExportLogRequest struct {
 
 func (x *ExportLogRequest) Reset() {
 	*x = ExportLogRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[157]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[161]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10121,7 +10337,7 @@ func (x *ExportLogRequest) String() string {
 func (*ExportLogRequest) ProtoMessage() {}
 
 func (x *ExportLogRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[157]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[161]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10134,7 +10350,7 @@ func (x *ExportLogRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportLogRequest.ProtoReflect.Descriptor instead.
 func (*ExportLogRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{157}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{161}
 }
 
 type ExportLogResponse struct {
@@ -10146,7 +10362,7 @@ type ExportLogResponse struct {
 
 func (x *ExportLogResponse) Reset() {
 	*x = ExportLogResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[158]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[162]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10158,7 +10374,7 @@ func (x *ExportLogResponse) String() string {
 func (*ExportLogResponse) ProtoMessage() {}
 
 func (x *ExportLogResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[158]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[162]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10171,7 +10387,7 @@ func (x *ExportLogResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportLogResponse.ProtoReflect.Descriptor instead.
 func (*ExportLogResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{158}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{162}
 }
 
 func (x *ExportLogResponse) GetData() []byte {
@@ -10190,7 +10406,7 @@ type GetCheckpointRequest struct {
 
 func (x *GetCheckpointRequest) Reset() {
 	*x = GetCheckpointRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[159]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[163]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10202,7 +10418,7 @@ func (x *GetCheckpointRequest) String() string {
 func (*GetCheckpointRequest) ProtoMessage() {}
 
 func (x *GetCheckpointRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[159]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[163]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10215,7 +10431,7 @@ func (x *GetCheckpointRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetCheckpointRequest.ProtoReflect.Descriptor instead.
 func (*GetCheckpointRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{159}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{163}
 }
 
 func (x *GetCheckpointRequest) GetConsistentWith() int64 {
@@ -10236,7 +10452,7 @@ type GetCheckpointResponse struct {
 
 func (x *GetCheckpointResponse) Reset() {
 	*x = GetCheckpointResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[160]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[164]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10248,7 +10464,7 @@ func (x *GetCheckpointResponse) String() string {
 func (*GetCheckpointResponse) ProtoMessage() {}
 
 func (x *GetCheckpointResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[160]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[164]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10261,7 +10477,7 @@ func (x *GetCheckpointResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetCheckpointResponse.ProtoReflect.Descriptor instead.
 func (*GetCheckpointResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{160}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{164}
 }
 
 func (x *GetCheckpointResponse) GetCheckpoint() []byte {
@@ -10309,7 +10525,7 @@ type Delivery struct {
 
 func (x *Delivery) Reset() {
 	*x = Delivery{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[161]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[165]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10321,7 +10537,7 @@ func (x *Delivery) String() string {
 func (*Delivery) ProtoMessage() {}
 
 func (x *Delivery) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[161]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[165]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10334,7 +10550,7 @@ func (x *Delivery) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Delivery.ProtoReflect.Descriptor instead.
 func (*Delivery) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{161}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{165}
 }
 
 func (x *Delivery) GetId() string {
@@ -10455,7 +10671,7 @@ type ListNoticesRequest struct {
 
 func (x *ListNoticesRequest) Reset() {
 	*x = ListNoticesRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[162]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[166]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10467,7 +10683,7 @@ func (x *ListNoticesRequest) String() string {
 func (*ListNoticesRequest) ProtoMessage() {}
 
 func (x *ListNoticesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[162]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[166]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10480,7 +10696,7 @@ func (x *ListNoticesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNoticesRequest.ProtoReflect.Descriptor instead.
 func (*ListNoticesRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{162}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{166}
 }
 
 func (x *ListNoticesRequest) GetTenant() string {
@@ -10527,7 +10743,7 @@ type ListNoticesResponse struct {
 
 func (x *ListNoticesResponse) Reset() {
 	*x = ListNoticesResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[163]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[167]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10539,7 +10755,7 @@ func (x *ListNoticesResponse) String() string {
 func (*ListNoticesResponse) ProtoMessage() {}
 
 func (x *ListNoticesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[163]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[167]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10552,7 +10768,7 @@ func (x *ListNoticesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNoticesResponse.ProtoReflect.Descriptor instead.
 func (*ListNoticesResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{163}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{167}
 }
 
 func (x *ListNoticesResponse) GetDeliveries() []*Delivery {
@@ -10572,7 +10788,7 @@ type RetryNoticesRequest struct {
 
 func (x *RetryNoticesRequest) Reset() {
 	*x = RetryNoticesRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[164]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[168]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10584,7 +10800,7 @@ func (x *RetryNoticesRequest) String() string {
 func (*RetryNoticesRequest) ProtoMessage() {}
 
 func (x *RetryNoticesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[164]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[168]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10597,7 +10813,7 @@ func (x *RetryNoticesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RetryNoticesRequest.ProtoReflect.Descriptor instead.
 func (*RetryNoticesRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{164}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{168}
 }
 
 func (x *RetryNoticesRequest) GetIds() []string {
@@ -10623,7 +10839,7 @@ type RetryNoticesResponse struct {
 
 func (x *RetryNoticesResponse) Reset() {
 	*x = RetryNoticesResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[165]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[169]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10635,7 +10851,7 @@ func (x *RetryNoticesResponse) String() string {
 func (*RetryNoticesResponse) ProtoMessage() {}
 
 func (x *RetryNoticesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[165]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[169]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10648,7 +10864,7 @@ func (x *RetryNoticesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RetryNoticesResponse.ProtoReflect.Descriptor instead.
 func (*RetryNoticesResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{165}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{169}
 }
 
 func (x *RetryNoticesResponse) GetRetried() int32 {
@@ -10671,7 +10887,7 @@ type Webhook struct {
 
 func (x *Webhook) Reset() {
 	*x = Webhook{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[166]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[170]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10683,7 +10899,7 @@ func (x *Webhook) String() string {
 func (*Webhook) ProtoMessage() {}
 
 func (x *Webhook) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[166]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[170]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10696,7 +10912,7 @@ func (x *Webhook) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Webhook.ProtoReflect.Descriptor instead.
 func (*Webhook) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{166}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{170}
 }
 
 func (x *Webhook) GetId() string {
@@ -10745,7 +10961,7 @@ type CreateWebhookRequest struct {
 
 func (x *CreateWebhookRequest) Reset() {
 	*x = CreateWebhookRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[167]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[171]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10757,7 +10973,7 @@ func (x *CreateWebhookRequest) String() string {
 func (*CreateWebhookRequest) ProtoMessage() {}
 
 func (x *CreateWebhookRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[167]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[171]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10770,7 +10986,7 @@ func (x *CreateWebhookRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateWebhookRequest.ProtoReflect.Descriptor instead.
 func (*CreateWebhookRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{167}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{171}
 }
 
 func (x *CreateWebhookRequest) GetTenant() string {
@@ -10804,7 +11020,7 @@ type CreateWebhookResponse struct {
 
 func (x *CreateWebhookResponse) Reset() {
 	*x = CreateWebhookResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[168]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[172]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10816,7 +11032,7 @@ func (x *CreateWebhookResponse) String() string {
 func (*CreateWebhookResponse) ProtoMessage() {}
 
 func (x *CreateWebhookResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[168]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[172]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10829,7 +11045,7 @@ func (x *CreateWebhookResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateWebhookResponse.ProtoReflect.Descriptor instead.
 func (*CreateWebhookResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{168}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{172}
 }
 
 func (x *CreateWebhookResponse) GetWebhook() *Webhook {
@@ -10855,7 +11071,7 @@ type ListWebhooksRequest struct {
 
 func (x *ListWebhooksRequest) Reset() {
 	*x = ListWebhooksRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[169]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[173]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10867,7 +11083,7 @@ func (x *ListWebhooksRequest) String() string {
 func (*ListWebhooksRequest) ProtoMessage() {}
 
 func (x *ListWebhooksRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[169]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[173]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10880,7 +11096,7 @@ func (x *ListWebhooksRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListWebhooksRequest.ProtoReflect.Descriptor instead.
 func (*ListWebhooksRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{169}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{173}
 }
 
 func (x *ListWebhooksRequest) GetTenant() string {
@@ -10899,7 +11115,7 @@ type ListWebhooksResponse struct {
 
 func (x *ListWebhooksResponse) Reset() {
 	*x = ListWebhooksResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[170]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[174]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10911,7 +11127,7 @@ func (x *ListWebhooksResponse) String() string {
 func (*ListWebhooksResponse) ProtoMessage() {}
 
 func (x *ListWebhooksResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[170]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[174]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10924,7 +11140,7 @@ func (x *ListWebhooksResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListWebhooksResponse.ProtoReflect.Descriptor instead.
 func (*ListWebhooksResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{170}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{174}
 }
 
 func (x *ListWebhooksResponse) GetWebhooks() []*Webhook {
@@ -10943,7 +11159,7 @@ type RemoveWebhookRequest struct {
 
 func (x *RemoveWebhookRequest) Reset() {
 	*x = RemoveWebhookRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[171]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[175]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10955,7 +11171,7 @@ func (x *RemoveWebhookRequest) String() string {
 func (*RemoveWebhookRequest) ProtoMessage() {}
 
 func (x *RemoveWebhookRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[171]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[175]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10968,7 +11184,7 @@ func (x *RemoveWebhookRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveWebhookRequest.ProtoReflect.Descriptor instead.
 func (*RemoveWebhookRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{171}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{175}
 }
 
 func (x *RemoveWebhookRequest) GetId() string {
@@ -10987,7 +11203,7 @@ type TestWebhookRequest struct {
 
 func (x *TestWebhookRequest) Reset() {
 	*x = TestWebhookRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[172]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[176]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10999,7 +11215,7 @@ func (x *TestWebhookRequest) String() string {
 func (*TestWebhookRequest) ProtoMessage() {}
 
 func (x *TestWebhookRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[172]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[176]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -11012,7 +11228,7 @@ func (x *TestWebhookRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TestWebhookRequest.ProtoReflect.Descriptor instead.
 func (*TestWebhookRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{172}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{176}
 }
 
 func (x *TestWebhookRequest) GetId() string {
@@ -11032,7 +11248,7 @@ type TestWebhookResponse struct {
 
 func (x *TestWebhookResponse) Reset() {
 	*x = TestWebhookResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[173]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[177]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -11044,7 +11260,7 @@ func (x *TestWebhookResponse) String() string {
 func (*TestWebhookResponse) ProtoMessage() {}
 
 func (x *TestWebhookResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[173]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[177]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -11057,7 +11273,7 @@ func (x *TestWebhookResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TestWebhookResponse.ProtoReflect.Descriptor instead.
 func (*TestWebhookResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{173}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{177}
 }
 
 func (x *TestWebhookResponse) GetDelivered() bool {
@@ -11083,7 +11299,7 @@ type GetPoliciesRequest struct {
 
 func (x *GetPoliciesRequest) Reset() {
 	*x = GetPoliciesRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[174]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[178]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -11095,7 +11311,7 @@ func (x *GetPoliciesRequest) String() string {
 func (*GetPoliciesRequest) ProtoMessage() {}
 
 func (x *GetPoliciesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[174]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[178]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -11108,7 +11324,7 @@ func (x *GetPoliciesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetPoliciesRequest.ProtoReflect.Descriptor instead.
 func (*GetPoliciesRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{174}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{178}
 }
 
 func (x *GetPoliciesRequest) GetDigest() string {
@@ -11133,7 +11349,7 @@ type Policies struct {
 
 func (x *Policies) Reset() {
 	*x = Policies{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[175]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[179]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -11145,7 +11361,7 @@ func (x *Policies) String() string {
 func (*Policies) ProtoMessage() {}
 
 func (x *Policies) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[175]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[179]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -11158,7 +11374,7 @@ func (x *Policies) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Policies.ProtoReflect.Descriptor instead.
 func (*Policies) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{175}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{179}
 }
 
 func (x *Policies) GetDigest() string {
@@ -11225,7 +11441,7 @@ type PolicyRule struct {
 
 func (x *PolicyRule) Reset() {
 	*x = PolicyRule{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[176]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[180]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -11237,7 +11453,7 @@ func (x *PolicyRule) String() string {
 func (*PolicyRule) ProtoMessage() {}
 
 func (x *PolicyRule) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[176]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[180]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -11250,7 +11466,7 @@ func (x *PolicyRule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PolicyRule.ProtoReflect.Descriptor instead.
 func (*PolicyRule) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{176}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{180}
 }
 
 func (x *PolicyRule) GetId() string {
@@ -11312,7 +11528,7 @@ type PolicyFile struct {
 
 func (x *PolicyFile) Reset() {
 	*x = PolicyFile{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[177]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[181]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -11324,7 +11540,7 @@ func (x *PolicyFile) String() string {
 func (*PolicyFile) ProtoMessage() {}
 
 func (x *PolicyFile) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[177]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[181]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -11337,7 +11553,7 @@ func (x *PolicyFile) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PolicyFile.ProtoReflect.Descriptor instead.
 func (*PolicyFile) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{177}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{181}
 }
 
 func (x *PolicyFile) GetName() string {
@@ -11365,7 +11581,7 @@ type RefusedPolicies struct {
 
 func (x *RefusedPolicies) Reset() {
 	*x = RefusedPolicies{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[178]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[182]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -11377,7 +11593,7 @@ func (x *RefusedPolicies) String() string {
 func (*RefusedPolicies) ProtoMessage() {}
 
 func (x *RefusedPolicies) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[178]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[182]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -11390,7 +11606,7 @@ func (x *RefusedPolicies) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RefusedPolicies.ProtoReflect.Descriptor instead.
 func (*RefusedPolicies) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{178}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{182}
 }
 
 func (x *RefusedPolicies) GetTime() int64 {
@@ -11423,7 +11639,7 @@ type WhyRequestRequest struct {
 
 func (x *WhyRequestRequest) Reset() {
 	*x = WhyRequestRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[179]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[183]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -11435,7 +11651,7 @@ func (x *WhyRequestRequest) String() string {
 func (*WhyRequestRequest) ProtoMessage() {}
 
 func (x *WhyRequestRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[179]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[183]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -11448,7 +11664,7 @@ func (x *WhyRequestRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhyRequestRequest.ProtoReflect.Descriptor instead.
 func (*WhyRequestRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{179}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{183}
 }
 
 func (x *WhyRequestRequest) GetId() string {
@@ -11469,7 +11685,7 @@ type WhyRequestResponse struct {
 
 func (x *WhyRequestResponse) Reset() {
 	*x = WhyRequestResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[180]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[184]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -11481,7 +11697,7 @@ func (x *WhyRequestResponse) String() string {
 func (*WhyRequestResponse) ProtoMessage() {}
 
 func (x *WhyRequestResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[180]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[184]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -11494,7 +11710,7 @@ func (x *WhyRequestResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhyRequestResponse.ProtoReflect.Descriptor instead.
 func (*WhyRequestResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{180}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{184}
 }
 
 func (x *WhyRequestResponse) GetThen() *Evaluation {
@@ -11527,7 +11743,7 @@ type WhoCouldUnlockRequest struct {
 
 func (x *WhoCouldUnlockRequest) Reset() {
 	*x = WhoCouldUnlockRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[181]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[185]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -11539,7 +11755,7 @@ func (x *WhoCouldUnlockRequest) String() string {
 func (*WhoCouldUnlockRequest) ProtoMessage() {}
 
 func (x *WhoCouldUnlockRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[181]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[185]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -11552,7 +11768,7 @@ func (x *WhoCouldUnlockRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhoCouldUnlockRequest.ProtoReflect.Descriptor instead.
 func (*WhoCouldUnlockRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{181}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{185}
 }
 
 func (x *WhoCouldUnlockRequest) GetSerial() string {
@@ -11575,7 +11791,7 @@ type WhoCouldUnlockResponse struct {
 
 func (x *WhoCouldUnlockResponse) Reset() {
 	*x = WhoCouldUnlockResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[182]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[186]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -11587,7 +11803,7 @@ func (x *WhoCouldUnlockResponse) String() string {
 func (*WhoCouldUnlockResponse) ProtoMessage() {}
 
 func (x *WhoCouldUnlockResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[182]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[186]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -11600,7 +11816,7 @@ func (x *WhoCouldUnlockResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhoCouldUnlockResponse.ProtoReflect.Descriptor instead.
 func (*WhoCouldUnlockResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{182}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{186}
 }
 
 func (x *WhoCouldUnlockResponse) GetSerial() string {
@@ -11653,7 +11869,7 @@ type Candidate struct {
 
 func (x *Candidate) Reset() {
 	*x = Candidate{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[183]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[187]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -11665,7 +11881,7 @@ func (x *Candidate) String() string {
 func (*Candidate) ProtoMessage() {}
 
 func (x *Candidate) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[183]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[187]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -11678,7 +11894,7 @@ func (x *Candidate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Candidate.ProtoReflect.Descriptor instead.
 func (*Candidate) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{183}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{187}
 }
 
 func (x *Candidate) GetEngineer() string {
@@ -11741,7 +11957,7 @@ type AskContactRequest struct {
 
 func (x *AskContactRequest) Reset() {
 	*x = AskContactRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[184]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[188]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -11753,7 +11969,7 @@ func (x *AskContactRequest) String() string {
 func (*AskContactRequest) ProtoMessage() {}
 
 func (x *AskContactRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[184]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[188]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -11766,7 +11982,7 @@ func (x *AskContactRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AskContactRequest.ProtoReflect.Descriptor instead.
 func (*AskContactRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{184}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{188}
 }
 
 func (x *AskContactRequest) GetOrder() string {
@@ -11809,7 +12025,7 @@ type ContactRequest struct {
 
 func (x *ContactRequest) Reset() {
 	*x = ContactRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[185]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[189]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -11821,7 +12037,7 @@ func (x *ContactRequest) String() string {
 func (*ContactRequest) ProtoMessage() {}
 
 func (x *ContactRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[185]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[189]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -11834,7 +12050,7 @@ func (x *ContactRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ContactRequest.ProtoReflect.Descriptor instead.
 func (*ContactRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{185}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{189}
 }
 
 func (x *ContactRequest) GetId() string {
@@ -11924,7 +12140,7 @@ type DecideContactRequest struct {
 
 func (x *DecideContactRequest) Reset() {
 	*x = DecideContactRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[186]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[190]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -11936,7 +12152,7 @@ func (x *DecideContactRequest) String() string {
 func (*DecideContactRequest) ProtoMessage() {}
 
 func (x *DecideContactRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[186]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[190]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -11949,7 +12165,7 @@ func (x *DecideContactRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DecideContactRequest.ProtoReflect.Descriptor instead.
 func (*DecideContactRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{186}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{190}
 }
 
 func (x *DecideContactRequest) GetId() string {
@@ -11975,7 +12191,7 @@ type ReadContactRequest struct {
 
 func (x *ReadContactRequest) Reset() {
 	*x = ReadContactRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[187]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[191]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -11987,7 +12203,7 @@ func (x *ReadContactRequest) String() string {
 func (*ReadContactRequest) ProtoMessage() {}
 
 func (x *ReadContactRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[187]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[191]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -12000,7 +12216,7 @@ func (x *ReadContactRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadContactRequest.ProtoReflect.Descriptor instead.
 func (*ReadContactRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{187}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{191}
 }
 
 func (x *ReadContactRequest) GetId() string {
@@ -12020,7 +12236,7 @@ type ReadContactResponse struct {
 
 func (x *ReadContactResponse) Reset() {
 	*x = ReadContactResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[188]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[192]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -12032,7 +12248,7 @@ func (x *ReadContactResponse) String() string {
 func (*ReadContactResponse) ProtoMessage() {}
 
 func (x *ReadContactResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[188]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[192]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -12045,7 +12261,7 @@ func (x *ReadContactResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadContactResponse.ProtoReflect.Descriptor instead.
 func (*ReadContactResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{188}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{192}
 }
 
 func (x *ReadContactResponse) GetRequest() *ContactRequest {
@@ -12071,7 +12287,7 @@ type ListContactsRequest struct {
 
 func (x *ListContactsRequest) Reset() {
 	*x = ListContactsRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[189]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[193]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -12083,7 +12299,7 @@ func (x *ListContactsRequest) String() string {
 func (*ListContactsRequest) ProtoMessage() {}
 
 func (x *ListContactsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[189]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[193]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -12096,7 +12312,7 @@ func (x *ListContactsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListContactsRequest.ProtoReflect.Descriptor instead.
 func (*ListContactsRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{189}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{193}
 }
 
 func (x *ListContactsRequest) GetPending() bool {
@@ -12115,7 +12331,7 @@ type ListContactsResponse struct {
 
 func (x *ListContactsResponse) Reset() {
 	*x = ListContactsResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[190]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[194]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -12127,7 +12343,7 @@ func (x *ListContactsResponse) String() string {
 func (*ListContactsResponse) ProtoMessage() {}
 
 func (x *ListContactsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[190]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[194]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -12140,7 +12356,7 @@ func (x *ListContactsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListContactsResponse.ProtoReflect.Descriptor instead.
 func (*ListContactsResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{190}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{194}
 }
 
 func (x *ListContactsResponse) GetRequests() []*ContactRequest {
@@ -12158,7 +12374,7 @@ type ListOperationsRequest struct {
 
 func (x *ListOperationsRequest) Reset() {
 	*x = ListOperationsRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[191]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[195]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -12170,7 +12386,7 @@ func (x *ListOperationsRequest) String() string {
 func (*ListOperationsRequest) ProtoMessage() {}
 
 func (x *ListOperationsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[191]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[195]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -12183,7 +12399,7 @@ func (x *ListOperationsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListOperationsRequest.ProtoReflect.Descriptor instead.
 func (*ListOperationsRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{191}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{195}
 }
 
 type ListOperationsResponse struct {
@@ -12195,7 +12411,7 @@ type ListOperationsResponse struct {
 
 func (x *ListOperationsResponse) Reset() {
 	*x = ListOperationsResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[192]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[196]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -12207,7 +12423,7 @@ func (x *ListOperationsResponse) String() string {
 func (*ListOperationsResponse) ProtoMessage() {}
 
 func (x *ListOperationsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[192]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[196]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -12220,7 +12436,7 @@ func (x *ListOperationsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListOperationsResponse.ProtoReflect.Descriptor instead.
 func (*ListOperationsResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{192}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{196}
 }
 
 func (x *ListOperationsResponse) GetOperations() []*Operation {
@@ -12247,7 +12463,7 @@ type Operation struct {
 
 func (x *Operation) Reset() {
 	*x = Operation{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[193]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[197]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -12259,7 +12475,7 @@ func (x *Operation) String() string {
 func (*Operation) ProtoMessage() {}
 
 func (x *Operation) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[193]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[197]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -12272,7 +12488,7 @@ func (x *Operation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Operation.ProtoReflect.Descriptor instead.
 func (*Operation) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{193}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{197}
 }
 
 func (x *Operation) GetName() string {
@@ -12618,7 +12834,20 @@ const file_lockbox_v1_lockbox_proto_rawDesc = "" +
 	"\x11GetCopyLogRequest\x12\x14\n" +
 	"\x05order\x18\x01 \x01(\tR\x05order\"1\n" +
 	"\x12GetCopyLogResponse\x12\x1b\n" +
-	"\tcopy_logs\x18\x01 \x03(\fR\bcopyLogs\"*\n" +
+	"\tcopy_logs\x18\x01 \x03(\fR\bcopyLogs\")\n" +
+	"\x11EraseOrderRequest\x12\x14\n" +
+	"\x05order\x18\x01 \x01(\tR\x05order\")\n" +
+	"\x11GetErasureRequest\x12\x14\n" +
+	"\x05order\x18\x01 \x01(\tR\x05order\"\x95\x01\n" +
+	"\x12GetErasureResponse\x12\x14\n" +
+	"\x05order\x18\x01 \x01(\tR\x05order\x12B\n" +
+	"\fcertificates\x18\x02 \x03(\v2\x1e.lockbox.v1.ErasureCertificateR\fcertificates\x12%\n" +
+	"\x0ekeys_destroyed\x18\x03 \x01(\bR\rkeysDestroyed\"\x81\x01\n" +
+	"\x12ErasureCertificate\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\x05R\x04node\x12\x1a\n" +
+	"\benvelope\x18\x02 \x01(\fR\benvelope\x12'\n" +
+	"\x0fkey_fingerprint\x18\x03 \x01(\tR\x0ekeyFingerprint\x12\x12\n" +
+	"\x04time\x18\x04 \x01(\x03R\x04time\"*\n" +
 	"\x12GetManifestRequest\x12\x14\n" +
 	"\x05order\x18\x01 \x01(\tR\x05order\"P\n" +
 	"\x13GetManifestResponse\x129\n" +
@@ -13278,8 +13507,7 @@ const file_lockbox_v1_lockbox_proto_rawDesc = "" +
 	"\rEnableLockbox\x12 .lockbox.v1.EnableLockboxRequest\x1a\x12.lockbox.v1.Tenant\x12G\n" +
 	"\x0eDisableLockbox\x12!.lockbox.v1.DisableLockboxRequest\x1a\x12.lockbox.v1.Tenant\x12=\n" +
 	"\tSetTenant\x12\x1c.lockbox.v1.SetTenantRequest\x1a\x12.lockbox.v1.Tenant\x12f\n" +
-	"\x13ReportApplicability\x12&.lockbox.v1.ReportApplicabilityRequest\x1a'.lockbox.v1.ReportApplicabilityResponse2\xae\n" +
-	"\n" +
+	"\x13ReportApplicability\x12&.lockbox.v1.ReportApplicabilityRequest\x1a'.lockbox.v1.ReportApplicabilityResponse2\xc8\v\n" +
 	"\fOrderService\x12>\n" +
 	"\n" +
 	"PlaceOrder\x12\x1d.lockbox.v1.PlaceOrderRequest\x1a\x11.lockbox.v1.Order\x12:\n" +
@@ -13300,7 +13528,11 @@ const file_lockbox_v1_lockbox_proto_rawDesc = "" +
 	"\bStartJob\x12\x1b.lockbox.v1.StartJobRequest\x1a\x19.lockbox.v1.ProgressEvent0\x01\x12K\n" +
 	"\n" +
 	"GetCopyLog\x12\x1d.lockbox.v1.GetCopyLogRequest\x1a\x1e.lockbox.v1.GetCopyLogResponse\x12N\n" +
-	"\vGetManifest\x12\x1e.lockbox.v1.GetManifestRequest\x1a\x1f.lockbox.v1.GetManifestResponse2\xe3\x01\n" +
+	"\vGetManifest\x12\x1e.lockbox.v1.GetManifestRequest\x1a\x1f.lockbox.v1.GetManifestResponse\x12K\n" +
+	"\n" +
+	"EraseOrder\x12\x1d.lockbox.v1.EraseOrderRequest\x1a\x1e.lockbox.v1.GetErasureResponse\x12K\n" +
+	"\n" +
+	"GetErasure\x12\x1d.lockbox.v1.GetErasureRequest\x1a\x1e.lockbox.v1.GetErasureResponse2\xe3\x01\n" +
 	"\rDeviceService\x12N\n" +
 	"\vListDevices\x12\x1e.lockbox.v1.ListDevicesRequest\x1a\x1f.lockbox.v1.ListDevicesResponse\x12=\n" +
 	"\tGetDevice\x12\x1c.lockbox.v1.GetDeviceRequest\x1a\x12.lockbox.v1.Device\x12C\n" +
@@ -13393,7 +13625,7 @@ func file_lockbox_v1_lockbox_proto_rawDescGZIP() []byte {
 	return file_lockbox_v1_lockbox_proto_rawDescData
 }
 
-var file_lockbox_v1_lockbox_proto_msgTypes = make([]protoimpl.MessageInfo, 194)
+var file_lockbox_v1_lockbox_proto_msgTypes = make([]protoimpl.MessageInfo, 198)
 var file_lockbox_v1_lockbox_proto_goTypes = []any{
 	(*ErrorInfo)(nil),                      // 0: lockbox.v1.ErrorInfo
 	(*Person)(nil),                         // 1: lockbox.v1.Person
@@ -13465,130 +13697,134 @@ var file_lockbox_v1_lockbox_proto_goTypes = []any{
 	(*ProgressEvent)(nil),                  // 67: lockbox.v1.ProgressEvent
 	(*GetCopyLogRequest)(nil),              // 68: lockbox.v1.GetCopyLogRequest
 	(*GetCopyLogResponse)(nil),             // 69: lockbox.v1.GetCopyLogResponse
-	(*GetManifestRequest)(nil),             // 70: lockbox.v1.GetManifestRequest
-	(*GetManifestResponse)(nil),            // 71: lockbox.v1.GetManifestResponse
-	(*ManifestVersion)(nil),                // 72: lockbox.v1.ManifestVersion
-	(*ListDevicesRequest)(nil),             // 73: lockbox.v1.ListDevicesRequest
-	(*ListDevicesResponse)(nil),            // 74: lockbox.v1.ListDevicesResponse
-	(*GetDeviceRequest)(nil),               // 75: lockbox.v1.GetDeviceRequest
-	(*RevokeDeviceRequest)(nil),            // 76: lockbox.v1.RevokeDeviceRequest
-	(*Device)(nil),                         // 77: lockbox.v1.Device
-	(*DeviceNode)(nil),                     // 78: lockbox.v1.DeviceNode
-	(*DeviceDisk)(nil),                     // 79: lockbox.v1.DeviceDisk
-	(*DeviceShare)(nil),                    // 80: lockbox.v1.DeviceShare
-	(*Ticket)(nil),                         // 81: lockbox.v1.Ticket
-	(*FileTicketRequest)(nil),              // 82: lockbox.v1.FileTicketRequest
-	(*GetTicketRequest)(nil),               // 83: lockbox.v1.GetTicketRequest
-	(*ListTicketsRequest)(nil),             // 84: lockbox.v1.ListTicketsRequest
-	(*ListTicketsResponse)(nil),            // 85: lockbox.v1.ListTicketsResponse
-	(*CommentTicketRequest)(nil),           // 86: lockbox.v1.CommentTicketRequest
-	(*AssignTicketRequest)(nil),            // 87: lockbox.v1.AssignTicketRequest
-	(*Session)(nil),                        // 88: lockbox.v1.Session
-	(*EnableSessionRequest)(nil),           // 89: lockbox.v1.EnableSessionRequest
-	(*GetSessionRequest)(nil),              // 90: lockbox.v1.GetSessionRequest
-	(*ListSessionsRequest)(nil),            // 91: lockbox.v1.ListSessionsRequest
-	(*ListSessionsResponse)(nil),           // 92: lockbox.v1.ListSessionsResponse
-	(*DisableSessionRequest)(nil),          // 93: lockbox.v1.DisableSessionRequest
-	(*DisableSessionResponse)(nil),         // 94: lockbox.v1.DisableSessionResponse
-	(*RelockResult)(nil),                   // 95: lockbox.v1.RelockResult
-	(*IssueCertificateRequest)(nil),        // 96: lockbox.v1.IssueCertificateRequest
-	(*IssueCertificateResponse)(nil),       // 97: lockbox.v1.IssueCertificateResponse
-	(*Recording)(nil),                      // 98: lockbox.v1.Recording
-	(*ListRecordingsRequest)(nil),          // 99: lockbox.v1.ListRecordingsRequest
-	(*ListRecordingsResponse)(nil),         // 100: lockbox.v1.ListRecordingsResponse
-	(*GetRecordingRequest)(nil),            // 101: lockbox.v1.GetRecordingRequest
-	(*ReadRecordingRequest)(nil),           // 102: lockbox.v1.ReadRecordingRequest
-	(*ReadRecordingResponse)(nil),          // 103: lockbox.v1.ReadRecordingResponse
-	(*KillSessionRequest)(nil),             // 104: lockbox.v1.KillSessionRequest
-	(*KillSessionResponse)(nil),            // 105: lockbox.v1.KillSessionResponse
-	(*Request)(nil),                        // 106: lockbox.v1.Request
-	(*RequestComment)(nil),                 // 107: lockbox.v1.RequestComment
-	(*Evaluation)(nil),                     // 108: lockbox.v1.Evaluation
-	(*Factor)(nil),                         // 109: lockbox.v1.Factor
-	(*RequestDecision)(nil),                // 110: lockbox.v1.RequestDecision
-	(*CreateRequestRequest)(nil),           // 111: lockbox.v1.CreateRequestRequest
-	(*GetRequestRequest)(nil),              // 112: lockbox.v1.GetRequestRequest
-	(*ListRequestsRequest)(nil),            // 113: lockbox.v1.ListRequestsRequest
-	(*ListRequestsResponse)(nil),           // 114: lockbox.v1.ListRequestsResponse
-	(*DraftDecisionRequest)(nil),           // 115: lockbox.v1.DraftDecisionRequest
-	(*DecideRequest)(nil),                  // 116: lockbox.v1.DecideRequest
-	(*CancelRequestRequest)(nil),           // 117: lockbox.v1.CancelRequestRequest
-	(*ExecuteRequestRequest)(nil),          // 118: lockbox.v1.ExecuteRequestRequest
-	(*RevokeRequestRequest)(nil),           // 119: lockbox.v1.RevokeRequestRequest
-	(*RevokeRequestResponse)(nil),          // 120: lockbox.v1.RevokeRequestResponse
-	(*CommentRequestRequest)(nil),          // 121: lockbox.v1.CommentRequestRequest
-	(*ExtendRequestRequest)(nil),           // 122: lockbox.v1.ExtendRequestRequest
-	(*GetChangesRequest)(nil),              // 123: lockbox.v1.GetChangesRequest
-	(*GetChangesResponse)(nil),             // 124: lockbox.v1.GetChangesResponse
-	(*ChangesPart)(nil),                    // 125: lockbox.v1.ChangesPart
-	(*RaiseRequestAgainRequest)(nil),       // 126: lockbox.v1.RaiseRequestAgainRequest
-	(*DraftStandingConsentRequest)(nil),    // 127: lockbox.v1.DraftStandingConsentRequest
-	(*SubmitStandingConsentRequest)(nil),   // 128: lockbox.v1.SubmitStandingConsentRequest
-	(*ListStandingConsentsRequest)(nil),    // 129: lockbox.v1.ListStandingConsentsRequest
-	(*ListStandingConsentsResponse)(nil),   // 130: lockbox.v1.ListStandingConsentsResponse
-	(*StandingConsent)(nil),                // 131: lockbox.v1.StandingConsent
-	(*RevokeStandingConsentRequest)(nil),   // 132: lockbox.v1.RevokeStandingConsentRequest
-	(*ListKeysRequest)(nil),                // 133: lockbox.v1.ListKeysRequest
-	(*ListKeysResponse)(nil),               // 134: lockbox.v1.ListKeysResponse
-	(*KeyInfo)(nil),                        // 135: lockbox.v1.KeyInfo
-	(*ExportRecoveryPasswordRequest)(nil),  // 136: lockbox.v1.ExportRecoveryPasswordRequest
-	(*ExportRecoveryPasswordResponse)(nil), // 137: lockbox.v1.ExportRecoveryPasswordResponse
-	(*GetKeyStatusRequest)(nil),            // 138: lockbox.v1.GetKeyStatusRequest
-	(*RotateKeyRequest)(nil),               // 139: lockbox.v1.RotateKeyRequest
-	(*KeyStatus)(nil),                      // 140: lockbox.v1.KeyStatus
-	(*WrappingKey)(nil),                    // 141: lockbox.v1.WrappingKey
-	(*KeyRotation)(nil),                    // 142: lockbox.v1.KeyRotation
-	(*GetOrderKeyRequest)(nil),             // 143: lockbox.v1.GetOrderKeyRequest
-	(*SetOrderKeyRequest)(nil),             // 144: lockbox.v1.SetOrderKeyRequest
-	(*OrderKey)(nil),                       // 145: lockbox.v1.OrderKey
-	(*ListRecordsRequest)(nil),             // 146: lockbox.v1.ListRecordsRequest
-	(*AuditRecord)(nil),                    // 147: lockbox.v1.AuditRecord
-	(*ListRecordsResponse)(nil),            // 148: lockbox.v1.ListRecordsResponse
-	(*LegalHold)(nil),                      // 149: lockbox.v1.LegalHold
-	(*PlaceHoldRequest)(nil),               // 150: lockbox.v1.PlaceHoldRequest
-	(*ReleaseHoldRequest)(nil),             // 151: lockbox.v1.ReleaseHoldRequest
-	(*ListHoldsRequest)(nil),               // 152: lockbox.v1.ListHoldsRequest
-	(*ListHoldsResponse)(nil),              // 153: lockbox.v1.ListHoldsResponse
-	(*Sink)(nil),                           // 154: lockbox.v1.Sink
-	(*ListSinksRequest)(nil),               // 155: lockbox.v1.ListSinksRequest
-	(*ListSinksResponse)(nil),              // 156: lockbox.v1.ListSinksResponse
-	(*ExportLogRequest)(nil),               // 157: lockbox.v1.ExportLogRequest
-	(*ExportLogResponse)(nil),              // 158: lockbox.v1.ExportLogResponse
-	(*GetCheckpointRequest)(nil),           // 159: lockbox.v1.GetCheckpointRequest
-	(*GetCheckpointResponse)(nil),          // 160: lockbox.v1.GetCheckpointResponse
-	(*Delivery)(nil),                       // 161: lockbox.v1.Delivery
-	(*ListNoticesRequest)(nil),             // 162: lockbox.v1.ListNoticesRequest
-	(*ListNoticesResponse)(nil),            // 163: lockbox.v1.ListNoticesResponse
-	(*RetryNoticesRequest)(nil),            // 164: lockbox.v1.RetryNoticesRequest
-	(*RetryNoticesResponse)(nil),           // 165: lockbox.v1.RetryNoticesResponse
-	(*Webhook)(nil),                        // 166: lockbox.v1.Webhook
-	(*CreateWebhookRequest)(nil),           // 167: lockbox.v1.CreateWebhookRequest
-	(*CreateWebhookResponse)(nil),          // 168: lockbox.v1.CreateWebhookResponse
-	(*ListWebhooksRequest)(nil),            // 169: lockbox.v1.ListWebhooksRequest
-	(*ListWebhooksResponse)(nil),           // 170: lockbox.v1.ListWebhooksResponse
-	(*RemoveWebhookRequest)(nil),           // 171: lockbox.v1.RemoveWebhookRequest
-	(*TestWebhookRequest)(nil),             // 172: lockbox.v1.TestWebhookRequest
-	(*TestWebhookResponse)(nil),            // 173: lockbox.v1.TestWebhookResponse
-	(*GetPoliciesRequest)(nil),             // 174: lockbox.v1.GetPoliciesRequest
-	(*Policies)(nil),                       // 175: lockbox.v1.Policies
-	(*PolicyRule)(nil),                     // 176: lockbox.v1.PolicyRule
-	(*PolicyFile)(nil),                     // 177: lockbox.v1.PolicyFile
-	(*RefusedPolicies)(nil),                // 178: lockbox.v1.RefusedPolicies
-	(*WhyRequestRequest)(nil),              // 179: lockbox.v1.WhyRequestRequest
-	(*WhyRequestResponse)(nil),             // 180: lockbox.v1.WhyRequestResponse
-	(*WhoCouldUnlockRequest)(nil),          // 181: lockbox.v1.WhoCouldUnlockRequest
-	(*WhoCouldUnlockResponse)(nil),         // 182: lockbox.v1.WhoCouldUnlockResponse
-	(*Candidate)(nil),                      // 183: lockbox.v1.Candidate
-	(*AskContactRequest)(nil),              // 184: lockbox.v1.AskContactRequest
-	(*ContactRequest)(nil),                 // 185: lockbox.v1.ContactRequest
-	(*DecideContactRequest)(nil),           // 186: lockbox.v1.DecideContactRequest
-	(*ReadContactRequest)(nil),             // 187: lockbox.v1.ReadContactRequest
-	(*ReadContactResponse)(nil),            // 188: lockbox.v1.ReadContactResponse
-	(*ListContactsRequest)(nil),            // 189: lockbox.v1.ListContactsRequest
-	(*ListContactsResponse)(nil),           // 190: lockbox.v1.ListContactsResponse
-	(*ListOperationsRequest)(nil),          // 191: lockbox.v1.ListOperationsRequest
-	(*ListOperationsResponse)(nil),         // 192: lockbox.v1.ListOperationsResponse
-	(*Operation)(nil),                      // 193: lockbox.v1.Operation
+	(*EraseOrderRequest)(nil),              // 70: lockbox.v1.EraseOrderRequest
+	(*GetErasureRequest)(nil),              // 71: lockbox.v1.GetErasureRequest
+	(*GetErasureResponse)(nil),             // 72: lockbox.v1.GetErasureResponse
+	(*ErasureCertificate)(nil),             // 73: lockbox.v1.ErasureCertificate
+	(*GetManifestRequest)(nil),             // 74: lockbox.v1.GetManifestRequest
+	(*GetManifestResponse)(nil),            // 75: lockbox.v1.GetManifestResponse
+	(*ManifestVersion)(nil),                // 76: lockbox.v1.ManifestVersion
+	(*ListDevicesRequest)(nil),             // 77: lockbox.v1.ListDevicesRequest
+	(*ListDevicesResponse)(nil),            // 78: lockbox.v1.ListDevicesResponse
+	(*GetDeviceRequest)(nil),               // 79: lockbox.v1.GetDeviceRequest
+	(*RevokeDeviceRequest)(nil),            // 80: lockbox.v1.RevokeDeviceRequest
+	(*Device)(nil),                         // 81: lockbox.v1.Device
+	(*DeviceNode)(nil),                     // 82: lockbox.v1.DeviceNode
+	(*DeviceDisk)(nil),                     // 83: lockbox.v1.DeviceDisk
+	(*DeviceShare)(nil),                    // 84: lockbox.v1.DeviceShare
+	(*Ticket)(nil),                         // 85: lockbox.v1.Ticket
+	(*FileTicketRequest)(nil),              // 86: lockbox.v1.FileTicketRequest
+	(*GetTicketRequest)(nil),               // 87: lockbox.v1.GetTicketRequest
+	(*ListTicketsRequest)(nil),             // 88: lockbox.v1.ListTicketsRequest
+	(*ListTicketsResponse)(nil),            // 89: lockbox.v1.ListTicketsResponse
+	(*CommentTicketRequest)(nil),           // 90: lockbox.v1.CommentTicketRequest
+	(*AssignTicketRequest)(nil),            // 91: lockbox.v1.AssignTicketRequest
+	(*Session)(nil),                        // 92: lockbox.v1.Session
+	(*EnableSessionRequest)(nil),           // 93: lockbox.v1.EnableSessionRequest
+	(*GetSessionRequest)(nil),              // 94: lockbox.v1.GetSessionRequest
+	(*ListSessionsRequest)(nil),            // 95: lockbox.v1.ListSessionsRequest
+	(*ListSessionsResponse)(nil),           // 96: lockbox.v1.ListSessionsResponse
+	(*DisableSessionRequest)(nil),          // 97: lockbox.v1.DisableSessionRequest
+	(*DisableSessionResponse)(nil),         // 98: lockbox.v1.DisableSessionResponse
+	(*RelockResult)(nil),                   // 99: lockbox.v1.RelockResult
+	(*IssueCertificateRequest)(nil),        // 100: lockbox.v1.IssueCertificateRequest
+	(*IssueCertificateResponse)(nil),       // 101: lockbox.v1.IssueCertificateResponse
+	(*Recording)(nil),                      // 102: lockbox.v1.Recording
+	(*ListRecordingsRequest)(nil),          // 103: lockbox.v1.ListRecordingsRequest
+	(*ListRecordingsResponse)(nil),         // 104: lockbox.v1.ListRecordingsResponse
+	(*GetRecordingRequest)(nil),            // 105: lockbox.v1.GetRecordingRequest
+	(*ReadRecordingRequest)(nil),           // 106: lockbox.v1.ReadRecordingRequest
+	(*ReadRecordingResponse)(nil),          // 107: lockbox.v1.ReadRecordingResponse
+	(*KillSessionRequest)(nil),             // 108: lockbox.v1.KillSessionRequest
+	(*KillSessionResponse)(nil),            // 109: lockbox.v1.KillSessionResponse
+	(*Request)(nil),                        // 110: lockbox.v1.Request
+	(*RequestComment)(nil),                 // 111: lockbox.v1.RequestComment
+	(*Evaluation)(nil),                     // 112: lockbox.v1.Evaluation
+	(*Factor)(nil),                         // 113: lockbox.v1.Factor
+	(*RequestDecision)(nil),                // 114: lockbox.v1.RequestDecision
+	(*CreateRequestRequest)(nil),           // 115: lockbox.v1.CreateRequestRequest
+	(*GetRequestRequest)(nil),              // 116: lockbox.v1.GetRequestRequest
+	(*ListRequestsRequest)(nil),            // 117: lockbox.v1.ListRequestsRequest
+	(*ListRequestsResponse)(nil),           // 118: lockbox.v1.ListRequestsResponse
+	(*DraftDecisionRequest)(nil),           // 119: lockbox.v1.DraftDecisionRequest
+	(*DecideRequest)(nil),                  // 120: lockbox.v1.DecideRequest
+	(*CancelRequestRequest)(nil),           // 121: lockbox.v1.CancelRequestRequest
+	(*ExecuteRequestRequest)(nil),          // 122: lockbox.v1.ExecuteRequestRequest
+	(*RevokeRequestRequest)(nil),           // 123: lockbox.v1.RevokeRequestRequest
+	(*RevokeRequestResponse)(nil),          // 124: lockbox.v1.RevokeRequestResponse
+	(*CommentRequestRequest)(nil),          // 125: lockbox.v1.CommentRequestRequest
+	(*ExtendRequestRequest)(nil),           // 126: lockbox.v1.ExtendRequestRequest
+	(*GetChangesRequest)(nil),              // 127: lockbox.v1.GetChangesRequest
+	(*GetChangesResponse)(nil),             // 128: lockbox.v1.GetChangesResponse
+	(*ChangesPart)(nil),                    // 129: lockbox.v1.ChangesPart
+	(*RaiseRequestAgainRequest)(nil),       // 130: lockbox.v1.RaiseRequestAgainRequest
+	(*DraftStandingConsentRequest)(nil),    // 131: lockbox.v1.DraftStandingConsentRequest
+	(*SubmitStandingConsentRequest)(nil),   // 132: lockbox.v1.SubmitStandingConsentRequest
+	(*ListStandingConsentsRequest)(nil),    // 133: lockbox.v1.ListStandingConsentsRequest
+	(*ListStandingConsentsResponse)(nil),   // 134: lockbox.v1.ListStandingConsentsResponse
+	(*StandingConsent)(nil),                // 135: lockbox.v1.StandingConsent
+	(*RevokeStandingConsentRequest)(nil),   // 136: lockbox.v1.RevokeStandingConsentRequest
+	(*ListKeysRequest)(nil),                // 137: lockbox.v1.ListKeysRequest
+	(*ListKeysResponse)(nil),               // 138: lockbox.v1.ListKeysResponse
+	(*KeyInfo)(nil),                        // 139: lockbox.v1.KeyInfo
+	(*ExportRecoveryPasswordRequest)(nil),  // 140: lockbox.v1.ExportRecoveryPasswordRequest
+	(*ExportRecoveryPasswordResponse)(nil), // 141: lockbox.v1.ExportRecoveryPasswordResponse
+	(*GetKeyStatusRequest)(nil),            // 142: lockbox.v1.GetKeyStatusRequest
+	(*RotateKeyRequest)(nil),               // 143: lockbox.v1.RotateKeyRequest
+	(*KeyStatus)(nil),                      // 144: lockbox.v1.KeyStatus
+	(*WrappingKey)(nil),                    // 145: lockbox.v1.WrappingKey
+	(*KeyRotation)(nil),                    // 146: lockbox.v1.KeyRotation
+	(*GetOrderKeyRequest)(nil),             // 147: lockbox.v1.GetOrderKeyRequest
+	(*SetOrderKeyRequest)(nil),             // 148: lockbox.v1.SetOrderKeyRequest
+	(*OrderKey)(nil),                       // 149: lockbox.v1.OrderKey
+	(*ListRecordsRequest)(nil),             // 150: lockbox.v1.ListRecordsRequest
+	(*AuditRecord)(nil),                    // 151: lockbox.v1.AuditRecord
+	(*ListRecordsResponse)(nil),            // 152: lockbox.v1.ListRecordsResponse
+	(*LegalHold)(nil),                      // 153: lockbox.v1.LegalHold
+	(*PlaceHoldRequest)(nil),               // 154: lockbox.v1.PlaceHoldRequest
+	(*ReleaseHoldRequest)(nil),             // 155: lockbox.v1.ReleaseHoldRequest
+	(*ListHoldsRequest)(nil),               // 156: lockbox.v1.ListHoldsRequest
+	(*ListHoldsResponse)(nil),              // 157: lockbox.v1.ListHoldsResponse
+	(*Sink)(nil),                           // 158: lockbox.v1.Sink
+	(*ListSinksRequest)(nil),               // 159: lockbox.v1.ListSinksRequest
+	(*ListSinksResponse)(nil),              // 160: lockbox.v1.ListSinksResponse
+	(*ExportLogRequest)(nil),               // 161: lockbox.v1.ExportLogRequest
+	(*ExportLogResponse)(nil),              // 162: lockbox.v1.ExportLogResponse
+	(*GetCheckpointRequest)(nil),           // 163: lockbox.v1.GetCheckpointRequest
+	(*GetCheckpointResponse)(nil),          // 164: lockbox.v1.GetCheckpointResponse
+	(*Delivery)(nil),                       // 165: lockbox.v1.Delivery
+	(*ListNoticesRequest)(nil),             // 166: lockbox.v1.ListNoticesRequest
+	(*ListNoticesResponse)(nil),            // 167: lockbox.v1.ListNoticesResponse
+	(*RetryNoticesRequest)(nil),            // 168: lockbox.v1.RetryNoticesRequest
+	(*RetryNoticesResponse)(nil),           // 169: lockbox.v1.RetryNoticesResponse
+	(*Webhook)(nil),                        // 170: lockbox.v1.Webhook
+	(*CreateWebhookRequest)(nil),           // 171: lockbox.v1.CreateWebhookRequest
+	(*CreateWebhookResponse)(nil),          // 172: lockbox.v1.CreateWebhookResponse
+	(*ListWebhooksRequest)(nil),            // 173: lockbox.v1.ListWebhooksRequest
+	(*ListWebhooksResponse)(nil),           // 174: lockbox.v1.ListWebhooksResponse
+	(*RemoveWebhookRequest)(nil),           // 175: lockbox.v1.RemoveWebhookRequest
+	(*TestWebhookRequest)(nil),             // 176: lockbox.v1.TestWebhookRequest
+	(*TestWebhookResponse)(nil),            // 177: lockbox.v1.TestWebhookResponse
+	(*GetPoliciesRequest)(nil),             // 178: lockbox.v1.GetPoliciesRequest
+	(*Policies)(nil),                       // 179: lockbox.v1.Policies
+	(*PolicyRule)(nil),                     // 180: lockbox.v1.PolicyRule
+	(*PolicyFile)(nil),                     // 181: lockbox.v1.PolicyFile
+	(*RefusedPolicies)(nil),                // 182: lockbox.v1.RefusedPolicies
+	(*WhyRequestRequest)(nil),              // 183: lockbox.v1.WhyRequestRequest
+	(*WhyRequestResponse)(nil),             // 184: lockbox.v1.WhyRequestResponse
+	(*WhoCouldUnlockRequest)(nil),          // 185: lockbox.v1.WhoCouldUnlockRequest
+	(*WhoCouldUnlockResponse)(nil),         // 186: lockbox.v1.WhoCouldUnlockResponse
+	(*Candidate)(nil),                      // 187: lockbox.v1.Candidate
+	(*AskContactRequest)(nil),              // 188: lockbox.v1.AskContactRequest
+	(*ContactRequest)(nil),                 // 189: lockbox.v1.ContactRequest
+	(*DecideContactRequest)(nil),           // 190: lockbox.v1.DecideContactRequest
+	(*ReadContactRequest)(nil),             // 191: lockbox.v1.ReadContactRequest
+	(*ReadContactResponse)(nil),            // 192: lockbox.v1.ReadContactResponse
+	(*ListContactsRequest)(nil),            // 193: lockbox.v1.ListContactsRequest
+	(*ListContactsResponse)(nil),           // 194: lockbox.v1.ListContactsResponse
+	(*ListOperationsRequest)(nil),          // 195: lockbox.v1.ListOperationsRequest
+	(*ListOperationsResponse)(nil),         // 196: lockbox.v1.ListOperationsResponse
+	(*Operation)(nil),                      // 197: lockbox.v1.Operation
 }
 var file_lockbox_v1_lockbox_proto_depIdxs = []int32{
 	1,   // 0: lockbox.v1.LoginResponse.person:type_name -> lockbox.v1.Person
@@ -13612,253 +13848,258 @@ var file_lockbox_v1_lockbox_proto_depIdxs = []int32{
 	52,  // 18: lockbox.v1.PolicyExclusion.groups:type_name -> lockbox.v1.PolicyGroup
 	56,  // 19: lockbox.v1.GetPolicyDeliveryResponse.nodes:type_name -> lockbox.v1.NodePolicy
 	53,  // 20: lockbox.v1.ListPendingDocumentsResponse.documents:type_name -> lockbox.v1.Document
-	72,  // 21: lockbox.v1.GetManifestResponse.manifests:type_name -> lockbox.v1.ManifestVersion
-	77,  // 22: lockbox.v1.ListDevicesResponse.devices:type_name -> lockbox.v1.Device
-	78,  // 23: lockbox.v1.Device.nodes:type_name -> lockbox.v1.DeviceNode
-	79,  // 24: lockbox.v1.DeviceNode.disks:type_name -> lockbox.v1.DeviceDisk
-	80,  // 25: lockbox.v1.DeviceNode.shares:type_name -> lockbox.v1.DeviceShare
-	41,  // 26: lockbox.v1.Ticket.history:type_name -> lockbox.v1.HistoryLine
-	81,  // 27: lockbox.v1.ListTicketsResponse.tickets:type_name -> lockbox.v1.Ticket
-	88,  // 28: lockbox.v1.ListSessionsResponse.sessions:type_name -> lockbox.v1.Session
-	88,  // 29: lockbox.v1.DisableSessionResponse.session:type_name -> lockbox.v1.Session
-	95,  // 30: lockbox.v1.DisableSessionResponse.relocked:type_name -> lockbox.v1.RelockResult
-	98,  // 31: lockbox.v1.ListRecordingsResponse.recordings:type_name -> lockbox.v1.Recording
-	88,  // 32: lockbox.v1.KillSessionResponse.session:type_name -> lockbox.v1.Session
-	95,  // 33: lockbox.v1.KillSessionResponse.nodes:type_name -> lockbox.v1.RelockResult
-	108, // 34: lockbox.v1.Request.evaluation:type_name -> lockbox.v1.Evaluation
-	53,  // 35: lockbox.v1.Request.statement:type_name -> lockbox.v1.Document
-	110, // 36: lockbox.v1.Request.decisions:type_name -> lockbox.v1.RequestDecision
-	41,  // 37: lockbox.v1.Request.history:type_name -> lockbox.v1.HistoryLine
-	107, // 38: lockbox.v1.Request.comments:type_name -> lockbox.v1.RequestComment
-	161, // 39: lockbox.v1.Request.told:type_name -> lockbox.v1.Delivery
-	109, // 40: lockbox.v1.Evaluation.factors:type_name -> lockbox.v1.Factor
-	106, // 41: lockbox.v1.ListRequestsResponse.requests:type_name -> lockbox.v1.Request
-	106, // 42: lockbox.v1.RevokeRequestResponse.request:type_name -> lockbox.v1.Request
-	95,  // 43: lockbox.v1.RevokeRequestResponse.relocked:type_name -> lockbox.v1.RelockResult
-	88,  // 44: lockbox.v1.RevokeRequestResponse.sessions:type_name -> lockbox.v1.Session
-	125, // 45: lockbox.v1.GetChangesResponse.parts:type_name -> lockbox.v1.ChangesPart
-	131, // 46: lockbox.v1.ListStandingConsentsResponse.consents:type_name -> lockbox.v1.StandingConsent
-	53,  // 47: lockbox.v1.StandingConsent.document:type_name -> lockbox.v1.Document
-	135, // 48: lockbox.v1.ListKeysResponse.keys:type_name -> lockbox.v1.KeyInfo
-	141, // 49: lockbox.v1.KeyStatus.keys:type_name -> lockbox.v1.WrappingKey
-	142, // 50: lockbox.v1.KeyStatus.rotation:type_name -> lockbox.v1.KeyRotation
-	147, // 51: lockbox.v1.ListRecordsResponse.records:type_name -> lockbox.v1.AuditRecord
-	149, // 52: lockbox.v1.ListHoldsResponse.holds:type_name -> lockbox.v1.LegalHold
-	154, // 53: lockbox.v1.ListSinksResponse.sinks:type_name -> lockbox.v1.Sink
-	161, // 54: lockbox.v1.ListNoticesResponse.deliveries:type_name -> lockbox.v1.Delivery
-	166, // 55: lockbox.v1.CreateWebhookResponse.webhook:type_name -> lockbox.v1.Webhook
-	166, // 56: lockbox.v1.ListWebhooksResponse.webhooks:type_name -> lockbox.v1.Webhook
-	176, // 57: lockbox.v1.Policies.rules:type_name -> lockbox.v1.PolicyRule
-	177, // 58: lockbox.v1.Policies.files:type_name -> lockbox.v1.PolicyFile
-	178, // 59: lockbox.v1.Policies.refused:type_name -> lockbox.v1.RefusedPolicies
-	108, // 60: lockbox.v1.WhyRequestResponse.then:type_name -> lockbox.v1.Evaluation
-	108, // 61: lockbox.v1.WhyRequestResponse.now:type_name -> lockbox.v1.Evaluation
-	183, // 62: lockbox.v1.WhoCouldUnlockResponse.engineers:type_name -> lockbox.v1.Candidate
-	108, // 63: lockbox.v1.Candidate.evaluation:type_name -> lockbox.v1.Evaluation
-	185, // 64: lockbox.v1.ReadContactResponse.request:type_name -> lockbox.v1.ContactRequest
-	185, // 65: lockbox.v1.ListContactsResponse.requests:type_name -> lockbox.v1.ContactRequest
-	193, // 66: lockbox.v1.ListOperationsResponse.operations:type_name -> lockbox.v1.Operation
-	3,   // 67: lockbox.v1.AccountService.Login:input_type -> lockbox.v1.LoginRequest
-	7,   // 68: lockbox.v1.AccountService.ListSignIns:input_type -> lockbox.v1.ListSignInsRequest
-	10,  // 69: lockbox.v1.AccountService.SignIn:input_type -> lockbox.v1.SignInRequest
-	11,  // 70: lockbox.v1.AccountService.Logout:input_type -> lockbox.v1.LogoutRequest
-	5,   // 71: lockbox.v1.AccountService.WhoAmI:input_type -> lockbox.v1.WhoAmIRequest
-	13,  // 72: lockbox.v1.AccountService.RenewCertificate:input_type -> lockbox.v1.RenewCertificateRequest
-	15,  // 73: lockbox.v1.AccountService.CreatePerson:input_type -> lockbox.v1.CreatePersonRequest
-	17,  // 74: lockbox.v1.AccountService.ListPeople:input_type -> lockbox.v1.ListPeopleRequest
-	19,  // 75: lockbox.v1.AccountService.RemovePerson:input_type -> lockbox.v1.RemovePersonRequest
-	21,  // 76: lockbox.v1.AccountService.AddKey:input_type -> lockbox.v1.AddKeyRequest
-	22,  // 77: lockbox.v1.AccountService.RemoveKey:input_type -> lockbox.v1.RemoveKeyRequest
-	23,  // 78: lockbox.v1.AccountService.CreateLoginToken:input_type -> lockbox.v1.CreateLoginTokenRequest
-	2,   // 79: lockbox.v1.AccountService.SetGroups:input_type -> lockbox.v1.SetGroupsRequest
-	30,  // 80: lockbox.v1.TenantService.CreateTenant:input_type -> lockbox.v1.CreateTenantRequest
-	31,  // 81: lockbox.v1.TenantService.GetTenant:input_type -> lockbox.v1.GetTenantRequest
-	32,  // 82: lockbox.v1.TenantService.ListTenants:input_type -> lockbox.v1.ListTenantsRequest
-	34,  // 83: lockbox.v1.TenantService.CreateSubscription:input_type -> lockbox.v1.CreateSubscriptionRequest
-	35,  // 84: lockbox.v1.TenantService.EnableLockbox:input_type -> lockbox.v1.EnableLockboxRequest
-	36,  // 85: lockbox.v1.TenantService.DisableLockbox:input_type -> lockbox.v1.DisableLockboxRequest
-	37,  // 86: lockbox.v1.TenantService.SetTenant:input_type -> lockbox.v1.SetTenantRequest
-	25,  // 87: lockbox.v1.TenantService.ReportApplicability:input_type -> lockbox.v1.ReportApplicabilityRequest
-	42,  // 88: lockbox.v1.OrderService.PlaceOrder:input_type -> lockbox.v1.PlaceOrderRequest
-	43,  // 89: lockbox.v1.OrderService.GetOrder:input_type -> lockbox.v1.GetOrderRequest
-	44,  // 90: lockbox.v1.OrderService.ListOrders:input_type -> lockbox.v1.ListOrdersRequest
-	46,  // 91: lockbox.v1.OrderService.PrepareDevice:input_type -> lockbox.v1.PrepareDeviceRequest
-	49,  // 92: lockbox.v1.OrderService.AdvanceOrder:input_type -> lockbox.v1.AdvanceOrderRequest
-	50,  // 93: lockbox.v1.OrderService.DraftTrustPolicy:input_type -> lockbox.v1.DraftTrustPolicyRequest
-	59,  // 94: lockbox.v1.OrderService.SubmitTrustPolicy:input_type -> lockbox.v1.SubmitTrustPolicyRequest
-	60,  // 95: lockbox.v1.OrderService.GetTrustPolicy:input_type -> lockbox.v1.GetTrustPolicyRequest
-	54,  // 96: lockbox.v1.OrderService.GetPolicyDelivery:input_type -> lockbox.v1.GetPolicyDeliveryRequest
-	57,  // 97: lockbox.v1.OrderService.ListPendingDocuments:input_type -> lockbox.v1.ListPendingDocumentsRequest
-	61,  // 98: lockbox.v1.OrderService.DraftConsent:input_type -> lockbox.v1.DraftConsentRequest
-	62,  // 99: lockbox.v1.OrderService.SubmitConsent:input_type -> lockbox.v1.SubmitConsentRequest
-	63,  // 100: lockbox.v1.OrderService.RevokeConsent:input_type -> lockbox.v1.RevokeConsentRequest
-	64,  // 101: lockbox.v1.OrderService.CreateJoinToken:input_type -> lockbox.v1.CreateJoinTokenRequest
-	66,  // 102: lockbox.v1.OrderService.StartJob:input_type -> lockbox.v1.StartJobRequest
-	68,  // 103: lockbox.v1.OrderService.GetCopyLog:input_type -> lockbox.v1.GetCopyLogRequest
-	70,  // 104: lockbox.v1.OrderService.GetManifest:input_type -> lockbox.v1.GetManifestRequest
-	73,  // 105: lockbox.v1.DeviceService.ListDevices:input_type -> lockbox.v1.ListDevicesRequest
-	75,  // 106: lockbox.v1.DeviceService.GetDevice:input_type -> lockbox.v1.GetDeviceRequest
-	76,  // 107: lockbox.v1.DeviceService.RevokeDevice:input_type -> lockbox.v1.RevokeDeviceRequest
-	82,  // 108: lockbox.v1.TicketService.FileTicket:input_type -> lockbox.v1.FileTicketRequest
-	83,  // 109: lockbox.v1.TicketService.GetTicket:input_type -> lockbox.v1.GetTicketRequest
-	84,  // 110: lockbox.v1.TicketService.ListTickets:input_type -> lockbox.v1.ListTicketsRequest
-	86,  // 111: lockbox.v1.TicketService.CommentTicket:input_type -> lockbox.v1.CommentTicketRequest
-	87,  // 112: lockbox.v1.TicketService.AssignTicket:input_type -> lockbox.v1.AssignTicketRequest
-	89,  // 113: lockbox.v1.SessionService.EnableSession:input_type -> lockbox.v1.EnableSessionRequest
-	90,  // 114: lockbox.v1.SessionService.GetSession:input_type -> lockbox.v1.GetSessionRequest
-	91,  // 115: lockbox.v1.SessionService.ListSessions:input_type -> lockbox.v1.ListSessionsRequest
-	93,  // 116: lockbox.v1.SessionService.DisableSession:input_type -> lockbox.v1.DisableSessionRequest
-	96,  // 117: lockbox.v1.SessionService.IssueCertificate:input_type -> lockbox.v1.IssueCertificateRequest
-	99,  // 118: lockbox.v1.RecordingService.ListRecordings:input_type -> lockbox.v1.ListRecordingsRequest
-	101, // 119: lockbox.v1.RecordingService.GetRecording:input_type -> lockbox.v1.GetRecordingRequest
-	102, // 120: lockbox.v1.RecordingService.ReadRecording:input_type -> lockbox.v1.ReadRecordingRequest
-	104, // 121: lockbox.v1.RecordingService.KillSession:input_type -> lockbox.v1.KillSessionRequest
-	111, // 122: lockbox.v1.RequestService.CreateRequest:input_type -> lockbox.v1.CreateRequestRequest
-	112, // 123: lockbox.v1.RequestService.GetRequest:input_type -> lockbox.v1.GetRequestRequest
-	113, // 124: lockbox.v1.RequestService.ListRequests:input_type -> lockbox.v1.ListRequestsRequest
-	115, // 125: lockbox.v1.RequestService.DraftDecision:input_type -> lockbox.v1.DraftDecisionRequest
-	116, // 126: lockbox.v1.RequestService.Decide:input_type -> lockbox.v1.DecideRequest
-	117, // 127: lockbox.v1.RequestService.CancelRequest:input_type -> lockbox.v1.CancelRequestRequest
-	118, // 128: lockbox.v1.RequestService.ExecuteRequest:input_type -> lockbox.v1.ExecuteRequestRequest
-	119, // 129: lockbox.v1.RequestService.RevokeRequest:input_type -> lockbox.v1.RevokeRequestRequest
-	121, // 130: lockbox.v1.RequestService.CommentRequest:input_type -> lockbox.v1.CommentRequestRequest
-	122, // 131: lockbox.v1.RequestService.ExtendRequest:input_type -> lockbox.v1.ExtendRequestRequest
-	126, // 132: lockbox.v1.RequestService.RaiseRequestAgain:input_type -> lockbox.v1.RaiseRequestAgainRequest
-	123, // 133: lockbox.v1.RequestService.GetChanges:input_type -> lockbox.v1.GetChangesRequest
-	127, // 134: lockbox.v1.StandingService.DraftStandingConsent:input_type -> lockbox.v1.DraftStandingConsentRequest
-	128, // 135: lockbox.v1.StandingService.SubmitStandingConsent:input_type -> lockbox.v1.SubmitStandingConsentRequest
-	129, // 136: lockbox.v1.StandingService.ListStandingConsents:input_type -> lockbox.v1.ListStandingConsentsRequest
-	132, // 137: lockbox.v1.StandingService.RevokeStandingConsent:input_type -> lockbox.v1.RevokeStandingConsentRequest
-	133, // 138: lockbox.v1.KeyService.ListKeys:input_type -> lockbox.v1.ListKeysRequest
-	136, // 139: lockbox.v1.KeyService.ExportRecoveryPassword:input_type -> lockbox.v1.ExportRecoveryPasswordRequest
-	138, // 140: lockbox.v1.KeyService.GetKeyStatus:input_type -> lockbox.v1.GetKeyStatusRequest
-	139, // 141: lockbox.v1.KeyService.RotateKey:input_type -> lockbox.v1.RotateKeyRequest
-	143, // 142: lockbox.v1.KeyService.GetOrderKey:input_type -> lockbox.v1.GetOrderKeyRequest
-	144, // 143: lockbox.v1.KeyService.SetOrderKey:input_type -> lockbox.v1.SetOrderKeyRequest
-	146, // 144: lockbox.v1.AuditService.ListRecords:input_type -> lockbox.v1.ListRecordsRequest
-	157, // 145: lockbox.v1.AuditService.ExportLog:input_type -> lockbox.v1.ExportLogRequest
-	159, // 146: lockbox.v1.AuditService.GetCheckpoint:input_type -> lockbox.v1.GetCheckpointRequest
-	150, // 147: lockbox.v1.AuditService.PlaceHold:input_type -> lockbox.v1.PlaceHoldRequest
-	151, // 148: lockbox.v1.AuditService.ReleaseHold:input_type -> lockbox.v1.ReleaseHoldRequest
-	152, // 149: lockbox.v1.AuditService.ListHolds:input_type -> lockbox.v1.ListHoldsRequest
-	155, // 150: lockbox.v1.AuditService.ListSinks:input_type -> lockbox.v1.ListSinksRequest
-	162, // 151: lockbox.v1.NoticeService.ListNotices:input_type -> lockbox.v1.ListNoticesRequest
-	164, // 152: lockbox.v1.NoticeService.RetryNotices:input_type -> lockbox.v1.RetryNoticesRequest
-	167, // 153: lockbox.v1.NoticeService.CreateWebhook:input_type -> lockbox.v1.CreateWebhookRequest
-	169, // 154: lockbox.v1.NoticeService.ListWebhooks:input_type -> lockbox.v1.ListWebhooksRequest
-	171, // 155: lockbox.v1.NoticeService.RemoveWebhook:input_type -> lockbox.v1.RemoveWebhookRequest
-	172, // 156: lockbox.v1.NoticeService.TestWebhook:input_type -> lockbox.v1.TestWebhookRequest
-	174, // 157: lockbox.v1.PolicyService.GetPolicies:input_type -> lockbox.v1.GetPoliciesRequest
-	179, // 158: lockbox.v1.PolicyService.WhyRequest:input_type -> lockbox.v1.WhyRequestRequest
-	181, // 159: lockbox.v1.PolicyService.WhoCouldUnlock:input_type -> lockbox.v1.WhoCouldUnlockRequest
-	184, // 160: lockbox.v1.ContactService.AskContact:input_type -> lockbox.v1.AskContactRequest
-	186, // 161: lockbox.v1.ContactService.DecideContact:input_type -> lockbox.v1.DecideContactRequest
-	187, // 162: lockbox.v1.ContactService.ReadContact:input_type -> lockbox.v1.ReadContactRequest
-	189, // 163: lockbox.v1.ContactService.ListContacts:input_type -> lockbox.v1.ListContactsRequest
-	191, // 164: lockbox.v1.CatalogueService.ListOperations:input_type -> lockbox.v1.ListOperationsRequest
-	4,   // 165: lockbox.v1.AccountService.Login:output_type -> lockbox.v1.LoginResponse
-	8,   // 166: lockbox.v1.AccountService.ListSignIns:output_type -> lockbox.v1.ListSignInsResponse
-	4,   // 167: lockbox.v1.AccountService.SignIn:output_type -> lockbox.v1.LoginResponse
-	12,  // 168: lockbox.v1.AccountService.Logout:output_type -> lockbox.v1.LogoutResponse
-	6,   // 169: lockbox.v1.AccountService.WhoAmI:output_type -> lockbox.v1.WhoAmIResponse
-	14,  // 170: lockbox.v1.AccountService.RenewCertificate:output_type -> lockbox.v1.RenewCertificateResponse
-	16,  // 171: lockbox.v1.AccountService.CreatePerson:output_type -> lockbox.v1.CreatePersonResponse
-	18,  // 172: lockbox.v1.AccountService.ListPeople:output_type -> lockbox.v1.ListPeopleResponse
-	20,  // 173: lockbox.v1.AccountService.RemovePerson:output_type -> lockbox.v1.RemovePersonResponse
-	1,   // 174: lockbox.v1.AccountService.AddKey:output_type -> lockbox.v1.Person
-	1,   // 175: lockbox.v1.AccountService.RemoveKey:output_type -> lockbox.v1.Person
-	24,  // 176: lockbox.v1.AccountService.CreateLoginToken:output_type -> lockbox.v1.CreateLoginTokenResponse
-	1,   // 177: lockbox.v1.AccountService.SetGroups:output_type -> lockbox.v1.Person
-	28,  // 178: lockbox.v1.TenantService.CreateTenant:output_type -> lockbox.v1.Tenant
-	28,  // 179: lockbox.v1.TenantService.GetTenant:output_type -> lockbox.v1.Tenant
-	33,  // 180: lockbox.v1.TenantService.ListTenants:output_type -> lockbox.v1.ListTenantsResponse
-	29,  // 181: lockbox.v1.TenantService.CreateSubscription:output_type -> lockbox.v1.Subscription
-	28,  // 182: lockbox.v1.TenantService.EnableLockbox:output_type -> lockbox.v1.Tenant
-	28,  // 183: lockbox.v1.TenantService.DisableLockbox:output_type -> lockbox.v1.Tenant
-	28,  // 184: lockbox.v1.TenantService.SetTenant:output_type -> lockbox.v1.Tenant
-	27,  // 185: lockbox.v1.TenantService.ReportApplicability:output_type -> lockbox.v1.ReportApplicabilityResponse
-	38,  // 186: lockbox.v1.OrderService.PlaceOrder:output_type -> lockbox.v1.Order
-	38,  // 187: lockbox.v1.OrderService.GetOrder:output_type -> lockbox.v1.Order
-	45,  // 188: lockbox.v1.OrderService.ListOrders:output_type -> lockbox.v1.ListOrdersResponse
-	38,  // 189: lockbox.v1.OrderService.PrepareDevice:output_type -> lockbox.v1.Order
-	38,  // 190: lockbox.v1.OrderService.AdvanceOrder:output_type -> lockbox.v1.Order
-	53,  // 191: lockbox.v1.OrderService.DraftTrustPolicy:output_type -> lockbox.v1.Document
-	53,  // 192: lockbox.v1.OrderService.SubmitTrustPolicy:output_type -> lockbox.v1.Document
-	53,  // 193: lockbox.v1.OrderService.GetTrustPolicy:output_type -> lockbox.v1.Document
-	55,  // 194: lockbox.v1.OrderService.GetPolicyDelivery:output_type -> lockbox.v1.GetPolicyDeliveryResponse
-	58,  // 195: lockbox.v1.OrderService.ListPendingDocuments:output_type -> lockbox.v1.ListPendingDocumentsResponse
-	53,  // 196: lockbox.v1.OrderService.DraftConsent:output_type -> lockbox.v1.Document
-	53,  // 197: lockbox.v1.OrderService.SubmitConsent:output_type -> lockbox.v1.Document
-	38,  // 198: lockbox.v1.OrderService.RevokeConsent:output_type -> lockbox.v1.Order
-	65,  // 199: lockbox.v1.OrderService.CreateJoinToken:output_type -> lockbox.v1.CreateJoinTokenResponse
-	67,  // 200: lockbox.v1.OrderService.StartJob:output_type -> lockbox.v1.ProgressEvent
-	69,  // 201: lockbox.v1.OrderService.GetCopyLog:output_type -> lockbox.v1.GetCopyLogResponse
-	71,  // 202: lockbox.v1.OrderService.GetManifest:output_type -> lockbox.v1.GetManifestResponse
-	74,  // 203: lockbox.v1.DeviceService.ListDevices:output_type -> lockbox.v1.ListDevicesResponse
-	77,  // 204: lockbox.v1.DeviceService.GetDevice:output_type -> lockbox.v1.Device
-	77,  // 205: lockbox.v1.DeviceService.RevokeDevice:output_type -> lockbox.v1.Device
-	81,  // 206: lockbox.v1.TicketService.FileTicket:output_type -> lockbox.v1.Ticket
-	81,  // 207: lockbox.v1.TicketService.GetTicket:output_type -> lockbox.v1.Ticket
-	85,  // 208: lockbox.v1.TicketService.ListTickets:output_type -> lockbox.v1.ListTicketsResponse
-	81,  // 209: lockbox.v1.TicketService.CommentTicket:output_type -> lockbox.v1.Ticket
-	81,  // 210: lockbox.v1.TicketService.AssignTicket:output_type -> lockbox.v1.Ticket
-	88,  // 211: lockbox.v1.SessionService.EnableSession:output_type -> lockbox.v1.Session
-	88,  // 212: lockbox.v1.SessionService.GetSession:output_type -> lockbox.v1.Session
-	92,  // 213: lockbox.v1.SessionService.ListSessions:output_type -> lockbox.v1.ListSessionsResponse
-	94,  // 214: lockbox.v1.SessionService.DisableSession:output_type -> lockbox.v1.DisableSessionResponse
-	97,  // 215: lockbox.v1.SessionService.IssueCertificate:output_type -> lockbox.v1.IssueCertificateResponse
-	100, // 216: lockbox.v1.RecordingService.ListRecordings:output_type -> lockbox.v1.ListRecordingsResponse
-	98,  // 217: lockbox.v1.RecordingService.GetRecording:output_type -> lockbox.v1.Recording
-	103, // 218: lockbox.v1.RecordingService.ReadRecording:output_type -> lockbox.v1.ReadRecordingResponse
-	105, // 219: lockbox.v1.RecordingService.KillSession:output_type -> lockbox.v1.KillSessionResponse
-	106, // 220: lockbox.v1.RequestService.CreateRequest:output_type -> lockbox.v1.Request
-	106, // 221: lockbox.v1.RequestService.GetRequest:output_type -> lockbox.v1.Request
-	114, // 222: lockbox.v1.RequestService.ListRequests:output_type -> lockbox.v1.ListRequestsResponse
-	53,  // 223: lockbox.v1.RequestService.DraftDecision:output_type -> lockbox.v1.Document
-	106, // 224: lockbox.v1.RequestService.Decide:output_type -> lockbox.v1.Request
-	106, // 225: lockbox.v1.RequestService.CancelRequest:output_type -> lockbox.v1.Request
-	67,  // 226: lockbox.v1.RequestService.ExecuteRequest:output_type -> lockbox.v1.ProgressEvent
-	120, // 227: lockbox.v1.RequestService.RevokeRequest:output_type -> lockbox.v1.RevokeRequestResponse
-	106, // 228: lockbox.v1.RequestService.CommentRequest:output_type -> lockbox.v1.Request
-	106, // 229: lockbox.v1.RequestService.ExtendRequest:output_type -> lockbox.v1.Request
-	106, // 230: lockbox.v1.RequestService.RaiseRequestAgain:output_type -> lockbox.v1.Request
-	124, // 231: lockbox.v1.RequestService.GetChanges:output_type -> lockbox.v1.GetChangesResponse
-	53,  // 232: lockbox.v1.StandingService.DraftStandingConsent:output_type -> lockbox.v1.Document
-	53,  // 233: lockbox.v1.StandingService.SubmitStandingConsent:output_type -> lockbox.v1.Document
-	130, // 234: lockbox.v1.StandingService.ListStandingConsents:output_type -> lockbox.v1.ListStandingConsentsResponse
-	131, // 235: lockbox.v1.StandingService.RevokeStandingConsent:output_type -> lockbox.v1.StandingConsent
-	134, // 236: lockbox.v1.KeyService.ListKeys:output_type -> lockbox.v1.ListKeysResponse
-	137, // 237: lockbox.v1.KeyService.ExportRecoveryPassword:output_type -> lockbox.v1.ExportRecoveryPasswordResponse
-	140, // 238: lockbox.v1.KeyService.GetKeyStatus:output_type -> lockbox.v1.KeyStatus
-	140, // 239: lockbox.v1.KeyService.RotateKey:output_type -> lockbox.v1.KeyStatus
-	145, // 240: lockbox.v1.KeyService.GetOrderKey:output_type -> lockbox.v1.OrderKey
-	145, // 241: lockbox.v1.KeyService.SetOrderKey:output_type -> lockbox.v1.OrderKey
-	148, // 242: lockbox.v1.AuditService.ListRecords:output_type -> lockbox.v1.ListRecordsResponse
-	158, // 243: lockbox.v1.AuditService.ExportLog:output_type -> lockbox.v1.ExportLogResponse
-	160, // 244: lockbox.v1.AuditService.GetCheckpoint:output_type -> lockbox.v1.GetCheckpointResponse
-	149, // 245: lockbox.v1.AuditService.PlaceHold:output_type -> lockbox.v1.LegalHold
-	149, // 246: lockbox.v1.AuditService.ReleaseHold:output_type -> lockbox.v1.LegalHold
-	153, // 247: lockbox.v1.AuditService.ListHolds:output_type -> lockbox.v1.ListHoldsResponse
-	156, // 248: lockbox.v1.AuditService.ListSinks:output_type -> lockbox.v1.ListSinksResponse
-	163, // 249: lockbox.v1.NoticeService.ListNotices:output_type -> lockbox.v1.ListNoticesResponse
-	165, // 250: lockbox.v1.NoticeService.RetryNotices:output_type -> lockbox.v1.RetryNoticesResponse
-	168, // 251: lockbox.v1.NoticeService.CreateWebhook:output_type -> lockbox.v1.CreateWebhookResponse
-	170, // 252: lockbox.v1.NoticeService.ListWebhooks:output_type -> lockbox.v1.ListWebhooksResponse
-	166, // 253: lockbox.v1.NoticeService.RemoveWebhook:output_type -> lockbox.v1.Webhook
-	173, // 254: lockbox.v1.NoticeService.TestWebhook:output_type -> lockbox.v1.TestWebhookResponse
-	175, // 255: lockbox.v1.PolicyService.GetPolicies:output_type -> lockbox.v1.Policies
-	180, // 256: lockbox.v1.PolicyService.WhyRequest:output_type -> lockbox.v1.WhyRequestResponse
-	182, // 257: lockbox.v1.PolicyService.WhoCouldUnlock:output_type -> lockbox.v1.WhoCouldUnlockResponse
-	185, // 258: lockbox.v1.ContactService.AskContact:output_type -> lockbox.v1.ContactRequest
-	185, // 259: lockbox.v1.ContactService.DecideContact:output_type -> lockbox.v1.ContactRequest
-	188, // 260: lockbox.v1.ContactService.ReadContact:output_type -> lockbox.v1.ReadContactResponse
-	190, // 261: lockbox.v1.ContactService.ListContacts:output_type -> lockbox.v1.ListContactsResponse
-	192, // 262: lockbox.v1.CatalogueService.ListOperations:output_type -> lockbox.v1.ListOperationsResponse
-	165, // [165:263] is the sub-list for method output_type
-	67,  // [67:165] is the sub-list for method input_type
-	67,  // [67:67] is the sub-list for extension type_name
-	67,  // [67:67] is the sub-list for extension extendee
-	0,   // [0:67] is the sub-list for field type_name
+	73,  // 21: lockbox.v1.GetErasureResponse.certificates:type_name -> lockbox.v1.ErasureCertificate
+	76,  // 22: lockbox.v1.GetManifestResponse.manifests:type_name -> lockbox.v1.ManifestVersion
+	81,  // 23: lockbox.v1.ListDevicesResponse.devices:type_name -> lockbox.v1.Device
+	82,  // 24: lockbox.v1.Device.nodes:type_name -> lockbox.v1.DeviceNode
+	83,  // 25: lockbox.v1.DeviceNode.disks:type_name -> lockbox.v1.DeviceDisk
+	84,  // 26: lockbox.v1.DeviceNode.shares:type_name -> lockbox.v1.DeviceShare
+	41,  // 27: lockbox.v1.Ticket.history:type_name -> lockbox.v1.HistoryLine
+	85,  // 28: lockbox.v1.ListTicketsResponse.tickets:type_name -> lockbox.v1.Ticket
+	92,  // 29: lockbox.v1.ListSessionsResponse.sessions:type_name -> lockbox.v1.Session
+	92,  // 30: lockbox.v1.DisableSessionResponse.session:type_name -> lockbox.v1.Session
+	99,  // 31: lockbox.v1.DisableSessionResponse.relocked:type_name -> lockbox.v1.RelockResult
+	102, // 32: lockbox.v1.ListRecordingsResponse.recordings:type_name -> lockbox.v1.Recording
+	92,  // 33: lockbox.v1.KillSessionResponse.session:type_name -> lockbox.v1.Session
+	99,  // 34: lockbox.v1.KillSessionResponse.nodes:type_name -> lockbox.v1.RelockResult
+	112, // 35: lockbox.v1.Request.evaluation:type_name -> lockbox.v1.Evaluation
+	53,  // 36: lockbox.v1.Request.statement:type_name -> lockbox.v1.Document
+	114, // 37: lockbox.v1.Request.decisions:type_name -> lockbox.v1.RequestDecision
+	41,  // 38: lockbox.v1.Request.history:type_name -> lockbox.v1.HistoryLine
+	111, // 39: lockbox.v1.Request.comments:type_name -> lockbox.v1.RequestComment
+	165, // 40: lockbox.v1.Request.told:type_name -> lockbox.v1.Delivery
+	113, // 41: lockbox.v1.Evaluation.factors:type_name -> lockbox.v1.Factor
+	110, // 42: lockbox.v1.ListRequestsResponse.requests:type_name -> lockbox.v1.Request
+	110, // 43: lockbox.v1.RevokeRequestResponse.request:type_name -> lockbox.v1.Request
+	99,  // 44: lockbox.v1.RevokeRequestResponse.relocked:type_name -> lockbox.v1.RelockResult
+	92,  // 45: lockbox.v1.RevokeRequestResponse.sessions:type_name -> lockbox.v1.Session
+	129, // 46: lockbox.v1.GetChangesResponse.parts:type_name -> lockbox.v1.ChangesPart
+	135, // 47: lockbox.v1.ListStandingConsentsResponse.consents:type_name -> lockbox.v1.StandingConsent
+	53,  // 48: lockbox.v1.StandingConsent.document:type_name -> lockbox.v1.Document
+	139, // 49: lockbox.v1.ListKeysResponse.keys:type_name -> lockbox.v1.KeyInfo
+	145, // 50: lockbox.v1.KeyStatus.keys:type_name -> lockbox.v1.WrappingKey
+	146, // 51: lockbox.v1.KeyStatus.rotation:type_name -> lockbox.v1.KeyRotation
+	151, // 52: lockbox.v1.ListRecordsResponse.records:type_name -> lockbox.v1.AuditRecord
+	153, // 53: lockbox.v1.ListHoldsResponse.holds:type_name -> lockbox.v1.LegalHold
+	158, // 54: lockbox.v1.ListSinksResponse.sinks:type_name -> lockbox.v1.Sink
+	165, // 55: lockbox.v1.ListNoticesResponse.deliveries:type_name -> lockbox.v1.Delivery
+	170, // 56: lockbox.v1.CreateWebhookResponse.webhook:type_name -> lockbox.v1.Webhook
+	170, // 57: lockbox.v1.ListWebhooksResponse.webhooks:type_name -> lockbox.v1.Webhook
+	180, // 58: lockbox.v1.Policies.rules:type_name -> lockbox.v1.PolicyRule
+	181, // 59: lockbox.v1.Policies.files:type_name -> lockbox.v1.PolicyFile
+	182, // 60: lockbox.v1.Policies.refused:type_name -> lockbox.v1.RefusedPolicies
+	112, // 61: lockbox.v1.WhyRequestResponse.then:type_name -> lockbox.v1.Evaluation
+	112, // 62: lockbox.v1.WhyRequestResponse.now:type_name -> lockbox.v1.Evaluation
+	187, // 63: lockbox.v1.WhoCouldUnlockResponse.engineers:type_name -> lockbox.v1.Candidate
+	112, // 64: lockbox.v1.Candidate.evaluation:type_name -> lockbox.v1.Evaluation
+	189, // 65: lockbox.v1.ReadContactResponse.request:type_name -> lockbox.v1.ContactRequest
+	189, // 66: lockbox.v1.ListContactsResponse.requests:type_name -> lockbox.v1.ContactRequest
+	197, // 67: lockbox.v1.ListOperationsResponse.operations:type_name -> lockbox.v1.Operation
+	3,   // 68: lockbox.v1.AccountService.Login:input_type -> lockbox.v1.LoginRequest
+	7,   // 69: lockbox.v1.AccountService.ListSignIns:input_type -> lockbox.v1.ListSignInsRequest
+	10,  // 70: lockbox.v1.AccountService.SignIn:input_type -> lockbox.v1.SignInRequest
+	11,  // 71: lockbox.v1.AccountService.Logout:input_type -> lockbox.v1.LogoutRequest
+	5,   // 72: lockbox.v1.AccountService.WhoAmI:input_type -> lockbox.v1.WhoAmIRequest
+	13,  // 73: lockbox.v1.AccountService.RenewCertificate:input_type -> lockbox.v1.RenewCertificateRequest
+	15,  // 74: lockbox.v1.AccountService.CreatePerson:input_type -> lockbox.v1.CreatePersonRequest
+	17,  // 75: lockbox.v1.AccountService.ListPeople:input_type -> lockbox.v1.ListPeopleRequest
+	19,  // 76: lockbox.v1.AccountService.RemovePerson:input_type -> lockbox.v1.RemovePersonRequest
+	21,  // 77: lockbox.v1.AccountService.AddKey:input_type -> lockbox.v1.AddKeyRequest
+	22,  // 78: lockbox.v1.AccountService.RemoveKey:input_type -> lockbox.v1.RemoveKeyRequest
+	23,  // 79: lockbox.v1.AccountService.CreateLoginToken:input_type -> lockbox.v1.CreateLoginTokenRequest
+	2,   // 80: lockbox.v1.AccountService.SetGroups:input_type -> lockbox.v1.SetGroupsRequest
+	30,  // 81: lockbox.v1.TenantService.CreateTenant:input_type -> lockbox.v1.CreateTenantRequest
+	31,  // 82: lockbox.v1.TenantService.GetTenant:input_type -> lockbox.v1.GetTenantRequest
+	32,  // 83: lockbox.v1.TenantService.ListTenants:input_type -> lockbox.v1.ListTenantsRequest
+	34,  // 84: lockbox.v1.TenantService.CreateSubscription:input_type -> lockbox.v1.CreateSubscriptionRequest
+	35,  // 85: lockbox.v1.TenantService.EnableLockbox:input_type -> lockbox.v1.EnableLockboxRequest
+	36,  // 86: lockbox.v1.TenantService.DisableLockbox:input_type -> lockbox.v1.DisableLockboxRequest
+	37,  // 87: lockbox.v1.TenantService.SetTenant:input_type -> lockbox.v1.SetTenantRequest
+	25,  // 88: lockbox.v1.TenantService.ReportApplicability:input_type -> lockbox.v1.ReportApplicabilityRequest
+	42,  // 89: lockbox.v1.OrderService.PlaceOrder:input_type -> lockbox.v1.PlaceOrderRequest
+	43,  // 90: lockbox.v1.OrderService.GetOrder:input_type -> lockbox.v1.GetOrderRequest
+	44,  // 91: lockbox.v1.OrderService.ListOrders:input_type -> lockbox.v1.ListOrdersRequest
+	46,  // 92: lockbox.v1.OrderService.PrepareDevice:input_type -> lockbox.v1.PrepareDeviceRequest
+	49,  // 93: lockbox.v1.OrderService.AdvanceOrder:input_type -> lockbox.v1.AdvanceOrderRequest
+	50,  // 94: lockbox.v1.OrderService.DraftTrustPolicy:input_type -> lockbox.v1.DraftTrustPolicyRequest
+	59,  // 95: lockbox.v1.OrderService.SubmitTrustPolicy:input_type -> lockbox.v1.SubmitTrustPolicyRequest
+	60,  // 96: lockbox.v1.OrderService.GetTrustPolicy:input_type -> lockbox.v1.GetTrustPolicyRequest
+	54,  // 97: lockbox.v1.OrderService.GetPolicyDelivery:input_type -> lockbox.v1.GetPolicyDeliveryRequest
+	57,  // 98: lockbox.v1.OrderService.ListPendingDocuments:input_type -> lockbox.v1.ListPendingDocumentsRequest
+	61,  // 99: lockbox.v1.OrderService.DraftConsent:input_type -> lockbox.v1.DraftConsentRequest
+	62,  // 100: lockbox.v1.OrderService.SubmitConsent:input_type -> lockbox.v1.SubmitConsentRequest
+	63,  // 101: lockbox.v1.OrderService.RevokeConsent:input_type -> lockbox.v1.RevokeConsentRequest
+	64,  // 102: lockbox.v1.OrderService.CreateJoinToken:input_type -> lockbox.v1.CreateJoinTokenRequest
+	66,  // 103: lockbox.v1.OrderService.StartJob:input_type -> lockbox.v1.StartJobRequest
+	68,  // 104: lockbox.v1.OrderService.GetCopyLog:input_type -> lockbox.v1.GetCopyLogRequest
+	74,  // 105: lockbox.v1.OrderService.GetManifest:input_type -> lockbox.v1.GetManifestRequest
+	70,  // 106: lockbox.v1.OrderService.EraseOrder:input_type -> lockbox.v1.EraseOrderRequest
+	71,  // 107: lockbox.v1.OrderService.GetErasure:input_type -> lockbox.v1.GetErasureRequest
+	77,  // 108: lockbox.v1.DeviceService.ListDevices:input_type -> lockbox.v1.ListDevicesRequest
+	79,  // 109: lockbox.v1.DeviceService.GetDevice:input_type -> lockbox.v1.GetDeviceRequest
+	80,  // 110: lockbox.v1.DeviceService.RevokeDevice:input_type -> lockbox.v1.RevokeDeviceRequest
+	86,  // 111: lockbox.v1.TicketService.FileTicket:input_type -> lockbox.v1.FileTicketRequest
+	87,  // 112: lockbox.v1.TicketService.GetTicket:input_type -> lockbox.v1.GetTicketRequest
+	88,  // 113: lockbox.v1.TicketService.ListTickets:input_type -> lockbox.v1.ListTicketsRequest
+	90,  // 114: lockbox.v1.TicketService.CommentTicket:input_type -> lockbox.v1.CommentTicketRequest
+	91,  // 115: lockbox.v1.TicketService.AssignTicket:input_type -> lockbox.v1.AssignTicketRequest
+	93,  // 116: lockbox.v1.SessionService.EnableSession:input_type -> lockbox.v1.EnableSessionRequest
+	94,  // 117: lockbox.v1.SessionService.GetSession:input_type -> lockbox.v1.GetSessionRequest
+	95,  // 118: lockbox.v1.SessionService.ListSessions:input_type -> lockbox.v1.ListSessionsRequest
+	97,  // 119: lockbox.v1.SessionService.DisableSession:input_type -> lockbox.v1.DisableSessionRequest
+	100, // 120: lockbox.v1.SessionService.IssueCertificate:input_type -> lockbox.v1.IssueCertificateRequest
+	103, // 121: lockbox.v1.RecordingService.ListRecordings:input_type -> lockbox.v1.ListRecordingsRequest
+	105, // 122: lockbox.v1.RecordingService.GetRecording:input_type -> lockbox.v1.GetRecordingRequest
+	106, // 123: lockbox.v1.RecordingService.ReadRecording:input_type -> lockbox.v1.ReadRecordingRequest
+	108, // 124: lockbox.v1.RecordingService.KillSession:input_type -> lockbox.v1.KillSessionRequest
+	115, // 125: lockbox.v1.RequestService.CreateRequest:input_type -> lockbox.v1.CreateRequestRequest
+	116, // 126: lockbox.v1.RequestService.GetRequest:input_type -> lockbox.v1.GetRequestRequest
+	117, // 127: lockbox.v1.RequestService.ListRequests:input_type -> lockbox.v1.ListRequestsRequest
+	119, // 128: lockbox.v1.RequestService.DraftDecision:input_type -> lockbox.v1.DraftDecisionRequest
+	120, // 129: lockbox.v1.RequestService.Decide:input_type -> lockbox.v1.DecideRequest
+	121, // 130: lockbox.v1.RequestService.CancelRequest:input_type -> lockbox.v1.CancelRequestRequest
+	122, // 131: lockbox.v1.RequestService.ExecuteRequest:input_type -> lockbox.v1.ExecuteRequestRequest
+	123, // 132: lockbox.v1.RequestService.RevokeRequest:input_type -> lockbox.v1.RevokeRequestRequest
+	125, // 133: lockbox.v1.RequestService.CommentRequest:input_type -> lockbox.v1.CommentRequestRequest
+	126, // 134: lockbox.v1.RequestService.ExtendRequest:input_type -> lockbox.v1.ExtendRequestRequest
+	130, // 135: lockbox.v1.RequestService.RaiseRequestAgain:input_type -> lockbox.v1.RaiseRequestAgainRequest
+	127, // 136: lockbox.v1.RequestService.GetChanges:input_type -> lockbox.v1.GetChangesRequest
+	131, // 137: lockbox.v1.StandingService.DraftStandingConsent:input_type -> lockbox.v1.DraftStandingConsentRequest
+	132, // 138: lockbox.v1.StandingService.SubmitStandingConsent:input_type -> lockbox.v1.SubmitStandingConsentRequest
+	133, // 139: lockbox.v1.StandingService.ListStandingConsents:input_type -> lockbox.v1.ListStandingConsentsRequest
+	136, // 140: lockbox.v1.StandingService.RevokeStandingConsent:input_type -> lockbox.v1.RevokeStandingConsentRequest
+	137, // 141: lockbox.v1.KeyService.ListKeys:input_type -> lockbox.v1.ListKeysRequest
+	140, // 142: lockbox.v1.KeyService.ExportRecoveryPassword:input_type -> lockbox.v1.ExportRecoveryPasswordRequest
+	142, // 143: lockbox.v1.KeyService.GetKeyStatus:input_type -> lockbox.v1.GetKeyStatusRequest
+	143, // 144: lockbox.v1.KeyService.RotateKey:input_type -> lockbox.v1.RotateKeyRequest
+	147, // 145: lockbox.v1.KeyService.GetOrderKey:input_type -> lockbox.v1.GetOrderKeyRequest
+	148, // 146: lockbox.v1.KeyService.SetOrderKey:input_type -> lockbox.v1.SetOrderKeyRequest
+	150, // 147: lockbox.v1.AuditService.ListRecords:input_type -> lockbox.v1.ListRecordsRequest
+	161, // 148: lockbox.v1.AuditService.ExportLog:input_type -> lockbox.v1.ExportLogRequest
+	163, // 149: lockbox.v1.AuditService.GetCheckpoint:input_type -> lockbox.v1.GetCheckpointRequest
+	154, // 150: lockbox.v1.AuditService.PlaceHold:input_type -> lockbox.v1.PlaceHoldRequest
+	155, // 151: lockbox.v1.AuditService.ReleaseHold:input_type -> lockbox.v1.ReleaseHoldRequest
+	156, // 152: lockbox.v1.AuditService.ListHolds:input_type -> lockbox.v1.ListHoldsRequest
+	159, // 153: lockbox.v1.AuditService.ListSinks:input_type -> lockbox.v1.ListSinksRequest
+	166, // 154: lockbox.v1.NoticeService.ListNotices:input_type -> lockbox.v1.ListNoticesRequest
+	168, // 155: lockbox.v1.NoticeService.RetryNotices:input_type -> lockbox.v1.RetryNoticesRequest
+	171, // 156: lockbox.v1.NoticeService.CreateWebhook:input_type -> lockbox.v1.CreateWebhookRequest
+	173, // 157: lockbox.v1.NoticeService.ListWebhooks:input_type -> lockbox.v1.ListWebhooksRequest
+	175, // 158: lockbox.v1.NoticeService.RemoveWebhook:input_type -> lockbox.v1.RemoveWebhookRequest
+	176, // 159: lockbox.v1.NoticeService.TestWebhook:input_type -> lockbox.v1.TestWebhookRequest
+	178, // 160: lockbox.v1.PolicyService.GetPolicies:input_type -> lockbox.v1.GetPoliciesRequest
+	183, // 161: lockbox.v1.PolicyService.WhyRequest:input_type -> lockbox.v1.WhyRequestRequest
+	185, // 162: lockbox.v1.PolicyService.WhoCouldUnlock:input_type -> lockbox.v1.WhoCouldUnlockRequest
+	188, // 163: lockbox.v1.ContactService.AskContact:input_type -> lockbox.v1.AskContactRequest
+	190, // 164: lockbox.v1.ContactService.DecideContact:input_type -> lockbox.v1.DecideContactRequest
+	191, // 165: lockbox.v1.ContactService.ReadContact:input_type -> lockbox.v1.ReadContactRequest
+	193, // 166: lockbox.v1.ContactService.ListContacts:input_type -> lockbox.v1.ListContactsRequest
+	195, // 167: lockbox.v1.CatalogueService.ListOperations:input_type -> lockbox.v1.ListOperationsRequest
+	4,   // 168: lockbox.v1.AccountService.Login:output_type -> lockbox.v1.LoginResponse
+	8,   // 169: lockbox.v1.AccountService.ListSignIns:output_type -> lockbox.v1.ListSignInsResponse
+	4,   // 170: lockbox.v1.AccountService.SignIn:output_type -> lockbox.v1.LoginResponse
+	12,  // 171: lockbox.v1.AccountService.Logout:output_type -> lockbox.v1.LogoutResponse
+	6,   // 172: lockbox.v1.AccountService.WhoAmI:output_type -> lockbox.v1.WhoAmIResponse
+	14,  // 173: lockbox.v1.AccountService.RenewCertificate:output_type -> lockbox.v1.RenewCertificateResponse
+	16,  // 174: lockbox.v1.AccountService.CreatePerson:output_type -> lockbox.v1.CreatePersonResponse
+	18,  // 175: lockbox.v1.AccountService.ListPeople:output_type -> lockbox.v1.ListPeopleResponse
+	20,  // 176: lockbox.v1.AccountService.RemovePerson:output_type -> lockbox.v1.RemovePersonResponse
+	1,   // 177: lockbox.v1.AccountService.AddKey:output_type -> lockbox.v1.Person
+	1,   // 178: lockbox.v1.AccountService.RemoveKey:output_type -> lockbox.v1.Person
+	24,  // 179: lockbox.v1.AccountService.CreateLoginToken:output_type -> lockbox.v1.CreateLoginTokenResponse
+	1,   // 180: lockbox.v1.AccountService.SetGroups:output_type -> lockbox.v1.Person
+	28,  // 181: lockbox.v1.TenantService.CreateTenant:output_type -> lockbox.v1.Tenant
+	28,  // 182: lockbox.v1.TenantService.GetTenant:output_type -> lockbox.v1.Tenant
+	33,  // 183: lockbox.v1.TenantService.ListTenants:output_type -> lockbox.v1.ListTenantsResponse
+	29,  // 184: lockbox.v1.TenantService.CreateSubscription:output_type -> lockbox.v1.Subscription
+	28,  // 185: lockbox.v1.TenantService.EnableLockbox:output_type -> lockbox.v1.Tenant
+	28,  // 186: lockbox.v1.TenantService.DisableLockbox:output_type -> lockbox.v1.Tenant
+	28,  // 187: lockbox.v1.TenantService.SetTenant:output_type -> lockbox.v1.Tenant
+	27,  // 188: lockbox.v1.TenantService.ReportApplicability:output_type -> lockbox.v1.ReportApplicabilityResponse
+	38,  // 189: lockbox.v1.OrderService.PlaceOrder:output_type -> lockbox.v1.Order
+	38,  // 190: lockbox.v1.OrderService.GetOrder:output_type -> lockbox.v1.Order
+	45,  // 191: lockbox.v1.OrderService.ListOrders:output_type -> lockbox.v1.ListOrdersResponse
+	38,  // 192: lockbox.v1.OrderService.PrepareDevice:output_type -> lockbox.v1.Order
+	38,  // 193: lockbox.v1.OrderService.AdvanceOrder:output_type -> lockbox.v1.Order
+	53,  // 194: lockbox.v1.OrderService.DraftTrustPolicy:output_type -> lockbox.v1.Document
+	53,  // 195: lockbox.v1.OrderService.SubmitTrustPolicy:output_type -> lockbox.v1.Document
+	53,  // 196: lockbox.v1.OrderService.GetTrustPolicy:output_type -> lockbox.v1.Document
+	55,  // 197: lockbox.v1.OrderService.GetPolicyDelivery:output_type -> lockbox.v1.GetPolicyDeliveryResponse
+	58,  // 198: lockbox.v1.OrderService.ListPendingDocuments:output_type -> lockbox.v1.ListPendingDocumentsResponse
+	53,  // 199: lockbox.v1.OrderService.DraftConsent:output_type -> lockbox.v1.Document
+	53,  // 200: lockbox.v1.OrderService.SubmitConsent:output_type -> lockbox.v1.Document
+	38,  // 201: lockbox.v1.OrderService.RevokeConsent:output_type -> lockbox.v1.Order
+	65,  // 202: lockbox.v1.OrderService.CreateJoinToken:output_type -> lockbox.v1.CreateJoinTokenResponse
+	67,  // 203: lockbox.v1.OrderService.StartJob:output_type -> lockbox.v1.ProgressEvent
+	69,  // 204: lockbox.v1.OrderService.GetCopyLog:output_type -> lockbox.v1.GetCopyLogResponse
+	75,  // 205: lockbox.v1.OrderService.GetManifest:output_type -> lockbox.v1.GetManifestResponse
+	72,  // 206: lockbox.v1.OrderService.EraseOrder:output_type -> lockbox.v1.GetErasureResponse
+	72,  // 207: lockbox.v1.OrderService.GetErasure:output_type -> lockbox.v1.GetErasureResponse
+	78,  // 208: lockbox.v1.DeviceService.ListDevices:output_type -> lockbox.v1.ListDevicesResponse
+	81,  // 209: lockbox.v1.DeviceService.GetDevice:output_type -> lockbox.v1.Device
+	81,  // 210: lockbox.v1.DeviceService.RevokeDevice:output_type -> lockbox.v1.Device
+	85,  // 211: lockbox.v1.TicketService.FileTicket:output_type -> lockbox.v1.Ticket
+	85,  // 212: lockbox.v1.TicketService.GetTicket:output_type -> lockbox.v1.Ticket
+	89,  // 213: lockbox.v1.TicketService.ListTickets:output_type -> lockbox.v1.ListTicketsResponse
+	85,  // 214: lockbox.v1.TicketService.CommentTicket:output_type -> lockbox.v1.Ticket
+	85,  // 215: lockbox.v1.TicketService.AssignTicket:output_type -> lockbox.v1.Ticket
+	92,  // 216: lockbox.v1.SessionService.EnableSession:output_type -> lockbox.v1.Session
+	92,  // 217: lockbox.v1.SessionService.GetSession:output_type -> lockbox.v1.Session
+	96,  // 218: lockbox.v1.SessionService.ListSessions:output_type -> lockbox.v1.ListSessionsResponse
+	98,  // 219: lockbox.v1.SessionService.DisableSession:output_type -> lockbox.v1.DisableSessionResponse
+	101, // 220: lockbox.v1.SessionService.IssueCertificate:output_type -> lockbox.v1.IssueCertificateResponse
+	104, // 221: lockbox.v1.RecordingService.ListRecordings:output_type -> lockbox.v1.ListRecordingsResponse
+	102, // 222: lockbox.v1.RecordingService.GetRecording:output_type -> lockbox.v1.Recording
+	107, // 223: lockbox.v1.RecordingService.ReadRecording:output_type -> lockbox.v1.ReadRecordingResponse
+	109, // 224: lockbox.v1.RecordingService.KillSession:output_type -> lockbox.v1.KillSessionResponse
+	110, // 225: lockbox.v1.RequestService.CreateRequest:output_type -> lockbox.v1.Request
+	110, // 226: lockbox.v1.RequestService.GetRequest:output_type -> lockbox.v1.Request
+	118, // 227: lockbox.v1.RequestService.ListRequests:output_type -> lockbox.v1.ListRequestsResponse
+	53,  // 228: lockbox.v1.RequestService.DraftDecision:output_type -> lockbox.v1.Document
+	110, // 229: lockbox.v1.RequestService.Decide:output_type -> lockbox.v1.Request
+	110, // 230: lockbox.v1.RequestService.CancelRequest:output_type -> lockbox.v1.Request
+	67,  // 231: lockbox.v1.RequestService.ExecuteRequest:output_type -> lockbox.v1.ProgressEvent
+	124, // 232: lockbox.v1.RequestService.RevokeRequest:output_type -> lockbox.v1.RevokeRequestResponse
+	110, // 233: lockbox.v1.RequestService.CommentRequest:output_type -> lockbox.v1.Request
+	110, // 234: lockbox.v1.RequestService.ExtendRequest:output_type -> lockbox.v1.Request
+	110, // 235: lockbox.v1.RequestService.RaiseRequestAgain:output_type -> lockbox.v1.Request
+	128, // 236: lockbox.v1.RequestService.GetChanges:output_type -> lockbox.v1.GetChangesResponse
+	53,  // 237: lockbox.v1.StandingService.DraftStandingConsent:output_type -> lockbox.v1.Document
+	53,  // 238: lockbox.v1.StandingService.SubmitStandingConsent:output_type -> lockbox.v1.Document
+	134, // 239: lockbox.v1.StandingService.ListStandingConsents:output_type -> lockbox.v1.ListStandingConsentsResponse
+	135, // 240: lockbox.v1.StandingService.RevokeStandingConsent:output_type -> lockbox.v1.StandingConsent
+	138, // 241: lockbox.v1.KeyService.ListKeys:output_type -> lockbox.v1.ListKeysResponse
+	141, // 242: lockbox.v1.KeyService.ExportRecoveryPassword:output_type -> lockbox.v1.ExportRecoveryPasswordResponse
+	144, // 243: lockbox.v1.KeyService.GetKeyStatus:output_type -> lockbox.v1.KeyStatus
+	144, // 244: lockbox.v1.KeyService.RotateKey:output_type -> lockbox.v1.KeyStatus
+	149, // 245: lockbox.v1.KeyService.GetOrderKey:output_type -> lockbox.v1.OrderKey
+	149, // 246: lockbox.v1.KeyService.SetOrderKey:output_type -> lockbox.v1.OrderKey
+	152, // 247: lockbox.v1.AuditService.ListRecords:output_type -> lockbox.v1.ListRecordsResponse
+	162, // 248: lockbox.v1.AuditService.ExportLog:output_type -> lockbox.v1.ExportLogResponse
+	164, // 249: lockbox.v1.AuditService.GetCheckpoint:output_type -> lockbox.v1.GetCheckpointResponse
+	153, // 250: lockbox.v1.AuditService.PlaceHold:output_type -> lockbox.v1.LegalHold
+	153, // 251: lockbox.v1.AuditService.ReleaseHold:output_type -> lockbox.v1.LegalHold
+	157, // 252: lockbox.v1.AuditService.ListHolds:output_type -> lockbox.v1.ListHoldsResponse
+	160, // 253: lockbox.v1.AuditService.ListSinks:output_type -> lockbox.v1.ListSinksResponse
+	167, // 254: lockbox.v1.NoticeService.ListNotices:output_type -> lockbox.v1.ListNoticesResponse
+	169, // 255: lockbox.v1.NoticeService.RetryNotices:output_type -> lockbox.v1.RetryNoticesResponse
+	172, // 256: lockbox.v1.NoticeService.CreateWebhook:output_type -> lockbox.v1.CreateWebhookResponse
+	174, // 257: lockbox.v1.NoticeService.ListWebhooks:output_type -> lockbox.v1.ListWebhooksResponse
+	170, // 258: lockbox.v1.NoticeService.RemoveWebhook:output_type -> lockbox.v1.Webhook
+	177, // 259: lockbox.v1.NoticeService.TestWebhook:output_type -> lockbox.v1.TestWebhookResponse
+	179, // 260: lockbox.v1.PolicyService.GetPolicies:output_type -> lockbox.v1.Policies
+	184, // 261: lockbox.v1.PolicyService.WhyRequest:output_type -> lockbox.v1.WhyRequestResponse
+	186, // 262: lockbox.v1.PolicyService.WhoCouldUnlock:output_type -> lockbox.v1.WhoCouldUnlockResponse
+	189, // 263: lockbox.v1.ContactService.AskContact:output_type -> lockbox.v1.ContactRequest
+	189, // 264: lockbox.v1.ContactService.DecideContact:output_type -> lockbox.v1.ContactRequest
+	192, // 265: lockbox.v1.ContactService.ReadContact:output_type -> lockbox.v1.ReadContactResponse
+	194, // 266: lockbox.v1.ContactService.ListContacts:output_type -> lockbox.v1.ListContactsResponse
+	196, // 267: lockbox.v1.CatalogueService.ListOperations:output_type -> lockbox.v1.ListOperationsResponse
+	168, // [168:268] is the sub-list for method output_type
+	68,  // [68:168] is the sub-list for method input_type
+	68,  // [68:68] is the sub-list for extension type_name
+	68,  // [68:68] is the sub-list for extension extendee
+	0,   // [0:68] is the sub-list for field type_name
 }
 
 func init() { file_lockbox_v1_lockbox_proto_init() }
@@ -13872,7 +14113,7 @@ func file_lockbox_v1_lockbox_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_lockbox_v1_lockbox_proto_rawDesc), len(file_lockbox_v1_lockbox_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   194,
+			NumMessages:   198,
 			NumExtensions: 0,
 			NumServices:   15,
 		},
