@@ -214,7 +214,7 @@ func (a *Agent) newLock(key ed25519.PrivateKey) (*lock.Machine, error) {
 	for _, d := range a.cfg.Disks {
 		ids = append(ids, protocol.DiskID(d.ID))
 	}
-	shares, err := newShares(a.cfg, a.opts, a.keeper, a.changes)
+	shares, err := newShares(a.cfg, a.opts, a.keeper, a.changes, a.recorder)
 	if err != nil {
 		return nil, err
 	}

@@ -13,6 +13,7 @@ import (
 	"github.com/databox-lockbox/lockbox/agent/internal/copyjob/azure"
 	"github.com/databox-lockbox/lockbox/agent/internal/disk"
 	"github.com/databox-lockbox/lockbox/agent/internal/lock"
+	"github.com/databox-lockbox/lockbox/agent/internal/recorder"
 	"github.com/databox-lockbox/lockbox/agent/internal/share"
 	"github.com/databox-lockbox/lockbox/agent/internal/share/nfs"
 	"github.com/databox-lockbox/lockbox/agent/internal/support"
@@ -20,6 +21,7 @@ import (
 	"github.com/databox-lockbox/lockbox/protocol"
 	"github.com/databox-lockbox/lockbox/protocol/approval"
 	devicev1 "github.com/databox-lockbox/lockbox/protocol/device/v1"
+	"github.com/databox-lockbox/lockbox/protocol/recording"
 )
 
 // disks gives the lock its disks.
@@ -135,10 +137,11 @@ func (d *disks) inspect(one disk.Disk) (bitlocker.Info, error) {
 // shares gives the lock its share servers.
 type shares struct {
 	*share.Set
-	changes *changes.Watcher
+	changes  *changes.Watcher
+	recorder *recorder.Store
 }
 
-func newShares(cfg Config, opts Options, keeper *disk.Keeper, changes *changes.Watcher) (shares, error) {
+func newShares(cfg Config, opts Options, keeper *disk.Keeper, changes *changes.Watcher, recorder *recorder.Store) (shares, error) {
 	allow, err := cfg.Share.Prefixes()
 	if err != nil {
 		return shares{}, err
@@ -155,7 +158,7 @@ func newShares(cfg Config, opts Options, keeper *disk.Keeper, changes *changes.W
 			Self: opts.NFS, Address: n.Address, Port: n.Port, Allow: allow, Keeper: keeper,
 		}))
 	}
-	return shares{Set: share.New(protocols...), changes: changes}, nil
+	return shares{Set: share.New(protocols...), changes: changes, recorder: recorder}, nil
 }
 
 // errNotApproved says why a protocol without a login is closed.
@@ -169,30 +172,72 @@ func allowed(lease lock.Lease, protocol string) error {
 	return errNotApproved
 }
 
-// Start implements [lock.Shares].
+// Start implements [lock.Shares]. What clients do is recorded from the beginning,
+// in a recording of the lease's own.
 func (s shares) Start(ctx context.Context, lease lock.Lease, folders []lock.Folder) (lock.ShareServer, error) {
 	list := make([]share.Share, 0, len(folders))
 	for _, f := range folders {
 		list = append(list, share.Share{Name: f.Name, Dir: f.Dir})
 	}
-	allowed := func(protocol string) error { return allowed(lease, protocol) }
-	server, err := s.Where(allowed).Start(ctx, list, lease.Access, watched{s.changes})
+	log, err := s.recorder.Begin(ctx, recording.Meta{
+		Kind: recording.Shares, Request: lease.RequestID, Engineer: lease.Engineer.Person, EngineerKey: lease.Engineer.SSHKey, Ticket: lease.Ticket,
+	})
 	if err != nil {
 		return nil, err
 	}
-	return shareServer{server}, nil
+	allowed := func(protocol string) error { return allowed(lease, protocol) }
+	server, err := s.Where(allowed).Start(ctx, list, lease.Access, clientLog{log, s.changes})
+	if err != nil {
+		log.EndSoon(recording.EndDone)
+		return nil, err
+	}
+	_, password := server.Credentials()
+	s.recorder.Mask(password)
+	return shareServer{server, log}, nil
 }
 
-// watched has what clients do looked after, and nothing kept of it.
-type watched struct{ *changes.Watcher }
+// clientLog records what clients do, and has it looked after.
+type clientLog struct {
+	*recorder.Recording
+	changes *changes.Watcher
+}
 
-func (watched) Failed() <-chan struct{} { return nil }
+// File implements [share.FileLog].
+func (l clientLog) File(e recording.FileEvent) error {
+	if err := l.Recording.File(e); err != nil {
+		return err
+	}
+	return l.changes.File(e)
+}
 
-// shareServer is the shares of one lease.
-type shareServer struct{ *share.Server }
+// shareServer is the shares of one lease, with the recording of it.
+type shareServer struct {
+	*share.Server
+	log *recorder.Recording
+}
 
 // Stop implements [lock.ShareServer].
-func (s shareServer) Stop(ctx context.Context, _ lock.Reason) error { return s.Server.Stop(ctx) }
+func (s shareServer) Stop(ctx context.Context, why lock.Reason) error {
+	s.log.EndSoon(endReason(why))
+	return s.Server.Stop(ctx)
+}
+
+// endReason says how recordings end when the node locks.
+func endReason(why lock.Reason) recording.Reason {
+	switch why {
+	case lock.SessionKilled:
+		return recording.EndKilled
+	case lock.SessionDisabled, uplink.UnknownSession:
+		return recording.EndDisabled
+	case lock.Revoked:
+		return recording.EndRevoked
+	case lock.DeadMan, lock.PeerLost:
+		return recording.EndDeadMan
+	case lock.EngineerDone, lock.AgentStopped:
+		return recording.EndDone
+	}
+	return recording.EndLease
+}
 
 // sessions gives the uplink the support sessions.
 type sessions struct{ *support.Server }

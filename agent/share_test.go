@@ -3,6 +3,7 @@ package agent
 import (
 	"bytes"
 	"context"
+	"crypto/ed25519"
 	"crypto/rand"
 	"crypto/sha256"
 	"errors"
@@ -13,6 +14,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -22,6 +24,7 @@ import (
 	"github.com/databox-lockbox/lockbox/agent/bitlocker"
 	"github.com/databox-lockbox/lockbox/agent/internal/disk"
 	"github.com/databox-lockbox/lockbox/agent/internal/disk/disktest"
+	"github.com/databox-lockbox/lockbox/agent/internal/journal"
 	"github.com/databox-lockbox/lockbox/agent/internal/lock"
 	"github.com/databox-lockbox/lockbox/agent/internal/share"
 	"github.com/databox-lockbox/lockbox/agent/internal/shell/files"
@@ -30,23 +33,44 @@ import (
 )
 
 // sharing returns what serves shares in tests, over NFS too.
-func sharing(t *testing.T) shares {
+func sharing(t *testing.T) (s shares, stateDir string) {
 	t.Helper()
 	cfg := DefaultConfig()
 	cfg.RunDir = disktest.RunDir(t)
 	cfg.Share.NFS.Enabled, cfg.Share.NFS.Port = true, 0
+	cfg.Serial, cfg.StateDir = "DBX0001", t.TempDir()
+	key := ed25519.NewKeyFromSeed(make([]byte, ed25519.SeedSize))
+	j := must(journal.New(journalDir(cfg), cfg.NodeID(), key))
+	t.Cleanup(func() { j.Close() })
+	a := &Agent{cfg: cfg, opts: Options{Clock: lock.SystemClock{}}, journal: j}
 	self := must(os.Executable())
-	return must(newShares(cfg, Options{NFS: []string{"/usr/bin/env", modeVariable + "=nfs", self}}, nil, nil))
+	return must(newShares(cfg, Options{NFS: []string{"/usr/bin/env", modeVariable + "=nfs", self}}, nil, nil, must(a.newRecorder(key)))), cfg.StateDir
+}
+
+// recorded closes the recordings and says how each ended.
+func (s shares) recorded(t *testing.T, dir string) (ends []recording.Reason) {
+	t.Helper()
+	if err := s.recorder.Close(); err != nil {
+		t.Error(err)
+	}
+	for _, name := range must(filepath.Glob(filepath.Join(dir, "recordings", "*.rec"))) {
+		report, err := recording.Verify(bytes.NewReader(must(os.ReadFile(name))), recording.Expect{})
+		if err != nil || report.Meta.Kind != recording.Shares || report.Meta.Engineer != "erin@provider.example" {
+			t.Errorf("%v: %+v", err, report)
+		}
+		ends = append(ends, report.End.Reason)
+	}
+	return ends
 }
 
 // TestNFSOpensOnlyWhenApproved starts the shares of a lease whose approvers saw
 // that NFS is on, and of one whose approvers did not.
 func TestNFSOpensOnlyWhenApproved(t *testing.T) {
 	disktest.NeedMounts(t)
-	s := sharing(t)
+	s, dir := sharing(t)
 	folders := []lock.Folder{{Name: "contosodata_BlockBlob", Dir: t.TempDir()}}
 	for _, protocols := range [][]approval.Protocol{nil, {"webdav"}, {approval.NFS}} {
-		server, err := s.Start(t.Context(), lock.Lease{Access: approval.ReadOnly, Protocols: protocols}, folders)
+		server, err := s.Start(t.Context(), lock.Lease{Access: approval.ReadOnly, Protocols: protocols, Engineer: approval.Engineer{Person: "erin@provider.example"}}, folders)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -64,10 +88,13 @@ func TestNFSOpensOnlyWhenApproved(t *testing.T) {
 		} else {
 			conn.Close()
 		}
-		if err := server.Stop(context.Background(), lock.AgentStopped); err != nil {
+		if err := server.Stop(context.Background(), lock.Revoked); err != nil {
 			t.Error(err)
 		}
 		<-server.Done()
+	}
+	if got := s.recorded(t, dir); !slices.Equal(got, []recording.Reason{recording.EndRevoked, recording.EndRevoked, recording.EndRevoked}) {
+		t.Errorf("the recordings ended with %q", got)
 	}
 	if got := s.Services(); got[len(got)-1].Trouble != "" {
 		t.Errorf("while locked: %v", got)
@@ -128,7 +155,8 @@ func newTorture(t *testing.T, spec disk.Spec, key bitlocker.ExternalKey) *tortur
 	s := &torture{t: t, disk: opened, local: t.TempDir(), synced: map[string][sha256.Size]byte{}}
 	s.folder = filepath.Join(must(opened.Mount(t.Context())), tortureShare)
 	must(0, os.MkdirAll(filepath.Join(s.folder, "moved"), 0o700))
-	s.server = must(sharing(t).Set.Start(t.Context(), []share.Share{{Name: tortureShare, Dir: s.folder}}, approval.Delete, s))
+	set, _ := sharing(t)
+	s.server = must(set.Set.Start(t.Context(), []share.Share{{Name: tortureShare, Dir: s.folder}}, approval.Delete, s))
 	t.Cleanup(func() { s.server.Stop(context.Background()) })
 	s.shell = files.New(files.Config{
 		Grant: func() (files.Grant, error) {

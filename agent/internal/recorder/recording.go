@@ -221,13 +221,6 @@ func notRecorded(err error) error {
 	return protocol.Errorf(protocol.CodeNotRecorded, "this cannot be recorded, so it ends: %v", err)
 }
 
-// open reports whether the recording grows still.
-func (r *Recording) open() bool {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.reason == ""
-}
-
 // confirmedAt returns when the control plane had it all; zero if it has not.
 func (r *Recording) confirmedAt() time.Time {
 	if k := r.closed.Load(); k != nil {
@@ -243,14 +236,7 @@ func (r *Recording) confirmedAt() time.Time {
 func (r *Recording) End(reason recording.Reason) error {
 	done := make(chan error, 1)
 	go func() { // ends when the file system answers
-		r.mu.Lock()
-		if r.reason == "" {
-			r.reason = reason
-			if r.err != nil {
-				r.reason = recording.EndFailed
-			}
-		}
-		r.mu.Unlock()
+		r.over(reason)
 		done <- r.finish()
 	}()
 	select {
@@ -258,6 +244,26 @@ func (r *Recording) End(reason recording.Reason) error {
 		return err
 	case <-time.After(syncBound):
 		return protocol.Errorf(protocol.CodeNotRecorded, "the end of recording %s is not durable yet: the file system does not answer", r.meta.ID)
+	}
+}
+
+// EndSoon ends the recording without waiting: nothing more is recorded, and
+// [Store.Run], or Close, closes it.
+func (r *Recording) EndSoon(reason recording.Reason) {
+	r.over(reason)
+	wake(r.store.dirty)
+}
+
+// over says why the recording ends, if nobody has.
+func (r *Recording) over(reason recording.Reason) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.reason != "" {
+		return
+	}
+	r.reason = reason
+	if r.err != nil {
+		r.reason = recording.EndFailed
 	}
 }
 

@@ -219,11 +219,12 @@ func (s *Store) syncAll() time.Duration {
 	return next
 }
 
-// Close closes with "end" what is still open, for a process that ends.
+// Close closes what is still open, with "end" unless it ended for another
+// reason. Nobody uses the store any more.
 func (s *Store) Close() error {
 	var errs []error
 	for _, r := range s.list() {
-		if r.open() {
+		if r.closed.Load() == nil {
 			errs = append(errs, r.End(recording.EndDone))
 		}
 	}

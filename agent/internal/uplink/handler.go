@@ -125,7 +125,7 @@ func (n node) DisableSession(ctx context.Context, r *devicev1.DisableSessionRequ
 		reason := lock.SessionDisabled
 		switch {
 		case unsure:
-			reason = unknownSession
+			reason = UnknownSession
 		case r.Reason == Killed:
 			reason = lock.SessionKilled
 		}
@@ -143,9 +143,9 @@ func (n node) DisableSession(ctx context.Context, r *devicev1.DisableSessionRequ
 // session.
 const Killed = "killed"
 
-// unknownSession is why a node locks that was asked to disable a session of which
+// UnknownSession is why a node locks that was asked to disable a session of which
 // it cannot tell whether it is that of the approved engineer.
-const unknownSession lock.Reason = "unknown-session-disabled"
+const UnknownSession lock.Reason = "unknown-session-disabled"
 
 func (n node) OpenBulk(ctx context.Context, _ *devicev1.OpenBulkRequest) (*devicev1.OpenBulkResponse, error) {
 	return &devicev1.OpenBulkResponse{}, n.client.DialBulk(ctx)
