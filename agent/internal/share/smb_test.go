@@ -258,6 +258,13 @@ func TestAccess(t *testing.T) {
 				"del other":                    tt.drop,
 				"rename another somewhereelse": tt.drop,
 				"rmdir empty":                  tt.drop,
+				"rename another other -f":      tt.drop, // over another
+				"deltree empty":                tt.drop,
+				"hardlink file other":          false, // over another
+				"setmode file +r":              tt.put,
+				"get file:stream /dev/null":    false,
+				"lcd /etc; put hostname f:s":   false,
+				"lcd /etc; put hostname ../x":  tt.put, // the share's root is its own parent
 			} {
 				writeFile(t, filepath.Join(st.folder, "other"), "")
 				writeFile(t, filepath.Join(st.folder, "another"), "")
@@ -375,13 +382,24 @@ func TestNoEscape(t *testing.T) {
 	}
 }
 
+// occupy connects clients that say nothing, half of what they should, or never read
+// the answers to what they ask.
+func occupy(t *testing.T, address string) {
+	t.Helper()
+	for _, text := range [][]byte{nil, negotiate()[:20], bytes.Repeat(negotiate(), 10_000)} {
+		conn, err := net.Dial("tcp", address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { conn.Close() })
+		conn.SetWriteDeadline(time.Now().Add(100 * time.Millisecond))
+		conn.Write(text)
+	}
+}
+
 func TestStop(t *testing.T) {
 	st := started(t, approval.ReadOnly)
-	conn, err := net.Dial("tcp", st.server.Address())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close()
+	occupy(t, st.server.Address())
 	user, password := st.server.Credentials()
 	hung := exec.Command("smbclient", "//127.0.0.1/"+shareName, "-p", strconv.Itoa(st.cfg.Port), "-s", "/dev/null")
 	hung.Env = append(os.Environ(), "USER="+user, "PASSWD="+password)

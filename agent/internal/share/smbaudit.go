@@ -179,14 +179,15 @@ func (a *auditor) close() error {
 }
 
 // coverDev covers /dev in the calling thread's own mount table with dev, where
-// only null is to be found, and log if there is one.
+// there is what smbd needs of it, and log.
 func coverDev(dev string) error {
-	null := dev + "/null"
-	if err := os.WriteFile(null, nil, 0o600); err != nil {
-		return err
-	}
-	if err := unix.Mount("/dev/null", null, "", unix.MS_BIND, ""); err != nil {
-		return fmt.Errorf("cannot give smbd a /dev/null: %w", err)
+	for _, name := range []string{"null", "urandom"} {
+		if err := os.WriteFile(dev+"/"+name, nil, 0o600); err != nil {
+			return err
+		}
+		if err := unix.Mount("/dev/"+name, dev+"/"+name, "", unix.MS_BIND, ""); err != nil {
+			return fmt.Errorf("cannot give smbd a /dev/%s: %w", name, err)
+		}
 	}
 	if err := unix.Mount(dev, "/dev", "", unix.MS_BIND|unix.MS_REC, ""); err != nil {
 		return fmt.Errorf("cannot give smbd a /dev of its own: %w", err)
