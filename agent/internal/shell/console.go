@@ -3,36 +3,52 @@ package shell
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"io"
 	"sync"
+	"sync/atomic"
+	"unicode/utf8"
 
 	"golang.org/x/term"
 )
 
 // Keys, as a terminal sends them.
 const (
-	ctrlC = 0x03
-	ctrlU = 0x15 // empties the line
+	ctrlC     = 0x03
+	ctrlD     = 0x04
+	backspace = 0x08
+	ctrlU     = 0x15 // empties the line
+	escape    = 0x1b
+	delete7   = 0x7f
 )
 
-// Console is a terminal with a line editor. Its keys are read ahead, so that
-// Ctrl-C ends the command that runs; at the prompt it empties the line.
+// Console is a terminal with a line editor, which remembers the lines of its
+// session. Its keys are read ahead, so that Ctrl-C ends the command that runs;
+// at the prompt it empties the line.
 type Console struct {
-	editor *term.Terminal
-	keys   *keyboard
+	editor  *term.Terminal
+	keys    *keyboard
+	columns atomic.Int32
+	rows    atomic.Int32
 }
 
 // NewConsole returns the console of a terminal of so many columns and rows.
 // Somebody must run [Console.Pump].
 func NewConsole(rw io.ReadWriter, columns, rows int) *Console {
 	keys := &keyboard{ReadWriter: rw, typed: make(chan []byte, 64)}
-	c := &Console{term.NewTerminal(keys, ""), keys}
+	c := &Console{editor: term.NewTerminal(keys, ""), keys: keys}
 	c.SetSize(columns, rows)
 	return c
 }
 
 // SetSize says that the window has changed. It may be called at any time.
-func (c *Console) SetSize(columns, rows int) { c.editor.SetSize(columns, rows) }
+func (c *Console) SetSize(columns, rows int) {
+	c.columns.Store(int32(columns))
+	c.rows.Store(int32(rows))
+	c.editor.SetSize(columns, rows)
+}
+
+func (c *Console) size() (columns, rows int) { return int(c.columns.Load()), int(c.rows.Load()) }
 
 // Write writes text, with the line ends of a terminal.
 func (c *Console) Write(p []byte) (int, error) { return c.editor.Write(p) }
@@ -51,6 +67,66 @@ func (c *Console) readLine(prompt string) (string, error) {
 
 // running says what Ctrl-C ends, nil for nothing.
 func (c *Console) running(cancel context.CancelFunc) { c.keys.running(cancel) }
+
+// show writes a line over the one the cursor is in, and stays there.
+func (c *Console) show(line string) {
+	columns, _ := c.size()
+	if runes := []rune(line); len(runes) >= columns {
+		line = string(runes[:max(0, columns-1)])
+	}
+	fmt.Fprintf(c.keys, "\r\x1b[K%s", line)
+}
+
+// input is what a command reads that is typed, line by line, until Ctrl-D.
+func (c *Console) input(ctx context.Context) io.Reader { return &typedInput{ctx, c, nil, false} }
+
+type typedInput struct {
+	ctx     context.Context // of the command, whose reads it is for
+	console *Console
+	line    []byte
+	ended   bool
+}
+
+func (t *typedInput) Read(p []byte) (int, error) {
+	for len(t.line) == 0 {
+		if t.ended {
+			return 0, io.EOF
+		}
+		if err := t.fill(); err != nil {
+			return 0, err
+		}
+	}
+	n := copy(p, t.line)
+	t.line = t.line[n:]
+	return n, nil
+}
+
+// fill reads a line, showing what is typed.
+func (t *typedInput) fill() error {
+	var line []byte
+	for {
+		key, err := t.console.keys.key(t.ctx)
+		switch {
+		case err == io.EOF, err == nil && key == ctrlD:
+			t.line, t.ended = line, true
+			return nil
+		case err != nil:
+			return err
+		case key == '\r' || key == '\n':
+			t.console.keys.Write([]byte("\r\n"))
+			t.line = append(line, '\n')
+			return nil
+		case key == backspace || key == delete7:
+			if _, n := utf8.DecodeLastRune(line); n > 0 {
+				line = line[:len(line)-n]
+				t.console.keys.Write([]byte("\b \b"))
+			}
+		case key >= 0x20 || key == '\t':
+			line = append(line, key)
+			t.console.keys.Write([]byte{key})
+		}
+	}
+}
 
 // keyboard is what is typed, read ahead.
 type keyboard struct {
@@ -76,6 +152,25 @@ func (k *keyboard) Read(p []byte) (int, error) {
 	return n, nil
 }
 
+// key reads one key, or one byte of what a special key sends.
+func (k *keyboard) key(ctx context.Context) (byte, error) {
+	for len(k.rest) == 0 {
+		select {
+		case chunk, ok := <-k.typed:
+			if !ok {
+				return 0, io.EOF
+			}
+			k.rest = chunk
+		case <-ctx.Done():
+			return 0, ctx.Err()
+		}
+	}
+	key := k.rest[0]
+	k.rest = k.rest[1:]
+	return key, nil
+}
+
+// running says what Ctrl-C ends, nil for nothing.
 func (k *keyboard) running(cancel context.CancelFunc) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -93,6 +188,7 @@ func (k *keyboard) interruptNow() bool {
 	return true
 }
 
+// pump reads ahead until the end of input or of ctx.
 func (k *keyboard) pump(ctx context.Context) {
 	defer close(k.typed)
 	for {

@@ -76,7 +76,7 @@ func (s *terminal) typed(keys, want string) {
 func TestInterrupt(t *testing.T) {
 	s := newScene(t)
 	s.unlock(approval.ReadOnly)
-	commands["wait"] = command{usage: "wait", run: func(ctx context.Context, _ *Shell, _ []string) error {
+	commands["wait"] = command{usage: "wait", run: func(ctx context.Context, _ *task, _ []string) error {
 		<-ctx.Done()
 		return ctx.Err()
 	}}

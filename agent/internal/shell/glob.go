@@ -2,20 +2,20 @@ package shell
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"path"
+	"slices"
 	"strings"
 )
 
-// Limits of what patterns match: the names are recorded before they are used.
-const (
-	maxMatches  = 1000
-	maxExpanded = 6 << 10 // bytes, all words of a command with their quotes
-)
+// maxMatches is how many names one line's patterns may match.
+const maxMatches = 10_000
 
 // expand replaces the words that are patterns by the paths that they match.
 func (s *Shell) expand(ctx context.Context, words []word) ([]string, error) {
-	var list []string
+	list := make([]string, 0, len(words))
 	for _, w := range words {
 		if w.pattern == "" {
 			list = append(list, w.text)
@@ -25,94 +25,116 @@ func (s *Shell) expand(ctx context.Context, words []word) ([]string, error) {
 		if err != nil {
 			return nil, err
 		}
-		if len(quote(list))+len(quote(names)) > maxExpanded {
-			return nil, fmt.Errorf("%s matches more than can be recorded: name the folder instead", w.text)
-		}
 		list = append(list, names...)
 	}
 	return list, nil
 }
 
-// glob returns the paths in a share that match, at least one.
+// glob returns what a pattern matches, sorted and spelt as the pattern is, at
+// least one name: that of the pattern's own text if nothing else.
 func (s *Shell) glob(ctx context.Context, w word) ([]string, error) {
-	pattern := w.pattern
-	if !path.IsAbs(pattern) {
-		pattern = escapePattern(s.dir) + "/" + pattern
+	found := []string{""}
+	if path.IsAbs(w.pattern) {
+		found[0] = "/"
 	}
-	rest, ok := strings.CutPrefix(path.Clean(pattern), sharesDir+"/")
-	share, inside, ok2 := strings.Cut(rest, "/")
-	if !ok || !ok2 || isPattern(share) {
-		return nil, fmt.Errorf("%s: patterns match within a share only", w.text)
-	}
-	p, err := s.open(sharesDir + "/" + unescapePattern(share))
-	if err != nil {
-		return nil, err
-	}
-	defer p.Close()
-	found := []string{"."}
-	for segment := range strings.SplitSeq(inside, "/") {
-		if found, err = p.match(ctx, found, segment); err != nil {
-			return nil, s.clean(err)
+	for segment := range strings.SplitSeq(strings.Trim(w.pattern, "/"), "/") {
+		if segment == "" {
+			continue
+		}
+		var err error
+		if found, err = s.match(ctx, found, segment); err != nil {
+			return nil, err
 		}
 	}
 	if len(found) == 0 {
-		return nil, fmt.Errorf("%s matches nothing", w.text)
+		if _, err := s.files.Lstat(s.resolve(w.text)); err != nil {
+			return nil, fmt.Errorf("%s matches nothing", w.text)
+		}
+		return []string{w.text}, nil
 	}
 	for i, name := range found {
-		found[i] = p.path(name)
+		if strings.HasPrefix(name, "-") { // is no option
+			found[i] = "./" + name
+		}
 	}
 	return found, nil
 }
 
 // match goes one segment of a pattern deeper, from each of the folders.
-func (p place) match(ctx context.Context, folders []string, segment string) (found []string, err error) {
+func (s *Shell) match(ctx context.Context, folders []string, segment string) (found []string, err error) {
 	for _, folder := range folders {
-		names := []string{unescapePattern(segment)}
+		if ctx.Err() != nil {
+			return nil, ctx.Err()
+		}
 		if isPattern(segment) {
-			if names, err = p.matching(folder, segment); err != nil {
+			names, err := s.matching(folder, segment)
+			if err != nil {
 				return nil, err
 			}
-		}
-		for _, name := range names {
-			name = path.Join(folder, name)
-			if _, err := p.Lstat(name); err == nil {
-				found = append(found, name)
+			for _, name := range names {
+				found = append(found, join(folder, name))
 			}
+		} else if name := join(folder, unescapePattern(segment)); s.there(name) {
+			found = append(found, name)
 		}
-		switch {
-		case ctx.Err() != nil:
-			return nil, ctx.Err()
-		case len(found) > maxMatches:
+		if len(found) > maxMatches {
 			return nil, fmt.Errorf("more than %d names match: name the folder instead", maxMatches)
 		}
 	}
 	return found, nil
 }
 
+// there reports whether something is at a path.
+func (s *Shell) there(name string) bool {
+	_, err := s.files.Lstat(s.resolve(name))
+	return err == nil
+}
+
+// join appends a name to a path as it was typed.
+func join(folder, name string) string {
+	if folder == "" || strings.HasSuffix(folder, "/") {
+		return folder + name
+	}
+	return folder + "/" + name
+}
+
 // matching lists what matches in one folder, as a shell does: what is no folder
 // has nothing in it, and hidden names are matched by patterns that begin with
 // a dot only.
-func (p place) matching(folder, segment string) (names []string, err error) {
-	if info, err := p.Stat(folder); err != nil || !info.IsDir() {
-		return nil, nil
+func (s *Shell) matching(folder, segment string) (names []string, err error) {
+	target := s.resolve(folder)
+	if info, err := s.files.Stat(target); err != nil || !info.IsDir() {
+		return nil, err2nil(err)
 	}
-	entries, err := p.entries(folder)
-	for _, e := range entries {
-		ok, _ := path.Match(segment, e.Name()) // the pattern is well formed: this package made it
-		if ok && (e.Name()[0] != '.' || segment[0] == '.') {
-			names = append(names, e.Name())
+	err = s.files.Each(target, func(info fs.FileInfo) error {
+		ok, _ := path.Match(segment, info.Name()) // the pattern is well formed: a word was made of it
+		if ok && (info.Name()[0] != '.' || segment[0] == '.') {
+			names = append(names, info.Name())
 		}
-	}
+		if len(names) > maxMatches {
+			return fmt.Errorf("more than %d names match: name the folder instead", maxMatches)
+		}
+		return nil
+	})
+	slices.Sort(names)
 	return names, err
 }
 
-// isPattern reports whether an escaped segment has a * or a ?.
+// err2nil drops an error that says no more than that a path does not match.
+func err2nil(err error) error {
+	if p, ok := errors.AsType[*fs.PathError](err); ok && p != nil {
+		return nil
+	}
+	return err
+}
+
+// isPattern reports whether an escaped segment has a * ? or [.
 func isPattern(segment string) bool {
 	for i := 0; i < len(segment); i++ {
 		switch segment[i] {
 		case '\\':
 			i++
-		case '*', '?':
+		case '*', '?', '[':
 			return true
 		}
 	}

@@ -16,10 +16,12 @@ import (
 	"github.com/rs/zerolog"
 	"go.uber.org/goleak"
 
+	"github.com/databox-lockbox/lockbox/agent/internal/shell/files"
 	"github.com/databox-lockbox/lockbox/protocol"
 	"github.com/databox-lockbox/lockbox/protocol/approval"
 	"github.com/databox-lockbox/lockbox/protocol/auditlog"
 	devicev1 "github.com/databox-lockbox/lockbox/protocol/device/v1"
+	"github.com/databox-lockbox/lockbox/protocol/recording"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -35,6 +37,7 @@ type scene struct {
 	mu      sync.Mutex // guards what follows
 	lease   *Lease
 	records []auditlog.Record
+	events  []recording.FileEvent
 	broken  bool
 }
 
@@ -63,7 +66,7 @@ func (s *scene) unlock(access approval.Access) {
 	defer s.mu.Unlock()
 	s.lease = &Lease{
 		Request: "LockboxRequest_1", Order: "ORD-1001", Ticket: "SR-2001", Engineer: "erin@provider.example", Access: access,
-		End: time.Now().Add(8 * time.Hour), Shares: []Share{{"contoso_BlockBlob", s.share}},
+		End: time.Now().Add(8 * time.Hour), Shares: []files.Share{{Name: "contoso_BlockBlob", Dir: s.share}},
 		Address: "127.0.0.1:4450", User: "lease1", Password: "pw-of-this-lease",
 	}
 }
@@ -111,6 +114,17 @@ func (s *scene) Record(_ context.Context, op auditlog.Operation, result auditlog
 	return nil
 }
 
+// File implements [files.FileLog].
+func (s *scene) File(e recording.FileEvent) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.events = append(s.events, e)
+	if s.broken {
+		return protocol.Errorf(protocol.CodeNotRecorded, "not recorded: the file system of the recordings is gone")
+	}
+	return nil
+}
+
 func (s *scene) Running(bool) {}
 func (s *scene) Hung()        {}
 
@@ -134,7 +148,7 @@ func (s *scene) of(op auditlog.Operation, properties ...string) (list []string) 
 }
 
 func (s *scene) shell(out, errOut io.Writer) *Shell {
-	return New(Config{Node: s, Session: s, Now: time.Now, Out: out, Err: errOut, Log: zerolog.Nop()})
+	return New(Config{Node: s, Session: s, FileLog: s, Client: "ch1", Now: time.Now, Out: out, Err: errOut, Log: zerolog.Nop()})
 }
 
 // result is how a line ended.

@@ -7,6 +7,7 @@ import (
 
 	"github.com/rs/zerolog"
 
+	"github.com/databox-lockbox/lockbox/agent/internal/shell/files"
 	"github.com/databox-lockbox/lockbox/protocol"
 	"github.com/databox-lockbox/lockbox/protocol/approval"
 	"github.com/databox-lockbox/lockbox/protocol/auditlog"
@@ -43,9 +44,13 @@ type Session interface {
 type Config struct {
 	Node    Node
 	Session Session
+	FileLog files.FileLog // of what is done to files
+	Client  string        // address or channel, as it is recorded with it
 	Now     func() time.Time
+	In      io.Reader // nil: nothing
 	Out     io.Writer
 	Err     io.Writer
+	Console *Console // of a command with a terminal; then In, Out and Err are not used
 	Log     zerolog.Logger
 }
 
@@ -57,16 +62,10 @@ type Lease struct {
 	Engineer protocol.Person
 	Access   approval.Access
 	End      time.Time
-	Shares   []Share
+	Shares   []files.Share
 	Address  string // of the share server, host:port; "" if there is none
 	User     string // of the shares
 	Password string // of the shares; shown in the session only
-}
-
-// Share is one share's folder.
-type Share struct {
-	Name string // as the engineer sees it
-	Dir  string // on the mounted disk
 }
 
 // Bill is a new bill of materials.

@@ -29,7 +29,7 @@ func (c *connection) Lease() (shell.Lease, error) {
 	}
 	c.server.cfg.Recorder.Mask(l.Password) // it may be shown, and is not to be recorded
 	for _, sh := range l.Shares {
-		out.Shares = append(out.Shares, shell.Share{Name: shareName(l.Shares, sh), Dir: sh.Dir()})
+		out.Shares = append(out.Shares, files.Share{Name: shareName(l.Shares, sh), Dir: sh.Dir()})
 	}
 	return out, nil
 }

@@ -99,7 +99,7 @@ func TestWhileUnlockedOnlyTheApprovedKeyGetsIn(t *testing.T) {
 	}
 	ends(t, c, 2*watchInterval+time.Second)
 	s.unlock(approval.ReadWrite, s.session.Key)
-	s.wants("ls /shares/contoso_BlockBlob", 0, "photos/", "")
+	s.wants("ls /shares/contoso_BlockBlob", 0, "photos\n", "")
 	s.lock.set(&lock.Lease{Purpose: protocol.DataCopy})
 	if r := s.run("pwd"); r.code != 255 {
 		t.Errorf("a session during the copy job: exit %d, %s", r.code, r.out)

@@ -210,8 +210,8 @@ func (t *terminal) setSize(columns, rows uint32) {
 // config is that of this channel's shell.
 func (t *terminal) config() shell.Config {
 	return shell.Config{
-		Node: t.conn, Session: recorded{t.conn, t.rec}, Now: t.conn.server.cfg.Clock.Now,
-		Out: shown{t.channel, t.rec}, Err: shown{t.channel.Stderr(), t.rec}, Log: t.conn.server.cfg.Log,
+		Node: t.conn, Session: recorded{t.conn, t.rec}, FileLog: t.conn.sitting, Client: "channel " + t.name, Now: t.conn.server.cfg.Clock.Now,
+		In: t.channel, Out: shown{t.channel, t.rec}, Err: shown{t.channel.Stderr(), t.rec}, Log: t.conn.server.cfg.Log,
 	}
 }
 

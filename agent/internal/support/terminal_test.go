@@ -97,7 +97,7 @@ func TestTerminal(t *testing.T) {
 	typed("cd /shares/contoso_BlockBlob\r", "[unlocked]> ")
 	typed("ls\r", "photos/")
 	typed("bash\r", "no such command")
-	typed("exit\r", "exit\r\n")
+	typed("exit 0\r", "exit 0\r\n")
 	typing.Close()
 	if err := cmd.Wait(); err != nil {
 		t.Errorf("exit: %v\n%s", err, out)

@@ -46,7 +46,7 @@ func (s *System) Create(name string) (*File, error) {
 // What O_TRUNC would empty is replaced when the file is closed, see
 // [System.Replace].
 func (s *System) OpenFile(name string, flag int, perm fs.FileMode) (*File, error) {
-	f := &File{system: s, write: flag&(os.O_WRONLY|os.O_RDWR) != 0, append: flag&os.O_APPEND != 0}
+	f := &File{system: s, read: transfer{again: true}, write: flag&(os.O_WRONLY|os.O_RDWR) != 0, append: flag&os.O_APPEND != 0}
 	op, find := recording.OpOpen, s.find
 	if f.write {
 		find = func(op, name string) (place, error) { return s.toWrite(recording.Op(op), name) }
@@ -334,6 +334,7 @@ type transfer struct {
 	next    int64            // all before it was hashed
 	held    map[int64][]byte // pieces that come later
 	size    int              // of held
+	again   bool             // overlaps are no changes: it is what was read
 	unknown bool             // the hash cannot be known any more
 }
 
@@ -341,15 +342,15 @@ func (t *transfer) add(off int64, p []byte) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.bytes += int64(len(p))
+	if off < t.next && t.again { // what is read twice was transferred all the same
+		p = p[min(int64(len(p)), t.next-off):]
+		off = t.next
+	}
 	switch {
 	case t.unknown || len(p) == 0:
 	case off == t.next:
 		t.hashLocked(p)
-		for piece, ok := t.held[t.next]; ok; piece, ok = t.held[t.next] {
-			delete(t.held, t.next)
-			t.size -= len(piece)
-			t.hashLocked(piece)
-		}
+		t.catchUpLocked()
 	case off < t.next || t.held[off] != nil || t.size+len(p) > maxHeld:
 		t.unknown, t.held, t.sum = true, nil, nil
 	default:
@@ -358,6 +359,22 @@ func (t *transfer) add(off int64, p []byte) {
 		}
 		t.held[off] = append([]byte(nil), p...)
 		t.size += len(p)
+	}
+}
+
+// catchUpLocked hashes the held pieces whose turn has come.
+func (t *transfer) catchUpLocked() {
+	for more := true; more; {
+		more = false
+		for off, piece := range t.held {
+			if off > t.next || off < t.next && !t.again {
+				continue
+			}
+			delete(t.held, off)
+			t.size -= len(piece)
+			t.hashLocked(piece[min(int64(len(piece)), t.next-off):])
+			more = true
+		}
 	}
 }
 

@@ -138,7 +138,7 @@ func openShare(sh Share) (*os.Root, error) {
 }
 
 var (
-	errNoShare = errors.New("this is the folder of the shares: it cannot be changed")
+	errNoShare = errors.New("a share itself, and what is above it, cannot be changed")
 	errNotFile = errors.New("not a regular file")
 )
 

@@ -328,6 +328,9 @@ func (s *System) remove(p place, e *recording.FileEvent) error {
 // RemoveAll removes a file, or a folder and all that is in it, without following
 // links. Each is an operation of its own. It ends with the first error.
 func (s *System) RemoveAll(ctx context.Context, name string) error {
+	if _, _, inside := split(name); inside == "." {
+		return &fs.PathError{Op: "remove", Path: path.Clean("/" + name), Err: errNoShare}
+	}
 	info, err := s.Lstat(name)
 	if err != nil {
 		return err
@@ -336,14 +339,29 @@ func (s *System) RemoveAll(ctx context.Context, name string) error {
 }
 
 func (s *System) removeAll(ctx context.Context, name string, info fs.FileInfo) error {
-	if ctx.Err() != nil {
-		return ctx.Err()
-	}
-	if info.IsDir() {
-		err := s.Each(name, func(sub fs.FileInfo) error { return s.removeAll(ctx, path.Join(name, sub.Name()), sub) })
-		if err != nil {
+	for info.IsDir() {
+		// A folder that changes is not listed on: it is listed again.
+		var batch []fs.FileInfo
+		err := s.Each(name, func(sub fs.FileInfo) error {
+			if batch = append(batch, sub); len(batch) == 1024 {
+				return fs.SkipAll
+			}
+			return nil
+		})
+		if err != nil && err != fs.SkipAll {
 			return err
 		}
+		if len(batch) == 0 {
+			break
+		}
+		for _, sub := range batch {
+			if err := s.removeAll(ctx, path.Join(name, sub.Name()), sub); err != nil {
+				return err
+			}
+		}
+	}
+	if ctx.Err() != nil {
+		return ctx.Err()
 	}
 	return s.Remove(name)
 }
