@@ -77,6 +77,9 @@ func exitCode(err error) int {
 	if _, ok := errors.AsType[usageError](err); ok {
 		return ExitUsage
 	}
+	if _, ok := errors.AsType[brokenError](err); ok {
+		return ExitFailed
+	}
 	if _, ok := errors.AsType[sshFailure](err); ok {
 		return exitSSH
 	}
@@ -128,7 +131,8 @@ the customer says yes, only on that device, only for that long, on record.
 
 Engineers      lockbox session enable, lockbox ssh|scp|sftp, lockbox request create|execute
 Customers      lockbox order place, lockbox trust-policy sign, lockbox ticket file
-Approvers      lockbox request list --pending, lockbox request show|approve|deny
+Approvers      lockbox request list --pending, lockbox request show|approve|deny,
+               lockbox session watch|kill|recordings|play
 Staff          lockbox order prepare|advance|start-job, lockbox device join-token
 Admins         lockbox person create, lockbox tenant create, lockbox audit export|verify
 

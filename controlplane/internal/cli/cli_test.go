@@ -76,6 +76,7 @@ func TestScripts(t *testing.T) {
 			"visible":  visible,
 			"hostile":  hostile,
 			"session":  session,
+			"recorded": recorded,
 			"logkey":   logkey,
 			"vault":    vault,
 			"rotated":  rotated,
@@ -165,6 +166,9 @@ type world struct {
 	admin    *client.Client
 	end      context.CancelFunc
 	offline  func() // cuts the device off
+	nodeKey  ed25519.PrivateKey
+	node     devicev1.ControlServiceClient // what the device calls
+	recorder *recorder
 	running  sync.WaitGroup
 	failed   error
 	vault    *keyvaulttest.Server
@@ -362,8 +366,8 @@ func (w *world) device(token string) error {
 	case <-ctx.Done():
 		return errors.New("the device did not connect")
 	}
-	control := devicev1.NewControlServiceClient(rpc.NewClient(n.tunnel.HTTP(), tunnel.BaseURL))
-	_, err = control.Heartbeat(ctx, &devicev1.HeartbeatRequest{Status: status()})
+	w.node = devicev1.NewControlServiceClient(rpc.NewClient(n.tunnel.HTTP(), tunnel.BaseURL))
+	_, err = w.node.Heartbeat(ctx, &devicev1.HeartbeatRequest{Status: status()})
 	return err
 }
 
@@ -373,6 +377,7 @@ func (w *world) enrol(ctx context.Context, token string) (*certs.Source, *x509.C
 	if err != nil {
 		return nil, nil, err
 	}
+	w.nodeKey = key
 	csr, err := certs.NewCSR(key)
 	if err != nil {
 		return nil, nil, err

@@ -16,7 +16,8 @@ import (
 )
 
 func (a *app) sessionCommand() *cobra.Command {
-	return group("session", "Support sessions", a.sessionEnable(), a.sessionShow(), a.sessionList(), a.sessionCert(), a.sessionDisable())
+	return group("session", "Support sessions", a.sessionEnable(), a.sessionShow(), a.sessionList(), a.sessionCert(), a.sessionDisable(),
+		a.sessionRecordings(), a.sessionPlay(), a.sessionExport(), a.sessionVerify(), a.sessionWatch(), a.sessionKill())
 }
 
 func (a *app) sessionEnable() *cobra.Command {
@@ -100,7 +101,7 @@ func (a *app) sessionList() *cobra.Command {
 	f.StringVar(&req.Serial, "device", "", "only this device's")
 	f.StringVar(&req.Engineer, "engineer", "", "only this person's")
 	f.StringVar(&req.State, "state", "", "only those in this state")
-	choices(c, "state", "enabled", "disabled", "expired")
+	choices(c, "state", "enabled", "disabled", "killed", "expired")
 	return c
 }
 

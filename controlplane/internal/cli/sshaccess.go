@@ -94,8 +94,8 @@ func newestSession(node protocol.NodeID, own []*lockboxv1.Session) (*lockboxv1.S
 	}
 	last := own[len(own)-1]
 	switch {
-	case last.State == "disabled":
-		return nil, protocol.Errorf(protocol.CodeConflict, "your support session %s on %s was disabled: %s", last.Id, node, enable)
+	case last.State == "disabled" || last.State == "killed":
+		return nil, protocol.Errorf(protocol.CodeConflict, "your support session %s on %s was %s: %s", last.Id, node, last.State, enable)
 	case last.State != "enabled" || time.Now().Unix() >= last.Expires:
 		return nil, protocol.Errorf(protocol.CodeConflict, "your support session %s on %s expired at %s: %s", last.Id, node, when(last.Expires), enable)
 	}
