@@ -216,10 +216,12 @@ type shareServer struct {
 	log *recorder.Recording
 }
 
-// Stop implements [lock.ShareServer].
+// Stop implements [lock.ShareServer]. The servers still record what clients have
+// open.
 func (s shareServer) Stop(ctx context.Context, why lock.Reason) error {
+	err := s.Server.Stop(ctx)
 	s.log.EndSoon(endReason(why))
-	return s.Server.Stop(ctx)
+	return err
 }
 
 // endReason says how recordings end when the node locks.

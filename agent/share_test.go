@@ -33,9 +33,12 @@ import (
 )
 
 // sharing returns what serves shares in tests, over NFS too.
-func sharing(t *testing.T) (s shares, stateDir string) {
+func sharing(t *testing.T, change ...func(*Config)) (s shares, stateDir string) {
 	t.Helper()
 	cfg := DefaultConfig()
+	for _, f := range change {
+		f(&cfg)
+	}
 	cfg.RunDir = disktest.RunDir(t)
 	cfg.Share.NFS.Enabled, cfg.Share.NFS.Port = true, 0
 	cfg.Serial, cfg.StateDir = "DBX0001", t.TempDir()
@@ -44,7 +47,7 @@ func sharing(t *testing.T) (s shares, stateDir string) {
 	t.Cleanup(func() { j.Close() })
 	a := &Agent{cfg: cfg, opts: Options{Clock: lock.SystemClock{}}, journal: j}
 	self := must(os.Executable())
-	return must(newShares(cfg, Options{NFS: []string{"/usr/bin/env", modeVariable + "=nfs", self}}, nil, nil, must(a.newRecorder(key)))), cfg.StateDir
+	return must(newShares(cfg, Options{NFS: []string{"/usr/bin/env", modeVariable + "=nfs", self}}, nil, must(a.newChanges(key)), must(a.newRecorder(key)))), cfg.StateDir
 }
 
 // recorded closes the recordings and says how each ended.
@@ -103,6 +106,43 @@ func TestNFSOpensOnlyWhenApproved(t *testing.T) {
 
 // tortureTime is how long clients write before the disk is relocked under them.
 const tortureTime = 4 * time.Second
+
+// TestSharesCloseWhenNothingCanBeRecorded uses a share until recordings have no
+// room left.
+func TestSharesCloseWhenNothingCanBeRecorded(t *testing.T) {
+	disktest.NeedMounts(t)
+	disktest.NeedPrograms(t, "smbd", "smbclient")
+	s, dir := sharing(t, func(c *Config) { c.Recording.Quota = 1 })
+	folder := t.TempDir()
+	if err := os.WriteFile(filepath.Join(folder, "file"), []byte("content"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	lease := lock.Lease{Access: approval.ReadOnly, Engineer: approval.Engineer{Person: "erin@provider.example"}}
+	server, err := s.Start(t.Context(), lease, []lock.Folder{{Name: tortureShare, Dir: folder}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer server.Stop(context.Background(), lock.AgentStopped)
+	user, password := server.Credentials()
+	_, port, _ := net.SplitHostPort(server.Services()[0].Address)
+	cmd := exec.CommandContext(t.Context(), "smbclient", "//127.0.0.1/"+tortureShare, "-p", port, "-s", "/dev/null",
+		"-U", user+"%"+password, "-c", strings.Repeat("get file /dev/null;", 3000))
+	if out, err := cmd.CombinedOutput(); err == nil {
+		t.Errorf("smbclient got all it wanted: %d bytes", len(out))
+	}
+	select {
+	case <-server.Done():
+	case <-time.After(2 * time.Second):
+		t.Fatal("the shares stay open")
+	}
+	if err := server.Err(); err == nil || !strings.Contains(err.Error(), "recordings fill the 1 MiB") {
+		t.Errorf("because: %v", err)
+	}
+	server.Stop(t.Context(), lock.ShareEnded)
+	if ends := s.recorded(t, dir); !slices.Equal(ends, []recording.Reason{recording.EndFailed}) {
+		t.Errorf("the recording ended with %v", ends)
+	}
+}
 
 // TestTortureShares has clients write over SMB, NFS and the shell at once, read and
 // move each other's files, and relocks the disk meanwhile: what was synced is there,
@@ -174,6 +214,9 @@ func (*torture) File(recording.FileEvent) error { return nil }
 
 // Failed implements [share.FileLog].
 func (*torture) Failed() <-chan struct{} { return nil }
+
+// Err implements [share.FileLog].
+func (*torture) Err() error { return nil }
 
 // work writes files, each the next client's to read and maybe to move.
 func (s *torture) work(ctx context.Context, client int, put func(context.Context, string, []byte) error) {
@@ -312,7 +355,9 @@ func (s *torture) judge(t *testing.T, image string, key bitlocker.ExternalKey) {
 	plain := make([]byte, disktest.NTFSSize)
 	must(must(volume.Unlock(key)).ReadAt(plain, 0))
 	path := filepath.Join(t.TempDir(), "plain.img")
-	must(0, os.WriteFile(path, plain, 0o600))
+	if err := os.WriteFile(path, plain, 0o600); err != nil {
+		t.Fatal(err)
+	}
 	for _, judge := range [][]string{{"ntfsfix", "-n", path}, {"ntfsresize", "-i", "-f", path}} {
 		if out, err := exec.Command(judge[0], judge[1:]...).CombinedOutput(); err != nil {
 			t.Errorf("%v: %v: %s", judge, err, out)

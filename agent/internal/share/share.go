@@ -44,8 +44,9 @@ type FileLog interface {
 	// File records an operation. An error means that it is not on record and
 	// nothing ever will be again: the server ends at once.
 	File(recording.FileEvent) error
-	// Failed is closed when nothing can be recorded any more.
+	// Failed is closed when nothing can be recorded any more; then Err says why.
 	Failed() <-chan struct{}
+	Err() error
 }
 
 // The protocols.
@@ -188,7 +189,7 @@ func (s *Server) watch() {
 				s.note(i, r.Err())
 				r.Stop(context.Background()) // it gives back what it holds
 			case <-s.log.Failed():
-				s.note(i, errNotRecorded)
+				s.note(i, fmt.Errorf("what clients do is not recorded any more: %w", s.log.Err()))
 				r.Stop(context.Background())
 				<-r.Done()
 			}
@@ -202,8 +203,6 @@ func (s *Server) watch() {
 		close(s.done)
 	}()
 }
-
-var errNotRecorded = errors.New("what clients do cannot be recorded any more")
 
 // note writes down why a server ended, unless it was told to.
 func (s *Server) note(i int, err error) {

@@ -34,6 +34,12 @@ func (l *keptLog) File(e recording.FileEvent) error {
 
 func (l *keptLog) Failed() <-chan struct{} { return l.failed }
 
+func (l *keptLog) Err() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.err
+}
+
 func (l *keptLog) fail(err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -169,9 +175,10 @@ func TestRecordFails(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	log.fail(errors.New("no room"))
 	close(log.failed)
 	<-server.Done()
-	if err := server.Err(); err == nil || !strings.Contains(err.Error(), "cannot be recorded") {
+	if err := server.Err(); err == nil || !strings.Contains(err.Error(), "not recorded any more: no room") {
 		t.Errorf("because: %v", err)
 	}
 }

@@ -58,6 +58,8 @@ func (r *journal) File(e recording.FileEvent) error {
 
 func (r *journal) Failed() <-chan struct{} { return nil }
 
+func (r *journal) Err() error { return nil }
+
 func (r *journal) fail() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
