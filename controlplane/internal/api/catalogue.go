@@ -60,6 +60,8 @@ var catalogue = []operation{
 		calls: []string{order + "DraftConsent", order + "SubmitConsent", order + "RevokeConsent"}},
 	{name: "Run Data Copy", what: "Start or resume the copy job: to the customer's own accounts, seen by nobody.", right: "the customer's signed consent",
 		calls: []string{order + "StartJob"}},
+	{name: "Erase Disks", what: "Destroy the keys on the disks of a completed order and those kept of them; read the certificates.",
+		right: "that the device itself has completed the copy, and no legal hold", calls: []string{order + "EraseOrder", order + "GetErasure"}},
 	{name: "Revoke Device", what: "End a node's certificates; it locks.", calls: []string{devices + "RevokeDevice"}},
 	{name: "Enrol Device", what: "Make a node known.", right: "a join token, of one use", calls: []string{enrol + "Enrol"}},
 	{name: "Look After Keys", what: "See which keys wrap the disks' keys, and wrap them anew.",

@@ -107,6 +107,8 @@ func publicRoutes(s Services) []route {
 		progress(order+"StartJob", jobs, s.Orders.StartJob),
 		unary(order+"GetCopyLog", filenames, s.Orders.GetCopyLog),
 		unary(order+"GetManifest", filenames, s.Orders.GetManifest),
+		unary(order+"EraseOrder", staff, s.Orders.EraseOrder),
+		unary(order+"GetErasure", anyone, s.Orders.GetErasure),
 
 		unary(devices+"ListDevices", anyone, s.Orders.ListDevices),
 		unary(devices+"GetDevice", anyone, s.Orders.GetDevice),

@@ -19,7 +19,7 @@ import (
 func (a *app) orderCommand() *cobra.Command {
 	return group("order", "Import orders, from placing to completion",
 		a.orderPlace(), a.orderShow(), a.orderList(), a.orderPrepare(), a.orderAdvance(),
-		a.orderStartJob(), a.orderLog(), a.orderManifest(), a.orderKeyCommand())
+		a.orderStartJob(), a.orderLog(), a.orderManifest(), a.orderErase(), a.orderCertificate(), a.orderKeyCommand())
 }
 
 func (a *app) orderPlace() *cobra.Command {

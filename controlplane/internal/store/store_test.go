@@ -126,6 +126,9 @@ func TestRecordsComeBackAsTheyWere(t *testing.T) {
 	same(t, s, store.Manifest{Serial: "DBX0009", Node: 2, Disk: "disk1", Share: "sh", Version: 1, Order: "o", BOM: []byte{1}, Digest: "d", PreviousDigest: "e", Difference: "f", Request: "r", Time: at(1)},
 		func(c ctx, x tx, r *store.Manifest) error { return x.InsertManifest(c, r) },
 		func(c ctx, x tx) (store.Manifest, error) { return first(x.Manifests(c, "o")) })
+	same(t, s, store.ErasureCertificate{Order: "o", Node: 2, KeyFingerprint: "k", Digest: "sha256:d", Envelope: []byte{1}, Time: at(1)},
+		func(c ctx, x tx, r *store.ErasureCertificate) error { return x.InsertErasureCertificate(c, r) },
+		func(c ctx, x tx) (store.ErasureCertificate, error) { return first(x.ErasureCertificates(c, "o")) })
 	same(t, s, store.CopyLog{Order: "o", Node: nine, State: "halted", Time: at(1), XML: []byte("<x/>")},
 		func(c ctx, x tx, r *store.CopyLog) error { return x.PutCopyLog(c, r) },
 		func(c ctx, x tx) (store.CopyLog, error) { return first(x.CopyLogs(c, "o")) })

@@ -90,7 +90,7 @@ func (n *Node) SetOffline(offline bool) {
 }
 
 // Break has a step fail from now on: challenge, unlock, commit, lock, session,
-// update; "" mends the node.
+// update, erase; "" mends the node.
 func (n *Node) Break(step string) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -381,4 +381,33 @@ func (n *Node) UpdateTrustPolicy(_ context.Context, in *devicev1.UpdateTrustPoli
 	}
 	n.policy = next
 	return &devicev1.UpdateTrustPolicyResponse{Version: int32(n.policy.Document().Version), Digest: string(n.policy.Digest())}, nil
+}
+
+// EraseDisks certifies that the node's disks are erased. Broken at "erase" it
+// fails, at "erase-less" it leaves a disk out, at "erase-forged" it signs with a key
+// that is not its own.
+func (n *Node) EraseDisks(_ context.Context, in *devicev1.EraseDisksRequest) (*devicev1.EraseDisksResponse, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if err := n.failsLocked("erase"); err != nil {
+		return nil, err
+	}
+	key, doc := n.Key, approval.Erasure{
+		Node: approval.NameOf(n.ID), NodeKey: n.public(), OrderID: protocol.OrderID(in.Order), OrderedBy: protocol.Person(in.OrderedBy),
+		Standard: approval.ErasureStandard, Method: approval.ErasurePurge, Technique: approval.ErasureTechnique,
+		Tool: "test", ToolVersion: "0", Verification: approval.ErasureVerified, Begun: n.now().Unix(), Finished: n.now().Unix(),
+	}
+	for d := range n.Disks {
+		if n.broken != "erase-less" || d != "disk2" {
+			doc.Media = append(doc.Media, approval.ErasedMedium{Disk: d, VolumeGUID: "{" + string(d) + "}", Size: 1, Encryption: "AES-XTS-128"})
+		}
+	}
+	if n.broken == "erase-forged" {
+		var err error
+		if _, key, err = ed25519.GenerateKey(rand.Reader); err != nil {
+			return nil, err
+		}
+	}
+	certificate, err := approval.SignEd25519(doc, key)
+	return &devicev1.EraseDisksResponse{Certificate: certificate}, err
 }
