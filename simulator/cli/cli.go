@@ -105,7 +105,7 @@ func newRoot() *cobra.Command {
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
 		return usageError{fmt.Errorf("%w; see '%s --help'", err, c.CommandPath())}
 	})
-	root.AddCommand(demoCommand(), upCommand(), downCommand(), benchCommand(), partCommand(), benchDiskCommand(), benchUploadCommand(), benchWorkflowCommand(), unlockPartCommand(), imageCommand())
+	root.AddCommand(demoCommand(), upCommand(), downCommand(), benchCommand(), partCommand(), benchDiskCommand(), benchSessionCommand(), benchUploadCommand(), benchWorkflowCommand(), unlockPartCommand(), imageCommand())
 	return root
 }
 
