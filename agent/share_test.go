@@ -113,6 +113,11 @@ func TestSharesCloseWhenNothingCanBeRecorded(t *testing.T) {
 	disktest.NeedMounts(t)
 	disktest.NeedPrograms(t, "smbd", "smbclient")
 	s, dir := sharing(t, func(c *Config) { c.Recording.Quota = 1 })
+	var running sync.WaitGroup
+	ctx, cancel := context.WithCancel(t.Context())
+	running.Go(func() { s.recorder.Run(ctx) })
+	defer running.Wait()
+	defer cancel()
 	folder := t.TempDir()
 	if err := os.WriteFile(filepath.Join(folder, "file"), []byte("content"), 0o600); err != nil {
 		t.Fatal(err)
