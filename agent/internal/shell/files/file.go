@@ -123,6 +123,11 @@ func (p place) mayReplace() error {
 	if p.name == "." {
 		return errNoShare
 	}
+	if above, err := p.Stat(path.Dir(p.name)); err != nil {
+		return err
+	} else if !above.IsDir() {
+		return syscall.ENOTDIR
+	}
 	info, err := p.Lstat(p.name)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
