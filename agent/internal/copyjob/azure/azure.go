@@ -97,7 +97,7 @@ func (a *Accounts) Open(d approval.Destination) (copyjob.ObjectStore, error) {
 		return nil, protocol.Errorf(protocol.CodeUnavailable, "cannot use the credential of account %s: %v", account.Name, err)
 	}
 	transport := newTransport(a.cfg)
-	client, err := newClient(account, secret, a.cfg, &http.Client{Transport: limited{transport}, CheckRedirect: stay})
+	client, err := newClient(account, secret, a.cfg, &http.Client{Transport: guarded{transport}, CheckRedirect: stay})
 	if err != nil {
 		return nil, protocol.Errorf(protocol.CodeUnavailable, "cannot use the credential of account %s: it is malformed", account.Name) // the cause could quote it
 	}

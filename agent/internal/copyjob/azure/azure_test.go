@@ -40,6 +40,7 @@ type line struct {
 	mu      sync.Mutex
 	disturb func(w http.ResponseWriter, r *http.Request) (done bool) // nil: not
 	after   func(r *http.Request, resp *http.Response) error         // nil: nothing; an error cuts the connection
+	active  int                                                      // requests under way
 	stored  int64                                                    // bytes of content that the service took
 	puts    int64                                                    // requests with content that it took
 }
@@ -75,7 +76,13 @@ func newLine(t *testing.T) *line {
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		s.mu.Lock()
 		disturb := s.disturb
+		s.active++
 		s.mu.Unlock()
+		defer func() {
+			s.mu.Lock()
+			s.active--
+			s.mu.Unlock()
+		}()
 		if disturb == nil || !disturb(w, r) {
 			proxy.ServeHTTP(w, r)
 		}
@@ -96,6 +103,20 @@ func (s *line) counted() (stored, puts int64) {
 	stored, puts = s.stored, s.puts
 	s.stored, s.puts = 0, 0
 	return stored, puts
+}
+
+// settle waits until what is in the line has arrived.
+func (s *line) settle(t *testing.T) {
+	t.Helper()
+	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
+		s.mu.Lock()
+		active := s.active
+		s.mu.Unlock()
+		if active == 0 {
+			return
+		}
+	}
+	t.Fatal("requests do not end")
 }
 
 func (s *line) set(disturb func(http.ResponseWriter, *http.Request) bool, after func(*http.Request, *http.Response) error) {
@@ -266,7 +287,7 @@ func testResumed(t *testing.T, s *line, o copyjob.Object, data []byte) {
 		t.Fatalf("cut: %v", err)
 	}
 	s.set(nil, nil)
-	time.Sleep(100 * time.Millisecond) // what is in the line arrives
+	s.settle(t)
 	before, puts := s.counted()
 	if puts < 2 || before >= int64(len(data)) {
 		t.Fatalf("cut after %d requests, %d bytes", puts, before)
@@ -309,7 +330,7 @@ func testResumedPages(t *testing.T, s *line) {
 		t.Fatal(err)
 	}
 	s.set(nil, nil)
-	time.Sleep(100 * time.Millisecond)
+	s.settle(t)
 	changed := random(2 * pageChunk)
 	o = object(manifest.PageBlob, "changed.vhd", changed)
 	if err := put(t.Context(), s.open(t), o, changed); err != nil {

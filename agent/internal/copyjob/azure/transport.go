@@ -1,6 +1,7 @@
 package azure
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -47,11 +48,30 @@ func newTransport(cfg Config) *http.Transport {
 // stay follows no redirection: the query would go along.
 func stay(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
 
-// limited bounds what a server can make the device read.
-type limited struct{ next http.RoundTripper }
+// contentKey is of the content of a request, in its context.
+type contentKey struct{}
 
-func (l limited) RoundTrip(r *http.Request) (*http.Response, error) {
-	resp, err := l.next.RoundTrip(r)
+// guarded bounds what a server can make the device read, and gives each try a
+// body of its own: the SDK rewinds the one it has, which the try before may still
+// be reading when it was answered early or cut.
+type guarded struct{ next http.RoundTripper }
+
+func (g guarded) RoundTrip(r *http.Request) (*http.Response, error) {
+	if r.Body != nil {
+		content, ok := r.Context().Value(contentKey{}).([]byte)
+		if !ok {
+			var err error
+			if content, err = io.ReadAll(io.LimitReader(r.Body, maxReply)); err != nil {
+				return nil, err
+			}
+		}
+		r = r.WithContext(r.Context()) // a copy
+		r.Body = http.NoBody
+		if len(content) > 0 {
+			r.Body = io.NopCloser(bytes.NewReader(content))
+		}
+	}
+	resp, err := g.next.RoundTrip(r)
 	if err == nil {
 		resp.Body = struct {
 			io.Reader

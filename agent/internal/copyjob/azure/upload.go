@@ -169,7 +169,7 @@ func (s *store) split(ctx context.Context, o copyjob.Object, r io.Reader, size i
 	err := s.readChunks(ctx, o, r, size, func(c chunk) {
 		group.Go(func() error {
 			defer func() { <-s.slots }()
-			return send(ctx, c)
+			return send(context.WithValue(ctx, contentKey{}, c.data), c)
 		})
 	})
 	if failed := group.Wait(); failed != nil {
