@@ -235,7 +235,7 @@ func (a *Agent) newLock(key ed25519.PrivateKey) (*lock.Machine, error) {
 		ChallengeTTL: a.cfg.Lock.ChallengeTTL,
 		CommitWithin: a.cfg.Lock.CommitWithin,
 		MaxLease:     a.cfg.Lock.MaxLease,
-		EndSessions:  func(why lock.Reason) { a.support.Kick(support.EndOf(why)) },
+		EndSessions:  func(why lock.Reason) { a.support.Kick(why.Recording()) },
 		Sessions:     func() []*devicev1.SessionStatus { return a.support.Status() },
 		JobEvent:     a.jobEvent,
 		Watch:        a.watchChanges,

@@ -219,26 +219,8 @@ type shareServer struct {
 // Stop implements [lock.ShareServer]. The servers still record what clients have
 // open.
 func (s shareServer) Stop(ctx context.Context, why lock.Reason) error {
-	err := s.Server.Stop(ctx)
-	s.log.EndSoon(endReason(why))
-	return err
-}
-
-// endReason says how recordings end when the node locks.
-func endReason(why lock.Reason) recording.Reason {
-	switch why {
-	case lock.SessionKilled:
-		return recording.EndKilled
-	case lock.SessionDisabled, uplink.UnknownSession:
-		return recording.EndDisabled
-	case lock.Revoked:
-		return recording.EndRevoked
-	case lock.DeadMan, lock.PeerLost:
-		return recording.EndDeadMan
-	case lock.EngineerDone, lock.AgentStopped:
-		return recording.EndDone
-	}
-	return recording.EndLease
+	defer s.log.EndSoon(why.Recording())
+	return s.Server.Stop(ctx)
 }
 
 // sessions gives the uplink the support sessions.

@@ -12,6 +12,7 @@ import (
 	"github.com/databox-lockbox/lockbox/protocol"
 	"github.com/databox-lockbox/lockbox/protocol/approval"
 	"github.com/databox-lockbox/lockbox/protocol/auditlog"
+	"github.com/databox-lockbox/lockbox/protocol/recording"
 )
 
 // Reason says why a node locked.
@@ -39,7 +40,27 @@ const (
 	DiskEnded       Reason = "disk-ended"  // a disk became useless
 	AgentStopped    Reason = "agent-stopped"
 	Unspecified     Reason = "unspecified" // what was given is no reason
+	// UnknownSession is why a node locks that was asked to disable a session of
+	// which it cannot tell whether it is that of the approved engineer.
+	UnknownSession Reason = "unknown-session-disabled"
 )
+
+// Recording returns how recordings end when a node locks for r.
+func (r Reason) Recording() recording.Reason {
+	switch r {
+	case SessionKilled:
+		return recording.EndKilled
+	case SessionDisabled, UnknownSession:
+		return recording.EndDisabled
+	case Revoked:
+		return recording.EndRevoked
+	case DeadMan, PeerLost:
+		return recording.EndDeadMan
+	case EngineerDone, AgentStopped:
+		return recording.EndDone
+	}
+	return recording.EndLease
+}
 
 // spends are the reasons after which an approval for support can never be used
 // again. After any other it can be executed again, with a new challenge and the

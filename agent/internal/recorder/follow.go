@@ -32,31 +32,23 @@ const (
 type watcher struct{ name string }
 
 // OnWatch says who is to be told who watches: f is called with the names
-// whenever they change, and at once if there are any. f must not wait.
+// whenever they change, and at once if there are any. f must not wait, nor use
+// the recording.
 func (r *Recording) OnWatch(f func(names []string)) {
-	r.mu.Lock()
+	r.telling.Lock()
+	defer r.telling.Unlock()
 	r.onWatch = append(r.onWatch, f)
-	names := r.namesLocked()
-	r.mu.Unlock()
-	if len(names) > 0 {
+	if names := r.Watchers(); len(names) > 0 {
 		f(names)
 	}
 }
 
-// Watchers returns the names of those who watch.
+// Watchers returns the names of those who watch. It never waits.
 func (r *Recording) Watchers() []string {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.namesLocked()
-}
-
-func (r *Recording) namesLocked() []string {
-	var names []string
-	for w := range r.watchers {
-		names = append(names, w.name)
+	if names := r.names.Load(); names != nil {
+		return *names
 	}
-	slices.Sort(names)
-	return slices.Compact(names)
+	return nil
 }
 
 // Watch sends a recording to somebody from an offset on, and then what is added
@@ -80,35 +72,42 @@ func (s *Store) Watch(ctx context.Context, id string, offset int64, name string,
 // enter adds a watcher and returns what takes it out again.
 func (r *Recording) enter(name string) (leave func(), err error) {
 	w := &watcher{name}
-	r.mu.Lock()
-	if len(r.watchers) >= maxWatchers {
-		r.mu.Unlock()
-		return nil, protocol.Errorf(protocol.CodeLimit, "recording %s is watched by %d already", r.meta.ID, maxWatchers)
-	}
-	r.watchers[w] = true
-	r.mu.Unlock()
-	if err := r.tell(); err != nil {
+	err = r.change(func() error {
+		if len(r.watchers) >= maxWatchers {
+			return protocol.Errorf(protocol.CodeLimit, "recording %s is watched by %d already", r.meta.ID, maxWatchers)
+		}
+		r.watchers[w] = true
+		return nil
+	})
+	if err != nil {
 		return nil, err
 	}
 	return func() {
-		r.mu.Lock()
-		delete(r.watchers, w)
-		r.mu.Unlock()
-		_ = r.tell() // if it cannot be recorded that somebody left, all of it ends
+		// If it cannot be recorded that somebody left, all of it ends.
+		_ = r.change(func() error { delete(r.watchers, w); return nil })
 	}, nil
 }
 
-// tell records who watches, and tells those who are watched.
-func (r *Recording) tell() error {
-	r.mu.Lock()
-	names, told := r.namesLocked(), slices.Clone(r.onWatch)
-	if r.reason != "" {
-		r.mu.Unlock()
-		return nil // it has ended: nobody is watched
+// change changes who watches, records it, and tells those who are watched. The
+// watcher of a recording that has ended is nobody's business.
+func (r *Recording) change(do func() error) error {
+	r.telling.Lock()
+	defer r.telling.Unlock()
+	if err := do(); err != nil {
+		return err
 	}
-	err := r.appendLocked(recording.Watch{Names: names})
-	r.mu.Unlock()
-	for _, f := range told {
+	var names []string
+	for w := range r.watchers {
+		names = append(names, w.name)
+	}
+	slices.Sort(names)
+	names = slices.Compact(names)
+	r.names.Store(&names)
+	if r.ends.Load() != nil {
+		return nil
+	}
+	err := r.append(recording.Watch{Names: names})
+	for _, f := range r.onWatch {
 		f(names)
 	}
 	return err

@@ -39,7 +39,8 @@ func (s *Store) load(id string) (*Recording, error) {
 		return nil, err
 	}
 	r := s.newRecording(in.Meta())
-	r.reason, r.size, r.synced, r.reserved = k.Reason, k.Size, k.Size, k.Size
+	r.size, r.synced, r.reserved = k.Size, k.Size, k.Size
+	r.ends.Store(&k.Reason)
 	r.closed.Store(&k)
 	return r, nil
 }
@@ -63,10 +64,12 @@ func (s *Store) recover(id string) (*Recording, error) {
 		return nil, errors.Join(file.Close(), os.Remove(file.Name()), state.SyncDir(s.cfg.Dir))
 	}
 	r := s.newRecording(in.Meta())
-	r.file, r.encoder, r.reason, r.notedAt = file, encoder, recording.EndAgent, time.Now()
+	r.file, r.encoder, r.notedAt = file, encoder, time.Now()
+	reason := recording.EndAgent
 	if end := in.End(); end != nil {
-		r.reason = end.Reason
+		reason = end.Reason
 	}
+	r.ends.Store(&reason)
 	if err := r.cut(in.Head().Size); err != nil {
 		return nil, errors.Join(err, file.Close())
 	}

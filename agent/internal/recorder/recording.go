@@ -28,8 +28,14 @@ import (
 type Recording struct {
 	store  *Store
 	meta   recording.Meta
-	failed chan struct{}         // closed when it cannot go on
-	closed atomic.Pointer[known] // nil while it grows; size and meta stay as they are then
+	failed chan struct{}                    // closed when it cannot go on
+	closed atomic.Pointer[known]            // nil while it grows; size and meta stay as they are then
+	ends   atomic.Pointer[recording.Reason] // why it ends; nil while it grows
+	names  atomic.Pointer[[]string]         // of those who watch
+
+	telling  sync.Mutex // guards the next two, and is held while people are told; taken before mu
+	watchers map[*watcher]bool
+	onWatch  []func(names []string)
 
 	syncing sync.Mutex // held while the file is synced or closed; taken before mu
 
@@ -45,13 +51,10 @@ type Recording struct {
 	notedAt  time.Time
 	grown    chan struct{} // closed, and made anew, when there is more to read
 	channels map[string]bool
-	err      error            // why it cannot go on
-	reason   recording.Reason // why it ends; "" while it grows
-	tried    time.Time        // when closing it failed
-	acked    int64            // what the control plane has
-	refused  bool             // by the control plane, for good
-	watchers map[*watcher]bool
-	onWatch  []func(names []string)
+	err      error     // why it cannot go on
+	tried    time.Time // when closing it failed
+	acked    int64     // what the control plane has
+	refused  bool      // by the control plane, for good
 }
 
 // Begin begins a recording. ID, node and start of m are filled in. It is in the
@@ -152,7 +155,7 @@ func (r *Recording) appendLocked(b recording.Body) error {
 	switch {
 	case r.err != nil:
 		return r.err
-	case r.reason != "":
+	case r.ends.Load() != nil:
 		return protocol.Errorf(protocol.CodeConflict, "the recording has ended")
 	case !r.since.IsZero() && time.Since(r.since) > syncBound:
 		return r.failLocked(errors.New("the file system of the recordings does not answer in time"))
@@ -236,7 +239,7 @@ func (r *Recording) confirmedAt() time.Time {
 func (r *Recording) End(reason recording.Reason) error {
 	done := make(chan error, 1)
 	go func() { // ends when the file system answers
-		r.over(reason)
+		r.ends.CompareAndSwap(nil, &reason)
 		done <- r.finish()
 	}()
 	select {
@@ -247,24 +250,19 @@ func (r *Recording) End(reason recording.Reason) error {
 	}
 }
 
-// EndSoon ends the recording without waiting: nothing more is recorded, and
-// [Store.Run], or Close, closes it.
+// EndSoon ends the recording without waiting, not even for the file system:
+// nothing more is recorded, and [Store.Run], or Close, closes it.
 func (r *Recording) EndSoon(reason recording.Reason) {
-	r.over(reason)
+	r.ends.CompareAndSwap(nil, &reason)
 	wake(r.store.dirty)
 }
 
-// over says why the recording ends, if nobody has.
-func (r *Recording) over(reason recording.Reason) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.reason != "" {
-		return
-	}
-	r.reason = reason
+// reasonLocked returns why the recording ended.
+func (r *Recording) reasonLocked() recording.Reason {
 	if r.err != nil {
-		r.reason = recording.EndFailed
+		return recording.EndFailed
 	}
+	return *r.ends.Load()
 }
 
 // finish closes the file of a recording that has ended.
@@ -296,7 +294,7 @@ func (r *Recording) close() error {
 		return state.Coded(err)
 	}
 	r.mu.Lock()
-	k := known{Size: r.size, Digest: approval.Digest("sha256:" + hex.EncodeToString(r.sum.Sum(nil))), Reason: r.reason, Ended: r.store.cfg.Now()}
+	k := known{Size: r.size, Digest: approval.Digest("sha256:" + hex.EncodeToString(r.sum.Sum(nil))), Reason: r.reasonLocked(), Ended: r.store.cfg.Now()}
 	head, counts := r.encoder.Head(), r.encoder.Counts()
 	r.mu.Unlock()
 	if err := r.store.recordEnd(r.meta, k, head, counts); err != nil {
@@ -323,7 +321,7 @@ func (r *Recording) writeEnd() error {
 		return nil
 	}
 	before := *r.encoder
-	frame, err := r.encoder.End(r.store.cfg.Now(), r.reason, r.store.cfg.Key)
+	frame, err := r.encoder.End(r.store.cfg.Now(), r.reasonLocked(), r.store.cfg.Key)
 	if err == nil {
 		err = state.Coded(r.file.Truncate(r.size)) // half a frame goes, and what was reserved beyond
 	}
@@ -356,7 +354,7 @@ func (s *Store) recordEnd(m recording.Meta, k known, head recording.Head, counts
 // if there is nothing to do then.
 func (r *Recording) upkeep() time.Duration {
 	r.mu.Lock()
-	over, tried := r.reason != "" && r.file != nil, r.tried
+	over, tried := r.ends.Load() != nil && r.file != nil, r.tried
 	r.mu.Unlock()
 	if over {
 		if wait := time.Until(tried.Add(retryEvery)); wait > 0 {

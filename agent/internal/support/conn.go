@@ -39,7 +39,7 @@ func (s *Server) ServeConn(ctx context.Context, raw net.Conn, id protocol.Sessio
 		return fmt.Errorf("SSH login failed: %w", err)
 	}
 	raw.SetDeadline(time.Now().Add(maxLifetime))
-	c := &connection{ServerConn: sc, server: s, session: one}
+	c := &connection{ServerConn: sc, server: s, session: one, terminals: make(map[*terminal]bool)}
 	var answers sync.WaitGroup
 	defer answers.Wait()
 	defer cancel()
@@ -50,13 +50,14 @@ func (s *Server) ServeConn(ctx context.Context, raw net.Conn, id protocol.Sessio
 		return err
 	}
 	if c.sitting, err = s.sit(ctx, one); err != nil {
+		turnAway(ctx, channels, err)
 		return err
 	}
 	defer s.stand(c.sitting)
 	answers.Go(func() {
 		select {
 		case <-c.sitting.Failed():
-			c.Close() // nothing more is done that is not recorded
+			s.giveUp(c)
 		case <-ctx.Done():
 		}
 	})
@@ -237,7 +238,22 @@ type connection struct {
 	server  *Server
 	session Session
 	sitting *sitting
-	idle    idleTimer
+
+	mu        sync.Mutex // guards what follows
+	terminals map[*terminal]bool
+	idle      idleTimer
+}
+
+// opened remembers an open channel, until what it returns is called.
+func (c *connection) opened(t *terminal) (closed func()) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.terminals[t] = true
+	return func() {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		delete(c.terminals, t)
+	}
 }
 
 // serve serves session channels until the connection ends.
@@ -268,6 +284,7 @@ func (c *connection) serve(ctx context.Context, channels <-chan ssh.NewChannel) 
 		all.Go(func() {
 			defer func() { <-slots }()
 			t := &terminal{conn: c, name: c.server.channel(c.sitting), channel: active{ch, &c.idle}, columns: 80, rows: 24}
+			defer c.opened(t)()
 			t.serve(ctx, requests)
 		})
 	}

@@ -4,11 +4,15 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"maps"
+	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
-	"github.com/databox-lockbox/lockbox/agent/internal/lock"
+	"golang.org/x/crypto/ssh"
+
 	"github.com/databox-lockbox/lockbox/agent/internal/recorder"
 	"github.com/databox-lockbox/lockbox/agent/internal/shell"
 	"github.com/databox-lockbox/lockbox/protocol"
@@ -107,6 +111,51 @@ func (s *Server) closeLocked(one *session, reason recording.Reason) {
 	})
 }
 
+// sayWithin is how long telling those who are put out may take.
+const sayWithin = 500 * time.Millisecond
+
+// giveUp ends a session that cannot be recorded any more, each of its connections
+// by itself: it says why, and closes this one.
+func (s *Server) giveUp(c *connection) {
+	s.mu.Lock()
+	if one := s.sessions[c.session.ID]; one != nil && one.sitting == c.sitting {
+		s.closeLocked(one, recording.EndFailed)
+	}
+	s.mu.Unlock()
+	why := "this cannot be recorded, so it ends"
+	if err := c.sitting.Err(); err != nil {
+		why = err.Error()
+	}
+	defer time.AfterFunc(sayWithin, func() { c.Close() }).Stop()
+	c.say("*** " + shell.Visible(why))
+	c.Close()
+}
+
+// say writes a line on every channel of a connection.
+func (c *connection) say(line string) {
+	c.mu.Lock()
+	terminals := slices.Collect(maps.Keys(c.terminals))
+	c.mu.Unlock()
+	var all sync.WaitGroup
+	for _, t := range terminals {
+		all.Go(func() { fmt.Fprint(t.channel.Stderr(), "\r\n"+line+"\r\n") })
+	}
+	all.Wait()
+}
+
+// turnAway refuses the first channel of a connection, which is how a client is
+// told why there will be none.
+func turnAway(ctx context.Context, channels <-chan ssh.NewChannel, why error) {
+	select {
+	case nc, ok := <-channels:
+		if ok {
+			nc.Reject(ssh.ConnectionFailed, shell.Visible(why.Error()))
+		}
+	case <-time.After(handshakeTimeout):
+	case <-ctx.Done():
+	}
+}
+
 // channel gives a channel a name in the recording.
 func (s *Server) channel(sit *sitting) string {
 	s.mu.Lock()
@@ -170,21 +219,4 @@ func (r recorded) Record(ctx context.Context, op auditlog.Operation, result audi
 		}
 	}
 	return r.connection.Record(ctx, op, result, properties)
-}
-
-// EndOf says how a recording ends when the node locks.
-func EndOf(why lock.Reason) recording.Reason {
-	switch why {
-	case lock.SessionKilled:
-		return recording.EndKilled
-	case lock.Revoked:
-		return recording.EndRevoked
-	case lock.WindowOver, lock.ClockSet:
-		return recording.EndLease
-	case lock.DeadMan, lock.PeerLost:
-		return recording.EndDeadMan
-	case lock.SessionDisabled:
-		return recording.EndDisabled
-	}
-	return recording.EndDone
 }

@@ -289,9 +289,13 @@ func (s *Server) Status() []*devicev1.SessionStatus {
 				n++
 			}
 		}
-		list = append(list, &devicev1.SessionStatus{
+		status := &devicev1.SessionStatus{
 			Session: string(one.ID), Engineer: string(one.Engineer), Expires: one.Expires.Unix(), Connections: n,
-		})
+		}
+		if one.sitting != nil {
+			status.Recording, status.Watchers = one.sitting.ID(), one.sitting.Watchers()
+		}
+		list = append(list, status)
 	}
 	slices.SortFunc(list, func(a, b *devicev1.SessionStatus) int { return strings.Compare(a.Session, b.Session) })
 	return list

@@ -117,10 +117,10 @@ func (t *terminal) start(do func(context.Context) int) deed {
 			defer cancel()
 			status := do(ctx)
 			t.unrecorded = t.rec.Close() != nil || t.unrecorded
-			t.exit("exit-status", ssh.Marshal(struct{ Status uint32 }{uint32(status)}))
 			if t.unrecorded {
-				t.conn.Close()
+				t.conn.server.giveUp(t.conn)
 			}
+			t.exit("exit-status", ssh.Marshal(struct{ Status uint32 }{uint32(status)}))
 		})
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"github.com/databox-lockbox/lockbox/protocol"
 	"github.com/databox-lockbox/lockbox/protocol/approval"
 	devicev1 "github.com/databox-lockbox/lockbox/protocol/device/v1"
+	"github.com/databox-lockbox/lockbox/protocol/recording"
 	"github.com/databox-lockbox/lockbox/protocol/rpc"
 	"github.com/databox-lockbox/lockbox/protocol/tunnel"
 )
@@ -125,8 +126,8 @@ func (n node) DisableSession(ctx context.Context, r *devicev1.DisableSessionRequ
 		reason := lock.SessionDisabled
 		switch {
 		case unsure:
-			reason = UnknownSession
-		case r.Reason == Killed:
+			reason = lock.UnknownSession
+		case r.Reason == string(recording.EndKilled):
 			reason = lock.SessionKilled
 		}
 		_, err = n.cfg.Lock.Lock(ctx, reason, h.Subject, !unsure)
@@ -138,14 +139,6 @@ func (n node) DisableSession(ctx context.Context, r *devicev1.DisableSessionRequ
 	}
 	return &devicev1.DisableSessionResponse{Status: n.cfg.Lock.Status()}, nil
 }
-
-// Killed is the reason of [node.DisableSession] when an approver killed the
-// session.
-const Killed = "killed"
-
-// UnknownSession is why a node locks that was asked to disable a session of which
-// it cannot tell whether it is that of the approved engineer.
-const UnknownSession lock.Reason = "unknown-session-disabled"
 
 func (n node) OpenBulk(ctx context.Context, _ *devicev1.OpenBulkRequest) (*devicev1.OpenBulkResponse, error) {
 	return &devicev1.OpenBulkResponse{}, n.client.DialBulk(ctx)

@@ -638,8 +638,8 @@ func TestDisableSession(t *testing.T) {
 		n.lock.lease, n.lock.known = one.lease, one.known
 		n.lock.mu.Unlock()
 		reason := "x"
-		if one.name == Killed {
-			reason = Killed
+		if one.name == "killed" {
+			reason = "killed"
 		}
 		if _, err := s.DisableSession(t.Context(), &devicev1.DisableSessionRequest{Session: one.session, Reason: reason}); err != nil {
 			t.Errorf("%s: %v", one.name, err)
