@@ -55,6 +55,7 @@ type Story struct {
 	other        foreignApproval
 	captured     []byte              // an order as it went over the wire
 	volumeKeys   map[string][][]byte // halves of the disks' volume keys
+	password     string              // recovery password of the first disk, which step 16 makes worthless
 }
 
 // step is one step of the story.
@@ -84,6 +85,7 @@ var steps = []step{
 	{"13", "the job is resumed and completes", (*Story).resume},
 	{"14", "a request is denied, one expires; the log is listed and verified", (*Story).sideStories},
 	{"15", "a foreign judge opens the disk", (*Story).judge},
+	{"16", "the disks are erased: certified, and the judge is refused with the same key", (*Story).erase},
 }
 
 // Play plays the story. It returns an error that names the step that did not

@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"path"
@@ -429,7 +430,8 @@ func (s *Story) judge(ctx context.Context) {
 	s.ok(ctx, "admin", "key", "export", string(n.ID.Serial), string(d.ID), "--reason", "judged by dislocker", "--out", file)
 	password, err := os.ReadFile(file)
 	s.must(err)
-	defer os.Remove(file)
+	s.password = strings.TrimSpace(string(password))
+	s.must(os.Remove(file))
 	exported := &lockboxv1.ListRecordsResponse{}
 	s.ask(ctx, exported, "admin", "audit", "list", "--operation", "Export Recovery Password")
 	s.hold(len(exported.Records) > 0, "the export is not on record")
@@ -439,7 +441,7 @@ func (s *Story) judge(ctx context.Context) {
 	s.out.tried("dislocker-file -V %s.img -p… -- plain; ntfscat plain %s/…", d.ID, profile.RightFolder)
 	// dislocker takes the password on its command line or from a terminal; this
 	// one opens a disk that the story destroys.
-	c, err := run(ctx, "", "dislocker-file", "-V", d.Image, "-p"+strings.TrimSpace(string(password)), "--", plain)
+	c, err := run(ctx, "", "dislocker-file", "-V", d.Image, "-p"+s.password, "--", plain)
 	s.must(err)
 	s.hold(c.code == 0, "dislocker cannot open the disk: %s%s", c.out, c.err)
 	share := d.Shares[0]
@@ -454,4 +456,27 @@ func (s *Story) judge(ctx context.Context) {
 		s.hold(c.code == 0 && bytes.Equal([]byte(c.out), []byte(want)), "%s is not what was moved there: %s", inside, c.err)
 		s.out.held("%s is where it was moved, byte for byte", inside)
 	}
+}
+
+// erase ends the order: nothing opens its disks any more.
+func (s *Story) erase(ctx context.Context) {
+	order := string(s.w.Device.Order)
+	s.ok(ctx, "sam", "order", "erase", order, "--yes")
+	s.ok(ctx, "olga", "order", "certificate", order)
+	resp := &lockboxv1.GetErasureResponse{}
+	s.ask(ctx, resp, "olga", "order", "certificate", order)
+	s.hold(len(resp.Certificates) == len(s.w.Device.Nodes) && resp.KeysDestroyed, "%d nodes have certified, kept keys destroyed: %v", len(resp.Certificates), resp.KeysDestroyed)
+	for _, n := range s.w.Device.Nodes {
+		for _, d := range n.Disks {
+			plain := filepath.Join(s.w.Dir, "erased.ntfs")
+			s.out.tried("dislocker-file -V %s.img -p… -- plain   (node %s)", d.ID, n.ID)
+			c, err := run(ctx, "", "dislocker-file", "-V", d.Image, "-p"+s.password, "--", plain)
+			s.must(errors.Join(err, os.RemoveAll(plain)))
+			s.hold(c.code != 0, "dislocker opens disk %s of node %s after it was erased", d.ID, n.ID)
+		}
+	}
+	s.out.held("no disk opens, with the recovery password that opened the first one a minute ago")
+	c := s.lockbox(ctx, "admin", "key", "export", string(s.w.Device.Serial), string(s.w.Device.Nodes[0].Disks[0].ID), "--reason", "after the erasure", "--out", filepath.Join(s.w.Dir, "none"))
+	s.out.back(c.err)
+	s.hold(c.code != 0, "the service has a key of an erased disk still")
 }
