@@ -133,7 +133,7 @@ func (a *app) prepare(ctx context.Context, c *client.Client, s *lockboxv1.Sessio
 		return "", "", err
 	}
 	file := filepath.Join(dir, host+"-cert.pub")
-	if stillHolds(file, s.Id, public) {
+	if s.State == "enabled" && stillHolds(file, s.Id, public) {
 		return host, keyFile, nil
 	}
 	resp, err := c.Sessions.IssueCertificate(ctx, &lockboxv1.IssueCertificateRequest{Session: s.Id, PublicKey: public})
