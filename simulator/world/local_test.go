@@ -50,7 +50,8 @@ type local struct {
 	clock *setClock
 }
 
-func newLocal(t *testing.T) *local {
+// newLocal starts a world. before is done to it before its agent runs.
+func newLocal(t *testing.T, before ...func(*world.World)) *local {
 	t.Helper()
 	p, err := profile.Get("databox")
 	if err != nil {
@@ -79,6 +80,9 @@ func newLocal(t *testing.T) *local {
 	l.crew, err = l.w.Register(t.Context())
 	l.must(err)
 	l.enrol()
+	for _, f := range before {
+		f(l.w)
+	}
 	all.Go(func() {
 		if err := l.w.RunAgent(ctx, l.w.Other.Nodes[0], agent.Options{Log: zerolog.Nop(), Clock: l.clock}); err != nil {
 			t.Errorf("agent: %v", err)
