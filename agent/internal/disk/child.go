@@ -131,6 +131,9 @@ func (c *Child) PID() int { return c.cmd.Process.Pid }
 // Kill sends SIGKILL and does not wait for the end.
 func (c *Child) Kill() { c.cmd.Process.Kill() }
 
+// Signal sends a signal to a process that has not ended.
+func (c *Child) Signal(sig os.Signal) { c.cmd.Process.Signal(sig) }
+
 // Done is closed when the process has ended.
 func (c *Child) Done() <-chan struct{} { return c.done }
 

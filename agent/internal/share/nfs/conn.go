@@ -88,7 +88,9 @@ func (c *conn) serve() {
 		if err := c.read(); err != nil {
 			return
 		}
+		c.answering.RLock()
 		reply, err := c.answer()
+		c.answering.RUnlock()
 		if err != nil {
 			return
 		}
@@ -295,10 +297,10 @@ const replyHeader = 4 + 24
 // repair makes a failure of the library's one that says what failed and is
 // well-formed.
 func (c *conn) repair(reply []byte) []byte {
-	if len(reply) < replyHeader+4 || binary.BigEndian.Uint32(reply[replyHeader-4:]) != 0 {
-		return c.fail(gonfs.NFSStatusInval) // it did not understand the arguments
+	status := gonfs.NFSStatusInval // it did not understand the arguments
+	if len(reply) >= replyHeader+4 && binary.BigEndian.Uint32(reply[replyHeader-4:]) == 0 {
+		status = gonfs.NFSStatus(binary.BigEndian.Uint32(reply[replyHeader:]))
 	}
-	status := gonfs.NFSStatus(binary.BigEndian.Uint32(reply[replyHeader:]))
 	if status == gonfs.NFSStatusOk {
 		return reply
 	}

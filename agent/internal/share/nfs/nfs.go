@@ -109,7 +109,8 @@ type Server struct {
 
 const (
 	startTime = 10 * time.Second       // until a server answers
-	stopTime  = 300 * time.Millisecond // until a killed server is gone, unless it waits for a disk
+	endTime   = 150 * time.Millisecond // for a server to record what it has under way
+	stopTime  = 150 * time.Millisecond // until a killed server is gone, unless it waits for a disk
 	ackTime   = 5 * time.Second        // for the word that an event is recorded
 )
 
@@ -285,21 +286,34 @@ func (s *Server) Err() error {
 	return fmt.Errorf("the NFS server ended: %w: %s", errors.Join(s.child.Err()), s.said)
 }
 
-// Stop kills the server with all its connections. It waits at most 300 ms, less if
-// ctx ends. An error says that it still waits for a disk; it is gone once that disk
-// is closed. Stop may be called more than once.
+// Stop ends the server with all its connections: it records what was read and
+// written, or is killed. It waits at most 300 ms, less if ctx ends. An error says
+// that it still waits for a disk; it is gone once that disk is closed. Stop may be
+// called more than once.
 func (s *Server) Stop(ctx context.Context) error {
+	s.child.Signal(endSignal)
+	if s.ended(ctx, endTime) {
+		return nil
+	}
 	s.child.Kill()
-	timer := time.NewTimer(stopTime)
+	if s.ended(ctx, stopTime) {
+		return nil
+	}
+	return errors.New("the NFS server was killed, but still waits for a disk")
+}
+
+// ended waits for the server's end.
+func (s *Server) ended(ctx context.Context, limit time.Duration) bool {
+	timer := time.NewTimer(limit)
 	defer timer.Stop()
 	select {
 	case <-s.child.Done():
 		s.attended.Wait()
-		return nil
+		return true
 	case <-ctx.Done():
 	case <-timer.C:
 	}
-	return errors.New("the NFS server was killed, but still waits for a disk")
+	return false
 }
 
 // said keeps the first of what the server says before it ends.

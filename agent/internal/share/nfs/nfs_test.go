@@ -80,9 +80,9 @@ func (r *journal) find(op recording.Op, path string) []recording.FileEvent {
 
 // shareTest is a server over a folder.
 type shareTest struct {
-	folder string
-	server *Server
-	record *journal
+	folder  string
+	server  *Server
+	journal *journal
 }
 
 func started(t testing.TB, access approval.Access) *shareTest {
@@ -97,10 +97,10 @@ func startedAt(t testing.TB, folder string, access approval.Access, cfg Config) 
 	if err != nil {
 		t.Fatal(err)
 	}
-	st := &shareTest{folder: folder, record: new(journal)}
+	st := &shareTest{folder: folder, journal: new(journal)}
 	cfg.Self = []string{"/usr/bin/env", modeVariable + "=server", exe}
 	began := time.Now()
-	st.server, err = start(t.Context(), New(cfg).cfg, []share.Share{{Name: shareName, Dir: folder}}, access, st.record)
+	st.server, err = start(t.Context(), New(cfg).cfg, []share.Share{{Name: shareName, Dir: folder}}, access, st.journal)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -190,10 +190,10 @@ func TestRecord(t *testing.T) {
 	c.nfs(gonfs.NFSProcedureRename, encode(nil, top, "new", top, "old"))
 	c.status(gonfs.NFSProcedureRemove, top, "old")
 
-	waitFor(t, func() bool { return len(st.record.find(recording.OpRead, "file")) > 0 })
+	waitFor(t, func() bool { return len(st.journal.find(recording.OpRead, "file")) > 0 })
 	sum := sha256.Sum256(data)
 	var read int64
-	reads := st.record.find(recording.OpRead, "file")
+	reads := st.journal.find(recording.OpRead, "file")
 	for _, e := range reads {
 		read += e.Size
 	}
@@ -208,17 +208,17 @@ func TestRecord(t *testing.T) {
 		{recording.OpOpen, "file", 1}, {recording.OpConnect, "", 2}, {recording.OpCreate, "new", 1}, {recording.OpOpen, "new", 1},
 		{recording.OpMkdir, "folder", 1}, {recording.OpRmdir, "folder", 2}, {recording.OpRename, "new", 1}, {recording.OpRemove, "old", 1},
 	} {
-		if got := st.record.find(op.op, op.path); len(got) != op.n || got[0].Error != "" || !strings.HasPrefix(got[0].Client, "127.0.0.1:") || got[0].Via != recording.ViaNFS || got[0].Share != shareName {
+		if got := st.journal.find(op.op, op.path); len(got) != op.n || got[0].Error != "" || !strings.HasPrefix(got[0].Client, "127.0.0.1:") || got[0].Via != recording.ViaNFS || got[0].Share != shareName {
 			t.Errorf("%s of %q: %+v", op.op, op.path, got)
 		}
 	}
-	if got := st.record.find(recording.OpRmdir, "folder"); got[1].Error != "no such file or directory" {
+	if got := st.journal.find(recording.OpRmdir, "folder"); got[1].Error != "no such file or directory" {
 		t.Errorf("a failure is recorded as %+v", got[1])
 	}
-	if got := st.record.find(recording.OpRename, "new"); got[0].To != shareName+"/old" {
+	if got := st.journal.find(recording.OpRename, "new"); got[0].To != shareName+"/old" {
 		t.Errorf("renamed to %q", got[0].To)
 	}
-	if got := st.record.find(recording.OpWrite, "new"); len(got) != 1 || got[0].Size != 7 {
+	if got := st.journal.find(recording.OpWrite, "new"); len(got) != 1 || got[0].Size != 7 {
 		t.Errorf("written: %+v", got)
 	}
 }
@@ -232,13 +232,27 @@ func waitFor(t *testing.T, ok func() bool) {
 	}
 }
 
+// TestStopRecords ends the server while files are open.
+func TestStopRecords(t *testing.T) {
+	st := started(t, approval.ReadOnly)
+	writeFile(t, st.path("file"), []byte("content"))
+	c := st.dial(t)
+	c.read(c.must(c.top(), "file"), 0, 100)
+	if err := st.server.Stop(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if got := st.journal.find(recording.OpRead, "file"); len(got) != 1 || got[0].Size != 7 || got[0].SHA256 == "" {
+		t.Errorf("recorded: %+v", got)
+	}
+}
+
 // TestRecordStops ends the record: nothing is answered any more.
 func TestRecordStops(t *testing.T) {
 	st := started(t, approval.ReadOnly)
 	writeFile(t, st.path("file"), []byte("content"))
 	c := st.dial(t)
 	file := c.must(c.top(), "file")
-	st.record.fail()
+	st.journal.fail()
 	c.send(programNFS, uint32(gonfs.NFSProcedureRead), encode(nil, file, uint64(0), uint32(7)))
 	if reply, err := c.receive(); err == nil {
 		t.Errorf("answered with % x", reply)
@@ -274,12 +288,14 @@ func TestAccess(t *testing.T) {
 			size := encode(nil, uint32(0), uint32(0), uint32(0), uint32(1), uint64(3), uint32(0), uint32(0))
 			_, create := c.create(top, "new", unchecked, noAttributes)
 			_, written := c.write(file, 0, "C", unstable)
+			longer := encode(nil, uint32(0), uint32(0), uint32(0), uint32(1), uint64(9), uint32(0), uint32(0), uint32(0))
+			grow, _ := c.nfs(gonfs.NFSProcedureSetAttr, append(encode(nil, file), longer...))
 			setattr, _ := c.nfs(gonfs.NFSProcedureSetAttr, append(encode(nil, file), append(size, 0, 0, 0, 0)...))
 			rename, _ := c.nfs(gonfs.NFSProcedureRename, encode(nil, top, "file", top, "file2"))
 			writeFile(t, st.path("victim"), nil)
 			over, _ := c.nfs(gonfs.NFSProcedureRename, encode(nil, top, "new", top, "victim"))
 			for name, got := range map[string][2]gonfs.NFSStatus{
-				"create": {create, write}, "write": {written, write}, "setattr": {setattr, write}, "commit": {c.commit(file), write},
+				"create": {create, write}, "write": {written, write}, "grow": {grow, write}, "cut short": {setattr, remove}, "commit": {c.commit(file), write},
 				"mkdir":  {c.status(gonfs.NFSProcedureMkDir, top, "folder", noAttributes...), write},
 				"rename": {rename, write}, "rename over": {over, remove}, "remove": {c.status(gonfs.NFSProcedureRemove, top, "doomed"), remove},
 			} {

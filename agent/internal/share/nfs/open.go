@@ -186,6 +186,14 @@ func (o *openFiles) drop(node uint64) {
 	o.close(taken...)
 }
 
+// closeAll closes all files, when nobody uses any.
+func (o *openFiles) closeAll() {
+	o.mu.Lock()
+	taken := o.takeLocked(func(*openFile) bool { return true })
+	o.mu.Unlock()
+	o.close(taken...)
+}
+
 // tend reports what is read and written, and closes what nobody uses. It does not
 // return.
 func (o *openFiles) tend() {

@@ -9,9 +9,11 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"slices"
 	"sync"
+	"syscall"
 	"time"
 
 	gonfs "github.com/willscott/go-nfs"
@@ -64,8 +66,25 @@ func Main() error {
 		return err
 	}
 	file.Close()
+	told := make(chan os.Signal, 1)
+	signal.Notify(told, endSignal)
+	go func() {
+		<-told
+		s.end()
+	}()
 	s.events.say(frame{Ready: true})
 	return s.serve(listener)
+}
+
+// endSignal tells the process to end soon: it will be killed if it does not.
+const endSignal = syscall.SIGTERM
+
+// end answers nobody any more, records how much was read and written of the files
+// that are open, and ends the process.
+func (s *server) end() {
+	s.answering.Lock() // for good
+	s.open.closeAll()
+	os.Exit(0)
 }
 
 const (
@@ -84,6 +103,8 @@ type server struct {
 	open    *openFiles
 	conns   chan struct{} // holds one for each connection
 	naming  sync.Mutex    // held while files get names
+
+	answering sync.RWMutex // read-locked while a request is served
 }
 
 // newServer returns a server of the folders in dir.

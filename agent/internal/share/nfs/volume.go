@@ -249,11 +249,18 @@ type truncated struct {
 	name string
 }
 
-// Truncate implements [billy.File].
+// Truncate implements [billy.File]. To cut a file short needs an approval that says
+// delete.
 func (t *truncated) Truncate(size int64) error {
-	err := t.File.Truncate(size)
-	if err == nil {
-		err = t.Sync()
+	i, err := t.Stat()
+	switch {
+	case err != nil:
+	case size < i.Size() && t.view.conn.order.Access != approval.Delete:
+		err = syscall.EACCES
+	default:
+		if err = t.File.Truncate(size); err == nil {
+			err = t.Sync()
+		}
 	}
 	t.view.conn.report(recording.FileEvent{Op: recording.OpTruncate, Share: t.view.name, Path: t.name, Size: size}, err)
 	return t.view.failed(err)
