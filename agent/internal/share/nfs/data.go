@@ -96,6 +96,7 @@ func (c *conn) onRead() []byte {
 		return c.fail(statusOf(err))
 	}
 	f.transferred(int64(offset), data[:n])
+	f.readAhead(int64(offset), int64(offset)+int64(n))
 	padded := (n + 3) &^ 3
 	clear(c.buffer[replyHeader+before+n:][:padded-n])
 	b := append(c.buffer[:0], c.header(0, before+padded)...)

@@ -9,6 +9,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/databox-lockbox/lockbox/protocol/recording"
 )
 
@@ -56,6 +58,20 @@ func (f *openFile) transferred(offset int64, data []byte) {
 	}
 	f.sum.Write(data)
 	f.next += int64(len(data))
+}
+
+// readAheadSize is how far a file is read ahead of its client, in bytes.
+const readAheadSize = 4 << 20
+
+// readAhead has the system read on after a read from offset to end, once a MiB and
+// while the client reads in order: the disk works while the client takes what it has.
+func (f *openFile) readAhead(offset, end int64) {
+	f.mu.Lock()
+	inOrder := f.next == end
+	f.mu.Unlock()
+	if inOrder && offset/maxData != end/maxData {
+		unix.Fadvise(int(f.Fd()), end, readAheadSize, unix.FADV_WILLNEED)
+	}
 }
 
 // event returns what was not yet reported of the file, with the hash of the whole
