@@ -48,14 +48,12 @@ func (r *run) progress() Progress {
 // upload uploads all files, several at once, and tells of it meanwhile. It
 // returns an error if it ended before the last.
 func (r *run) upload(ctx context.Context, parallel int, tell func(Progress)) error {
-	stop, told := make(chan struct{}), make(chan struct{})
-	go func() {
-		defer close(told)
-		r.tell(stop, tell)
-	}()
+	var telling sync.WaitGroup
+	stop := make(chan struct{})
+	telling.Go(func() { r.tell(stop, tell) })
 	r.work(ctx, parallel)
 	close(stop)
-	<-told
+	telling.Wait()
 	if err := ctx.Err(); err != nil {
 		return err
 	}
@@ -128,7 +126,7 @@ func (r *run) one(ctx context.Context, f *file) {
 		r.underWay.Add(n)
 		r.meter.sent.Add(n)
 	})
-	if err == nil || errors.Is(err, ErrNotKept) {
+	if err == nil {
 		r.note(key)
 	}
 	r.done(ctx, f, codeOf(err), sent.Load())

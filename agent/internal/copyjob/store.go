@@ -42,7 +42,7 @@ type ObjectStore interface {
 	// Takes reports whether objects of that kind can be stored.
 	Takes(kind manifest.Kind) bool
 	// Find reports whether this very object is there, by size and content. It is
-	// ErrExists if another has its name.
+	// ErrExists if another has its name. With true there may be ErrNotKept.
 	Find(ctx context.Context, o Object) (bool, error)
 	// Put stores what r yields. When it returns nil, the object is durable and
 	// the store has confirmed its checksum. What an interrupted Put of the same

@@ -57,7 +57,19 @@ type found struct {
 // Find implements [copyjob.ObjectStore].
 func (s *store) Find(ctx context.Context, o copyjob.Object) (bool, error) {
 	f, err := s.look(ctx, o)
-	return f.state == same, explain(err)
+	if err != nil || f.state != same {
+		return false, explain(err)
+	}
+	return true, kept(o)
+}
+
+// kept is [copyjob.ErrNotKept] of an object whose time of modification metadata
+// cannot tell.
+func kept(o copyjob.Object) error {
+	if _, ok := describe(o); !ok {
+		return fmt.Errorf("%w: it lies beyond the years that are written with four digits", copyjob.ErrNotKept)
+	}
+	return nil
 }
 
 // look says what is at the place of an object; [copyjob.ErrExists] if it is

@@ -56,10 +56,7 @@ func (s *store) Put(ctx context.Context, o copyjob.Object, r io.Reader, sent fun
 			return errors.Join(explain(err), other)
 		}
 	}
-	if _, kept := describe(o); !kept {
-		return fmt.Errorf("%w: %v", copyjob.ErrNotKept, o.Modified.Unix())
-	}
-	return nil
+	return kept(o)
 }
 
 // putWhole uploads a block blob with one request.
