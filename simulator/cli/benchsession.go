@@ -30,6 +30,7 @@ over the same unlocked disk, with the same stock client.
 
   sftp_up    a file sent to the device through control plane and tunnel, made durable
   sftp_down  the same file fetched again
+  smb_read   the same file read over SMB, beside the same smbd over a plain folder
 
 Each is the median of some runs, taken in turns with the peer's. One line each on
 standard output; progress on standard error. It needs root, the lockbox program

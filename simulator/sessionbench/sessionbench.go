@@ -6,7 +6,9 @@
 //   - The way is the real one: stock sftp, the configuration that 'lockbox config
 //     ssh' prints, control plane, tunnel, agent, and a real BitLocker disk that was
 //     unlocked for it.
-//   - The peer is Debian's sshd with its sftp-server, on a port of the loopback, over
+//   - SMB is read by smbclient from the share of that disk, beside the same smbd over
+//     a plain folder.
+//   - Of sftp the peer is Debian's sshd with its sftp-server, on a port of the loopback, over
 //     the same folder of the same disk. Both make durable what they are sent.
 //   - A figure is the median of some runs; those of the peer take turns with ours.
 //   - A target that is missed is no error.
@@ -54,7 +56,10 @@ func Run(ctx context.Context, cfg Config) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, peer.end()) }()
-	return cfg.transfers(ctx, s.client, peer.client)
+	if err := cfg.transfers(ctx, s.client, peer.client); err != nil {
+		return err
+	}
+	return s.readSMB(ctx, cfg)
 }
 
 // client is stock sftp with a way to a server.
