@@ -67,6 +67,7 @@ type client struct {
 	config string // file
 	host   string
 	folder string // there
+	put    string // the command that sends a file and returns when it is durable
 }
 
 // transfers measures both directions.
@@ -86,7 +87,7 @@ func (c Config) transfers(ctx context.Context, ours, theirs client) error {
 				times *[]float64
 				line  string
 			}{
-				{&sent[i], fmt.Sprintf("put -f %s %s", up, name)},
+				{&sent[i], fmt.Sprintf("%s %s %s", one.put, up, name)},
 				{&got[i], fmt.Sprintf("get %s %s", name, down)},
 			} {
 				took, err := one.run(ctx, step.line)

@@ -47,12 +47,12 @@ func (s *session) startSSHD(ctx context.Context) (_ *sshd, err error) {
 	ln.Close()
 	server := fmt.Sprintf("ListenAddress %s\nHostKey %s\nAuthorizedKeysFile %s.pub\nStrictModes no\nUsePAM no\nPidFile none\nPermitRootLogin yes\nSubsystem sftp %s\n",
 		address, host, user, sftpProgram)
-	client := fmt.Sprintf("Host *\n  HostName 127.0.0.1\n  Port %d\n  User root\n  IdentityFile %s\n  IdentitiesOnly yes\n  StrictHostKeyChecking no\n  UserKnownHostsFile /dev/null\n  LogLevel ERROR\n",
+	ways := fmt.Sprintf("Host *\n  HostName 127.0.0.1\n  Port %d\n  User root\n  IdentityFile %s\n  IdentitiesOnly yes\n  StrictHostKeyChecking no\n  UserKnownHostsFile /dev/null\n  LogLevel ERROR\n",
 		address.Port, user)
 	p := &sshd{}
-	p.client.config, p.client.host, p.client.folder = filepath.Join(dir, "client.conf"), "peer", s.folder
+	p.client = client{filepath.Join(dir, "client.conf"), "peer", s.folder, "put -f"}
 	config := filepath.Join(dir, "sshd.conf")
-	if err := errors.Join(os.WriteFile(config, []byte(server), 0o600), os.WriteFile(p.client.config, []byte(client), 0o600)); err != nil {
+	if err := errors.Join(os.WriteFile(config, []byte(server), 0o600), os.WriteFile(p.client.config, []byte(ways), 0o600)); err != nil {
 		return nil, err
 	}
 	if err := os.Mkdir(sshdSeparated, 0o755); err == nil {

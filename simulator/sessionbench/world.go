@@ -162,7 +162,7 @@ func (s *session) connect(ctx context.Context, program string) error {
 	if err != nil {
 		return fmt.Errorf("lockbox config ssh: %w", err)
 	}
-	s.client = client{filepath.Join(s.dir, "ours.conf"), string(s.world.Device.Serial), "/shares/" + share + "/bench"}
+	s.client = client{filepath.Join(s.dir, "ours.conf"), string(s.world.Device.Serial), "/shares/" + share + "/bench", "put"}
 	if err := os.WriteFile(s.client.config, block, 0o600); err != nil {
 		return err
 	}

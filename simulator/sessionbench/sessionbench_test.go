@@ -1,0 +1,145 @@
+package sessionbench
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// needs skips the test where the machine cannot, and builds the lockbox program.
+func needs(t *testing.T, programs ...string) (lockbox string) {
+	t.Helper()
+	missing := ""
+	if os.Geteuid() != 0 {
+		missing = "root"
+	}
+	for _, file := range []string{"/dev/fuse", "/dev/loop-control"} {
+		if _, err := os.Stat(file); err != nil {
+			missing = file
+		}
+	}
+	for _, p := range programs {
+		if _, err := exec.LookPath(p); err != nil {
+			missing = p
+		}
+	}
+	switch {
+	case missing != "" && os.Getenv("CI") == "true":
+		t.Fatalf("this test needs %s", missing)
+	case missing != "":
+		t.Skipf("this test needs %s", missing)
+	}
+	lockbox = filepath.Join(t.TempDir(), "lockbox")
+	if out, err := exec.Command("go", "build", "-o", lockbox, "github.com/databox-lockbox/lockbox/controlplane/cmd/lockbox").CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	return lockbox
+}
+
+// TestRun measures small things once: both figures are there, with their peer.
+func TestRun(t *testing.T) {
+	lockbox := needs(t, "sftp", sshdProgram, sftpProgram, "mkntfs", "ntfs-3g")
+	dir := filepath.Join(t.TempDir(), "bench")
+	var out, note bytes.Buffer
+	err := Run(t.Context(), Config{Dir: dir, Lockbox: lockbox, Runs: 1, Size: 2 << 20, Out: &out, Note: &note})
+	if err != nil {
+		t.Fatalf("%v\n%s", err, &note)
+	}
+	for _, name := range []string{"sftp_up", "sftp_down"} {
+		if !strings.Contains(out.String(), "figure="+name+" value=") || strings.Count(out.String(), "peer=openssh") != 2 {
+			t.Errorf("no figure %s: %s", name, &out)
+		}
+	}
+	if _, err := os.Stat(dir); err == nil {
+		t.Error("something is left")
+	}
+}
+
+// TestStockClients has stock clients do what people do, all the way from the
+// command line to the disk.
+func TestStockClients(t *testing.T) {
+	lockbox := needs(t, "ssh", "scp", "sftp", "mkntfs", "ntfs-3g")
+	dir := t.TempDir()
+	s, err := raise(t.Context(), Config{Dir: dir, Lockbox: lockbox, Size: 1 << 20, Note: io.Discard})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := s.end(); err != nil {
+			t.Error(err)
+		}
+	})
+	erin := s.world.People["erin"]
+	run := func(want int, in string, program string, args ...string) (out, errOut string) {
+		t.Helper()
+		if program == "lockbox" {
+			program = lockbox
+			args = append([]string{"--home", erin.Home(), args[0], "--key", erin.KeyFile()}, args[1:]...)
+		}
+		var stdout, stderr bytes.Buffer
+		cmd := exec.CommandContext(t.Context(), program, args...)
+		cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(in), &stdout, &stderr
+		err := cmd.Run()
+		code := 0
+		if exit, ok := errors.AsType[*exec.ExitError](err); ok {
+			code = exit.ExitCode()
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		if code != want {
+			t.Errorf("%s %q: exit %d, want %d: %s%s", filepath.Base(program), args, code, want, &stdout, &stderr)
+		}
+		return stdout.String(), stderr.String()
+	}
+	device := string(s.world.Device.Serial)
+	file := filepath.Join(dir, "local file")
+	if err := os.WriteFile(file, []byte("content\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	folder := "/shares/" + share + "/bench"
+	stock := func(args ...string) []string {
+		return append([]string{"-F", s.client.config, "-o", "BatchMode=yes"}, args...)
+	}
+
+	for _, way := range [][]string{{"lockbox", "ssh", device}, append([]string{"ssh"}, stock(device)...), append([]string{"ssh"}, stock(strings.ToLower(device)+"-1")...)} {
+		if out, errOut := run(0, "", way[0], append(way[1:], "cat", folder+"/first")...); out != "x" || errOut != "" {
+			t.Errorf("%q, %q", out, errOut)
+		}
+		if out, errOut := run(1, "", way[0], append(way[1:], "cat", folder+"/missing")...); out != "" || errOut == "" {
+			t.Errorf("%q, %q", out, errOut)
+		}
+		run(127, "", way[0], append(way[1:], "-T", "bash")...)
+		if out, _ := run(0, "pwd\nexit\n", way[0], append(way[1:], "-T")...); out != "/\n" {
+			t.Errorf("a script: %q", out)
+		}
+	}
+	for i, way := range [][]string{{"lockbox", "scp"}, {"lockbox", "scp", "-O"}, append([]string{"scp"}, stock()...), append([]string{"scp"}, stock("-O")...)} {
+		there := fmt.Sprintf("%s:%s/copy%d", device, folder, i)
+		back := filepath.Join(dir, fmt.Sprint("back", i))
+		run(0, "", way[0], append(way[1:], "-p", "-q", file, there)...)
+		run(0, "", way[0], append(way[1:], "-p", "-P", "22", there, back)...)
+		if err := sameFile(file, back); err != nil {
+			t.Error(err)
+		}
+	}
+	if out, _ := run(0, "", "lockbox", "sftp", "-b", os.DevNull, device); out != "" {
+		t.Errorf("%q", out)
+	}
+	if out, _ := run(0, "ls -1\n", "sftp", stock("-b", "-", device+":"+folder)...); !strings.Contains(out, "copy0\ncopy1\ncopy2\ncopy3\nfirst\n") {
+		t.Errorf("%q", out)
+	}
+	_, why := run(255, "", "lockbox", "ssh", device+"-2")
+	if !strings.Contains(why, "you have no support session on "+device+"/2: enable one: lockbox session enable --device "+device+" --node 2") {
+		t.Errorf("%q", why)
+	}
+	_, why = run(255, "", "ssh", stock(device+"-2")...)
+	if !strings.Contains(why, "you have no support session on "+device+"/2: enable one") || strings.Count(why, "enable one") != 1 {
+		t.Errorf("%q", why)
+	}
+}
