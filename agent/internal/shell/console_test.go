@@ -96,3 +96,72 @@ func TestInterrupt(t *testing.T) {
 		t.Error("the line went on after Ctrl-C")
 	}
 }
+
+func TestHistoryAndCompletion(t *testing.T) {
+	s := newScene(t)
+	s.unlock(approval.ReadOnly)
+	s.write("photos/a b's.txt", "spaces")
+	s.write("photos/bad\x1bname", "")
+	term, wait := s.interact()
+	term.typed("", "/> ")
+	term.typed("pw\t\r", "pwd \r\n/\r\n")
+	term.typed("\x1b[A\r", "pwd \r\n/\r\n")       // arrow up
+	term.typed("cd /sh\tco\tph\t\r", "/photos> ") // folders end with a slash
+	term.typed("cat a\t", "a b's.txt  a.txt")     // several: they are shown
+	term.typed(" \x08\\ \t\r", "spaces")          // and one, with its spaces and quotes
+	term.typed("cat 'a.\t\r", "alpha")
+	term.typed("cat b\t", "b")
+	term.typed("\x15sha256sum a.t\t| hea\t-c 4\r", "8ed3")
+	term.typed("\x15ls no\t\r", "No such file")
+	term.typed("exit\r", "exit\r\n")
+	if status := wait(); status != 1 {
+		t.Errorf("status %d", status)
+	}
+	if bytes.Contains(term.data, []byte("\x1bname")) {
+		t.Error("a name steers the terminal")
+	}
+}
+
+func TestPager(t *testing.T) {
+	s := newScene(t)
+	s.unlock(approval.ReadOnly)
+	s.write("l", lines(1, 100)+"needle \x1b[2J\n"+lines(102, 1000))
+	term, wait := s.interact()
+	term.typed("cd /shares/contoso_BlockBlob\r", "BlockBlob> ")
+	term.typed("less photos/a.txt\r", "alpha\r\n")  // short: at once
+	term.typed("less l\r", "\x1b[H\x1b[2Jline 1\r") // 24 rows
+	term.typed("", "line 23\r\n\x1b[7ml, line 1\x1b[m")
+	term.typed(" ", "line 24\r")
+	term.typed("b", "line 1\r")
+	term.typed("\x1b[B", "line 2\r") // arrow down
+	term.typed("k", "line 1\r")
+	term.typed("/need[l]e\r", "needle \uFFFD[2J\r")
+	term.typed("n", "not found")
+	term.typed("G", "line 1000\r")
+	term.typed("", "line 978 of 1000 (END)")
+	term.typed("g", "line 1\r")
+	term.typed("q", "BlockBlob> ")
+	term.typed("find . | less\r", "./photos\r\n") // keys are not what it pages
+	term.typed("less l\r", "l, line 1")
+	term.typed("\x03", "less: interrupted")
+	term.typed("ls\r", "Wrong_Folder/  l              photos/\r\n")
+	term.typed("exit 0\r", "exit 0\r\n")
+	if status := wait(); status != 0 {
+		t.Errorf("status %d", status)
+	}
+}
+
+func TestTypedInput(t *testing.T) {
+	s := newScene(t)
+	s.unlock(approval.ReadWrite)
+	term, wait := s.interact()
+	term.typed("cd /shares/contoso_BlockBlob\r", "BlockBlob> ")
+	term.typed("cat > typed\r", "cat > typed\r\n")
+	term.typed("one\x7fe\rtwo\r\x04", "two\r\n")
+	term.typed("cat typed\r", "one\r\ntwo\r\n")
+	term.typed("cat > never\r", "never\r\n")
+	term.typed("half\x03", "cat: interrupted")
+	term.typed("ls never\r", "No such file")
+	term.typed("exit 0\r", "exit 0\r\n")
+	wait()
+}

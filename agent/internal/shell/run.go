@@ -202,11 +202,7 @@ func (t *task) run(ctx context.Context, args []string, redirs []*syntax.Redirect
 	if t.opts, args, err = t.parseOptions(args); err != nil {
 		return err
 	}
-	t.in, t.out, t.err, t.console = io.in, io.out, io.err, io.console
-	if io.console != nil && t.in == nil {
-		t.in = io.console.input(ctx)
-	}
-	t.in = contextReader{ctx, t.in}
+	t.in, t.out, t.err, t.console = contextReader{ctx, io.in}, io.out, io.err, io.console
 	return t.invoke(ctx, args)
 }
 

@@ -65,7 +65,7 @@ func (s *Shell) Run(ctx context.Context, text string) int {
 	if c := s.cfg.Console; c != nil {
 		c.running(cancel)
 		defer c.running(nil)
-		io = streams{out: newOutput(c, true), err: newOutput(c, true), console: c}
+		io = streams{in: c.input(ctx), out: newOutput(c, true), err: newOutput(c, true), console: c}
 	} else {
 		io.out, io.err = newOutput(s.cfg.Out, false), newOutput(s.cfg.Err, false)
 	}
