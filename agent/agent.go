@@ -300,6 +300,7 @@ func (a *Agent) newSupport(id state.Identity) (*support.Server, error) {
 		Lock:            a.lock,
 		Journal:         a.journal,
 		Recorder:        a.recorder,
+		Files:           a.changes,
 		Clock:           a.opts.Clock,
 		Manifests:       func(m *devicev1.ReportManifestRequest) { a.uplink.ReportManifest(m) },
 		Log:             a.opts.Log,

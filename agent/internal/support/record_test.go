@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -214,5 +215,33 @@ func TestFailedRecording(t *testing.T) {
 	}
 	if r := s.run("pwd"); r.code == 0 || !strings.Contains(r.err, "cannot be recorded") || r.out != "" {
 		t.Errorf("without room: %+v", r)
+	}
+}
+
+// told keeps what is said of files.
+type told struct {
+	mu   sync.Mutex // guards what follows
+	list []recording.FileEvent
+}
+
+func (t *told) File(e recording.FileEvent) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.list = append(t.list, e)
+	return nil
+}
+
+// TestFilesAreTold: whoever looks after the files hears what a session does with
+// them, and the recording has it too.
+func TestFilesAreTold(t *testing.T) {
+	s, files := newScene(t), &told{}
+	s.server.cfg.Files = files // nobody has logged in
+	s.unlock(approval.ReadWrite, s.session.Key)
+	s.wants("mkdir /shares/contoso_BlockBlob/new", 0, "", "")
+	made := func(e recording.FileEvent) bool {
+		return e.Via == recording.ViaShell && e.Op == recording.OpMkdir && e.Share == "contoso_BlockBlob" && e.Path == "new"
+	}
+	if !slices.ContainsFunc(files.list, made) || !slices.ContainsFunc(s.events(), made) {
+		t.Errorf("told: %+v\nrecorded: %+v", files.list, s.events())
 	}
 }

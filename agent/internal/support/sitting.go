@@ -28,13 +28,22 @@ const endWithin = 2 * time.Second
 // ends, or until everybody is put out.
 type sitting struct {
 	*recorder.Recording
-	left chan struct{} // closed when it is over and everybody has left
+	files FileLog       // nil: nobody else is told of them
+	left  chan struct{} // closed when it is over and everybody has left
 
 	// Guarded by the server's mu:
 	conns    int // recorded in it
 	over     bool
 	channels int // that it has had
 	consoles map[*terminal]bool
+}
+
+// File records an operation on a file, and tells those who look after the files.
+func (s *sitting) File(e recording.FileEvent) error {
+	if err := s.Recording.File(e); err != nil || s.files == nil {
+		return err
+	}
+	return s.files.File(e)
 }
 
 // sit puts a connection that has logged in on record. It is to stand up again.
@@ -71,7 +80,7 @@ func (s *Server) sitDown(in Session, rec *recorder.Recording) (*sitting, error) 
 		return nil, protocol.Errorf(protocol.CodeNotFound, "session %s has ended", in.ID)
 	}
 	if one.sitting == nil && rec != nil {
-		one.sitting = &sitting{Recording: rec, left: make(chan struct{}), consoles: make(map[*terminal]bool)}
+		one.sitting = &sitting{Recording: rec, files: s.cfg.Files, left: make(chan struct{}), consoles: make(map[*terminal]bool)}
 	}
 	if one.sitting != nil {
 		one.sitting.conns++

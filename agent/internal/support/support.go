@@ -78,8 +78,14 @@ type Config struct {
 	Journal         Journal
 	Recorder        *recorder.Store
 	Manifests       ManifestSink
+	Files           FileLog    // told of each operation on a file, once it is recorded; nil: nobody
 	Clock           lock.Clock // nil: the system's
 	Log             zerolog.Logger
+}
+
+// FileLog is told what is done with files. An error ends the operation.
+type FileLog interface {
+	File(recording.FileEvent) error
 }
 
 // ManifestSink is told of the bills of materials that prepare-to-ship made. It
