@@ -43,14 +43,19 @@ const (
 	afterError = time.Second
 	// timerBatch is how many timers fire at a time.
 	timerBatch = 32
+	// othersWait is how long what is due next waits for what fires now: a device
+	// that does not answer must not keep requests from expiring.
+	othersWait = 250 * time.Millisecond
 )
 
 // RunTimers acts on what is due until ctx ends, and returns its error. What was
 // due while no daemon ran is done first.
 func (s *Service) RunTimers(ctx context.Context) error {
+	var firing sync.WaitGroup
+	defer firing.Wait()
 	var mended time.Time // when it was last looked for timers that are missing
 	for {
-		pause, err := s.fireDue(ctx)
+		pause, err := s.fireDue(ctx, &firing)
 		if err == nil && pause > 0 && time.Since(mended) >= lookForLost {
 			var again bool
 			if again, err = s.mend(ctx); again {
@@ -58,16 +63,21 @@ func (s *Service) RunTimers(ctx context.Context) error {
 			}
 			mended = time.Now()
 		}
-		if err != nil && ctx.Err() == nil {
-			s.cfg.Logger.Error().Err(err).Msg("cannot act on timers")
-		}
 		if err != nil {
+			s.cannot(ctx, err)
 			pause = afterError
 		}
 		s.rest(ctx, pause)
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
+	}
+}
+
+// cannot logs a failure, unless the daemon is ending.
+func (s *Service) cannot(ctx context.Context, err error) {
+	if err != nil && ctx.Err() == nil {
+		s.cfg.Logger.Error().Err(err).Msg("cannot act on timers")
 	}
 }
 
@@ -116,8 +126,10 @@ func (s *Service) mend(ctx context.Context) (mended bool, err error) {
 	return mended, nil
 }
 
-// fireDue fires what is due now and returns how long nothing else is.
-func (s *Service) fireDue(ctx context.Context) (time.Duration, error) {
+// fireDue fires what is due now, each timer by itself in firing, and returns how
+// long nothing else is. It waits a little for them; who takes longer has taken
+// their timer by then, or another does it again and finds it done.
+func (s *Service) fireDue(ctx context.Context, firing *sync.WaitGroup) (time.Duration, error) {
 	var due []store.Timer
 	var next time.Time
 	err := s.cfg.Store.View(ctx, func(tx *store.Tx) (err error) {
@@ -137,12 +149,29 @@ func (s *Service) fireDue(ctx context.Context) (time.Duration, error) {
 		// timer is due at the first moment that is not before it.
 		return min(max(next.Sub(s.cfg.Now()), 0), lookAgain), nil
 	}
-	failures := make([]error, len(due))
-	var all sync.WaitGroup
-	for i, t := range due {
-		all.Go(func() { failures[i] = s.fire(ctx, t) })
+	fired, left := make(chan error), make(chan struct{})
+	defer close(left)
+	for _, t := range due {
+		firing.Go(func() {
+			err := s.fire(ctx, t)
+			select {
+			case fired <- err:
+			case <-left:
+				s.cannot(ctx, err)
+			}
+		})
 	}
-	all.Wait()
+	patience := time.NewTimer(othersWait)
+	defer patience.Stop()
+	var failures []error
+	for range due {
+		select {
+		case err := <-fired:
+			failures = append(failures, err)
+		case <-patience.C:
+			return 0, errors.Join(failures...)
+		}
+	}
 	return 0, errors.Join(failures...)
 }
 

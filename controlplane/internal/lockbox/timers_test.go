@@ -11,6 +11,7 @@ import (
 	"github.com/databox-lockbox/lockbox/controlplane/internal/lockbox"
 	"github.com/databox-lockbox/lockbox/controlplane/internal/orders"
 	"github.com/databox-lockbox/lockbox/controlplane/internal/orders/orderstest"
+	"github.com/databox-lockbox/lockbox/controlplane/internal/store"
 	"github.com/databox-lockbox/lockbox/controlplane/internal/store/storetest"
 	"github.com/databox-lockbox/lockbox/protocol"
 	"github.com/databox-lockbox/lockbox/protocol/auditlog"
@@ -151,6 +152,35 @@ func TestAccessEndsWithItsWindow(t *testing.T) {
 
 // An approved request that nobody executed ends with its window too, and a
 // moment after the window nothing executes even if no timer has fired.
+// A device that gives no answer holds up nothing that is due elsewhere.
+func TestTimersDoNotWaitForADevice(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		wholeSecond()
+		w := halted(t, 1, time.Now)
+		stop := w.run()
+		defer stop()
+		r := w.approved()
+		if err := w.execute(orderstest.Erin, r.Id); err != nil {
+			t.Fatal(err)
+		}
+		w.Nodes[0].Hang(true)
+		end := time.Unix(r.AccessEnd, 0)
+		storetest.Tx(t, w.Store, func(ctx context.Context, tx *store.Tx) error {
+			return tx.SetTimer(ctx, "of another", "subject", end.Add(time.Second))
+		})
+		time.Sleep(time.Until(end) + 1500*time.Millisecond)
+		synctest.Wait()
+		w.wantStatus(r.Id, lockbox.Completing) // the device has not answered
+		storetest.Tx(t, w.Store, func(ctx context.Context, tx *store.Tx) error {
+			due, err := tx.DueTimers(ctx, time.Now(), 10)
+			if len(due) > 0 {
+				t.Errorf("%d timers wait for a device that does not answer", len(due))
+			}
+			return err
+		})
+	})
+}
+
 func TestWindowHoldsWithoutTimers(t *testing.T) {
 	c := &clock{time.Now().Truncate(time.Second)}
 	w := halted(t, 1, c.Now)

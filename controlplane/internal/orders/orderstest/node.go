@@ -32,6 +32,7 @@ type Node struct {
 	client devicev1.NodeServiceClient
 
 	mu       sync.Mutex
+	hangs    bool
 	offline  bool
 	broken   string // the step that fails; "" if none
 	policy   *approval.Policy
@@ -95,6 +96,13 @@ func (n *Node) Break(step string) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.broken = step
+}
+
+// Hang has the node give no answer to a lock any more, or answer again.
+func (n *Node) Hang(hang bool) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.hangs = hang
 }
 
 // State is the state of the node's lock.
@@ -328,9 +336,15 @@ func (n *Node) Commit(_ context.Context, in *devicev1.CommitRequest) (*devicev1.
 }
 
 // Lock implements NodeService. What another approval opened stays open.
-func (n *Node) Lock(_ context.Context, in *devicev1.LockRequest) (*devicev1.LockResponse, error) {
+func (n *Node) Lock(ctx context.Context, in *devicev1.LockRequest) (*devicev1.LockResponse, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	if n.hangs {
+		n.mu.Unlock()
+		<-ctx.Done()
+		n.mu.Lock()
+		return nil, ctx.Err()
+	}
 	if err := n.failsLocked("lock"); err != nil {
 		return nil, err
 	}
