@@ -33,7 +33,7 @@ var plan = strings.Fields(`
 	controlplane/internal/orders controlplane/internal/orders/orderstest controlplane/internal/lockbox
 	controlplane/internal/api
 	controlplane/internal/cli
-	simulator/profile simulator/image simulator/netfault simulator/figure simulator/fleet simulator/diskbench simulator/sessionbench simulator/uploadbench simulator/actor simulator/hostile simulator/world
+	simulator/profile simulator/image simulator/netfault simulator/figure simulator/fleet simulator/history simulator/diskbench simulator/sessionbench simulator/uploadbench simulator/actor simulator/hostile simulator/world
 	simulator/scenario simulator/cli simulator/cmd/databox-sim
 `)
 

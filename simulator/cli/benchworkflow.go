@@ -14,6 +14,7 @@ import (
 
 	"github.com/databox-lockbox/lockbox/simulator/figure"
 	"github.com/databox-lockbox/lockbox/simulator/fleet"
+	"github.com/databox-lockbox/lockbox/simulator/history"
 	"github.com/databox-lockbox/lockbox/simulator/hostile"
 )
 
@@ -26,6 +27,7 @@ const (
 // benchWorkflow are the flags of the command.
 type benchWorkflow struct {
 	attacks, devices int
+	played           int
 	seed             uint64
 }
 
@@ -38,6 +40,8 @@ func benchWorkflowCommand() *cobra.Command {
 
   hostile_attacks   attacks of a control plane that has every service key, on real agents without mounts
   hostile_opened    those that opened a device: if it is not 0, they are printed and the command fails
+  model_histories   random histories of people, clocks, crashes and cuts on the real programs: if one does
+                    not go as the model of the lock allows, that is printed and the command fails
   requests_per_s    requests that are made, approved by both sides, executed and revoked, on bare devices,
                     by a control plane over SQLite
 
@@ -51,13 +55,14 @@ of the codes they were refused with. For each kind, the same with nothing wrong 
 	f := c.Flags()
 	f.IntVar(&b.attacks, "attacks", 100_000, "how many attacks, in all")
 	f.IntVar(&b.devices, "devices", 4, "how many devices are attacked side by side")
-	f.Uint64Var(&b.seed, "seed", 0, "what the attacks are drawn from; any if 0")
+	f.IntVar(&b.played, "histories", 40, "how many histories are played")
+	f.Uint64Var(&b.seed, "seed", 0, "what attacks and histories are drawn from; any if 0")
 	return c
 }
 
 func (b benchWorkflow) run(ctx context.Context, out, note io.Writer) (err error) {
-	if b.attacks < 1 || b.devices < 1 || b.devices > 64 {
-		return usageError{fmt.Errorf("--attacks %d --devices %d: want at least 1, and at most 64 devices", b.attacks, b.devices)}
+	if b.attacks < 1 || b.played < 1 || b.devices < 1 || b.devices > 64 {
+		return usageError{fmt.Errorf("--attacks %d --histories %d --devices %d: want at least 1, and at most 64 devices", b.attacks, b.played, b.devices)}
 	}
 	dir, err := os.MkdirTemp("", "hostile-")
 	if err != nil {
@@ -82,10 +87,35 @@ func (b benchWorkflow) run(ctx context.Context, out, note io.Writer) (err error)
 	if len(r.Opened) > 0 {
 		return fmt.Errorf("%d attacks opened a device", len(r.Opened))
 	}
+	if err := b.histories(ctx, filepath.Join(dir, "history"), out, note); err != nil {
+		return err
+	}
 	rate, err := fleet.RequestRate(ctx, filepath.Join(dir, "requests"), requestDevices, requestsEach, note)
 	if err != nil {
 		return err
 	}
 	fmt.Fprintln(out, rate)
+	return nil
+}
+
+// What histories are played with.
+const (
+	historyLanes = 4
+	historySteps = 40
+)
+
+func (b benchWorkflow) histories(ctx context.Context, dir string, out, note io.Writer) error {
+	r, err := history.Run(ctx, history.Config{Dir: dir, Histories: b.played, Lanes: historyLanes, Steps: historySteps, Seed: b.seed})
+	if err != nil {
+		return err
+	}
+	fmt.Fprintf(note, "%d openings, %d looks at locks; acts %v; executions answered with %v\n", r.Openings, r.Looks, r.Acts, r.Answers)
+	fmt.Fprintln(out, figure.Figure{Name: "model_histories", Value: float64(r.Histories), Unit: "histories"})
+	for _, v := range r.Violations {
+		fmt.Fprintln(note, v)
+	}
+	if len(r.Violations) > 0 {
+		return fmt.Errorf("%d times something did not hold", len(r.Violations))
+	}
 	return nil
 }

@@ -82,7 +82,7 @@ func (m *maker) one(ctx context.Context) (err error) {
 			return ctx.Err()
 		}
 		serial := serialOf(m.last.Add(1))
-		if err = makeDevice(ctx, m.w, m.crew, serial); err == nil {
+		if _, err = NewDevice(ctx, m.w, m.crew, serial); err == nil {
 			return nil
 		}
 		err = errors.Join(fmt.Errorf("cannot make device %s: %w", serial, err), os.RemoveAll(filepath.Join(Dir(m.w), string(serial))))
@@ -92,22 +92,25 @@ func (m *maker) one(ctx context.Context) (err error) {
 
 func serialOf(n int64) protocol.DeviceSerial { return protocol.DeviceSerial(fmt.Sprintf("FLT%05d", n)) }
 
-func orderOf(serial protocol.DeviceSerial) protocol.OrderID { return protocol.OrderID("ORD-" + serial) }
+// OrderOf is the order of a device of a fleet.
+func OrderOf(serial protocol.DeviceSerial) protocol.OrderID { return protocol.OrderID("ORD-" + serial) }
 
-func makeDevice(ctx context.Context, w *world.World, crew *world.Crew, serial protocol.DeviceSerial) error {
+// NewDevice makes a device below [Dir], has its order placed, and enrols it. It
+// returns the settings of its agent.
+func NewDevice(ctx context.Context, w *world.World, crew *world.Crew, serial protocol.DeviceSerial) (agent.Config, error) {
 	cfg := deviceConfig(Dir(w), serial)
 	disk, err := makeDisk(ctx, cfg.Disks[0].Image)
 	if err != nil {
-		return err
+		return cfg, err
 	}
-	order := orderOf(serial)
+	order := OrderOf(serial)
 	policy, err := crew.Order(ctx, "databox", w.Destinations(), &lockboxv1.PrepareDeviceRequest{
 		Order: string(order), Serial: string(serial), Disks: []*lockboxv1.PreparedDisk{disk},
 	})
 	if err != nil {
-		return err
+		return cfg, err
 	}
-	return crew.Enrol(ctx, w.API, order, cfg, policy)
+	return cfg, crew.Enrol(ctx, w.API, order, cfg, policy)
 }
 
 // deviceConfig has the agent's defaults but for where things lie.

@@ -9,6 +9,9 @@ import (
 	"os"
 	"runtime/debug"
 	"strconv"
+	"strings"
+	"sync/atomic"
+	"time"
 
 	"github.com/rs/zerolog"
 	"golang.org/x/sys/unix"
@@ -25,6 +28,7 @@ const PartCommand = "bench-part"
 const (
 	partControlPlane = "controlplane"   // CONFIG
 	partAgent        = "agent"          // CONFIG [KEEPER…]
+	partSetAgent     = "set-agent"      // CONFIG; its clock can be set
 	partFleet        = "fleet"          // DIR
 	partRawServer    = "rawtls-server"  // AUTHORITY
 	partRawClients   = "rawtls-clients" // AUTHORITY ADDRESS N
@@ -35,6 +39,8 @@ const (
 const (
 	askCount = "count" // how many devices are connected
 	askFree  = "free"  // collect garbage and give memory back
+	askState = "state" // of the agent's lock
+	askClock = "clock" // followed by how far to set the agent's clock off
 )
 
 // openFiles is how many files a part may have to open.
@@ -45,7 +51,21 @@ type part struct {
 	ready string     // the first line
 	count func() int // devices connected; nil if it has none
 	run   func(context.Context) error
+	agent *agent.Agent // nil if it is none
+	clock *setClock    // of the agent; nil if nobody sets it
 }
+
+// setClock is a wall clock that is set, over a boot clock that nobody sets.
+type setClock struct {
+	began time.Time
+	off   atomic.Int64 // nanoseconds
+}
+
+// Now implements [agent.Clock].
+func (c *setClock) Now() time.Time { return time.Now().Round(0).Add(time.Duration(c.off.Load())) }
+
+// Boot implements [agent.Clock].
+func (c *setClock) Boot() time.Duration { return time.Since(c.began) }
 
 // Part is all that the process of a part does. It ends with ctx, or when in does.
 func Part(ctx context.Context, args []string, in io.Reader, out io.Writer) error {
@@ -80,7 +100,15 @@ func (p *part) answer(in io.Reader, out io.Writer) {
 	fmt.Fprintln(out, p.ready)
 	for lines := bufio.NewScanner(in); lines.Scan(); {
 		answer := "?"
+		off, isClock := strings.CutPrefix(lines.Text(), askClock+" ")
 		switch {
+		case isClock && p.clock != nil:
+			if d, err := time.ParseDuration(off); err == nil {
+				p.clock.off.Store(int64(d))
+				answer = "set"
+			}
+		case lines.Text() == askState && p.agent != nil:
+			answer = p.agent.Status().State
 		case lines.Text() == askFree:
 			freeMemory()
 			answer = "freed"
@@ -128,7 +156,14 @@ func newPart(args []string) (*part, error) {
 	case partControlPlane:
 		return newControlPlane(what)
 	case partAgent:
-		return newAgent(what, args[2:])
+		return newAgent(what, agent.Options{Log: logger(), Self: args[2:]})
+	case partSetAgent:
+		clock := &setClock{began: time.Now()}
+		p, err := newAgent(what, agent.Options{Log: zerolog.Nop(), Clock: clock})
+		if p != nil {
+			p.clock = clock
+		}
+		return p, err
 	case partFleet:
 		return newFleet(what), nil
 	case partRawServer:
@@ -157,16 +192,16 @@ func newControlPlane(config string) (*part, error) {
 	return &part{ready: c.TunnelAddress(), count: c.Online, run: c.Run}, nil
 }
 
-func newAgent(config string, keeper []string) (*part, error) {
+func newAgent(config string, opts agent.Options) (*part, error) {
 	cfg, err := agent.LoadConfig(config)
 	if err != nil {
 		return nil, err
 	}
-	a, err := agent.New(cfg, agent.Options{Log: logger(), Self: keeper})
+	a, err := agent.New(cfg, opts)
 	if err != nil {
 		return nil, err
 	}
-	return &part{ready: "assembled", run: a.Run}, nil
+	return &part{ready: "assembled", run: a.Run, agent: a}, nil
 }
 
 func newFleet(dir string) *part {

@@ -13,6 +13,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"github.com/databox-lockbox/lockbox/protocol"
 )
 
 const (
@@ -59,6 +61,32 @@ func startPart(ctx context.Context, args ...string) (_ *Process, err error) {
 		return nil, errors.Join(err, p.Kill())
 	}
 	return p, nil
+}
+
+// StartControlPlane starts a control plane in a process of its own.
+func StartControlPlane(ctx context.Context, config string) (*Process, error) {
+	return startPart(ctx, partControlPlane, config)
+}
+
+// StartAgent starts an agent in a process of its own, without a keeper. Its clock
+// can be set, see [Process.SetClock].
+func StartAgent(ctx context.Context, config string) (*Process, error) {
+	return startPart(ctx, partSetAgent, config)
+}
+
+// State returns the state of an agent's lock.
+func (p *Process) State(ctx context.Context) (protocol.LockState, error) {
+	answer, err := p.ask(ctx, askState)
+	return protocol.LockState(answer), err
+}
+
+// SetClock sets an agent's wall clock off by so much.
+func (p *Process) SetClock(ctx context.Context, off time.Duration) error {
+	answer, err := p.ask(ctx, askClock+" "+off.String())
+	if err == nil && answer != "set" {
+		err = fmt.Errorf("the clock of the %s cannot be set", p.name)
+	}
+	return err
 }
 
 func (p *Process) watch(out io.Reader) {

@@ -70,7 +70,7 @@ type lane struct {
 
 // newLane brings a device of the fleet to the datacenter, with a ticket for it.
 func (s *scene) newLane(ctx context.Context, serial protocol.DeviceSerial) (lane, error) {
-	order := orderOf(serial)
+	order := OrderOf(serial)
 	if err := s.crew.Ship(ctx, order); err != nil {
 		return lane{}, err
 	}

@@ -83,7 +83,7 @@ func newScene(ctx context.Context, dir string) (_ *scene, err error) {
 }
 
 func (s *scene) startControl(ctx context.Context) (err error) {
-	s.control, err = startPart(ctx, partControlPlane, s.w.ControlConfig())
+	s.control, err = StartControlPlane(ctx, s.w.ControlConfig())
 	return err
 }
 

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"google.golang.org/protobuf/encoding/protojson"
 
@@ -193,12 +194,18 @@ func (c *Crew) Request(ctx context.Context, serial protocol.DeviceSerial, ticket
 
 // Approval signs, as somebody, that they approve a request.
 func (c *Crew) Approval(ctx context.Context, short, request string) (envelope []byte, err error) {
+	return c.Decision(ctx, short, request, approval.Approve, 0)
+}
+
+// Decision signs, as somebody, what they decide about a request: for how long at
+// most, as long as is asked for if 0.
+func (c *Crew) Decision(ctx context.Context, short, request string, verdict approval.Verdict, longest time.Duration) (envelope []byte, err error) {
 	key, err := c.people[short].Fingerprint()
 	if err != nil {
 		return nil, err
 	}
 	draft, err := c.As(short).Requests.DraftDecision(ctx, &lockboxv1.DraftDecisionRequest{
-		Id: request, Verdict: string(approval.Approve), KeyFingerprint: key,
+		Id: request, Verdict: string(verdict), KeyFingerprint: key, MaxDurationSeconds: int64(longest / time.Second),
 	})
 	if err != nil {
 		return nil, err

@@ -1,0 +1,55 @@
+package history_test
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"syscall"
+	"testing"
+
+	"go.uber.org/goleak"
+
+	"github.com/databox-lockbox/lockbox/simulator/fleet"
+	"github.com/databox-lockbox/lockbox/simulator/history"
+)
+
+// TestMain lets the test's program be started again as the programs of a history.
+func TestMain(m *testing.M) {
+	if len(os.Args) > 1 && os.Args[1] == fleet.PartCommand {
+		os.Exit(part(os.Args[2:]))
+	}
+	goleak.VerifyTestMain(m)
+}
+
+func part(args []string) int {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
+	defer stop()
+	if err := fleet.Part(ctx, args, os.Stdin, os.Stdout); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	return 0
+}
+
+// Whatever people do and whatever breaks: nothing is open that may not be.
+func TestHistories(t *testing.T) {
+	dir, err := os.MkdirTemp("", "history") // short, for the sockets
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(dir)
+	cfg := history.Config{Dir: filepath.Join(dir, "world"), Histories: 6, Lanes: 3, Steps: 30, Seed: uint64(os.Getpid())}
+	r, err := history.Run(t.Context(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, v := range r.Violations {
+		t.Error(v)
+	}
+	t.Logf("%d openings, %d looks, acts %v, executions answered with %v", r.Openings, r.Looks, r.Acts, r.Answers)
+	if r.Histories != cfg.Histories || r.Looks < 100 {
+		t.Errorf("%d histories were played, and %d times looked at", r.Histories, r.Looks)
+	}
+}
