@@ -116,8 +116,25 @@ func prepareToShip(ctx context.Context, t *task, args []string) error {
 		for line := range strings.Lines(b.Difference) {
 			fmt.Fprintf(t.out, "    %s\n", Visible(strings.TrimSuffix(line, "\n")))
 		}
+		t.showIssues(b.Issues)
 	}
 	return err
+}
+
+// maxIssues is how many files of one share are named that will not be copied.
+const maxIssues = 100
+
+func (t *task) showIssues(issues []string) {
+	if len(issues) > 0 {
+		fmt.Fprintf(t.out, "  the copy job will not take these as they are:\n")
+	}
+	for i, issue := range issues {
+		if i == maxIssues {
+			fmt.Fprintf(t.out, "    … and %d more\n", len(issues)-i)
+			return
+		}
+		fmt.Fprintf(t.out, "    %s\n", Visible(issue))
+	}
 }
 
 // mayWrite refuses unless the approval lets its engineer change files. The file

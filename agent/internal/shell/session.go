@@ -73,6 +73,7 @@ type Bill struct {
 	Share      string
 	Disk       protocol.DiskID
 	Digest     string
-	Previous   string // digest of the bill before; "" for the first
-	Difference string // from the bill before, a line a file
+	Previous   string   // digest of the bill before; "" for the first
+	Difference string   // from the bill before, a line a file
+	Issues     []string // files that the copy job will not take as they are: code and path
 }

@@ -12,6 +12,7 @@ import (
 	"github.com/databox-lockbox/lockbox/protocol"
 	"github.com/databox-lockbox/lockbox/protocol/auditlog"
 	devicev1 "github.com/databox-lockbox/lockbox/protocol/device/v1"
+	"github.com/databox-lockbox/lockbox/protocol/manifest"
 )
 
 // Status implements [shell.Node].
@@ -77,22 +78,54 @@ func (c *connection) Ship(ctx context.Context) ([]shell.Bill, error) {
 		return nil, err
 	}
 	made, failure := copyjob.PrepareToShip(ctx, lease.Shares)
-	report := &devicev1.ReportManifestRequest{Order: string(lease.Order), Request: string(lease.RequestID), State: "Succeeded"}
-	result := auditlog.Success
-	if failure != nil { // what was written until then stays
-		report.State, result = "Failed", auditlog.Failure
-	}
+	report := &devicev1.ReportManifestRequest{Order: string(lease.Order), Request: string(lease.RequestID)}
 	var bills []shell.Bill
+	issues := 0
 	for _, m := range made {
-		b := shell.Bill{Share: m.Share.Share.String(), Disk: m.Share.Disk, Digest: m.Digest, Previous: m.Previous, Difference: m.Difference.String()}
+		b := shell.Bill{Share: m.Share.Share.String(), Disk: m.Share.Disk, Digest: m.Digest, Previous: m.Previous, Difference: m.Difference.String(), Issues: uncopied(m)}
 		bills = append(bills, b)
+		issues += len(b.Issues)
 		properties["digest."+shareName(lease.Shares, m.Share)] = m.Digest
 		report.Manifests = append(report.Manifests, &devicev1.Manifest{
 			Disk: string(b.Disk), Share: b.Share, Bom: m.BOM, Digest: b.Digest, PreviousDigest: b.Previous, Difference: b.Difference,
 		})
 	}
+	result := auditlog.Success
+	if failure != nil { // what was written until then stays
+		result = auditlog.Failure
+	}
+	report.State = shipState(ctx, failure, issues)
+	properties["state"] = report.State
 	c.server.cfg.Manifests(report)
 	return bills, errors.Join(failure, c.Record(context.WithoutCancel(ctx), auditlog.OpPrepareToShip, result, properties))
+}
+
+// shipState names how prepare-to-ship ended, as devices do.
+func shipState(ctx context.Context, failure error, issues int) string {
+	switch {
+	case failure != nil && ctx.Err() != nil:
+		return "Canceled"
+	case failure != nil:
+		return "Failed"
+	case issues > 0:
+		return "ScanCompletedWithIssues"
+	}
+	return "Succeeded"
+}
+
+// uncopied lists the files of a bill that the copy job will not take as they
+// are, with its codes for why.
+func uncopied(m copyjob.Manifest) (list []string) {
+	bom, err := manifest.ParseBOM(m.BOM)
+	if err != nil {
+		return nil // it was just made, and is reported as it is
+	}
+	for _, f := range bom.Files {
+		for _, code := range m.Share.Classify(f.Path, f.Size).Codes {
+			list = append(list, string(code)+"  "+f.Path)
+		}
+	}
+	return list
 }
 
 // Record implements [shell.Session]. What begins waits its turn, how it ended is

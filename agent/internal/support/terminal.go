@@ -1,7 +1,6 @@
 package support
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -78,10 +77,10 @@ func (t *terminal) answer(r *ssh.Request) deed {
 	case "signal", "break":
 		return t.signal(r)
 	case "shell":
-		return t.startShell()
+		return t.withConsole(t.start(t.shell))
 	case "exec":
 		if line, ok := text(r.Payload); ok {
-			return t.start(func(ctx context.Context) int { return t.exec(ctx, line) })
+			return t.withConsole(t.start(func(ctx context.Context) int { return t.exec(ctx, line) }))
 		}
 	case "subsystem":
 		if name, ok := text(r.Payload); ok && name == "sftp" {
@@ -125,9 +124,8 @@ func (t *terminal) start(do func(context.Context) int) deed {
 	}
 }
 
-// startShell starts a shell, with a line editor if there is a terminal.
-func (t *terminal) startShell() deed {
-	begin := t.start(t.shell)
+// withConsole gives the work a console if the client has a terminal.
+func (t *terminal) withConsole(begin deed) deed {
 	if begin == nil || !t.pty {
 		return begin
 	}
@@ -211,7 +209,7 @@ func (t *terminal) setSize(columns, rows uint32) {
 func (t *terminal) config() shell.Config {
 	return shell.Config{
 		Node: t.conn, Session: recorded{t.conn, t.rec}, FileLog: t.conn.sitting, Client: "channel " + t.name, Now: t.conn.server.cfg.Clock.Now,
-		In: t.channel, Out: shown{t.channel, t.rec}, Err: shown{t.channel.Stderr(), t.rec}, Log: t.conn.server.cfg.Log,
+		In: t.channel, Console: t.console, Out: shown{t.channel, t.rec}, Err: shown{t.channel.Stderr(), t.rec}, Log: t.conn.server.cfg.Log,
 	}
 }
 
@@ -220,12 +218,7 @@ func (t *terminal) exec(ctx context.Context, line string) int {
 	if words := shell.Words(line); len(words) > 1 && words[0] == "scp" {
 		return t.scp(ctx, words)
 	}
-	cfg := t.config()
-	if t.pty { // a terminal wants its line ends
-		cfg.Out = lineEnds{cfg.Out}
-		cfg.Err = cfg.Out
-	}
-	sh := shell.New(cfg)
+	sh := shell.New(t.config())
 	defer func() { t.unrecorded = sh.Unrecorded() }()
 	return sh.Run(ctx, line)
 }
@@ -312,14 +305,4 @@ func (t *terminal) exit(request string, payload []byte) {
 		t.channel.CloseWrite()
 		t.channel.Close()
 	})
-}
-
-// lineEnds ends lines as a terminal wants them.
-type lineEnds struct{ w io.Writer }
-
-func (l lineEnds) Write(p []byte) (int, error) {
-	if _, err := l.w.Write(bytes.ReplaceAll(p, []byte("\n"), []byte("\r\n"))); err != nil {
-		return 0, err
-	}
-	return len(p), nil
 }

@@ -38,13 +38,18 @@ func TestWhatASessionMay(t *testing.T) {
 		t.Error("a refused prepare-to-ship was recorded as begun")
 	}
 	s.unlock(approval.ReadWrite, s.session.Key)
+	s.wants("prepare-to-ship", 0, "ERROR_CONTAINER_OR_SHARE_NAME_ALPHA_NUMERIC_DASH  Wrong_Folder/b.txt", "")
+	if len(s.manifests) != 1 || s.manifests[0].State != "ScanCompletedWithIssues" {
+		t.Errorf("reports: %v", s.manifests)
+	}
+	s.manifests = nil
 	s.wants("cd /shares/contoso_BlockBlob; mkdir reports; mv Wrong_Folder/* reports/; ls reports", 0, "c d.txt", "")
 	s.wants("prepare-to-ship", 0, "contoso_BlockBlob on disk1", "")
 	if len(s.manifests) != 1 || s.manifests[0].State != "Succeeded" || len(s.manifests[0].Manifests) != 1 || s.manifests[0].Request != "LockboxRequest_1" {
 		t.Errorf("reports: %v", s.manifests)
 	}
 	shipped := s.journal.of(auditlog.OpPrepareToShip, "digest.contoso_BlockBlob")
-	if len(shipped) != 2 || shipped[0] != "Start" || !strings.HasPrefix(shipped[1], "Success digest.contoso_BlockBlob=sha256:") {
+	if len(shipped) != 4 || shipped[2] != "Start" || !strings.HasPrefix(shipped[3], "Success digest.contoso_BlockBlob=sha256:") {
 		t.Errorf("records: %q", shipped)
 	}
 }
