@@ -365,3 +365,28 @@ func FuzzBody(f *testing.F) {
 		}
 	})
 }
+
+// FuzzFrames: frames of any content, in a chain that fits, are read or damage.
+func FuzzFrames(f *testing.F) {
+	for _, b := range testBodies() {
+		payload, err := marshalBody(b)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(byte(b.kind()), payload, byte(FrameEnd), []byte("{}"))
+	}
+	f.Fuzz(func(t *testing.T, kind byte, payload []byte, kind2 byte, payload2 []byte) {
+		e, data, err := NewEncoder(testMeta())
+		if err != nil || len(payload) > MaxPayload || len(payload2) > MaxPayload {
+			return
+		}
+		data = append(data, e.frame(epoch, FrameKind(kind), payload)...)
+		data = append(data, e.frame(epoch, FrameKind(kind2), payload2)...)
+		if _, err := Verify(bytes.NewReader(data), Expect{}); protocol.CodeOf(err) != protocol.CodeRecording {
+			t.Errorf("%v: want damage, for nobody signed it", err)
+		}
+		if err := Asciicast(io.Discard, bytes.NewReader(data), ""); err != nil && protocol.CodeOf(err) != protocol.CodeRecording && protocol.CodeOf(err) != protocol.CodeNotFound {
+			t.Errorf("%v is no damage", err)
+		}
+	})
+}
