@@ -41,8 +41,8 @@ bench-session: deps build ## measure support sessions beside OpenSSH's own sshd
 bench-upload: build ## measure the copy job beside Azure's own SDK, both to Azurite
 	@./bin/databox-sim bench-upload --azurite "$$(./.ci/azurite)"
 
-bench-workflow: deps build ## attack devices with every key but the customer's, 100,000 times, and measure requests
-	@./bin/databox-sim bench-workflow
+bench-workflow: deps build ## attack devices with every key but the customer's, 100,000 times; play histories; measure requests and the log
+	@./bin/databox-sim bench-workflow && ./.ci/bench-audit
 
 check: ## formatting, vet, staticcheck, generated code
 	@./.ci/check
