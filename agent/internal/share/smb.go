@@ -332,15 +332,14 @@ var errDying = errors.New("smbd was killed, but still waits for a disk")
 
 // giveBack records what is left to record and removes the server's directory.
 func (s *smbServer) giveBack() error {
+	var unrecorded error
 	if s.audit != nil {
-		if err := s.audit.close(); err != nil {
-			s.fail(err)
-		}
+		unrecorded = s.audit.close()
 	}
 	if err := os.RemoveAll(s.dir); err != nil {
-		return err
+		return errors.Join(unrecorded, err)
 	}
-	return s.keeper.ForgetDir(s.dir)
+	return errors.Join(unrecorded, s.keeper.ForgetDir(s.dir))
 }
 
 func (s *smbServer) path(elem ...string) string {

@@ -269,3 +269,76 @@ func TestSpans(t *testing.T) {
 		t.Errorf("%d pieces are kept", len(scattered.beyond))
 	}
 }
+
+// TestStillOpen records what was done with files that are open when the shares
+// close, or their client goes, and under the names that they got meanwhile.
+func TestStillOpen(t *testing.T) {
+	for name, end := range map[string]func(*tracker) error{
+		"shares close": (*tracker).flush,
+		"client goes": func(tr *tracker) error {
+			return tr.take(auditLine{pid: "7", client: "127.0.0.1", share: shareName, op: "disconnect"})
+		},
+	} {
+		log := &keptLog{}
+		folder := t.TempDir()
+		tr, err := newTracker([]Share{{Name: shareName, Dir: folder}}, approval.Delete, log, func(error) {})
+		if err != nil {
+			t.Fatal(err)
+		}
+		writeFile(t, filepath.Join(folder, "new"), "content")
+		for _, step := range [][2]string{
+			{"openat", "w|" + folder + "/old"},
+			{"create_file", "0x12019f|file|open|" + folder + "/old"},
+			{"strict_lock_check", folder + "/old:0-3:0"},
+			{"strict_lock_check", folder + "/old:3-2:1"},
+			{"renameat", folder + "/old|" + folder + "/new"},
+		} {
+			if err := tr.take(auditLine{"7", "127.0.0.1", shareName, step[0], "", step[1]}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := errors.Join(end(tr), tr.hashes.close()); err != nil {
+			t.Error(err)
+		}
+		tr.close()
+		want := []string{"open old -1", "rename old -1 -> " + shareName + "/new", "read new 3", "write new 2", "close new 7"}
+		if diff := cmp.Diff(want, said(log.kept())); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", name, diff)
+		}
+		if len(tr.files) != 0 {
+			t.Errorf("%s: %d files are still looked after", name, len(tr.files))
+		}
+	}
+}
+
+// FuzzAudit: what is taken for a report is that report, to the byte, and whatever it
+// says harms nobody.
+func FuzzAudit(f *testing.F) {
+	const stamp = "Nov 22 01:54:57 "
+	for _, text := range []string{
+		"7|127.0.0.1|share|renameat|ok|/dir/a|/dir/b\n", "7|::1|share|openat|fail (No such file or directory)|r|/dir/a\n",
+		"7|::1|share|strict_lock_check|ok|/dir/a:0-1:1\n", "7|::1|share|create_file|ok|0x81|dir|open|/dir\n", "7|::1|share|fchmod|ok|/dir/a|600\n",
+	} {
+		f.Add(auditStart + stamp + "smbd_audit: " + text)
+	}
+	f.Fuzz(func(t *testing.T, text string) {
+		line, ok, err := parseAudit([]byte(text))
+		if err != nil || !ok {
+			return
+		}
+		result := "ok"
+		if line.failure != "" {
+			result = "fail (" + line.failure + ")"
+		}
+		fields := strings.Join([]string{line.pid, line.client, line.share, line.op, result, line.args}, "|")
+		at := len(auditStart) + len(stamp)
+		if again := text[:at] + "smbd_audit: " + fields + "\n"; again != text {
+			t.Errorf("%q is taken for %q", text, again)
+		}
+		s := &trackedShare{name: "share", dir: "/nonexistent"}
+		tr := &tracker{shares: map[string]*trackedShare{"share": s}, access: approval.ReadWrite, log: &keptLog{}, files: map[fileKey]*openFile{}, absent: map[string]string{}}
+		if line.op != "close" && line.op != "disconnect" { // which look at the disk
+			tr.take(line)
+		}
+	})
+}
