@@ -1,5 +1,5 @@
 // Package sessionbench measures support sessions beside OpenSSH, in the same
-// minutes on the same machine.
+// minutes on the same machine, and how soon a killed one is over.
 //
 // The rules:
 //
@@ -35,6 +35,7 @@ type Config struct {
 	Lockbox string    // the lockbox program
 	Runs    int       // of which a figure is the median
 	Size    int64     // of the file that is transferred, in bytes
+	Kills   int       // how often the session is killed; 0: that is not measured
 	Out     io.Writer // gets the figures
 	Note    io.Writer // told of progress
 }
@@ -59,7 +60,10 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	if err := cfg.transfers(ctx, s.client, peer.client); err != nil {
 		return err
 	}
-	return s.readSMB(ctx, cfg)
+	if err := s.readSMB(ctx, cfg); err != nil {
+		return err
+	}
+	return cfg.kills(ctx, s)
 }
 
 // client is stock sftp with a way to a server.
