@@ -374,7 +374,8 @@ func (t *tracker) changed(s *trackedShare, line auditLine) error {
 	case "symlinkat":
 		return errors.New("smbd reports a symbolic link, which it must not make")
 	case "fchmod", "fntimes", "fset_dos_attributes", "fset_nt_acl":
-		return t.attributes(s, line)
+		t.attributes(line)
+		return nil
 	default:
 		return fmt.Errorf("smbd reports an unknown operation %.80q", line.op)
 	}
@@ -388,30 +389,28 @@ func (t *tracker) changed(s *trackedShare, line auditLine) error {
 
 // attributes notes that the attributes of a file were set. smbd does so by itself
 // for a file that is new, before the client has it, and for one that was written.
-func (t *tracker) attributes(s *trackedShare, line auditLine) error {
+func (t *tracker) attributes(line auditLine) {
 	full := line.args
 	switch line.op {
 	case "fchmod": // path|mode
-		full, _, _ = cutLast(full, 1)
+		full = cutLast(full, 1)
 	case "fntimes": // path|time|time|time|time
-		full, _, _ = cutLast(full, 4)
+		full = cutLast(full, 4)
 	}
 	f := t.files[fileKey{line.pid, line.share, full}]
 	if f != nil && f.shown && f.written.sum == 0 && line.failure == "" {
 		f.attributes = true
 	}
-	return nil
 }
 
-// cutLast cuts off the last n fields.
-func cutLast(text string, n int) (before, after string, ok bool) {
-	at := len(text)
+// cutLast cuts off the last n fields, or as many as there are.
+func cutLast(text string, n int) string {
 	for range n {
-		if at = strings.LastIndexByte(text[:at], '|'); at < 0 {
-			return text, "", false
+		if at := strings.LastIndexByte(text, '|'); at >= 0 {
+			text = text[:at]
 		}
 	}
-	return text[:at], text[at+1:], true
+	return text
 }
 
 // allowed fails if something happened that the approval does not allow: smbd is
