@@ -421,7 +421,7 @@ func TestManyChanges(t *testing.T) {
 		if c := s.answer(); len(c.List) != n || c.Added != n || c.Parts < 2 || c.Unlisted != 0 {
 			t.Errorf("%d in %d parts", len(c.List), c.Parts)
 		}
-		many := make([]approval.Change, 200_000)
+		many := make([]approval.Change, 100_000)
 		for i := range many {
 			many[i] = approval.Change{Kind: approval.Removed, File: approval.NewFilePath("disk1", shareName, fmt.Sprint(strings.Repeat("x", 60), i)), Before: &approval.FileState{}}
 		}

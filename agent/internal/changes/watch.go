@@ -1,7 +1,6 @@
 package changes
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"os"
@@ -165,8 +164,7 @@ func (o *watch) sums(ctx context.Context) {
 	if err != nil {
 		return
 	}
-	out := bufio.NewWriter(f)
-	defer func() { _ = errors.Join(out.Flush(), f.Sync(), f.Close()) }() // a sum that is missing was not taken
+	defer f.Close() // a sum that is missing was not taken
 	w := &walker{ctx: ctx, pace: true, whys: &whys{}}
 	roots := &roots{shares: o.Shares}
 	defer roots.close()
@@ -182,7 +180,7 @@ func (o *watch) sums(ctx context.Context) {
 				return
 			}
 		}
-		if _, err := out.Write(encodeSum(crc, taken)); err != nil {
+		if _, err := f.Write(encodeSum(crc, taken)); err != nil {
 			return
 		}
 	}
