@@ -245,7 +245,8 @@ func (a *Agent) newLock(key ed25519.PrivateKey) (*lock.Machine, error) {
 // jobEvent remembers that the copy job has completed its order, and passes its news
 // on.
 func (a *Agent) jobEvent(e lock.JobEvent) {
-	if state := copyjob.State(e.Event); state == copyjob.Completed || state == copyjob.CompletedWithErrors {
+	switch copyjob.State(e.Event) {
+	case copyjob.Completed, copyjob.CompletedWithWarnings, copyjob.CompletedWithErrors:
 		if err := a.erasure.Completed(e.Order); err != nil {
 			a.opts.Log.Error().Err(err).Msg("cannot remember that the copy job is completed")
 		}

@@ -410,7 +410,7 @@ func TestManyChanges(t *testing.T) {
 		s := newScene(t)
 		s.open()
 		time.Sleep(10 * time.Second)
-		const n = 5000
+		const n = 2500
 		for i := range n {
 			if err := os.WriteFile(s.path(fmt.Sprintf("%s-%05d", strings.Repeat("long", 40), i)), nil, 0o600); err != nil {
 				t.Fatal(err)

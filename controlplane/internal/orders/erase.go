@@ -52,8 +52,8 @@ func (s *Service) mayErase(ctx context.Context, caller auth.Caller, id string) (
 		if o, err = order(ctx, tx, caller, id); err != nil {
 			return err
 		}
-		if o.Stage != Completed && o.Stage != CompletedWithErrors {
-			return conflict("order %s is at stage %s: disks are erased when their order is %s or %s", o.ID, o.Stage, Completed, CompletedWithErrors)
+		if err := erasable(o); err != nil {
+			return err
 		}
 		if err := noHold(ctx, tx, o); err != nil {
 			return err
@@ -68,6 +68,18 @@ func (s *Service) mayErase(ctx context.Context, caller auth.Caller, id string) (
 		return err
 	})
 	return o, nodes, err
+}
+
+// erasable refuses an order that is not completed, or of which some data are on its
+// disks only and the customer's time to ask for them is not over.
+func erasable(o store.Order) error {
+	switch {
+	case !slices.Contains([]string{Completed, CompletedWithErrors, CompletedWithWarnings}, o.Stage):
+		return conflict("order %s is at stage %s: disks are erased when their order is completed", o.ID, o.Stage)
+	case o.Status == StatusPendingErasure:
+		return conflict("order %s was completed with errors: what was not copied is on its disks only, which are kept for %s", o.ID, pendingErasure)
+	}
+	return nil
 }
 
 // noHold refuses while a legal hold covers an order's tenant or device.

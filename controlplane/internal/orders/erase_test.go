@@ -30,6 +30,23 @@ func wrapped(t *testing.T, w *orderstest.World) (values [][]byte) {
 	return values
 }
 
+// TestErasureIsPending completes an order with errors: for 14 days nobody erases
+// what was not copied.
+func TestErasureIsPending(t *testing.T) {
+	w := newWorld(t, 1)
+	w.ToDatacenter()
+	w.Halt()
+	n := w.Nodes[0]
+	if _, err := w.Orders.ReportJob(t.Context(), n.ID, &devicev1.ReportJobRequest{Order: orderstest.Order, Event: "completed-with-errors"}); err != nil {
+		t.Fatal(err)
+	}
+	_, err := w.Orders.EraseOrder(t.Context(), orderstest.Staff, &lockboxv1.EraseOrderRequest{Order: orderstest.Order})
+	wantCode(t, err, protocol.CodeConflict)
+	if len(wrapped(t, w)) == 0 {
+		t.Error("the keys are gone")
+	}
+}
+
 // TestEraseOrder erases the disks of both nodes of an order. Whatever goes wrong
 // before both have certified leaves the keys in custody.
 func TestEraseOrder(t *testing.T) {
