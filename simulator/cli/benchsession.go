@@ -32,12 +32,14 @@ over the same unlocked disk, with the same stock client.
   sftp_up    a file sent to the device through control plane and tunnel, made durable
   sftp_down  the same file fetched again
   smb_read   the same file read over SMB, beside the same smbd over a plain folder
+  nfs_read   a file of the disk read over NFS, beside one of a plain folder
   kill_to_closed_p99  from an approver's kill until the last client is cut off:
              sftp and smbclient, which are sending, and a shell
 
 Each but the last is the median of some runs, taken in turns with the peer's. One
-line each on standard output; progress on standard error. It needs root, the lockbox program
-beside this one, and the package openssh-server, whose service need not run.`,
+line each on standard output; progress on standard error. It needs root, the programs
+lockbox and databox-agent beside this one, and the packages openssh-server, whose
+service need not run, and libnfs-utils.`,
 		Args: noArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			return b.run(c.Context(), c.OutOrStdout(), c.ErrOrStderr())
@@ -72,8 +74,8 @@ func (b benchSession) run(ctx context.Context, out, note io.Writer) error {
 	}
 	fmt.Fprintln(out, machine())
 	err = sessionbench.Run(ctx, sessionbench.Config{
-		Dir: filepath.Join(dir, "session"), Lockbox: filepath.Join(filepath.Dir(self), "lockbox"),
-		Runs: b.runs, Size: b.sizeMiB << 20, Kills: b.kills, Out: out, Note: note,
+		Dir: filepath.Join(dir, "session"), Runs: b.runs, Size: b.sizeMiB << 20, Kills: b.kills, Out: out, Note: note,
+		Lockbox: filepath.Join(filepath.Dir(self), "lockbox"), Agent: filepath.Join(filepath.Dir(self), "databox-agent"),
 	})
 	return errors.Join(err, os.RemoveAll(dir))
 }

@@ -10,6 +10,7 @@
 //     a plain folder.
 //   - Of sftp the peer is Debian's sshd with its sftp-server, on a port of the loopback, over
 //     the same folder of the same disk. Both make durable what they are sent.
+//   - NFS is read over the unlocked disk, and by the same server over a plain folder.
 //   - A figure is the median of some runs; those of the peer take turns with ours.
 //   - A target that is missed is no error.
 package sessionbench
@@ -33,6 +34,7 @@ import (
 type Config struct {
 	Dir     string    // for the world and its disk; made, and removed afterwards
 	Lockbox string    // the lockbox program
+	Agent   string    // the databox-agent program
 	Runs    int       // of which a figure is the median
 	Size    int64     // of the file that is transferred, in bytes
 	Kills   int       // how often the session is killed; 0: that is not measured
@@ -61,6 +63,9 @@ func Run(ctx context.Context, cfg Config) (err error) {
 		return err
 	}
 	if err := s.readSMB(ctx, cfg); err != nil {
+		return err
+	}
+	if err := s.readNFS(ctx, cfg); err != nil {
 		return err
 	}
 	return cfg.kills(ctx, s)
