@@ -215,8 +215,8 @@ func (s *Service) send(ctx context.Context, row store.Recording, in *lockboxv1.R
 	}
 }
 
-// there says how much of a recording is there, and what is closed when that
-// changes: nil if it never will.
+// there says how much of a recording is there, and gives a channel that is closed
+// when that changes: nil if it never will.
 func (s *Service) there(ctx context.Context, id string) (int64, <-chan struct{}, error) {
 	g, err := s.grows(id)
 	if err != nil {
