@@ -76,3 +76,26 @@ func (slow) Read([]byte) (int, error) {
 	time.Sleep(2500 * time.Millisecond)
 	return 0, io.EOF
 }
+
+// Ctrl-C at the terminal of one command, as in ssh -t, interrupts it.
+func TestInterruptAtTheTerminalOfACommand(t *testing.T) {
+	s := newScene(t)
+	s.unlock(approval.ReadOnly, s.session.Key)
+	one := must(s.client().NewSession())
+	if err := one.RequestPty("xterm", 24, 80, nil); err != nil {
+		t.Fatal(err)
+	}
+	in, out := must(one.StdinPipe()), must(one.StdoutPipe())
+	if err := one.Start("cat"); err != nil { // waits for what is typed
+		t.Fatal(err)
+	}
+	go io.Copy(io.Discard, out)
+	time.Sleep(200 * time.Millisecond)
+	if _, err := in.Write([]byte{3}); err != nil {
+		t.Fatal(err)
+	}
+	exit, ok := errors.AsType[*ssh.ExitError](one.Wait())
+	if !ok || exit.ExitStatus() != 130 {
+		t.Errorf("%v", exit)
+	}
+}
