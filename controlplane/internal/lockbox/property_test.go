@@ -1,6 +1,7 @@
 package lockbox_test
 
 import (
+	"bytes"
 	"testing"
 	"time"
 
@@ -10,19 +11,23 @@ import (
 	"github.com/databox-lockbox/lockbox/controlplane/internal/lockbox"
 	"github.com/databox-lockbox/lockbox/controlplane/internal/orders/orderstest"
 	"github.com/databox-lockbox/lockbox/protocol"
+	"github.com/databox-lockbox/lockbox/protocol/auditlog"
 	lockboxv1 "github.com/databox-lockbox/lockbox/protocol/lockbox/v1"
 )
 
-// Whatever people do, in whatever order: nothing leaves a terminal state, and a
-// device is open for support only under a request that both sides approved,
-// within its window.
+// Whatever people do, in whatever order, while clocks are set, lines are cut and
+// programs crash: nothing leaves a terminal state, a device is open for support
+// only under a request that both sides approved, within its window, no request is
+// lost, and the log verifies and holds an intent for each opening.
 func TestRandomStories(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
 		c := &clock{time.Now().Truncate(time.Second)}
 		m := &model{c: c, ended: map[string]string{}, yes: map[string]map[auth.Role]bool{}}
 		// Each story has a world of its own, in a test of its own so that the
-		// world ends with it.
+		// world ends with it. How it failed is for rapid, which makes it shorter.
+		var failed any
 		t.Run("story", func(t *testing.T) {
+			defer func() { failed = recover() }()
 			m.world = halted(t, 1, c.Now)
 			m.copied = m.Nodes[0].Opened()
 			rt.Repeat(map[string]func(*rapid.T){
@@ -33,9 +38,16 @@ func TestRandomStories(t *testing.T) {
 				"cancel":  m.cancelAny,
 				"session": m.sessionAny,
 				"wait":    m.wait,
+				"clock":   m.setClock,
+				"cut":     m.cutOrHeal,
+				"crash":   m.crash,
 				"":        m.check,
 			})
+			m.checkLog()
 		})
+		if failed != nil {
+			panic(failed)
+		}
 	})
 }
 
@@ -47,6 +59,7 @@ type model struct {
 	yes    map[string]map[auth.Role]bool // who approved what
 	copied int                           // openings by the copy job
 	opened int                           // openings by requests
+	cut    bool                          // the device is out of reach
 }
 
 func (m *model) id(rt *rapid.T) string {
@@ -110,6 +123,9 @@ func (m *model) cancelAny(rt *rapid.T) {
 }
 
 func (m *model) sessionAny(rt *rapid.T) {
+	if m.cut {
+		rt.Skip("no session without a device")
+	}
 	s, err := m.lockbox.EnableSession(m.t.Context(), m.as(orderstest.Erin), &lockboxv1.EnableSessionRequest{Serial: orderstest.Serial, Ticket: m.ticket})
 	if err != nil {
 		rt.Fatal(err)
@@ -122,9 +138,41 @@ func (m *model) sessionAny(rt *rapid.T) {
 	}
 }
 
+// setClock sets the control plane's clock, and the device's with it.
+func (m *model) setClock(rt *rapid.T) {
+	m.c.advance(rapid.SampledFrom([]time.Duration{-24 * time.Hour, -time.Minute, time.Hour, 30 * 24 * time.Hour}).Draw(rt, "by"))
+}
+
+// cutOrHeal cuts the line to the device, or heals it: it reports, and hears what
+// it missed.
+func (m *model) cutOrHeal(rt *rapid.T) {
+	m.cut = !m.cut
+	m.Nodes[0].SetOffline(m.cut)
+	if m.cut {
+		return
+	}
+	m.Heartbeat()
+	if err := m.lockbox.FireDue(m.t.Context()); err != nil {
+		rt.Fatal(err)
+	}
+}
+
+// crash has the device or the control plane start again.
+func (m *model) crash(rt *rapid.T) {
+	if rapid.Bool().Draw(rt, "device") {
+		m.Nodes[0].Restart()
+		return
+	}
+	m.lockbox = lockbox.New(m.config)
+	m.PolicyReplaced = m.lockbox.PolicyReplaced
+}
+
 // wait lets time pass and has what is due done.
 func (m *model) wait(rt *rapid.T) {
 	m.c.advance(rapid.SampledFrom([]time.Duration{time.Minute, 5 * time.Hour, 25 * time.Hour}).Draw(rt, "time"))
+	if m.cut {
+		m.Nodes[0].Relock() // its dead-man time is a minute
+	}
 	if err := m.lockbox.FireDue(m.t.Context()); err != nil {
 		rt.Fatal(err)
 	}
@@ -147,10 +195,27 @@ func (m *model) check(rt *rapid.T) {
 			open++
 		}
 	}
-	if m.Nodes[0].State() == protocol.Unlocked && open == 0 {
+	if !m.cut && m.Nodes[0].State() == protocol.Unlocked && open == 0 {
 		rt.Fatal("the device is open without an approved request")
 	}
 	if got := m.Nodes[0].Opened() - m.copied; got != m.opened {
 		rt.Fatalf("the device was opened %d times, by %d executions", got, m.opened)
+	}
+}
+
+// checkLog verifies the activity log whole, and that no opening lacks its intent.
+func (m *model) checkLog() {
+	m.t.Helper()
+	var export bytes.Buffer
+	send := func(data []byte) error { export.Write(data); return nil }
+	if err := m.Audit.ExportLog(m.t.Context(), orderstest.Admin, &lockboxv1.ExportLogRequest{}, send); err != nil {
+		m.t.Fatal(err)
+	}
+	report, err := auditlog.Verify(&export, m.Audit.VerifierKey(), nil)
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	if n := report.Operations[auditlog.OpUnlockIntent]; n < int64(m.copied+m.opened) {
+		m.t.Errorf("%d openings, but %d intents on record", m.copied+m.opened, n)
 	}
 }
