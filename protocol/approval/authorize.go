@@ -43,9 +43,32 @@ type Grant struct {
 // thresholds, the policy named, purpose, node, disks, window, revocations.
 func (p *Policy) Authorize(in Request) (Grant, error) {
 	st, err := ParseStatement(in.Statement)
+	if err == nil && st.Action == AccessSubscription {
+		err = protocol.Errorf(protocol.CodeAction, "%s opens no device: ask for %s", AccessSubscription, UnlockDatabox)
+	}
 	if err != nil {
 		return Grant{}, err
 	}
+	return p.authorize(in, st)
+}
+
+// AuthorizeAccess decides whether a statement and its decisions allow to see now
+// what the service knows of a subscription or tenant. It judges as
+// [Policy.Authorize] does, by the groups of the rule for [UnlockDatabox]; no device
+// does, and what it grants opens none.
+func (p *Policy) AuthorizeAccess(in Request) (Grant, error) {
+	st, err := ParseStatement(in.Statement)
+	if err == nil && st.Action != AccessSubscription {
+		err = protocol.Errorf(protocol.CodeAction, "the statement asks for %s, not for %s", st.Action, AccessSubscription)
+	}
+	if err != nil {
+		return Grant{}, err
+	}
+	in.Self, in.SelfDisks = nil, nil
+	return p.authorize(in, st)
+}
+
+func (p *Policy) authorize(in Request, st Statement) (Grant, error) {
 	digest := DigestOf(in.Statement)
 	rule, err := p.RuleFor(st)
 	if err != nil {
@@ -62,7 +85,7 @@ func (p *Policy) Authorize(in Request) (Grant, error) {
 	if err := p.checkScope(st.PolicyDigest, st.TenantID, st.OrderID); err != nil {
 		return Grant{}, err
 	}
-	if st.Action != UnlockDatabox || st.Purpose != protocol.SupportAccess {
+	if st.Action != UnlockDatabox && st.Action != AccessSubscription || st.Purpose != protocol.SupportAccess {
 		return Grant{}, protocol.Errorf(protocol.CodeAction,
 			"a request statement can ask for %s as %s only, not for %s as %s",
 			UnlockDatabox, protocol.SupportAccess, st.Action, st.Purpose)

@@ -13,8 +13,18 @@ type Action string
 
 // The actions.
 const (
-	UnlockDatabox Action = "unlock-databox" // a support session; asks for a Statement and decisions
-	CopyData      Action = "data-copy"      // the copy job; asks for a Consent
+	UnlockDatabox      Action = "unlock-databox"      // a support session; asks for a Statement and decisions
+	CopyData           Action = "data-copy"           // the copy job; asks for a Consent
+	AccessSubscription Action = "access-subscription" // to see what the service knows of a subscription; judged by the rule of UnlockDatabox, opens no device
+)
+
+// Scope is how far a statement that asks for [AccessSubscription] reaches.
+type Scope string
+
+// The scopes.
+const (
+	OfSubscription Scope = "subscription"
+	OfTenant       Scope = "tenant" // all subscriptions of the tenant
 )
 
 // Access is what the engineer may do with the data.
@@ -93,9 +103,9 @@ type Statement struct {
 	TenantID       protocol.TenantID       `json:"tenantId"`
 	SubscriptionID protocol.SubscriptionID `json:"subscriptionId"`
 	OrderID        protocol.OrderID        `json:"orderId"`
-	Nodes          []NodeRef               `json:"nodes"`            // every node of one device
-	Disks          []DiskRef               `json:"disks"`            // at least one of each node
-	Shares         []string                `json:"shares,omitempty"` // only these, "<account>_<kind>"; all of the disks if empty
+	Nodes          []NodeRef               `json:"nodes,omitempty"`     // every node of one device; none for AccessSubscription
+	Disks          []DiskRef               `json:"disks,omitempty"`     // at least one of each node; none for AccessSubscription
+	Shares         []string                `json:"shares,omitempty"`    // only these, "<account>_<kind>"; all of the disks if empty
 	Protocols      []Protocol              `json:"protocols,omitempty"` // over which the shares are served beside SMB
 	Purpose        protocol.Purpose        `json:"purpose"`
 	Access         Access                  `json:"access"`
@@ -107,6 +117,7 @@ type Statement struct {
 	Created        int64                   `json:"created"`             // Unix seconds
 	Expires        int64                   `json:"expires"`             // Unix seconds; the last moment to decide, not the end of the access
 	Exclusion      Exclusion               `json:"exclusion,omitempty"` // why the customer is not asked; "" when they are
+	Scope          Scope                   `json:"scope,omitempty"`     // exactly for AccessSubscription
 }
 
 // ParseStatement reads a request statement.
@@ -128,9 +139,7 @@ func (s Statement) check() error {
 		checkName("tenantId", string(s.TenantID)),
 		checkName("subscriptionId", string(s.SubscriptionID)),
 		checkName("orderId", string(s.OrderID)),
-		checkDevice(s.Nodes, s.Disks),
-		checkShares(s.Shares),
-		checkProtocols(s.Protocols),
+		s.checkWhat(),
 		checkForm("purpose", string(s.Purpose), tokenForm),
 		checkOneOf("access", s.Access, ReadOnly, ReadWrite, Delete),
 		checkForm("reasonCode", s.ReasonCode, tokenForm),
@@ -144,6 +153,21 @@ func (s Statement) check() error {
 		checkPeriod("created", s.Created, "expires", s.Expires),
 		s.checkExclusion(),
 	)
+}
+
+// checkWhat refuses a statement whose fields do not say one thing: an access to a
+// subscription that names anything of a device, or what else names no device.
+func (s Statement) checkWhat() error {
+	if s.Action != AccessSubscription {
+		if s.Scope != "" {
+			return fmt.Errorf("scope is %q: only %s has one", s.Scope, AccessSubscription)
+		}
+		return cmp.Or(checkDevice(s.Nodes, s.Disks), checkShares(s.Shares), checkProtocols(s.Protocols))
+	}
+	if len(s.Nodes)+len(s.Disks)+len(s.Shares)+len(s.Protocols) > 0 || s.Exclusion != "" {
+		return fmt.Errorf("%s opens no device and has no exclusion: leave out nodes, disks, shares, protocols and exclusion", AccessSubscription)
+	}
+	return cmp.Or(checkOneOf("scope", s.Scope, OfSubscription, OfTenant), checkOneOf("access", s.Access, ReadOnly))
 }
 
 // Decision is what one person said about one statement, for one role.

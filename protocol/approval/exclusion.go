@@ -53,10 +53,14 @@ func (p *Policy) Exclusion(kind Exclusion) (ExclusionRule, bool) {
 	return ExclusionRule{}, false
 }
 
-// RuleFor returns the rule by which a statement is decided: that of its action,
-// or of the exclusion it names, which asks for no customer. Without one, or when
-// the exclusion does not go as far, it refuses with [protocol.CodeAction].
+// RuleFor returns the rule by which a statement is decided: that of its action
+// ([AccessSubscription] has that of [UnlockDatabox]), or of the exclusion it names,
+// which asks for no customer. Without one, or when the exclusion does not go as
+// far, it refuses with [protocol.CodeAction].
 func (p *Policy) RuleFor(st Statement) (Rule, error) {
+	if st.Action == AccessSubscription {
+		return p.ruleFor(UnlockDatabox)
+	}
 	if st.Exclusion == "" {
 		return p.ruleFor(st.Action)
 	}

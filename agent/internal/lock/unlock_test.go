@@ -202,6 +202,10 @@ var refusals = []struct {
 	{name: "another trust policy", code: protocol.CodePolicyDigest, fault: func(a *attempt) { a.statement.PolicyDigest = approval.DigestOf([]byte("x")) }},
 	{name: "another order's policy", code: protocol.CodePolicyDigest, fault: func(a *attempt) { a.statement.OrderID = "ORD-9999" }},
 	{name: "unknown action", code: protocol.CodeAction, fault: func(a *attempt) { a.statement.Action = "format-databox" }},
+	{name: "approval to see a subscription", code: protocol.CodeAction, fault: func(a *attempt) {
+		a.statement.Action, a.statement.Scope, a.statement.Access = approval.AccessSubscription, approval.OfSubscription, approval.ReadOnly
+		a.statement.Nodes, a.statement.Disks = nil, nil
+	}},
 	{name: "statement for the copy job", code: protocol.CodeAction, fault: func(a *attempt) { a.statement.Purpose = protocol.DataCopy }},
 	{name: "order for the copy job", code: protocol.CodeAction, fault: func(a *attempt) {
 		a.onOrder = func(o *approval.Order) { o.Purpose = protocol.DataCopy }
