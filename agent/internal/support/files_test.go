@@ -156,8 +156,8 @@ ls -1 /shares
 	}
 	s.same(filepath.Join(s.share, "photos/a.txt"), big)
 	s.unlock(approval.ReadOnly, s.session.Key)
-	if r := s.batch("put " + up + " " + shareDir + "/another\n"); r.code == 0 {
-		t.Error("written under a read-only approval")
+	if r := s.batch("put " + up + " " + shareDir + "/another\n"); r.code == 0 || !strings.Contains(r.err, "the approval is read-only: nothing can be changed") {
+		t.Errorf("written under a read-only approval: exit %d: %s", r.code, r.err)
 	}
 }
 

@@ -226,7 +226,7 @@ func (t *terminal) exec(ctx context.Context, line string) int {
 // sftp serves files until the client has enough.
 func (t *terminal) sftp(ctx context.Context) int {
 	return t.serveFiles(ctx, "sftp", recording.ViaSFTP, func(system *files.System) error {
-		return transfer.ServeSFTP(ctx, t.channel, system)
+		return transfer.ServeSFTP(ctx, t.channel, shown{t.channel.Stderr(), t.rec}, system)
 	})
 }
 

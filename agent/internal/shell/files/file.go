@@ -12,6 +12,7 @@ import (
 	"sync"
 	"syscall"
 
+	"github.com/databox-lockbox/lockbox/agent/internal/state"
 	"github.com/databox-lockbox/lockbox/protocol/recording"
 )
 
@@ -30,6 +31,7 @@ type File struct {
 
 	mu     sync.Mutex // guards what follows
 	offset int64
+	synced bool
 	closed bool
 }
 
@@ -69,13 +71,26 @@ func (s *System) OpenFile(name string, flag int, perm fs.FileMode) (*File, error
 		err = regular(info, err)
 	}
 	if err == nil {
-		// Nothing in it is cut here, and nothing waits for a pipe.
-		f.f, err = p.OpenFile(p.name, flag&^(os.O_TRUNC|os.O_APPEND)|syscall.O_NONBLOCK, perm)
+		err = f.open(flag, perm)
 	}
 	if err := s.opened(f, e, err); err != nil {
 		return nil, err
 	}
 	return f, nil
+}
+
+// open opens the file. Nothing in it is cut here, and nothing waits for a pipe.
+func (f *File) open(flag int, perm fs.FileMode) (err error) {
+	wanted := flag&^(os.O_TRUNC|os.O_APPEND) | syscall.O_NONBLOCK
+	if f.made {
+		f.f, err = f.place.OpenFile(f.place.name, wanted|os.O_EXCL, perm)
+		if flag&os.O_EXCL != 0 || !errors.Is(err, fs.ErrExist) {
+			return err
+		}
+		f.made = false // somebody was faster
+	}
+	f.f, err = f.place.OpenFile(f.place.name, wanted, perm)
+	return err
 }
 
 // opened records that a file was opened, or why not.
@@ -244,21 +259,31 @@ func (f *File) Truncate(size int64) error {
 }
 
 // Sync makes what was written durable. What replaces a file does so at Close.
-func (f *File) Sync() error { return f.explain("sync", f.f.Sync()) }
+func (f *File) Sync() error {
+	err := f.f.Sync()
+	if err == nil {
+		f.mu.Lock()
+		f.synced = true
+		f.mu.Unlock()
+	}
+	return f.explain("sync", err)
+}
 
 func (f *File) explain(op string, err error) error {
 	if err == nil || err == io.EOF {
 		return err
 	}
-	return &fs.PathError{Op: op, Path: f.place.full, Err: reason(err)}
+	return &fs.PathError{Op: op, Path: f.place.full, Err: state.Coded(reason(err))}
 }
 
 // Close makes what was written durable and records what was transferred. Only
 // when it returns nil is the content what was written.
 func (f *File) Close() error { return f.close(true) }
 
-// Abandon closes the file without its new content taking the place of the old.
-// What was written where the file is stays.
+// Abandon closes the file without its new content taking the place of the old. A
+// file that was made by opening it, and never synced, is removed again: what is
+// in it is not what somebody wanted there. What was written to a file that was
+// there before stays.
 func (f *File) Abandon() error { return f.close(false) }
 
 func (f *File) close(keep bool) error {
@@ -269,8 +294,13 @@ func (f *File) close(keep bool) error {
 	}
 	f.closed = true
 	defer f.place.Close()
-	events, err := f.content()
-	if f.write && err == nil {
+	info, err := f.f.Stat()
+	var events []recording.FileEvent
+	if err == nil {
+		events = f.content(info.Size())
+	}
+	unwanted := f.made && !keep && !f.synced
+	if f.write && err == nil && !unwanted {
 		err = f.settle(keep)
 	} else if f.stage != nil {
 		f.stage.drop()
@@ -284,20 +314,29 @@ func (f *File) close(keep bool) error {
 			return unrecorded
 		}
 	}
-	if err != nil {
-		return f.explain("close", err)
+	if err == nil && unwanted {
+		err = f.unmake(info)
 	}
-	return nil
+	return f.explain("close", err)
 }
 
-// content returns what is to be recorded of the content that was transferred.
-func (f *File) content() (events []recording.FileEvent, err error) {
-	info, err := f.f.Stat()
-	if err != nil {
-		return nil, err
+// unmake removes a file that was made here, if it is where it was made.
+func (f *File) unmake(made fs.FileInfo) error {
+	there, err := f.place.Lstat(f.place.name)
+	if err != nil || !os.SameFile(made, there) {
+		return nil // somebody has it under another name, or removed it
 	}
+	if err := f.system.record(f.system.event(recording.OpRemove, f.place)); err != nil {
+		return err
+	}
+	return f.place.Remove(f.place.name)
+}
+
+// content returns what is to be recorded of the content that was transferred, of
+// a file of a size.
+func (f *File) content(size int64) (events []recording.FileEvent) {
 	add := func(op recording.Op, t *transfer, always bool) {
-		if bytes, sum := t.result(info.Size()); bytes > 0 || always {
+		if bytes, sum := t.result(size); bytes > 0 || always {
 			e := f.system.event(op, f.place)
 			e.Size, e.SHA256 = bytes, sum
 			events = append(events, e)
@@ -305,7 +344,7 @@ func (f *File) content() (events []recording.FileEvent, err error) {
 	}
 	add(recording.OpRead, &f.read, false)
 	add(recording.OpWrite, &f.wrote, f.write)
-	return events, nil
+	return events
 }
 
 // settle makes what was written durable, in its place.

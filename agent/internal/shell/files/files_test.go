@@ -299,6 +299,57 @@ func TestNewContentIsMadeAside(t *testing.T) {
 	}
 }
 
+// TestAbandonedNewFile: what was not written to its end is not left under a new
+// name, unless it is somebody's by now.
+func TestAbandonedNewFile(t *testing.T) {
+	s := newScene(t, approval.ReadWrite)
+	begin := func(name string) *File {
+		t.Helper()
+		f, err := s.Create("/shares/one_BlockBlob/" + name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		io.WriteString(f, "half")
+		return f
+	}
+	if err := begin("gone").Abandon(); err != nil {
+		t.Error(err)
+	}
+	s.wantEvents("create one_BlockBlob/gone", "write one_BlockBlob/gone 4 "+sum("half")[:8], "remove one_BlockBlob/gone")
+	synced := begin("synced")
+	moved := begin("moved")
+	if err := errors.Join(synced.Sync(), s.Rename("/shares/one_BlockBlob/moved", "/shares/one_BlockBlob/elsewhere", false)); err != nil {
+		t.Fatal(err)
+	}
+	s.put("one_BlockBlob/moved", "another")
+	s.put("one_BlockBlob/there", "alpha")
+	there, err := s.OpenFile("/shares/one_BlockBlob/there", os.O_WRONLY|os.O_CREATE, 0o644)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := there.WriteAt([]byte("AL"), 0); err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(synced.Abandon(), moved.Abandon(), there.Abandon()); err != nil {
+		t.Error(err)
+	}
+	unrecorded := begin("unrecorded")
+	s.mu.Lock()
+	s.broken = errors.New("disk full")
+	s.mu.Unlock()
+	if err := unrecorded.Abandon(); !errors.Is(err, ErrUnrecorded) {
+		t.Error(err)
+	}
+	for name, want := range map[string]string{"synced": "half", "moved": "another", "elsewhere": "half", "there": "ALpha", "unrecorded": "half"} {
+		if got := s.content("one_BlockBlob/" + name); got != want {
+			t.Errorf("%s: %q", name, got)
+		}
+	}
+	if left, _ := os.ReadDir(s.share); len(left) != 5 {
+		t.Errorf("left: %v", left)
+	}
+}
+
 func TestHashOfPiecesOutOfOrder(t *testing.T) {
 	s := newScene(t, approval.ReadWrite)
 	text := strings.Repeat("0123456789abcdef", 4096)

@@ -35,7 +35,7 @@ func newStage(p place) (*stage, error) {
 	}
 	defer disk.Close()
 	if err := disk.Mkdir(StageDir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
-		return nil, state.Coded(err)
+		return nil, state.Coded(reason(err))
 	}
 	info, err := disk.Lstat(StageDir)
 	if err != nil {
@@ -52,7 +52,7 @@ func newStage(p place) (*stage, error) {
 	s := &stage{dir: dir, name: run + rand.Text()}
 	if s.file, err = dir.OpenFile(s.name, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o644); err != nil {
 		dir.Close()
-		return nil, state.Coded(err)
+		return nil, state.Coded(reason(err))
 	}
 	return s, nil
 }

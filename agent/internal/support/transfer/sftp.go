@@ -7,7 +7,9 @@
 //   - Requests are answered one after the other, in order, as sftp-server does.
 //     Deciphering what comes next goes on meanwhile, in SSH below.
 //   - What a client sends is bounded: packets, open files, names, lines.
-//   - A file that was written is durable when its close is answered.
+//   - A file that was written is durable when its close is answered. One that is new
+//     and was not written to its end, because the disk is full or the client is gone,
+//     is removed again, unless the client had it synced.
 //   - Links are not made. [files.System] keeps paths where they belong.
 package transfer
 
@@ -21,10 +23,13 @@ import (
 	"io/fs"
 	"os"
 	"path"
+	"slices"
 	"strconv"
 	"time"
 
+	"github.com/databox-lockbox/lockbox/agent/internal/shell"
 	"github.com/databox-lockbox/lockbox/agent/internal/shell/files"
+	"github.com/databox-lockbox/lockbox/protocol"
 )
 
 // Limits of what a client may ask for; those of OpenSSH's sftp-server.
@@ -37,9 +42,10 @@ const (
 )
 
 // ServeSFTP answers one client until it says goodbye or ctx ends, and closes what
-// it left open. Whoever ends ctx makes reads of rw return, too.
-func ServeSFTP(ctx context.Context, rw io.ReadWriter, files *files.System) error {
-	s := &server{ctx: ctx, r: bufio.NewReaderSize(rw, maxPacket+4), w: rw, files: files, handles: make(map[string]*handle)}
+// it left open. Whoever ends ctx makes reads of rw return, too. To say it gets why
+// something is refused, a line at a time: clients show people the code alone.
+func ServeSFTP(ctx context.Context, rw io.ReadWriter, say io.Writer, files *files.System) error {
+	s := &server{ctx: ctx, r: bufio.NewReaderSize(rw, maxPacket+4), w: rw, say: say, files: files, handles: make(map[string]*handle)}
 	defer s.closeAll()
 	for ctx.Err() == nil {
 		err := s.one()
@@ -57,6 +63,8 @@ type server struct {
 	ctx     context.Context
 	r       *bufio.Reader
 	w       io.Writer
+	say     io.Writer
+	said    []string // to say: what was said once is not said again
 	files   *files.System
 	in, out []byte // buffers of one request and one answer
 	begun   bool
@@ -68,11 +76,12 @@ type server struct {
 type handle struct {
 	file   *files.File
 	dir    *folder
-	failed error // a change of size that failed: clients do not look, so the close fails
+	failed error // a change of size or a write that failed: clients do not always look, so the close fails
+	broken bool  // a write failed: what is there is not what the client has
 }
 
-// closeAll closes what the client left open. What was to replace a file and is
-// not whole does not.
+// closeAll closes what the client left open. What is not whole takes nobody's
+// place, and is not left under a new name.
 func (s *server) closeAll() {
 	for _, h := range s.handles {
 		if h.dir != nil {
@@ -118,10 +127,24 @@ func (s *server) one() error {
 		return err
 	}
 	if err != nil || answer == nil {
+		s.explain(err)
 		answer = status(s.begin(fxpStatus), err)
 	}
 	binary.BigEndian.PutUint32(answer[5:], id)
 	return s.send(answer)
+}
+
+// maxSaid bounds what is said to one client, which may not listen.
+const maxSaid = 20
+
+// explain says what a person should know about a refusal, and do.
+func (s *server) explain(err error) {
+	refusal, ok := errors.AsType[*protocol.Error](err)
+	if !ok || len(s.said) == maxSaid || slices.Contains(s.said, refusal.Message) {
+		return
+	}
+	s.said = append(s.said, refusal.Message)
+	fmt.Fprintln(s.say, shell.Visible(refusal.Error())) // who cannot be told has the code
 }
 
 // ended makes a connection that ended within a packet look like one that ended.
@@ -228,7 +251,9 @@ func (s *server) write(p *parser) error {
 	if err != nil || !ok1 || !ok2 || int64(offset) < 0 {
 		return firstOf(err, errMalformed)
 	}
-	_, err = h.file.WriteAt(data, int64(offset))
+	if _, err = h.file.WriteAt(data, int64(offset)); err != nil {
+		h.failed, h.broken = err, true
+	}
 	return err
 }
 
@@ -331,6 +356,9 @@ func (s *server) close(p *parser) error {
 		h.dir.close()
 		return nil
 	}
+	if h.broken {
+		return firstOf(h.failed, h.file.Abandon())
+	}
 	return firstOf(h.failed, h.file.Close())
 }
 
@@ -386,8 +414,11 @@ func (s *server) setstat(kind byte, p *parser) error {
 			return err
 		}
 		name, truncate = h.file.Name(), func(_ string, size int64) error {
-			h.failed = h.file.Truncate(size)
-			return h.failed
+			err := h.file.Truncate(size)
+			if !h.broken {
+				h.failed = err
+			}
+			return err
 		}
 	} else {
 		var ok bool

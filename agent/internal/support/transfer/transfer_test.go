@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/databox-lockbox/lockbox/agent/internal/shell/files"
@@ -66,7 +67,7 @@ func FuzzSFTP(f *testing.F) {
 	f.Fuzz(func(t *testing.T, sent []byte) {
 		s, dir := system(t)
 		var answers bytes.Buffer
-		_ = ServeSFTP(t.Context(), client{bytes.NewReader(sent), &answers}, s)
+		_ = ServeSFTP(t.Context(), client{bytes.NewReader(sent), &answers}, io.Discard, s)
 		for rest := answers.Bytes(); len(rest) > 0; {
 			if len(rest) < 4 || uint64(len(rest)-4) < uint64(binary.BigEndian.Uint32(rest)) {
 				t.Fatalf("half an answer: %q", rest)
@@ -84,12 +85,35 @@ func TestRefusedTruncateFailsTheClose(t *testing.T) {
 	s, _ := system(t)
 	var answers bytes.Buffer
 	sent := bytes.Join([][]byte{hello, open, write, packet(fxpFsetstat, 3, "1", attrSize, int64(1)<<62), packet(fxpClose, 4, "1")}, nil)
-	if err := ServeSFTP(t.Context(), client{bytes.NewReader(sent), &answers}, s); err != nil {
+	if err := ServeSFTP(t.Context(), client{bytes.NewReader(sent), &answers}, io.Discard, s); err != nil {
 		t.Fatal(err)
 	}
 	refused := binary.BigEndian.AppendUint32(packet(fxpStatus, 4), fxFailure)[4:]
 	if !bytes.Contains(answers.Bytes(), refused) {
 		t.Errorf("%q", answers.Bytes())
+	}
+}
+
+// What a client did not write to its end, because it is gone or there is no room,
+// is not left under a new name.
+func TestUnfinishedFileIsRemoved(t *testing.T) {
+	for name, sent := range map[string][][]byte{
+		"gone":    {hello, open, write},
+		"no room": {hello, open, write, packet(fxpWrite, 3, "1", int64(1)<<62, "hello"), packet(fxpClose, 4, "1")},
+		"synced":  {hello, open, write, packet(fxpExtended, 3, "fsync@openssh.com", "1")},
+	} {
+		s, dir := system(t)
+		var answers, said bytes.Buffer
+		if err := ServeSFTP(t.Context(), client{bytes.NewReader(bytes.Join(sent, nil)), &answers}, &said, s); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := os.Stat(filepath.Join(dir, "share/f")); (err == nil) != (name == "synced") {
+			t.Errorf("%s: %v", name, err)
+		}
+		closed := binary.BigEndian.AppendUint32(packet(fxpStatus, 4), fxFailure)[4:]
+		if name == "no room" && (!bytes.Contains(answers.Bytes(), closed) || strings.Count(said.String(), "(storage-full)\n") != 1) {
+			t.Errorf("%s: %q, %q", name, answers.Bytes(), said.String())
+		}
 	}
 }
 
