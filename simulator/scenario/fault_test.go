@@ -26,7 +26,10 @@ const shortDeadMan = 3 * time.Second
 func TestFaults(t *testing.T) {
 	t.Parallel()
 	s := newStage(t, world.Config{Profile: smallProfile(t, "databox"), DeadMan: shortDeadMan}, func(w *world.World) {
-		tmpfs(t, w.Device.Nodes[0].StateDir(), 4<<20)
+		tmpfs(t, w.Device.Nodes[0].StateDir(), 48<<20)
+		if err := leavesRoom(w.Device.Nodes[0]); err != nil {
+			t.Fatal(err)
+		}
 		tmpfs(t, w.ControlDir(), 24<<20)
 		if err := w.WriteControlConfig(0); err != nil {
 			t.Fatal(err)
@@ -39,6 +42,17 @@ func TestFaults(t *testing.T) {
 	s.in("image truncated", (*stage).imageTruncated)
 	s.in("no room for the journal", (*stage).journalFull)
 	s.in("no room for the store", (*stage).storeFull)
+}
+
+// leavesRoom has a node's agent keep no more room free for recordings than it must.
+func leavesRoom(n world.Node) error {
+	f, err := os.OpenFile(n.ConfigFile(), os.O_WRONLY|os.O_APPEND, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	_, err = f.WriteString("recording:\n  min_free_mib: 16\n")
+	return err
 }
 
 // tmpfs mounts a file system of that many bytes, for as long as the test runs.

@@ -148,9 +148,24 @@ func (h *heavy) cutAt(dir netfault.Direction, bytes int64, hole bool, lines ...*
 		h.nothingOpen()
 	})
 	h.do("with the line repaired it opens", func(ctx context.Context) {
-		h.opens(ctx)
+		h.opensAgain(ctx)
 		h.lockAll(ctx)
 	})
+}
+
+// opensAgain opens once the unlock that was cut has come to its end at the control
+// plane, which locks both nodes then: before, another is refused as busy.
+func (h *heavy) opensAgain(ctx context.Context) {
+	h.online(ctx, h.w.Device, protocol.Locked)
+	for began := time.Now(); time.Since(began) < patience; time.Sleep(100 * time.Millisecond) {
+		c := h.lockbox(ctx, "erin", "request", "execute", h.number)
+		if c.code == 0 {
+			h.online(ctx, h.w.Device, protocol.Unlocked)
+			return
+		}
+		h.hold(strings.Contains(c.err, "("+string(protocol.CodeBusy)+")"), "the next unlock: %s", c.err)
+	}
+	h.fail("an unlock that was cut is under way for %s", patience)
 }
 
 // bothOrNone watches the nodes after lines were cut, until the dead-man time is
