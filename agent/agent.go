@@ -245,9 +245,9 @@ func (a *Agent) newLock(key ed25519.PrivateKey) (*lock.Machine, error) {
 // jobEvent remembers that the copy job has completed its order, and passes its news
 // on.
 func (a *Agent) jobEvent(e lock.JobEvent) {
-	switch copyjob.State(e.Event) {
+	switch end := copyjob.State(e.Event); end {
 	case copyjob.Completed, copyjob.CompletedWithWarnings, copyjob.CompletedWithErrors:
-		if err := a.erasure.Completed(e.Order); err != nil {
+		if err := a.erasure.Completed(e.Order, e.Disks, end != copyjob.CompletedWithErrors); err != nil {
 			a.opts.Log.Error().Err(err).Msg("cannot remember that the copy job is completed")
 		}
 	}

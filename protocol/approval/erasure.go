@@ -3,9 +3,14 @@ package approval
 import (
 	"cmp"
 	"fmt"
+	"time"
 
 	"github.com/databox-lockbox/lockbox/protocol"
 )
+
+// UncopiedKept is how long disks are kept on which something is left that could not
+// be copied: the customer may ask for it.
+const UncopiedKept = 14 * 24 * time.Hour
 
 // What an [Erasure] says of how media were sanitized, in the words of NIST SP
 // 800-88 Rev. 1.

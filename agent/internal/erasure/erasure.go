@@ -4,7 +4,9 @@
 // The rules:
 //
 //   - The device decides last: it erases only what its own copy job has completed
-//     ([Eraser.Completed]), whoever asks, and only while it is locked.
+//     ([Eraser.Completed]), whoever asks, and only while it is locked: each of its
+//     disks, with the volume that was copied. Where something could not be copied,
+//     it is kept for [approval.UncopiedKept] first.
 //   - Recorded before done: no record, nothing is erased.
 //   - What was begun is finished, also after a loss of power ([Eraser.Resume]),
 //     and the certificate is signed only when every disk was read back. It is kept,
@@ -22,6 +24,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -70,7 +73,7 @@ func New(cfg Config) (*Eraser, error) {
 
 // Files of an eraser.
 const (
-	completedFile   = "completed"        // the order that the copy job has completed
+	completedFile   = "completed.json"   // what the copy job has completed
 	intentFile      = "intent.json"      // what is being erased
 	certificateFile = "certificate.json" // that it is
 )
@@ -86,17 +89,66 @@ type intent struct {
 
 func (e *Eraser) path(name string) string { return filepath.Join(e.cfg.Dir, name) }
 
-// Completed remembers that the node's own copy job has completed an order. It is
-// durable when it returns nil.
-func (e *Eraser) Completed(order protocol.OrderID) error {
+// completion is what the node's own copy job has completed.
+type completion struct {
+	Order protocol.OrderID
+	Disks map[protocol.DiskID]copied
+}
+
+// copied is a disk that the copy job went through.
+type copied struct {
+	VolumeGUID string    // another volume under the disk's name was not copied
+	Kept       time.Time // until then the customer may ask for what was not
+}
+
+// Completed remembers that the node's own copy job has completed an order on some
+// of its disks; whole says that nothing was left behind that cannot be copied. It
+// is durable when it returns nil.
+func (e *Eraser) Completed(order protocol.OrderID, disks []protocol.DiskID, whole bool) error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	return state.WriteFile(e.path(completedFile), []byte(order))
+	done, err := e.completion()
+	if err != nil {
+		return err
+	}
+	if done.Order != order {
+		done = completion{Order: order, Disks: make(map[protocol.DiskID]copied)}
+	}
+	for _, d := range e.cfg.Disks {
+		if !slices.Contains(disks, d.ID) {
+			continue
+		}
+		info, err := d.Inspect()
+		if err != nil {
+			return err
+		}
+		c := copied{VolumeGUID: info.ID.String(), Kept: e.cfg.Now()}
+		if !whole {
+			c.Kept = c.Kept.Add(approval.UncopiedKept)
+		}
+		done.Disks[d.ID] = c
+	}
+	data, err := json.Marshal(done)
+	if err != nil {
+		return err
+	}
+	return state.WriteFile(e.path(completedFile), data)
+}
+
+func (e *Eraser) completion() (done completion, err error) {
+	data, err := read(e.path(completedFile))
+	if data == nil || err != nil {
+		return done, err
+	}
+	if err := json.Unmarshal(data, &done); err != nil {
+		return done, fmt.Errorf("cannot read what the copy job has completed: %w", err)
+	}
+	return done, nil
 }
 
 // Erase destroys the keys on all disks of the node and returns the envelope of an
-// [approval.Erasure]. Without a completed copy job of that order, and while the
-// node is not locked, it refuses with [protocol.CodeForbidden] and
+// [approval.Erasure]. Unless the copy job has completed that order on each of them,
+// and while the node is not locked, it refuses with [protocol.CodeForbidden] and
 // [protocol.CodeBusy]. What was erased already is certified by the certificate
 // made then.
 func (e *Eraser) Erase(ctx context.Context, order protocol.OrderID, by protocol.Person) ([]byte, error) {
@@ -170,11 +222,11 @@ func read(path string) ([]byte, error) {
 
 // begin checks that the disks may be erased, and makes it durable that they are.
 func (e *Eraser) begin(ctx context.Context, order protocol.OrderID, by protocol.Person) (intent, error) {
-	completed, err := read(e.path(completedFile))
+	done, err := e.completion()
 	switch {
 	case err != nil:
 		return intent{}, err
-	case order == "" || string(completed) != string(order):
+	case order == "" || done.Order != order:
 		return intent{}, protocol.Errorf(protocol.CodeForbidden, "the copy job of node %s has not completed order %q: nothing is erased", e.cfg.Node, order)
 	case !e.cfg.Locked():
 		return intent{}, protocol.Errorf(protocol.CodeBusy, "node %s is not locked: lock it first", e.cfg.Node)
@@ -185,9 +237,11 @@ func (e *Eraser) begin(ctx context.Context, order protocol.OrderID, by protocol.
 		if err != nil {
 			return intent{}, protocol.Errorf(protocol.CodeDisks, "disk %s cannot be read, so nothing could be certified: %v", d.ID, err)
 		}
-		in.Media = append(in.Media, approval.ErasedMedium{
-			Disk: d.ID, VolumeGUID: info.ID.String(), Size: info.Size, Encryption: info.Method.String(),
-		})
+		medium := approval.ErasedMedium{Disk: d.ID, VolumeGUID: info.ID.String(), Size: info.Size, Encryption: info.Method.String()}
+		if err := done.allows(medium, in.Begun); err != nil {
+			return intent{}, err
+		}
+		in.Media = append(in.Media, medium)
 	}
 	if _, err := e.sign(in); err != nil {
 		return intent{}, err // it would be refused after the disks are gone
@@ -200,6 +254,17 @@ func (e *Eraser) begin(ctx context.Context, order protocol.OrderID, by protocol.
 		return intent{}, protocol.Errorf(protocol.CodeNotRecorded, "nothing was erased, because it could not be recorded: %v", err)
 	}
 	return in, state.WriteFile(e.path(intentFile), data)
+}
+
+// allows refuses to erase what was not copied.
+func (c completion) allows(m approval.ErasedMedium, now time.Time) error {
+	switch disk, ok := c.Disks[m.Disk]; {
+	case !ok || disk.VolumeGUID != m.VolumeGUID:
+		return protocol.Errorf(protocol.CodeForbidden, "the copy job of order %s has not copied disk %s with volume %s: nothing is erased", c.Order, m.Disk, m.VolumeGUID)
+	case now.Before(disk.Kept):
+		return protocol.Errorf(protocol.CodeForbidden, "not all of disk %s could be copied: it is kept until %s", m.Disk, disk.Kept.UTC().Format(time.RFC3339))
+	}
+	return nil
 }
 
 // finish erases the disks, each whether it was before or not, and certifies it.

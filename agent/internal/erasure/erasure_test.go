@@ -107,6 +107,13 @@ func (s *scene) eraser(t *testing.T) *Eraser {
 	return e
 }
 
+func (s *scene) ids() (list []protocol.DiskID) {
+	for _, d := range s.cfg.Disks {
+		list = append(list, d.ID)
+	}
+	return list
+}
+
 // want fails unless so many disks open.
 func (s *scene) want(t *testing.T, open int) {
 	t.Helper()
@@ -132,7 +139,7 @@ func TestErase(t *testing.T) {
 	e := s.eraser(t)
 	_, err := e.Erase(t.Context(), "ORD-1001", "sam")
 	wantCode(t, err, protocol.CodeForbidden) // the control plane says that it is completed, the device does not
-	if err := e.Completed("ORD-1001"); err != nil {
+	if err := e.Completed("ORD-1001", s.ids(), true); err != nil {
 		t.Fatal(err)
 	}
 	_, err = e.Erase(t.Context(), "ORD-1002", "sam")
@@ -175,13 +182,49 @@ func TestErase(t *testing.T) {
 	}
 }
 
+// TestOnlyWhatWasCopied has a control plane order, of an order that the copy job has
+// completed, what no copy job went through.
+func TestOnlyWhatWasCopied(t *testing.T) {
+	s := newScene(t)
+	e := s.eraser(t)
+	refused := func() {
+		t.Helper()
+		_, err := s.eraser(t).Erase(t.Context(), "ORD-1001", "sam")
+		wantCode(t, err, protocol.CodeForbidden)
+		s.want(t, 2)
+	}
+	completed := func(whole bool, disks ...protocol.DiskID) {
+		t.Helper()
+		if err := e.Completed("ORD-1001", disks, whole); err != nil {
+			t.Fatal(err)
+		}
+	}
+	completed(true, "disk1")
+	refused() // a consent for one disk of two
+	completed(true, "disk2")
+	was := s.cfg.Disks[1].Image
+	s.cfg.Disks[1].Image = s.volume(t)
+	refused() // the disk was prepared anew
+	s.cfg.Disks[1].Image = was
+	completed(false, "disk2")
+	refused() // something on it is nowhere else
+	now := time.Now().Add(approval.UncopiedKept)
+	s.cfg.Now = func() time.Time { return now.Add(-time.Minute) }
+	refused()
+	s.cfg.Now = func() time.Time { return now.Add(time.Minute) }
+	if _, err := s.eraser(t).Erase(t.Context(), "ORD-1001", "sam"); err != nil {
+		t.Error(err)
+	}
+	s.want(t, 0)
+}
+
 // TestPowerCut loses power after each step: there is no certificate without an
 // erasure, and what was begun is finished at the next start.
 func TestPowerCut(t *testing.T) {
 	for erased := range 3 {
 		s := newScene(t)
 		e := s.eraser(t)
-		if err := e.Completed("ORD-1001"); err != nil {
+		if err := e.Completed("ORD-1001", s.ids(), true); err != nil {
 			t.Fatal(err)
 		}
 		if _, err := e.begin(t.Context(), "ORD-1001", "sam"); err != nil {
@@ -214,7 +257,7 @@ func TestPowerCut(t *testing.T) {
 func TestDiskThatFails(t *testing.T) {
 	s := newScene(t)
 	e := s.eraser(t)
-	if err := e.Completed("ORD-1001"); err != nil {
+	if err := e.Completed("ORD-1001", s.ids(), true); err != nil {
 		t.Fatal(err)
 	}
 	image, err := os.ReadFile(s.cfg.Disks[1].Image)

@@ -77,7 +77,7 @@ func (m *Machine) reportJob(l *lease, event string, state copyjob.State, r copyj
 	if m.cfg.JobEvent == nil {
 		return
 	}
-	e := JobEvent{Event: event, Order: l.orderID, Status: status, CopyLog: r.CopyLog}
+	e := JobEvent{Event: event, Order: l.orderID, Disks: l.diskIDs, Status: status, CopyLog: r.CopyLog}
 	for _, c := range r.Codes {
 		e.Codes = append(e.Codes, string(c))
 	}

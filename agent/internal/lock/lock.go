@@ -177,6 +177,7 @@ type Config struct {
 type JobEvent struct {
 	Event   string // started | progress | halted | paused | resumed | completed | completed-with-errors
 	Order   protocol.OrderID
+	Disks   []protocol.DiskID // that it goes through
 	Status  *devicev1.JobStatus
 	CopyLog []byte   // XML, when halted or completed
 	Codes   []string // distinct error codes

@@ -12,6 +12,7 @@ import (
 	"github.com/databox-lockbox/lockbox/controlplane/internal/custody"
 	"github.com/databox-lockbox/lockbox/controlplane/internal/store"
 	"github.com/databox-lockbox/lockbox/protocol"
+	"github.com/databox-lockbox/lockbox/protocol/approval"
 	"github.com/databox-lockbox/lockbox/protocol/auditlog"
 	devicev1 "github.com/databox-lockbox/lockbox/protocol/device/v1"
 	lockboxv1 "github.com/databox-lockbox/lockbox/protocol/lockbox/v1"
@@ -329,7 +330,7 @@ func (s *Service) jobHistory(ctx context.Context, tx *store.Tx, was, o store.Ord
 const TimerPendingErasure = "order-pending-erasure"
 
 // pendingErasure is how long the customer of such an order has to object.
-const pendingErasure = 14 * 24 * time.Hour
+const pendingErasure = approval.UncopiedKept
 
 // EndPendingErasure completes an order with errors whose time to object is over:
 // nothing keeps its device from being erased any more.
