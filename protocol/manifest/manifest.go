@@ -30,13 +30,39 @@ import (
 
 // crcTable has the polynomial that Azure Storage uses for its CRC64 (known as
 // CRC-64/NVME), in reflected form. The check value is 0xae8b14860a799888.
-var crcTable = crc64.MakeTable(0x9a6c9329ac4bc9b5)
+var crcTable = crc64.MakeTable(crcPolynomial)
+
+const crcPolynomial = 0x9a6c9329ac4bc9b5 // the coefficient of x⁶³ is the lowest bit
 
 // NewCRC64 returns the checksum of Azure Storage and of bills of materials.
 func NewCRC64() hash.Hash64 { return crc64.New(crcTable) }
 
 // ChecksumCRC64 returns the CRC64 of data.
 func ChecksumCRC64(data []byte) uint64 { return crc64.Checksum(data, crcTable) }
+
+// JoinCRC64 returns the CRC64 of two parts from those of each. n is the number of
+// bytes of the second.
+func JoinCRC64(first, second uint64, n int64) uint64 {
+	shift, square := uint64(1)<<63, uint64(1)<<55 // x⁰; x⁸, which is one byte
+	for ; n > 0; n >>= 1 {
+		if n&1 != 0 {
+			shift = multiply(shift, square)
+		}
+		square = multiply(square, square)
+	}
+	return multiply(first, shift) ^ second
+}
+
+// multiply multiplies two polynomials modulo that of the checksum.
+func multiply(a, b uint64) (product uint64) {
+	for ; a != 0; a <<= 1 {
+		if a>>63 != 0 {
+			product ^= b
+		}
+		b = b>>1 ^ crcPolynomial&-(b&1) // b times x
+	}
+	return product
+}
 
 func invalid(format string, args ...any) error {
 	return protocol.Errorf(protocol.CodeInvalid, "%s", "manifest: "+fmt.Sprintf(format, args...))

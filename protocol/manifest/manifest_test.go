@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"os"
 	"slices"
 	"strings"
@@ -52,6 +53,17 @@ func bitwiseCRC64(data []byte) uint64 {
 		}
 	}
 	return ^crc
+}
+
+func TestJoinCRC64(t *testing.T) {
+	data := make([]byte, 3000)
+	rand.NewChaCha8([32]byte{1}).Read(data)
+	for _, n := range []int{0, 1, 7, 256, 2999, 3000} {
+		first, second := data[:len(data)-n], data[len(data)-n:]
+		if got := JoinCRC64(ChecksumCRC64(first), ChecksumCRC64(second), int64(n)); got != ChecksumCRC64(data) {
+			t.Errorf("the last %d bytes apart: %#x, want %#x", n, got, ChecksumCRC64(data))
+		}
+	}
 }
 
 func TestCRC64ByDefinition(t *testing.T) {

@@ -27,11 +27,9 @@ import (
 	"sync"
 	"time"
 
-	"github.com/Azure/azure-sdk-for-go/sdk/azcore"
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore/policy"
+	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/blob"
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/bloberror"
-	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/container"
-	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/service"
 
 	"github.com/databox-lockbox/lockbox/agent/internal/copyjob"
 	"github.com/databox-lockbox/lockbox/protocol"
@@ -97,32 +95,27 @@ func (a *Accounts) Open(d approval.Destination) (copyjob.ObjectStore, error) {
 		return nil, protocol.Errorf(protocol.CodeUnavailable, "cannot use the credential of account %s: %v", account.Name, err)
 	}
 	transport := newTransport(a.cfg)
-	client, err := newClient(account, secret, a.cfg, &http.Client{Transport: guarded{transport}, CheckRedirect: stay})
-	if err != nil {
+	s := &store{
+		root: account.Endpoint, slots: a.slots, transport: transport, containers: make(map[string]func() error),
+		options: policy.ClientOptions{
+			Transport: &http.Client{Transport: guarded{transport}, CheckRedirect: stay},
+			Retry:     retries(a.cfg.Pause),
+			Telemetry: policy.TelemetryOptions{ApplicationID: "databox-agent"},
+		},
+	}
+	if secret.key == "" {
+		s.root += "?" + secret.sas
+	} else if s.key, err = blob.NewSharedKeyCredential(account.Name, secret.key); err != nil {
 		return nil, protocol.Errorf(protocol.CodeUnavailable, "cannot use the credential of account %s: it is malformed", account.Name) // the cause could quote it
 	}
-	return &store{client: client, slots: a.slots, transport: transport, containers: make(map[string]func() error)}, nil
-}
-
-func newClient(account Account, c credential, cfg Config, transport *http.Client) (*service.Client, error) {
-	options := &service.ClientOptions{ClientOptions: azcore.ClientOptions{
-		Transport: transport,
-		Retry:     retries(cfg.Pause),
-		Telemetry: policy.TelemetryOptions{ApplicationID: "databox-agent"},
-	}}
-	if c.key == "" {
-		return service.NewClientWithNoCredential(account.Endpoint+"?"+c.sas, options)
-	}
-	key, err := service.NewSharedKeyCredential(account.Name, c.key)
-	if err != nil {
-		return nil, err
-	}
-	return service.NewClientWithSharedKeyCredential(account.Endpoint, key, options)
+	return s, nil
 }
 
 // store is one account. It implements [copyjob.ObjectStore].
 type store struct {
-	client    *service.Client
+	root      string                    // URL of the account, with its query if that is the credential
+	key       *blob.SharedKeyCredential // nil: root has the credential
+	options   policy.ClientOptions
 	slots     chan struct{}
 	transport *http.Transport
 
@@ -141,10 +134,6 @@ func (s *store) Close() error {
 	return nil
 }
 
-func (s *store) container(o copyjob.Object) *container.Client {
-	return s.client.NewContainerClient(o.Container)
-}
-
 // makeContainer makes an object's container if it is not there. A credential
 // that may not make containers is good for those that are there.
 func (s *store) makeContainer(ctx context.Context, o copyjob.Object) error {
@@ -152,7 +141,7 @@ func (s *store) makeContainer(ctx context.Context, o copyjob.Object) error {
 	once := s.containers[o.Container]
 	if once == nil {
 		once = sync.OnceValue(func() error {
-			_, err := s.container(o).Create(ctx, nil)
+			err := s.createContainer(ctx, o.Container)
 			if bloberror.HasCode(err, bloberror.ContainerAlreadyExists) {
 				return nil
 			}

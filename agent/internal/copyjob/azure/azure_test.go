@@ -167,7 +167,11 @@ func put(ctx context.Context, s *store, o copyjob.Object, data []byte) error {
 // download returns a blob's content, kind and metadata.
 func download(t *testing.T, s *store, o copyjob.Object) ([]byte, string, map[string]string) {
 	t.Helper()
-	reply, err := s.container(o).NewBlobClient(o.Name).DownloadStream(t.Context(), nil)
+	client, err := s.blob(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	reply, err := client.DownloadStream(t.Context(), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -351,7 +355,11 @@ func testExisting(t *testing.T, s *line) {
 	small, large := []byte("theirs"), theirs
 	for name, data := range map[string][]byte{"their-small": small, "their-large": large} {
 		o := object(manifest.BlockBlob, name, data)
-		if _, err := opened.container(o).NewBlockBlobClient(name).UploadBuffer(t.Context(), data, nil); err != nil {
+		client, err := opened.blockBlob(o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := client.UploadBuffer(t.Context(), data, nil); err != nil {
 			t.Fatal(err)
 		}
 		if ok, err := opened.Find(t.Context(), o); !ok || err != nil {

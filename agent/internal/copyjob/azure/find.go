@@ -75,7 +75,10 @@ func kept(o copyjob.Object) error {
 // look says what is at the place of an object; [copyjob.ErrExists] if it is
 // something else.
 func (s *store) look(ctx context.Context, o copyjob.Object) (found, error) {
-	client := s.container(o).NewBlobClient(o.Name)
+	client, err := s.blob(o)
+	if err != nil {
+		return found{}, err
+	}
 	p, err := client.GetProperties(ctx, nil)
 	if status(err) == http.StatusNotFound {
 		return found{}, nil

@@ -15,7 +15,10 @@ import (
 // putPages uploads a page blob. Pages of zeros are not sent, nor are those that
 // an interrupted upload of the same object has stored.
 func (s *store) putPages(ctx context.Context, o copyjob.Object, r io.Reader, sent func(int64)) error {
-	client := s.container(o).NewPageBlobClient(o.Name)
+	client, err := s.pageBlob(o)
+	if err != nil {
+		return err
+	}
 	stored, err := s.beginPages(ctx, o, client)
 	if err != nil {
 		return err

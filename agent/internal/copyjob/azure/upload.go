@@ -61,9 +61,13 @@ func (s *store) Put(ctx context.Context, o copyjob.Object, r io.Reader, sent fun
 
 // putWhole uploads a block blob with one request.
 func (s *store) putWhole(ctx context.Context, o copyjob.Object, r io.Reader, sent func(int64)) error {
+	client, err := s.blockBlob(o)
+	if err != nil {
+		return err
+	}
 	return s.split(ctx, o, r, max(o.Size, 1), func(ctx context.Context, c chunk) error {
 		metadata, _ := describe(o)
-		resp, err := s.container(o).NewBlockBlobClient(o.Name).Upload(ctx, c.body(), &blockblob.UploadOptions{
+		resp, err := client.Upload(ctx, c.body(), &blockblob.UploadOptions{
 			Metadata: metadata, AccessConditions: absent(), TransactionalValidation: blob.TransferValidationTypeCRC64(c.crc64),
 		})
 		if err != nil {
@@ -77,7 +81,10 @@ func (s *store) putWhole(ctx context.Context, o copyjob.Object, r io.Reader, sen
 // putBlocks uploads a block blob in blocks. Those that an interrupted upload has
 // left are not sent again: a block is named after what is in it.
 func (s *store) putBlocks(ctx context.Context, o copyjob.Object, r io.Reader, sent func(int64)) error {
-	client := s.container(o).NewBlockBlobClient(o.Name)
+	client, err := s.blockBlob(o)
+	if err != nil {
+		return err
+	}
 	staged, err := stagedBlocks(ctx, client)
 	if err != nil {
 		return err
@@ -177,7 +184,7 @@ func (s *store) split(ctx context.Context, o copyjob.Object, r io.Reader, size i
 
 // readChunks hands on each chunk with a slot taken.
 func (s *store) readChunks(ctx context.Context, o copyjob.Object, r io.Reader, size int64, hand func(chunk)) error {
-	crc := manifest.NewCRC64()
+	var crc uint64 // of all chunks until now
 	for offset := int64(0); offset < o.Size || offset == 0; offset += size {
 		select {
 		case s.slots <- struct{}{}:
@@ -189,11 +196,11 @@ func (s *store) readChunks(ctx context.Context, o copyjob.Object, r io.Reader, s
 			<-s.slots
 			return fmt.Errorf("%w: it ends early: %w", copyjob.ErrContent, err)
 		}
-		crc.Write(data)
 		c := chunk{offset, data, manifest.ChecksumCRC64(data)}
-		if offset+size >= o.Size && crc.Sum64() != o.CRC64 {
+		crc = manifest.JoinCRC64(crc, c.crc64, int64(len(data)))
+		if offset+size >= o.Size && crc != o.CRC64 {
 			<-s.slots
-			return fmt.Errorf("%w: CRC64 %016x, not %016x", copyjob.ErrContent, crc.Sum64(), o.CRC64)
+			return fmt.Errorf("%w: CRC64 %016x, not %016x", copyjob.ErrContent, crc, o.CRC64)
 		}
 		hand(c)
 	}
