@@ -47,6 +47,7 @@ type exampleFacts struct {
 	TicketSubscription string        `mapstructure:"ticket_subscription"`
 	TicketOwner        string        `mapstructure:"ticket_owner"`
 	EscalatedTo        []string      `mapstructure:"escalated_to"`
+	Scope              string        `mapstructure:"scope"` // of "Access Subscription"
 	ReasonCode         string        `mapstructure:"reason_code"`
 	Access             string        `mapstructure:"access"`
 	Duration           time.Duration `mapstructure:"duration"`
@@ -63,7 +64,7 @@ type exampleWant struct {
 func (e policyExample) input() policy.Input {
 	f := e.Facts
 	in := policy.Input{
-		Action: f.Action, ReasonCode: f.ReasonCode, Access: f.Access, Duration: f.Duration, Longest: f.Longest,
+		Action: f.Action, ReasonCode: f.ReasonCode, Access: f.Access, Duration: f.Duration, Longest: f.Longest, Scope: f.Scope,
 		Caller: policy.Caller{Person: protocol.Person(f.Engineer), Role: f.Role, IsolatedIdentity: f.Isolated, MFA: f.MFA},
 		Device: policy.Device{
 			Serial: protocol.DeviceSerial(f.Serial), Order: protocol.OrderID(f.Order), Subscription: protocol.SubscriptionID(f.Subscription),

@@ -33,7 +33,6 @@ type Set struct {
 	policies *cedar.PolicySet // all
 	permits  *cedar.PolicySet // those that permit: what applies of them says what is demanded
 	rules    []rule
-	names    []string // of the factors, in the order of the rules
 	files    Files
 	digest   string
 }
@@ -43,7 +42,8 @@ type rule struct {
 	id              cedar.PolicyID
 	file            string
 	line            int
-	factor          string // "" for a permitting rule
+	actions         []cedar.EntityUID // that it is about; all if empty
+	factor          string            // "" for a permitting rule
 	passed, blocked string
 	demands         demands // of a permitting rule
 }
@@ -109,7 +109,8 @@ func Parse(files Files) (*Set, error) {
 			problems = append(problems, s.loadFile(name, files[name], validator)...)
 		}
 	}
-	if len(s.names) == 0 || !slices.ContainsFunc(s.rules, func(r rule) bool { return r.factor == "" }) {
+	permits := func(r rule) bool { return r.factor == "" }
+	if !slices.ContainsFunc(s.rules, permits) || !slices.ContainsFunc(s.rules, func(r rule) bool { return !permits(r) }) {
 		problems = append(problems, errors.New("the policy files need at least one permit and one factor: nothing would ever pass, or everything would"))
 	}
 	if err := errors.Join(problems...); err != nil {
@@ -167,7 +168,7 @@ func (s *Set) add(file string, p *cedar.Policy, validator *validate.Validator) e
 	notes := p.Annotations()
 	r := rule{
 		id: cedar.PolicyID(notes["id"]), file: file, line: p.Position().Line, factor: string(notes["factor"]),
-		passed: string(notes["passed"]), blocked: string(notes["blocked"]),
+		passed: string(notes["passed"]), blocked: string(notes["blocked"]), actions: actionsOf((*expast.Policy)(p.AST())),
 	}
 	if r.id == "" {
 		return errors.New("the policy has no @id")
@@ -199,10 +200,25 @@ func (s *Set) add(file string, p *cedar.Policy, validator *validate.Validator) e
 		s.permits.Add(r.id, p)
 	}
 	s.rules = append(s.rules, r)
-	if r.factor != "" && !slices.Contains(s.names, r.factor) {
-		s.names = append(s.names, r.factor)
+	return nil
+}
+
+// actionsOf returns the actions that a policy names, none if it is about all.
+func actionsOf(p *expast.Policy) []cedar.EntityUID {
+	switch scope := p.Action.(type) {
+	case expast.ScopeTypeEq:
+		return []cedar.EntityUID{scope.Entity}
+	case expast.ScopeTypeIn:
+		return []cedar.EntityUID{scope.Entity}
+	case expast.ScopeTypeInSet:
+		return scope.Entities
 	}
 	return nil
+}
+
+// about reports whether r has anything to say about an action.
+func (r rule) about(action string) bool {
+	return len(r.actions) == 0 || slices.Contains(r.actions, cedar.NewEntityUID(actionType, cedar.String(action)))
 }
 
 // readDemands reads the annotations of a permitting rule.

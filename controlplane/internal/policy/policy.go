@@ -28,8 +28,11 @@ import (
 	"github.com/databox-lockbox/lockbox/protocol"
 )
 
-// ActionUnlock is the only action there are rules for.
-const ActionUnlock = "Unlock Databox"
+// The actions that there are rules for.
+const (
+	ActionUnlock = "Unlock Databox"
+	ActionAccess = "Access Subscription" // of its Input.Device, the order's fields alone are looked at
+)
 
 // Input is what the rules may look at.
 type Input struct {
@@ -42,6 +45,7 @@ type Input struct {
 	Duration   time.Duration
 	Flexible   bool          // nobody asked for that duration: it may be shortened
 	Longest    time.Duration // that the tenant lets one access last
+	Scope      string        // of ActionAccess: subscription or tenant
 }
 
 // Caller is who asks, and how they signed in.
@@ -109,7 +113,7 @@ func (s *Set) Evaluate(in Input) Evaluation {
 	hit, failed := idsOf(diagnostic)
 	_, permits := cedar.Authorize(s.permits, entities, request)
 	permitted, _ := idsOf(permits)
-	e := Evaluation{Factors: s.factors(hit, failed, facts(in)), Policy: s.digest}
+	e := Evaluation{Factors: s.factors(in.Action, hit, failed, facts(in)), Policy: s.digest}
 	for _, r := range s.rules {
 		if permitted[r.id] {
 			e.demand(r)
@@ -171,14 +175,25 @@ func (e *Evaluation) demanded(in Input) []Factor {
 	return list
 }
 
-// factors gathers the outcome of each factor from those of its rules.
-func (s *Set) factors(hit, failed map[cedar.PolicyID]bool, facts *strings.Replacer) []Factor {
+// names are those of the factors of an action, in the order of the rules.
+func (s *Set) names(action string) []string {
+	var list []string
+	for _, r := range s.rules {
+		if r.factor != "" && r.about(action) && !slices.Contains(list, r.factor) {
+			list = append(list, r.factor)
+		}
+	}
+	return list
+}
+
+// factors gathers the outcome of each factor of an action from those of its rules.
+func (s *Set) factors(action string, hit, failed map[cedar.PolicyID]bool, facts *strings.Replacer) []Factor {
 	var list []Factor
-	for _, name := range s.names {
+	for _, name := range s.names(action) {
 		var passed, blocked, agreed, objected []string
 		for _, r := range s.rules {
 			switch {
-			case r.factor != name:
+			case r.factor != name || !r.about(action):
 			case failed[r.id]:
 				blocked, objected = append(blocked, fmt.Sprintf("rule %s could not be evaluated", r.id)), append(objected, string(r.id))
 			case hit[r.id]:
@@ -206,6 +221,9 @@ func facts(in Input) *strings.Replacer {
 		"{stage}", orNone(in.Device.Stage),
 		"{ticket}", orNone(string(in.Ticket.ID)),
 		"{ticket-order}", orNone(string(in.Ticket.Order)),
+		"{subscription}", orNone(string(in.Device.Subscription)),
+		"{ticket-subscription}", orNone(string(in.Ticket.Subscription)),
+		"{scope}", orNone(in.Scope),
 		"{reason}", orNone(in.ReasonCode),
 		"{duration}", in.Duration.String(),
 		"{longest}", in.Longest.String(),
@@ -220,32 +238,48 @@ func orNone(s string) string {
 }
 
 const (
-	personType = cedar.EntityType("Person")
-	deviceType = cedar.EntityType("Device")
-	actionType = cedar.EntityType("Action")
+	personType       = cedar.EntityType("Person")
+	deviceType       = cedar.EntityType("Device")
+	subscriptionType = cedar.EntityType("Subscription")
+	actionType       = cedar.EntityType("Action")
 )
 
 func person(p protocol.Person) cedar.EntityUID {
 	return cedar.NewEntityUID(personType, cedar.String(p))
 }
 
+// resource is what is asked for.
+func resource(in Input) cedar.EntityUID {
+	if in.Action == ActionAccess {
+		return cedar.NewEntityUID(subscriptionType, cedar.String(in.Device.Subscription))
+	}
+	return cedar.NewEntityUID(deviceType, cedar.String(in.Device.Serial))
+}
+
 func entities(in Input) cedar.EntityMap {
-	caller, device := person(in.Caller.Person), cedar.NewEntityUID(deviceType, cedar.String(in.Device.Serial))
+	caller, asked := person(in.Caller.Person), resource(in)
 	return cedar.EntityMap{
 		caller: {UID: caller, Attributes: cedar.NewRecord(cedar.RecordMap{
 			"role":             cedar.String(in.Caller.Role),
 			"isolatedIdentity": cedar.Boolean(in.Caller.IsolatedIdentity),
 			"mfa":              cedar.Boolean(in.Caller.MFA),
 		})},
-		device: {UID: device, Attributes: cedar.NewRecord(cedar.RecordMap{
-			"order":        cedar.String(in.Device.Order),
-			"subscription": cedar.String(in.Device.Subscription),
-			"tenant":       cedar.String(in.Device.Tenant),
-			"stage":        cedar.String(in.Device.Stage),
-			"halted":       cedar.Boolean(in.Device.Halted),
-			"locked":       cedar.Boolean(in.Device.Locked),
-		})},
+		asked: {UID: asked, Attributes: attributes(in)},
 	}
+}
+
+func attributes(in Input) cedar.Record {
+	if in.Action == ActionAccess {
+		return cedar.NewRecord(cedar.RecordMap{"subscription": cedar.String(in.Device.Subscription), "tenant": cedar.String(in.Device.Tenant)})
+	}
+	return cedar.NewRecord(cedar.RecordMap{
+		"order":        cedar.String(in.Device.Order),
+		"subscription": cedar.String(in.Device.Subscription),
+		"tenant":       cedar.String(in.Device.Tenant),
+		"stage":        cedar.String(in.Device.Stage),
+		"halted":       cedar.Boolean(in.Device.Halted),
+		"locked":       cedar.Boolean(in.Device.Locked),
+	})
 }
 
 func request(in Input) cedar.Request {
@@ -256,12 +290,13 @@ func request(in Input) cedar.Request {
 	return cedar.Request{
 		Principal: person(in.Caller.Person),
 		Action:    cedar.NewEntityUID(actionType, cedar.String(in.Action)),
-		Resource:  cedar.NewEntityUID(deviceType, cedar.String(in.Device.Serial)),
+		Resource:  resource(in),
 		Context: cedar.NewRecord(cedar.RecordMap{
 			"reasonCode": cedar.String(in.ReasonCode),
 			"access":     cedar.String(in.Access),
 			"duration":   cedar.NewDuration(in.Duration),
 			"longest":    cedar.NewDuration(in.Longest),
+			"scope":      cedar.String(in.Scope),
 			"ticket": cedar.NewRecord(cedar.RecordMap{
 				"id":           cedar.String(in.Ticket.ID),
 				"order":        cedar.String(in.Ticket.Order),

@@ -114,6 +114,26 @@ func TestEveryFactorIsShown(t *testing.T) {
 	}
 }
 
+// TestActionsAreJudgedApart has each action judged by its own rules alone: what the
+// others look at is not even mentioned.
+func TestActionsAreJudgedApart(t *testing.T) {
+	s, in := builtIn(t), good()
+	in.Action, in.Scope, in.Device = ActionAccess, "subscription", Device{Subscription: "sub-1", Tenant: "contoso"}
+	in.ReasonCode = "subscription-access"
+	e := s.Evaluate(in)
+	var got []string
+	for _, f := range e.Factors {
+		got = append(got, f.Name)
+	}
+	want := []string{"resource-scope", "isolated-identity", "permission-level", "ticket-ownership", "duration"}
+	if diff := cmp.Diff(want, got); diff != "" || !e.Passed {
+		t.Errorf("passed %v: %s\n%s", e.Passed, diff, e.Blocked())
+	}
+	if in.Ticket.Subscription = "sub-2"; s.Evaluate(in).Passed {
+		t.Error("a ticket of another subscription passes")
+	}
+}
+
 func TestSeveralFactorsBlockTogether(t *testing.T) {
 	in := good()
 	in.Caller.Role, in.ReasonCode, in.Device.Stage, in.Device.Halted, in.Ticket.Order = "staff", "", "PickedUp", false, "ORD-9"
@@ -129,7 +149,7 @@ func TestSeveralFactorsBlockTogether(t *testing.T) {
 func with(t *testing.T, text string) fs.FS {
 	t.Helper()
 	files := fstest.MapFS{"extra.cedar": {Data: []byte(text)}}
-	for _, name := range []string{SchemaFile, "unlock-databox.cedar"} {
+	for _, name := range []string{SchemaFile, "access-subscription.cedar", "unlock-databox.cedar"} {
 		data, err := fs.ReadFile(configs.JIT(), name)
 		if err != nil {
 			t.Fatal(err)
