@@ -18,6 +18,7 @@ type operation struct {
 	request    bool     // it is asked for by a Lockbox request
 	device     bool     // it is done at a device: in a support session, or by staff beside it
 	calls      []string // procedures; who may is read from their rows
+	shares     []string // procedures that stand behind another operation too
 	roles      []auth.Role
 }
 
@@ -27,6 +28,9 @@ var catalogue = []operation{
 	{name: "Unlock Databox", what: "Open the disks of a halted device for the engineer who asked, for a time.", data: true, request: true,
 		right: "a ticket of their own, the JIT rules, internal approvers, the customer's approval",
 		calls: []string{requests + "CreateRequest", requests + "ExecuteRequest", requests + "ExtendRequest", requests + "RaiseRequestAgain"}},
+	{name: "Access Subscription", what: "See in full, for a time, what the service knows of the orders and devices of a subscription, or of a tenant; no disk is opened.", data: true, request: true,
+		right:  "a ticket of their own, the JIT rules, internal approvers, the customer's approval; for a tenant, its administrators'",
+		shares: []string{requests + "CreateRequest", requests + "ExtendRequest", requests + "RaiseRequestAgain"}},
 	{name: "Decide Lockbox Request", what: "Approve or deny a request, by a signature; read and comment it.",
 		right: "the role when the request was made and a key that the trust policy names; never one's own request",
 		calls: []string{requests + "DraftDecision", requests + "Decide", requests + "CommentRequest", requests + "GetRequest", requests + "ListRequests"}},
@@ -108,13 +112,14 @@ func listOperations(context.Context, auth.Caller, *lockboxv1.ListOperationsReque
 		if o.device {
 			shown.On = "device"
 		}
+		calls := slices.Concat(o.calls, o.shares)
 		for _, role := range auth.Roles() {
-			may := slices.ContainsFunc(o.calls, func(call string) bool { return rows[call].roles != nil && rows[call].allows(role) })
+			may := slices.ContainsFunc(calls, func(call string) bool { return rows[call].roles != nil && rows[call].allows(role) })
 			if may || slices.Contains(o.roles, role) {
 				shown.Roles = append(shown.Roles, string(role))
 			}
 		}
-		for _, call := range o.calls {
+		for _, call := range calls {
 			shown.Calls = append(shown.Calls, strings.TrimPrefix(call, "/lockbox.v1."))
 		}
 		out.Operations = append(out.Operations, shown)

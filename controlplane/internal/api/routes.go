@@ -30,18 +30,18 @@ var (
 	anyone    = auth.Roles()
 	admins    = []auth.Role{auth.Admin}
 	staff     = []auth.Role{auth.Admin, auth.Staff}
-	customers = []auth.Role{auth.Owner, auth.Approver}
-	ownership = []auth.Role{auth.Admin, auth.Owner}
+	customers = []auth.Role{auth.TenantAdmin, auth.Owner, auth.Approver}
+	ownership = []auth.Role{auth.Admin, auth.TenantAdmin, auth.Owner}
 	engineers = []auth.Role{auth.Engineer}
-	deciders  = []auth.Role{auth.Owner, auth.Approver, auth.InternalApprover}
+	deciders  = []auth.Role{auth.TenantAdmin, auth.Owner, auth.Approver, auth.InternalApprover}
 	jobs      = []auth.Role{auth.Admin, auth.Staff, auth.Engineer}
-	ticketing = []auth.Role{auth.Admin, auth.Staff, auth.Engineer, auth.Owner, auth.Approver}
+	ticketing = []auth.Role{auth.Admin, auth.Staff, auth.Engineer, auth.TenantAdmin, auth.Owner, auth.Approver}
 	filenames = ticketing // engineers of their own orders only
-	endAccess = []auth.Role{auth.Admin, auth.Engineer, auth.InternalApprover, auth.Owner, auth.Approver}
+	endAccess = []auth.Role{auth.Admin, auth.Engineer, auth.InternalApprover, auth.TenantAdmin, auth.Owner, auth.Approver}
 	provider  = []auth.Role{auth.Admin, auth.Staff, auth.Engineer, auth.InternalApprover, auth.Auditor}
 	auditors  = []auth.Role{auth.Admin, auth.Auditor}
-	players   = []auth.Role{auth.Admin, auth.Engineer, auth.Owner, auth.Approver} // engineers their own only
-	killers   = []auth.Role{auth.Admin, auth.Owner, auth.Approver}
+	players   = []auth.Role{auth.Admin, auth.Engineer, auth.TenantAdmin, auth.Owner, auth.Approver} // engineers their own only
+	killers   = []auth.Role{auth.Admin, auth.TenantAdmin, auth.Owner, auth.Approver}
 )
 
 const (
@@ -123,7 +123,7 @@ func publicRoutes(s Services) []route {
 		unary(sessions+"EnableSession", engineers, s.Lockbox.EnableSession),
 		unary(sessions+"GetSession", anyone, s.Lockbox.GetSession),
 		unary(sessions+"ListSessions", anyone, s.Lockbox.ListSessions),
-		unary(sessions+"DisableSession", []auth.Role{auth.Admin, auth.Staff, auth.Engineer, auth.Owner, auth.Approver}, s.Lockbox.DisableSession),
+		unary(sessions+"DisableSession", []auth.Role{auth.Admin, auth.Staff, auth.Engineer, auth.TenantAdmin, auth.Owner, auth.Approver}, s.Lockbox.DisableSession),
 		unary(sessions+"IssueCertificate", engineers, s.Lockbox.IssueCertificate),
 
 		unary(records+"ListRecordings", players, s.Recordings.ListRecordings),
@@ -144,7 +144,7 @@ func publicRoutes(s Services) []route {
 		unary(requests+"CommentRequest", append([]auth.Role{auth.Engineer}, deciders...), s.Lockbox.CommentRequest),
 		unary(requests+"ExtendRequest", engineers, s.Lockbox.ExtendRequest),
 		unary(requests+"RaiseRequestAgain", engineers, s.Lockbox.RaiseRequestAgain),
-		unary(requests+"GetChanges", []auth.Role{auth.Admin, auth.Engineer, auth.Owner, auth.Approver}, s.Lockbox.GetChanges),
+		unary(requests+"GetChanges", []auth.Role{auth.Admin, auth.Engineer, auth.TenantAdmin, auth.Owner, auth.Approver}, s.Lockbox.GetChanges),
 
 		unary(standing+"DraftStandingConsent", customers, s.Lockbox.DraftStandingConsent),
 		unary(standing+"SubmitStandingConsent", customers, s.Lockbox.SubmitStandingConsent),
@@ -156,7 +156,7 @@ func publicRoutes(s Services) []route {
 		unary(keys+"GetKeyStatus", auditors, s.Custody.GetKeyStatus),
 		unary(keys+"RotateKey", admins, s.Custody.RotateKey),
 		unary(keys+"GetOrderKey", anyone, s.Custody.GetOrderKey),
-		unary(keys+"SetOrderKey", []auth.Role{auth.Owner}, s.Custody.SetOrderKey),
+		unary(keys+"SetOrderKey", []auth.Role{auth.TenantAdmin, auth.Owner}, s.Custody.SetOrderKey),
 
 		unary(activity+"ListRecords", append(auditors, customers...), s.Audit.ListRecords),
 		stream(activity+"ExportLog", auditors, s.exportLog),

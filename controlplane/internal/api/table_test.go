@@ -214,8 +214,10 @@ func TestWhatTouchesDataTakesARequest(t *testing.T) {
 			t.Errorf("%v is not whole", o)
 		}
 	}
-	i := slices.IndexFunc(resp.Operations, func(o *lockboxv1.Operation) bool { return o.Name == "Unlock Databox" })
-	if i < 0 || !resp.Operations[i].LockboxRequest || !slices.Equal(resp.Operations[i].Roles, []string{"engineer"}) {
-		t.Errorf("Unlock Databox is %v", resp.Operations)
+	for _, name := range []string{"Unlock Databox", "Access Subscription"} {
+		i := slices.IndexFunc(resp.Operations, func(o *lockboxv1.Operation) bool { return o.Name == name })
+		if i < 0 || !resp.Operations[i].LockboxRequest || !slices.Equal(resp.Operations[i].Roles, []string{"engineer"}) {
+			t.Errorf("%s is %v", name, resp.Operations)
+		}
 	}
 }

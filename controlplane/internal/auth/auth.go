@@ -39,13 +39,14 @@ import (
 // Role is what a person is to the product. Each person has one.
 type Role string
 
-// The roles. Owners and approvers belong to a tenant, the others to the
-// provider.
+// The roles. Tenant administrators, owners and approvers belong to a tenant, the
+// others to the provider.
 const (
 	Admin            Role = "admin"
 	Staff            Role = "staff"
 	Engineer         Role = "engineer"
 	InternalApprover Role = "internal-approver"
+	TenantAdmin      Role = "tenant-admin" // Tenant administrator: an owner who decides for the whole tenant too
 	Owner            Role = "owner"
 	Approver         Role = "approver"
 	Auditor          Role = "auditor"
@@ -57,11 +58,11 @@ const (
 
 // Roles are the roles that people can have.
 func Roles() []Role {
-	return []Role{Admin, Staff, Engineer, InternalApprover, Owner, Approver, Auditor}
+	return []Role{Admin, Staff, Engineer, InternalApprover, TenantAdmin, Owner, Approver, Auditor}
 }
 
 // OfCustomer reports whether r belongs to a tenant.
-func (r Role) OfCustomer() bool { return r == Owner || r == Approver }
+func (r Role) OfCustomer() bool { return r == TenantAdmin || r == Owner || r == Approver }
 
 // Caller is who calls a service method. The zero Caller may do nothing.
 type Caller struct {

@@ -42,7 +42,8 @@ func (s *Service) WhoAmI(ctx context.Context, caller Caller, _ *lockboxv1.WhoAmI
 
 // CreatePerson registers somebody and returns a login token for them. Admins
 // register anyone; an owner registers owners and approvers of their own tenant,
-// by names of the domain of their own.
+// and a tenant administrator other administrators too, by names of the domain of
+// their own.
 func (s *Service) CreatePerson(ctx context.Context, caller Caller, in *lockboxv1.CreatePersonRequest) (*lockboxv1.CreatePersonResponse, error) {
 	row := store.Person{Name: protocol.Person(in.Name), Role: in.Role, Tenant: protocol.TenantID(in.Tenant), Groups: in.Groups, Created: s.Now()}
 	if len(row.Groups) == 0 && Role(row.Role) == InternalApprover {
@@ -209,17 +210,18 @@ func (s *Service) find(ctx context.Context, tx *store.Tx, caller Caller, name pr
 }
 
 func mayManage(caller Caller, p store.Person) error {
-	ofOwner := caller.Is(Owner) && Role(p.Role).OfCustomer() && caller.Sees(p.Tenant)
-	if caller.Is(Admin, System) || ofOwner {
+	ofTheirs := Role(p.Role).OfCustomer() && caller.Sees(p.Tenant) &&
+		(caller.Is(TenantAdmin) || caller.Is(Owner) && Role(p.Role) != TenantAdmin)
+	if caller.Is(Admin, System) || ofTheirs {
 		return nil
 	}
-	return protocol.Errorf(protocol.CodeForbidden, "%s may not manage a person with role %s: ask an admin, or an owner of their tenant", caller.Person, p.Role)
+	return protocol.Errorf(protocol.CodeForbidden, "%s may not manage a person with role %s: ask an admin, or an owner or administrator of their tenant", caller.Person, p.Role)
 }
 
 // mayName keeps owners from taking names that others will want: a name is given
 // once in the whole service.
 func mayName(caller Caller, name protocol.Person) error {
-	if caller.Is(Owner) && domainOf(name) != domainOf(caller.Person) {
+	if caller.Is(Owner, TenantAdmin) && domainOf(name) != domainOf(caller.Person) {
 		return protocol.Errorf(protocol.CodeForbidden, "%s may give names of %s only: for %q ask an admin", caller.Person, domainOf(caller.Person), name)
 	}
 	return nil

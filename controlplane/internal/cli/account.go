@@ -296,7 +296,7 @@ their own SSH keys: give the public halves.`,
 	}
 	f := c.Flags()
 	f.StringVar(&req.Role, "role", "", "admin, staff, engineer, internal-approver, auditor, owner or approver")
-	choices(c, "role", "admin", "staff", "engineer", "internal-approver", "auditor", "owner", "approver")
+	choices(c, "role", "admin", "staff", "engineer", "internal-approver", "auditor", "tenant-admin", "owner", "approver")
 	f.StringVar(&req.Tenant, "tenant", "", "tenant of an owner or approver")
 	f.StringArrayVar(&req.Groups, "group", nil, "group of an internal approver; may be given several times; \"Customer support lead\" if not given")
 	f.StringArrayVar(&keyFiles, "ssh-key", nil, "file with an SSH public key; may be given several times")

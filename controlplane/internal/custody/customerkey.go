@@ -103,7 +103,7 @@ type move struct {
 
 func (s *Service) mayMove(m move, in *lockboxv1.SetOrderKeyRequest) error {
 	switch {
-	case m.caller.Role != auth.Owner || m.caller.Tenant != m.order.Tenant:
+	case !m.caller.Is(auth.Owner, auth.TenantAdmin) || m.caller.Tenant != m.order.Tenant:
 		return protocol.Errorf(protocol.CodeForbidden, "only an owner of %s decides which key order %s has", m.order.Tenant, m.order.ID)
 	case (in.VaultKey != "") == in.ServiceManaged:
 		return protocol.Errorf(protocol.CodeInvalid, "name a key in a vault, or ask for the service's key: one of both")

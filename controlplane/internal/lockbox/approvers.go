@@ -15,8 +15,9 @@ import (
 
 // Approvers are those who held the role when the request was made, and hold it
 // still, with the key that the trust policy names. The subscription's owner and
-// its approvers decide for the customer; which of them, and how many of each
-// group, the trust policy says.
+// its approvers decide for the customer, and tenant administrators, who alone
+// decide about a whole tenant; which of them, and how many of each group, the trust
+// policy says.
 
 // noteApprovers writes down who may decide about a request: whoever gets the role
 // later may not.
@@ -25,7 +26,7 @@ func noteApprovers(ctx context.Context, tx *store.Tx, r store.Request) error {
 		tenant protocol.TenantID
 		roles  []auth.Role
 	}{
-		{r.Tenant, []auth.Role{auth.Owner, auth.Approver}},
+		{r.Tenant, customersAsked(r)},
 		{"", []auth.Role{auth.InternalApprover}},
 	} {
 		for _, role := range side.roles {
@@ -45,6 +46,9 @@ func noteApprovers(ctx context.Context, tx *store.Tx, r store.Request) error {
 
 // heldRole refuses a caller who did not hold their role when the request was made.
 func heldRole(ctx context.Context, tx *store.Tx, caller auth.Caller, r store.Request) error {
+	if caller.Role.OfCustomer() && !slices.Contains(customersAsked(r), caller.Role) {
+		return forbidden("request %d is for the whole of tenant %s: its administrators decide, %s is %s", r.Number, r.Tenant, caller.Person, caller.Role)
+	}
 	list, err := tx.RequestApprovers(ctx, r.ID)
 	if err != nil {
 		return err

@@ -80,11 +80,19 @@ func (e *blockedError) Error() string { return e.why.Error() }
 func (e *blockedError) Unwrap() error { return e.why }
 
 func (d *draft) check() error {
+	d.in.Action = cmp.Or(actions[approval.Action(d.in.Action)], d.in.Action)
+	if d.ofSubscription() {
+		if err := d.checkAccess(); err != nil {
+			return err
+		}
+	}
 	d.access = cmp.Or(approval.Access(d.in.Access), approval.ReadWrite)
 	d.in.ReasonCode = cmp.Or(d.in.ReasonCode, d.in.Exclusion)
 	switch {
-	case d.in.Action != policy.ActionUnlock:
-		return invalid("action %q is unknown: the one action is %q", d.in.Action, policy.ActionUnlock)
+	case d.in.Action != policy.ActionUnlock && d.in.Action != policy.ActionAccess:
+		return invalid("action %q is unknown: want %q or %q", d.in.Action, policy.ActionUnlock, policy.ActionAccess)
+	case d.in.Action == policy.ActionUnlock && d.in.Subscription+d.in.Scope != "":
+		return invalid("%s is about a device: leave out subscription and scope, or ask for %s", policy.ActionUnlock, policy.ActionAccess)
 	case d.in.Ticket == "":
 		return invalid("name the ticket (service request) that this is for")
 	case d.in.Justification == "" || len(d.in.Justification) > maxText:
@@ -125,6 +133,9 @@ func (d *draft) create(ctx context.Context, tx *store.Tx) (store.Request, error)
 		return store.Request{}, err
 	}
 	statement, err := d.statement(ctx, tx, trust, exclusion)
+	if err == nil {
+		err = d.decidedByTenant(ctx, tx, trust, statement)
+	}
 	if err == nil {
 		err = d.canBeMet(ctx, tx, trust, statement, evaluation)
 	}
@@ -169,16 +180,21 @@ func (d *draft) ask(ctx context.Context, tx *store.Tx, r store.Request, trust *a
 
 func (d *draft) load(ctx context.Context, tx *store.Tx) error {
 	var err error
-	d.order, err = tx.OrderOfDevice(ctx, protocol.DeviceSerial(d.in.Serial))
-	if protocol.CodeOf(err) == protocol.CodeNotFound || err == nil && !d.caller.Sees(d.order.Tenant) {
-		err = notFound("device", d.in.Serial)
-	}
-	if err != nil {
-		return err
+	if !d.ofSubscription() {
+		d.order, err = tx.OrderOfDevice(ctx, protocol.DeviceSerial(d.in.Serial))
+		if protocol.CodeOf(err) == protocol.CodeNotFound || err == nil && !d.caller.Sees(d.order.Tenant) {
+			err = notFound("device", d.in.Serial)
+		}
+		if err != nil {
+			return err
+		}
 	}
 	d.ticket, err = tx.Ticket(ctx, protocol.TicketID(d.in.Ticket))
 	if protocol.CodeOf(err) == protocol.CodeNotFound || err == nil && !d.caller.Sees(d.ticket.Tenant) {
 		err = notFound("ticket", d.in.Ticket)
+	}
+	if err == nil && d.ofSubscription() {
+		err = d.loadSubscription(ctx, tx)
 	}
 	if err != nil {
 		return err
@@ -206,14 +222,15 @@ func (d *draft) evaluate(ctx context.Context, tx *store.Tx) (policy.Evaluation, 
 		Action: d.in.Action,
 		Caller: policy.Caller{Person: d.caller.Person, Role: string(d.caller.Role), IsolatedIdentity: d.caller.Isolated, MFA: d.caller.MFA},
 		Device: policy.Device{
-			Serial: d.order.Serial, Order: d.order.ID, Subscription: d.order.Subscription, Tenant: d.order.Tenant,
-			Stage: d.order.Stage, Halted: orders.Halted(d.order), Locked: locked,
+			Serial: d.order.Serial, Order: d.order.ID, Tenant: d.order.Tenant,
+			Subscription: cmp.Or(protocol.SubscriptionID(d.in.Subscription), d.order.Subscription),
+			Stage:        d.order.Stage, Halted: orders.Halted(d.order), Locked: locked,
 		},
 		Ticket: policy.Ticket{
 			ID: d.ticket.ID, Order: d.ticket.Order, Subscription: ticketOrder.Subscription,
 			Owner: d.ticket.Owner, EscalatedTo: d.ticket.EscalatedTo,
 		},
-		ReasonCode: d.in.ReasonCode, Access: string(d.access), Duration: d.length, Flexible: d.in.DurationSeconds == 0, Longest: longest,
+		ReasonCode: d.in.ReasonCode, Scope: d.in.Scope, Access: string(d.access), Duration: d.length, Flexible: d.in.DurationSeconds == 0, Longest: longest,
 	}), nil
 }
 
@@ -300,30 +317,18 @@ func (d *draft) statement(ctx context.Context, tx *store.Tx, trust *approval.Pol
 	if err != nil {
 		return approval.Statement{}, err
 	}
-	nodes, disks, err := orders.Place(ctx, tx, d.order)
-	if err != nil {
-		return approval.Statement{}, err
-	}
-	if disks, err = choose(disks, d.in.Disks); err != nil {
-		return approval.Statement{}, err
-	}
-	shares, err := d.shares(ctx, tx)
-	if err != nil {
-		return approval.Statement{}, err
-	}
-	protocols, err := d.protocols(ctx, tx, exclusion)
-	if err != nil {
-		return approval.Statement{}, err
-	}
 	created := d.s.now()
 	st := approval.Statement{
-		RequestID: protocol.RequestID("LockboxRequest_" + newGUID()), Action: approval.UnlockDatabox,
-		TenantID: d.order.Tenant, SubscriptionID: d.order.Subscription, OrderID: d.order.ID,
-		Nodes: nodes, Disks: disks, Shares: shares, Protocols: protocols, Purpose: protocol.SupportAccess, Access: d.access,
+		RequestID: protocol.RequestID("LockboxRequest_" + newGUID()),
+		TenantID:  d.order.Tenant, SubscriptionID: d.order.Subscription, OrderID: d.order.ID,
+		Purpose: protocol.SupportAccess, Access: d.access,
 		ReasonCode: d.in.ReasonCode, Ticket: d.ticket.ID, Engineer: approval.Engineer{Person: d.caller.Person, SSHKey: key},
 		PolicyDigest: trust.Digest(),
 		Created:      created.Unix(), Expires: created.Truncate(time.Second).Add(d.expiry()).Unix(),
 		Exclusion: exclusion,
+	}
+	if err := d.scoped(ctx, tx, &st); err != nil {
+		return approval.Statement{}, err
 	}
 	rule, err := d.allowed(trust, st)
 	if err != nil {
@@ -332,6 +337,22 @@ func (d *draft) statement(ctx context.Context, tx *store.Tx, trust *approval.Pol
 	err = d.fit(rule)
 	st.MaxDuration = int64(d.length / time.Second)
 	return st, err
+}
+
+// device has st ask for the disks and shares that were named.
+func (d *draft) device(ctx context.Context, tx *store.Tx, st *approval.Statement) (err error) {
+	st.Action = approval.UnlockDatabox
+	if st.Nodes, st.Disks, err = orders.Place(ctx, tx, d.order); err != nil {
+		return err
+	}
+	if st.Disks, err = choose(st.Disks, d.in.Disks); err != nil {
+		return err
+	}
+	if st.Shares, err = d.shares(ctx, tx); err != nil {
+		return err
+	}
+	st.Protocols, err = d.protocols(ctx, tx, st.Exclusion)
+	return err
 }
 
 // protocols are those beside SMB that a node of the device says it serves shares
@@ -443,10 +464,10 @@ func (d *draft) row(ctx context.Context, tx *store.Tx, st approval.Statement, e 
 	}
 	r := store.Request{
 		ID: st.RequestID, Number: number, Action: d.in.Action, Status: string(Initializing), Tenant: st.TenantID,
-		Subscription: st.SubscriptionID, Order: st.OrderID, Ticket: st.Ticket, Serial: d.order.Serial,
+		Subscription: st.SubscriptionID, Order: st.OrderID, Ticket: st.Ticket, Serial: d.serial(),
 		Engineer: st.Engineer.Person, EngineerKey: st.Engineer.SSHKey, ReasonCode: st.ReasonCode,
 		Justification: d.in.Justification, Access: string(st.Access), Shares: st.Shares, Purpose: st.Purpose, Duration: d.length,
-		ResourceID: resourceID(d.order), Evaluation: evaluation, Statement: payload,
+		ResourceID: d.resource(), Evaluation: evaluation, Statement: payload,
 		StatementDigest: string(approval.DigestOf(payload)), TrustPolicyDigest: string(st.PolicyDigest),
 		Created: time.Unix(st.Created, 0).UTC(), Expires: time.Unix(st.Expires, 0).UTC(),
 	}
@@ -457,6 +478,14 @@ func (d *draft) row(ctx context.Context, tx *store.Tx, st approval.Statement, e 
 		d.follow.link(&r)
 	}
 	return r, nil
+}
+
+// serial is that of the device that d asks for, "" if it asks for none.
+func (d *draft) serial() protocol.DeviceSerial {
+	if d.ofSubscription() {
+		return ""
+	}
+	return d.order.Serial
 }
 
 func (d *draft) recordEvaluation(ctx context.Context, tx *store.Tx, r store.Request, e policy.Evaluation) error {
@@ -470,7 +499,7 @@ func (d *draft) recordEvaluation(ctx context.Context, tx *store.Tx, r store.Requ
 func (s *Service) created(ctx context.Context, tx *store.Tx, caller auth.Caller, r store.Request, trust *approval.Policy) error {
 	// A statement that can never be approved under this policy is refused here:
 	// without decisions the only thing missing may be decisions.
-	_, err := trust.Authorize(approval.Request{Statement: r.Statement, Now: s.now()})
+	_, err := authorize(trust, r, approval.Request{Statement: r.Statement, Now: s.now()})
 	if protocol.CodeOf(err) != protocol.CodeDecisionMissing {
 		return err
 	}

@@ -223,7 +223,7 @@ func (s *Service) decide(ctx context.Context, tx *store.Tx, caller auth.Caller, 
 	for _, e := range j.earlier {
 		all = append(all, e.Envelope)
 	}
-	grant, verdict := j.trust.Authorize(approval.Request{Statement: j.request.Statement, Decisions: append(all, envelope), Now: s.now()})
+	grant, verdict := authorize(j.trust, j.request, approval.Request{Statement: j.request.Statement, Decisions: append(all, envelope), Now: s.now()})
 	if d.Role == approval.Provider {
 		var err error
 		if j.unmet, err = j.demandsUnmet(ctx, tx, caller); err != nil {
@@ -408,11 +408,7 @@ func (s *Service) tellApproved(ctx context.Context, tx *store.Tx, r store.Reques
 	if err := s.tellCustomer(ctx, tx, notify.RequestApproved, r, how); err != nil {
 		return err
 	}
-	return s.tellEngineer(ctx, tx, notify.RequestApproved, r, executeWith(r))
-}
-
-func executeWith(r store.Request) string {
-	return fmt.Sprintf("To open the disks, type\n\n    lockbox request execute %d", r.Number)
+	return s.tellEngineer(ctx, tx, notify.RequestApproved, r, useWith(r))
 }
 
 // openWindow opens the window of access.

@@ -56,7 +56,7 @@ func (s *Service) RevokeRequest(ctx context.Context, caller auth.Caller, in *loc
 		if caller.Person == r.Engineer && StateOf(r.Status) == Approved {
 			event, reason = Finished, "engineer-done"
 		}
-		if caller.Person != r.Engineer && !caller.Is(auth.Owner, auth.Approver, auth.InternalApprover, auth.Admin) {
+		if caller.Person != r.Engineer && !caller.Is(auth.TenantAdmin, auth.Owner, auth.Approver, auth.InternalApprover, auth.Admin) {
 			return forbidden("%s is %s: an approver, an admin or the engineer revokes a request", caller.Person, caller.Role)
 		}
 		asked = r
@@ -65,7 +65,7 @@ func (s *Service) RevokeRequest(ctx context.Context, caller auth.Caller, in *loc
 			return err
 		}
 		ended = r
-		if r.AccessEnd.IsZero() {
+		if r.AccessEnd.IsZero() || ofSubscription(r) {
 			return nil
 		}
 		closed, err = s.closeSessions(ctx, tx, caller, store.SessionFilter{Serial: r.Serial, Engineer: r.Engineer}, reason)
@@ -94,7 +94,7 @@ func (s *Service) RevokeRequest(ctx context.Context, caller auth.Caller, in *loc
 // written: locking waits for no disk. The device forgets the approval; here, the
 // end has still to be written.
 func (s *Service) lockAnyway(ctx context.Context, caller auth.Caller, r store.Request, why error) error {
-	if StateOf(r.Status) != Approved || !unwritten(why) {
+	if StateOf(r.Status) != Approved || ofSubscription(r) || !unwritten(why) {
 		return why
 	}
 	for _, result := range s.cfg.Custody.Lock(ctx, lockOf(caller, r)) {
@@ -195,6 +195,9 @@ func tellsDevice(r store.Request) bool {
 func (s *Service) relock(ctx context.Context, caller auth.Caller, r store.Request) ([]*lockboxv1.RelockResult, error) {
 	if !tellsDevice(r) {
 		return nil, nil
+	}
+	if ofSubscription(r) {
+		return nil, s.accessOver(ctx, r.ID)
 	}
 	results := s.cfg.Custody.Lock(ctx, lockOf(caller, r))
 	err := s.change(ctx, func(tx *store.Tx) error { return s.relocked(ctx, tx, r.ID, results) })
@@ -321,6 +324,8 @@ func checkRecord(r store.Request) error {
 		return wrong("its statement is of another request")
 	case st.Engineer.Person != r.Engineer || st.Engineer.SSHKey != r.EngineerKey:
 		return wrong("its statement is of another engineer")
+	case actions[st.Action] != r.Action || st.SubscriptionID != r.Subscription:
+		return wrong("its statement is about something else")
 	case string(st.Access) != r.Access || !slices.Equal(disks, r.Disks) || !slices.Equal(st.Shares, r.Shares):
 		return wrong("its statement asks for something else")
 	case st.Expires != r.Expires.Unix() || st.MaxDuration != int64(r.Duration/time.Second):

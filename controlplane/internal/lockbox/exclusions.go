@@ -43,6 +43,8 @@ func (d *draft) exclusion() (approval.Exclusion, error) {
 		return asked, nil
 	case t.LockboxEnabled:
 		return "", nil
+	case d.ofSubscription():
+		return "", protocol.Errorf(protocol.CodeNotEnabled, "Lockbox is off for tenant %s, so nobody there is asked: have the tenant enable Lockbox", d.tenant.ID)
 	case t.WithoutLockbox == orders.ProviderApproval:
 		return approval.LockboxOff, nil
 	}
@@ -154,7 +156,7 @@ func (s *Service) excluded(ctx context.Context, tx *store.Tx, caller auth.Caller
 	if err := s.tellExclusion(ctx, tx, caller, r, x, auditlog.Success, "The provider's people have approved it; access until "+grant.End.Format(time.RFC3339)); err != nil {
 		return err
 	}
-	return s.tellEngineer(ctx, tx, notify.BreakGlass, r, executeWith(r))
+	return s.tellEngineer(ctx, tx, notify.BreakGlass, r, useWith(r))
 }
 
 // standingFor returns a standing consent with that verdict that covers a request,

@@ -95,6 +95,8 @@ func (s *Service) mayExecute(caller auth.Caller, r store.Request) error {
 	switch state := StateOf(r.Status); {
 	case caller.Person != r.Engineer || !caller.Is(auth.Engineer):
 		return forbidden("request %d was made by %s: only they can execute it", r.Number, r.Engineer)
+	case ofSubscription(r):
+		return protocol.Errorf(protocol.CodeAction, "request %d is for access to %s: there is nothing to execute, it opens no device", r.Number, place(r))
 	case state == Initializing:
 		return missing("the provider's own approval is missing, and then the customer's")
 	case state == Pending:

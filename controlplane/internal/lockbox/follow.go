@@ -56,7 +56,10 @@ func (f *follow) adopt(ctx context.Context, tx *store.Tx, d *draft) (err error) 
 	d.in = &lockboxv1.CreateRequestRequest{
 		Action: r.Action, Serial: string(r.Serial), Ticket: string(r.Ticket), ReasonCode: r.ReasonCode,
 		Justification: cmp.Or(f.justification, r.Justification), Access: r.Access, DurationSeconds: f.length,
-		SshKey: r.EngineerKey, Shares: r.Shares,
+		SshKey: r.EngineerKey, Shares: r.Shares, Scope: string(scopeOf(r)),
+	}
+	if ofSubscription(r) {
+		d.in.Subscription = string(r.Subscription)
 	}
 	if x, err := exclusionOf(r); err != nil {
 		return err

@@ -177,7 +177,7 @@ func TestPoliciesChangeUnderARunningDaemon(t *testing.T) {
 		if again := get(); again.Digest != one.Digest || again.Refused != nil {
 			t.Errorf("at the end: %s, refused %v", again.Digest, again.Refused)
 		}
-		if p, err := w.lockbox.GetPolicies(t.Context(), orderstest.Admin, &lockboxv1.GetPoliciesRequest{Digest: two.Digest}); err != nil || p.InForce || len(p.Files) != 2 {
+		if p, err := w.lockbox.GetPolicies(t.Context(), orderstest.Admin, &lockboxv1.GetPoliciesRequest{Digest: two.Digest}); err != nil || p.InForce || len(p.Files) != 3 {
 			t.Errorf("the earlier set: %v, %v", p, err)
 		}
 		stop()

@@ -21,7 +21,7 @@ func (s *Service) KillSession(ctx context.Context, caller auth.Caller, in *lockb
 	if len(in.Reason) > maxText {
 		return nil, invalid("a reason has at most %d bytes", maxText)
 	}
-	if !caller.Is(auth.Admin, auth.Owner, auth.Approver) {
+	if !caller.Is(auth.Admin, auth.TenantAdmin, auth.Owner, auth.Approver) {
 		return nil, forbidden("%s is %s: an approver or an admin kills a session", caller.Person, caller.Role)
 	}
 	row, err := view(ctx, s.cfg.Store, func(tx *store.Tx) (store.Session, error) { return session(ctx, tx, caller, in.Session) })

@@ -14,12 +14,12 @@ import (
 	"github.com/databox-lockbox/lockbox/protocol/auditlog"
 )
 
-// customersOf returns who is told of a request: the tenant's owners and
-// approvers, and the alternate addresses of the subscription. Being told gives
+// customersOf returns who is told of a request: the tenant's
+// administrators, owners and approvers, and the alternate addresses of the subscription. Being told gives
 // no right.
 func (s *Service) customersOf(ctx context.Context, tx *store.Tx, r store.Request) ([]string, error) {
 	var to []string
-	for _, role := range []auth.Role{auth.Owner, auth.Approver} {
+	for _, role := range []auth.Role{auth.TenantAdmin, auth.Owner, auth.Approver} {
 		people, err := tx.People(ctx, r.Tenant, string(role))
 		if err != nil {
 			return nil, err
@@ -42,7 +42,7 @@ func (s *Service) customersOf(ctx context.Context, tx *store.Tx, r store.Request
 func (s *Service) tell(ctx context.Context, tx *store.Tx, kind notify.Kind, r store.Request, customer bool, to []string, detail string) error {
 	return s.cfg.Notify.Tell(ctx, tx, notify.Event{
 		Kind: kind, Customer: customer, Tenant: r.Tenant, Subject: string(r.ID), Number: r.Number, State: r.Status,
-		Action: r.Action, Device: string(r.Serial), To: to, Facts: facts(r), Detail: detail,
+		Action: r.Action, Device: place(r), To: to, Facts: facts(r), Detail: detail,
 	})
 }
 
@@ -50,7 +50,7 @@ func (s *Service) tell(ctx context.Context, tx *store.Tx, kind notify.Kind, r st
 func facts(r store.Request) []notify.Fact {
 	list := []notify.Fact{
 		{Name: "Action", Value: r.Action},
-		{Name: "Device", Value: fmt.Sprintf("%s, order %s", r.Serial, r.Order)},
+		about(r),
 		{Name: "Engineer", Value: string(r.Engineer)},
 		{Name: "Ticket", Value: string(r.Ticket)},
 		{Name: "Reason", Value: r.ReasonCode},
@@ -65,6 +65,14 @@ func facts(r store.Request) []notify.Fact {
 		list = append(list, notify.Fact{Name: "Expires", Value: r.Expires.Format(time.RFC3339)})
 	}
 	return list
+}
+
+// about says what a request is about.
+func about(r store.Request) notify.Fact {
+	if !ofSubscription(r) {
+		return notify.Fact{Name: "Device", Value: fmt.Sprintf("%s, order %s", r.Serial, r.Order)}
+	}
+	return notify.Fact{Name: "About", Value: "what the service knows of the orders and devices of " + place(r) + "; no disk is opened"}
 }
 
 // TellExport tells the customer, and the provider's own approvers, that an admin

@@ -181,7 +181,7 @@ func (s *Service) DisableSession(ctx context.Context, caller auth.Caller, in *lo
 	if err != nil {
 		return nil, err
 	}
-	if caller.Person != row.Engineer && !caller.Is(auth.Admin, auth.Staff, auth.Owner, auth.Approver) {
+	if caller.Person != row.Engineer && !caller.Is(auth.Admin, auth.Staff, auth.TenantAdmin, auth.Owner, auth.Approver) {
 		return nil, forbidden("session %s is of %s: they, the customer, staff or an admin can disable it", row.ID, row.Engineer)
 	}
 	ended, err := s.endSession(context.WithoutCancel(ctx), caller, row.ID, disabling(in.Reason))

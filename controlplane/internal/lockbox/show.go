@@ -72,7 +72,7 @@ func filterOf(caller auth.Caller, in *lockboxv1.ListRequestsRequest) (*store.Req
 	}
 	f := &store.RequestFilter{
 		Tenant: protocol.TenantID(in.Tenant), Order: protocol.OrderID(in.Order), Serial: protocol.DeviceSerial(in.Serial),
-		Engineer: protocol.Person(in.Engineer), Ticket: protocol.TicketID(in.Ticket), Before: in.Before, Limit: int(page) + 1,
+		Engineer: protocol.Person(in.Engineer), Ticket: protocol.TicketID(in.Ticket), Action: cmp.Or(actions[approval.Action(in.Action)], in.Action), Before: in.Before, Limit: int(page) + 1,
 	}
 	switch scope := caller.Scope(); {
 	case caller.Role == "" || caller.Role.OfCustomer() && scope == "" || scope != "" && f.Tenant != "" && f.Tenant != scope:
@@ -159,7 +159,7 @@ func showRow(caller auth.Caller, r store.Request) (*lockboxv1.Request, error) {
 		protocols = append(protocols, string(p))
 	}
 	return &lockboxv1.Request{
-		Exclusion: string(st.Exclusion), Protocols: protocols, Id: string(r.ID), Number: r.Number, Action: r.Action, Status: string(StateOf(r.Status)), ShownStatus: shownStatus(r),
+		Exclusion: string(st.Exclusion), Scope: string(st.Scope), Protocols: protocols, Id: string(r.ID), Number: r.Number, Action: r.Action, Status: string(StateOf(r.Status)), ShownStatus: shownStatus(r),
 		Subscription: string(r.Subscription), Tenant: string(r.Tenant), Order: string(r.Order), Ticket: string(r.Ticket),
 		Serial: string(r.Serial), Disks: r.Disks, Shares: r.Shares, Engineer: string(r.Engineer), EngineerKey: r.EngineerKey,
 		ReasonCode: r.ReasonCode, Justification: r.Justification, Access: r.Access, Purpose: string(r.Purpose),

@@ -52,7 +52,7 @@ func (s *Service) evaluateAgain(ctx context.Context, tx *store.Tx, r store.Reque
 	}
 	d := &draft{s: s, caller: engineer, access: approval.Access(r.Access), in: &lockboxv1.CreateRequestRequest{
 		Action: r.Action, Serial: string(r.Serial), Ticket: string(r.Ticket), ReasonCode: r.ReasonCode,
-		DurationSeconds: int64(r.Duration.Seconds()),
+		DurationSeconds: int64(r.Duration.Seconds()), Scope: string(scopeOf(r)),
 	}}
 	if err := d.load(ctx, tx); err != nil {
 		return nil, err

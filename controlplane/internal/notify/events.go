@@ -48,9 +48,9 @@ const (
 // means for the reader. Both see the [Event].
 var kinds = map[Kind]struct{ title, lead string }{
 	InternalApproval: {`Request {{.Number}} awaits internal approval: {{.Action}} on {{.Device}}`,
-		`An engineer asks for access to a customer's device. The provider's approvers decide first, then the customer.`},
+		`An engineer asks for access to what is a customer's. The provider's approvers decide first, then the customer.`},
 	CustomerNotified: {`Lockbox request {{.Number}}: {{.Action}} on {{.Device}} waits for your decision`,
-		`An engineer asks for access to your device. Nothing is granted until you approve.`},
+		`An engineer asks for access to what is yours. Nothing is granted until you approve.`},
 	ExpiryWarning: {`Lockbox request {{.Number}} is about to expire: {{.Action}} on {{.Device}}`,
 		`This request is still undecided. Unless it is approved before it expires, nobody gets access.`},
 	RequestComment: {`Lockbox request {{.Number}}: a new comment`,
@@ -68,7 +68,7 @@ var kinds = map[Kind]struct{ title, lead string }{
 	RequestExecuted: {`Lockbox request {{.Number}}: the disks of {{.Device}} are open`,
 		`The engineer has opened the device under the approved request.`},
 	AccessEnding: {`Lockbox request {{.Number}}: the access to {{.Device}} ends soon`,
-		`The approved time is nearly over. The disks lock by themselves; more time takes a new approval.`},
+		`The approved time is nearly over. Access ends and open disks lock by themselves; more time takes a new approval.`},
 	RequestRevoked: {`Lockbox request {{.Number}} was revoked: the access to {{.Device}} is over`,
 		`The access was ended before its time. The approval cannot be used again.`},
 	RequestCompleted: {`Lockbox request {{.Number}} is completed: the access to {{.Device}} is over`,

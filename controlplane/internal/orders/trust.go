@@ -58,7 +58,7 @@ func (s *Service) DraftTrustPolicy(ctx context.Context, caller auth.Caller, in *
 
 func (s *Service) draftPolicy(ctx context.Context, tx *store.Tx, o store.Order, in *lockboxv1.DraftTrustPolicyRequest) (approval.TrustPolicy, error) {
 	d := drafter{ctx: ctx, tx: tx}
-	customers := d.groups(in.CustomerGroups, approval.Group{Name: "customer-approvers", Threshold: 1}, o.Tenant, auth.Owner, auth.Approver)
+	customers := d.groups(in.CustomerGroups, approval.Group{Name: "customer-approvers", Threshold: 1}, o.Tenant, auth.TenantAdmin, auth.Owner, auth.Approver)
 	providers := d.groups(in.ProviderGroups, approval.Group{Name: "internal-approvers", Threshold: 1}, "", auth.InternalApprover)
 	longest := int64(DefaultMaxTime / time.Second)
 	if in.MaxDurationSeconds != 0 {

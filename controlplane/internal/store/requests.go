@@ -102,6 +102,7 @@ type RequestFilter struct {
 	Serial   protocol.DeviceSerial
 	Engineer protocol.Person
 	Ticket   protocol.TicketID
+	Action   string
 	Statuses []string // any of these
 	Before   int64    // with a lower number only
 	Limit    int      // at most so many; all if 0
@@ -113,7 +114,7 @@ func (f RequestFilter) where() (string, []any) {
 	var args []any
 	for _, c := range []struct{ column, want string }{
 		{"tenant", string(f.Tenant)}, {"order_id", string(f.Order)}, {"serial", string(f.Serial)},
-		{"engineer", string(f.Engineer)}, {"ticket", string(f.Ticket)},
+		{"engineer", string(f.Engineer)}, {"ticket", string(f.Ticket)}, {"action", f.Action},
 	} {
 		if c.want != "" {
 			args = append(args, c.want)

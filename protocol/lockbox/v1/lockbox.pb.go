@@ -2104,6 +2104,7 @@ type Order struct {
 	BytesDone          int64                  `protobuf:"varint,19,opt,name=bytes_done,json=bytesDone,proto3" json:"bytes_done,omitempty"`                  // with those of files under way
 	BytesTotal         int64                  `protobuf:"varint,20,opt,name=bytes_total,json=bytesTotal,proto3" json:"bytes_total,omitempty"`               // of the files that can be copied
 	BytesPerSecond     int64                  `protobuf:"varint,21,opt,name=bytes_per_second,json=bytesPerSecond,proto3" json:"bytes_per_second,omitempty"` // of all nodes, lately
+	Outline            bool                   `protobuf:"varint,30,opt,name=outline,proto3" json:"outline,omitempty"`                                       // for an engineer without a ticket of the order or access to its subscription: only id, subscription, tenant, stage, sku and serial
 	unknownFields      protoimpl.UnknownFields
 	sizeCache          protoimpl.SizeCache
 }
@@ -2283,6 +2284,13 @@ func (x *Order) GetBytesPerSecond() int64 {
 		return x.BytesPerSecond
 	}
 	return 0
+}
+
+func (x *Order) GetOutline() bool {
+	if x != nil {
+		return x.Outline
+	}
+	return false
 }
 
 type OrderNode struct {
@@ -4744,6 +4752,7 @@ type Device struct {
 	Order         string                 `protobuf:"bytes,2,opt,name=order,proto3" json:"order,omitempty"`
 	Sku           string                 `protobuf:"bytes,3,opt,name=sku,proto3" json:"sku,omitempty"`
 	Nodes         []*DeviceNode          `protobuf:"bytes,4,rep,name=nodes,proto3" json:"nodes,omitempty"`
+	Outline       bool                   `protobuf:"varint,30,opt,name=outline,proto3" json:"outline,omitempty"` // as of Order: nodes are left out
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -4804,6 +4813,13 @@ func (x *Device) GetNodes() []*DeviceNode {
 		return x.Nodes
 	}
 	return nil
+}
+
+func (x *Device) GetOutline() bool {
+	if x != nil {
+		return x.Outline
+	}
+	return false
 }
 
 type DeviceNode struct {
@@ -6739,7 +6755,7 @@ type Request struct {
 	state             protoimpl.MessageState `protogen:"open.v1"`
 	Id                string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`                                      // LockboxRequest_<guid>
 	Number            int64                  `protobuf:"varint,2,opt,name=number,proto3" json:"number,omitempty"`                             // short number for people
-	Action            string                 `protobuf:"bytes,3,opt,name=action,proto3" json:"action,omitempty"`                              // "Unlock Databox"
+	Action            string                 `protobuf:"bytes,3,opt,name=action,proto3" json:"action,omitempty"`                              // "Unlock Databox" | "Access Subscription"
 	Status            string                 `protobuf:"bytes,4,opt,name=status,proto3" json:"status,omitempty"`                              // Initializing, Pending, Approved, …
 	ShownStatus       string                 `protobuf:"bytes,5,opt,name=shown_status,json=shownStatus,proto3" json:"shown_status,omitempty"` // what people are shown, e.g. "Customer Notified"
 	Subscription      string                 `protobuf:"bytes,6,opt,name=subscription,proto3" json:"subscription,omitempty"`
@@ -6779,6 +6795,7 @@ type Request struct {
 	Exclusion         string                 `protobuf:"bytes,60,opt,name=exclusion,proto3" json:"exclusion,omitempty"`                                    // why the customer is not asked: lockbox-off | break-glass | …; empty when they are
 	StandingConsent   string                 `protobuf:"bytes,61,opt,name=standing_consent,json=standingConsent,proto3" json:"standing_consent,omitempty"` // id of the one that decided for the customer
 	Protocols         []string               `protobuf:"bytes,70,rep,name=protocols,proto3" json:"protocols,omitempty"`                                    // over which the shares are served beside SMB: nfs, which has no login
+	Scope             string                 `protobuf:"bytes,80,opt,name=scope,proto3" json:"scope,omitempty"`                                            // of "Access Subscription": subscription, or tenant; serial and disks are empty then
 	unknownFields     protoimpl.UnknownFields
 	sizeCache         protoimpl.SizeCache
 }
@@ -7105,6 +7122,13 @@ func (x *Request) GetProtocols() []string {
 		return x.Protocols
 	}
 	return nil
+}
+
+func (x *Request) GetScope() string {
+	if x != nil {
+		return x.Scope
+	}
+	return ""
 }
 
 // RequestComment is what somebody said about a request.
@@ -7490,6 +7514,8 @@ type CreateRequestRequest struct {
 	SshKey          string                 `protobuf:"bytes,9,opt,name=ssh_key,json=sshKey,proto3" json:"ssh_key,omitempty"`                             // fingerprint of the engineer's key; empty when they have one
 	Shares          []string               `protobuf:"bytes,10,rep,name=shares,proto3" json:"shares,omitempty"`                                          // empty: all of the disks
 	Exclusion       string                 `protobuf:"bytes,20,opt,name=exclusion,proto3" json:"exclusion,omitempty"`                                    // break-glass | inadvertent-exposure | external-legal-demand: without asking the customer, who is told at once
+	Subscription    string                 `protobuf:"bytes,30,opt,name=subscription,proto3" json:"subscription,omitempty"`                              // of "Access Subscription", in place of serial, disks and shares; empty: the one of the ticket
+	Scope           string                 `protobuf:"bytes,31,opt,name=scope,proto3" json:"scope,omitempty"`                                            // of "Access Subscription": subscription, or tenant; empty: subscription
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
@@ -7601,6 +7627,20 @@ func (x *CreateRequestRequest) GetExclusion() string {
 	return ""
 }
 
+func (x *CreateRequestRequest) GetSubscription() string {
+	if x != nil {
+		return x.Subscription
+	}
+	return ""
+}
+
+func (x *CreateRequestRequest) GetScope() string {
+	if x != nil {
+		return x.Scope
+	}
+	return ""
+}
+
 type GetRequestRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"` // or the short number
@@ -7656,6 +7696,7 @@ type ListRequestsRequest struct {
 	State         string                 `protobuf:"bytes,7,opt,name=state,proto3" json:"state,omitempty"`    // as in Request.status
 	Before        int64                  `protobuf:"varint,8,opt,name=before,proto3" json:"before,omitempty"` // only lower numbers: next of the page before
 	Limit         int32                  `protobuf:"varint,9,opt,name=limit,proto3" json:"limit,omitempty"`   // 1 to 500; 0: 100
+	Action        string                 `protobuf:"bytes,20,opt,name=action,proto3" json:"action,omitempty"` // "Unlock Databox" | "Access Subscription"
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -7751,6 +7792,13 @@ func (x *ListRequestsRequest) GetLimit() int32 {
 		return x.Limit
 	}
 	return 0
+}
+
+func (x *ListRequestsRequest) GetAction() string {
+	if x != nil {
+		return x.Action
+	}
+	return ""
 }
 
 type ListRequestsResponse struct {
@@ -12680,7 +12728,7 @@ const file_lockbox_v1_lockbox_proto_rawDesc = "" +
 	"\x10SetTenantRequest\x12\x16\n" +
 	"\x06tenant\x18\x01 \x01(\tR\x06tenant\x124\n" +
 	"\x16request_expiry_seconds\x18\x02 \x01(\x03R\x14requestExpirySeconds\x12%\n" +
-	"\x0eaccess_seconds\x18\x03 \x01(\x03R\raccessSeconds\"\xde\x05\n" +
+	"\x0eaccess_seconds\x18\x03 \x01(\x03R\raccessSeconds\"\xf8\x05\n" +
 	"\x05Order\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\"\n" +
 	"\fsubscription\x18\x02 \x01(\tR\fsubscription\x12\x16\n" +
@@ -12708,7 +12756,8 @@ const file_lockbox_v1_lockbox_proto_rawDesc = "" +
 	"bytes_done\x18\x13 \x01(\x03R\tbytesDone\x12\x1f\n" +
 	"\vbytes_total\x18\x14 \x01(\x03R\n" +
 	"bytesTotal\x12(\n" +
-	"\x10bytes_per_second\x18\x15 \x01(\x03R\x0ebytesPerSecond\"^\n" +
+	"\x10bytes_per_second\x18\x15 \x01(\x03R\x0ebytesPerSecond\x12\x18\n" +
+	"\aoutline\x18\x1e \x01(\bR\aoutline\"^\n" +
 	"\tOrderNode\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\x05R\x04node\x12'\n" +
 	"\x0fkey_fingerprint\x18\x02 \x01(\tR\x0ekeyFingerprint\x12\x14\n" +
@@ -12875,12 +12924,13 @@ const file_lockbox_v1_lockbox_proto_rawDesc = "" +
 	"\x13RevokeDeviceRequest\x12\x16\n" +
 	"\x06serial\x18\x01 \x01(\tR\x06serial\x12\x12\n" +
 	"\x04node\x18\x02 \x01(\x05R\x04node\x12\x16\n" +
-	"\x06reason\x18\x03 \x01(\tR\x06reason\"v\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\"\x90\x01\n" +
 	"\x06Device\x12\x16\n" +
 	"\x06serial\x18\x01 \x01(\tR\x06serial\x12\x14\n" +
 	"\x05order\x18\x02 \x01(\tR\x05order\x12\x10\n" +
 	"\x03sku\x18\x03 \x01(\tR\x03sku\x12,\n" +
-	"\x05nodes\x18\x04 \x03(\v2\x16.lockbox.v1.DeviceNodeR\x05nodes\"\xf2\x03\n" +
+	"\x05nodes\x18\x04 \x03(\v2\x16.lockbox.v1.DeviceNodeR\x05nodes\x12\x18\n" +
+	"\aoutline\x18\x1e \x01(\bR\aoutline\"\xf2\x03\n" +
 	"\n" +
 	"DeviceNode\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\x05R\x04node\x12\x1a\n" +
@@ -13032,8 +13082,7 @@ const file_lockbox_v1_lockbox_proto_rawDesc = "" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\"t\n" +
 	"\x13KillSessionResponse\x12-\n" +
 	"\asession\x18\x01 \x01(\v2\x13.lockbox.v1.SessionR\asession\x12.\n" +
-	"\x05nodes\x18\x02 \x03(\v2\x18.lockbox.v1.RelockResultR\x05nodes\"\xf3\n" +
-	"\n" +
+	"\x05nodes\x18\x02 \x03(\v2\x18.lockbox.v1.RelockResultR\x05nodes\"\x89\v\n" +
 	"\aRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
 	"\x06number\x18\x02 \x01(\x03R\x06number\x12\x16\n" +
@@ -13082,7 +13131,8 @@ const file_lockbox_v1_lockbox_proto_rawDesc = "" +
 	"\x04told\x182 \x03(\v2\x14.lockbox.v1.DeliveryR\x04told\x12\x1c\n" +
 	"\texclusion\x18< \x01(\tR\texclusion\x12)\n" +
 	"\x10standing_consent\x18= \x01(\tR\x0fstandingConsent\x12\x1c\n" +
-	"\tprotocols\x18F \x03(\tR\tprotocols\"\xc7\x01\n" +
+	"\tprotocols\x18F \x03(\tR\tprotocols\x12\x14\n" +
+	"\x05scope\x18P \x01(\tR\x05scope\"\xc7\x01\n" +
 	"\x0eRequestComment\x12\x16\n" +
 	"\x06number\x18\x01 \x01(\x03R\x06number\x12\x19\n" +
 	"\breply_to\x18\x02 \x01(\x03R\areplyTo\x12\x16\n" +
@@ -13116,7 +13166,7 @@ const file_lockbox_v1_lockbox_proto_rawDesc = "" +
 	"\averdict\x18\x03 \x01(\tR\averdict\x12\x12\n" +
 	"\x04time\x18\x04 \x01(\x03R\x04time\x12\x16\n" +
 	"\x06reason\x18\x05 \x01(\tR\x06reason\x12\x1a\n" +
-	"\benvelope\x18\x06 \x01(\fR\benvelope\"\xcd\x02\n" +
+	"\benvelope\x18\x06 \x01(\fR\benvelope\"\x87\x03\n" +
 	"\x14CreateRequestRequest\x12\x16\n" +
 	"\x06action\x18\x01 \x01(\tR\x06action\x12\x16\n" +
 	"\x06serial\x18\x02 \x01(\tR\x06serial\x12\x16\n" +
@@ -13130,9 +13180,11 @@ const file_lockbox_v1_lockbox_proto_rawDesc = "" +
 	"\assh_key\x18\t \x01(\tR\x06sshKey\x12\x16\n" +
 	"\x06shares\x18\n" +
 	" \x03(\tR\x06shares\x12\x1c\n" +
-	"\texclusion\x18\x14 \x01(\tR\texclusion\"#\n" +
+	"\texclusion\x18\x14 \x01(\tR\texclusion\x12\"\n" +
+	"\fsubscription\x18\x1e \x01(\tR\fsubscription\x12\x14\n" +
+	"\x05scope\x18\x1f \x01(\tR\x05scope\"#\n" +
 	"\x11GetRequestRequest\x12\x0e\n" +
-	"\x02id\x18\x01 \x01(\tR\x02id\"\xed\x01\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\"\x85\x02\n" +
 	"\x13ListRequestsRequest\x12\x18\n" +
 	"\apending\x18\x01 \x01(\bR\apending\x12\x16\n" +
 	"\x06tenant\x18\x02 \x01(\tR\x06tenant\x12\x14\n" +
@@ -13142,7 +13194,8 @@ const file_lockbox_v1_lockbox_proto_rawDesc = "" +
 	"\x06ticket\x18\x06 \x01(\tR\x06ticket\x12\x14\n" +
 	"\x05state\x18\a \x01(\tR\x05state\x12\x16\n" +
 	"\x06before\x18\b \x01(\x03R\x06before\x12\x14\n" +
-	"\x05limit\x18\t \x01(\x05R\x05limit\"[\n" +
+	"\x05limit\x18\t \x01(\x05R\x05limit\x12\x16\n" +
+	"\x06action\x18\x14 \x01(\tR\x06action\"[\n" +
 	"\x14ListRequestsResponse\x12/\n" +
 	"\brequests\x18\x01 \x03(\v2\x13.lockbox.v1.RequestR\brequests\x12\x12\n" +
 	"\x04next\x18\x02 \x01(\x03R\x04next\"\xb3\x01\n" +
