@@ -71,12 +71,11 @@ func (o Opening) String() string {
 
 // fight is a run.
 type fight struct {
-	cfg     Config
-	plane   *plane
-	people  people
-	common  []kind
-	rare    []kind
-	devices []*device
+	cfg    Config
+	plane  *plane
+	people people
+	common []kind
+	rare   []kind
 
 	mu     sync.Mutex
 	report Report // guarded by mu

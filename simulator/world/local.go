@@ -43,16 +43,6 @@ func (w *World) RunAgent(ctx context.Context, n Node, opts agent.Options) error 
 	return a.Run(ctx)
 }
 
-// Enrol enrols a node with the token and the trust policy's envelope, in this
-// process.
-func (w *World) Enrol(ctx context.Context, n Node, token string, policy []byte) error {
-	cfg, err := agent.LoadConfig(n.ConfigFile())
-	if err != nil {
-		return err
-	}
-	return agent.Enroll(ctx, cfg, w.API, token, policy)
-}
-
 // Client logs a person in with the token that was left for them, unless they
 // are logged in, and returns their client of the API. The caller closes it.
 func (w *World) Client(ctx context.Context, short string) (*client.Client, error) {

@@ -2,6 +2,8 @@ package recordings
 
 import (
 	"context"
+	"errors"
+	"io"
 	"slices"
 	"sync"
 	"time"
@@ -154,7 +156,9 @@ func (s *Service) hold(ctx context.Context, who look, node protocol.NodeID) erro
 		return err
 	}
 	for {
-		if _, err := stream.Receive(); err != nil {
+		if _, err := stream.Receive(); errors.Is(err, io.EOF) {
+			return nil
+		} else if err != nil {
 			return err
 		}
 	}
