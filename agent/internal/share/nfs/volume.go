@@ -14,6 +14,7 @@ import (
 	gonfs "github.com/willscott/go-nfs"
 	"github.com/willscott/go-nfs/file"
 
+	"github.com/databox-lockbox/lockbox/agent/internal/disk"
 	"github.com/databox-lockbox/lockbox/protocol/approval"
 	"github.com/databox-lockbox/lockbox/protocol/recording"
 )
@@ -213,11 +214,30 @@ func (v *view) rename(from, to string) error {
 		return syscall.EACCES
 	}
 	v.conn.open.drop(v.conn.tree.id(v.volume, split(to)))
-	if err := v.root.Rename(from, to); err != nil {
+	move := v.root.Rename
+	if v.conn.order.Access != approval.Delete {
+		move = v.renameNew // others may have put something there by now
+	}
+	if err := move(from, to); err != nil {
 		return err
 	}
 	v.conn.tree.move(v.volume, split(from), split(to))
 	return errors.Join(v.syncDir(path.Dir(from)), v.syncDir(path.Dir(to)))
+}
+
+// renameNew moves a file to where nothing is.
+func (v *volume) renameNew(from, to string) error {
+	fromDir, err := v.root.Open(path.Dir(from))
+	if err != nil {
+		return err
+	}
+	defer fromDir.Close()
+	toDir, err := v.root.Open(path.Dir(to))
+	if err != nil {
+		return err
+	}
+	defer toDir.Close()
+	return disk.RenameNew(fromDir, path.Base(from), toDir, path.Base(to))
 }
 
 // OpenFile implements [billy.Filesystem]. The library truncates with it, nothing

@@ -259,6 +259,27 @@ func TestMovesDoNotReplace(t *testing.T) {
 	}
 }
 
+// TestRacedMoveReplacesNothing puts a file where another is about to be moved,
+// under an approval that does not say delete.
+func TestRacedMoveReplacesNothing(t *testing.T) {
+	const f, victim, target = "/shares/one_BlockBlob/f", "/shares/one_BlockBlob/victim", "/shares/one_BlockBlob/target"
+	s := newScene(t, approval.ReadWrite)
+	s.put("one_BlockBlob/f", "mine")
+	s.put("one_BlockBlob/victim", "the customer's")
+	var raced error
+	other := New(Config{Grant: s.now, Via: recording.ViaSFTP, Log: meddler{func(e recording.FileEvent) {
+		if e.Op == recording.OpRename && e.Error == "" {
+			raced = s.Rename(victim, target, false)
+		}
+	}}})
+	if err := other.Rename(f, target, true); !errors.Is(err, fs.ErrExist) {
+		t.Errorf("moved over another file: %v", err)
+	}
+	if got := s.content("one_BlockBlob/target"); raced != nil || got != "the customer's" {
+		t.Errorf("%v: there is %q", raced, got)
+	}
+}
+
 // TestNewContentIsMadeAside looks at a file while it is replaced.
 func TestNewContentIsMadeAside(t *testing.T) {
 	s := newScene(t, approval.Delete)

@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/databox-lockbox/lockbox/agent/internal/disk"
 	"github.com/databox-lockbox/lockbox/protocol/recording"
 )
 
@@ -250,18 +251,20 @@ func (s *System) rename(p, q place, e recording.FileEvent, replace bool) error {
 			return err
 		}
 	}
+	forbidden := q.mayDelete(q.full + " would be replaced")
 	if _, err := q.Lstat(q.name); err == nil {
 		if !replace {
 			return fs.ErrExist
 		}
-		if err := q.mayDelete(q.full + " would be replaced"); err != nil {
-			return err
+		if forbidden != nil {
+			return forbidden
 		}
 	}
 	if err := s.record(e); err != nil {
 		return err
 	}
-	if err := renameAt(fromDir, from, toDir, to, replace); err != nil {
+	// Somebody may have put something there by now.
+	if err := renameAt(fromDir, from, toDir, to, replace && forbidden == nil); err != nil {
 		return err
 	}
 	return errors.Join(toDir.Sync(), fromDir.Sync())
@@ -269,18 +272,8 @@ func (s *System) rename(p, q place, e recording.FileEvent, replace bool) error {
 
 // renameAt moves a name from one open folder to another.
 func renameAt(from *os.File, old string, to *os.File, name string, replace bool) error {
-	flags := uint(unix.RENAME_NOREPLACE)
-	if replace {
-		flags = 0
-	}
-	err := again(func() error { return unix.Renameat2(int(from.Fd()), old, int(to.Fd()), name, flags) })
-	if replace || err != unix.EINVAL && err != unix.ENOSYS {
-		return err
-	}
-	// ntfs-3g does not know the flag.
-	var st unix.Stat_t
-	if unix.Fstatat(int(to.Fd()), name, &st, unix.AT_SYMLINK_NOFOLLOW) == nil {
-		return fs.ErrExist
+	if !replace {
+		return disk.RenameNew(from, old, to, name)
 	}
 	return again(func() error { return unix.Renameat(int(from.Fd()), old, int(to.Fd()), name) })
 }
