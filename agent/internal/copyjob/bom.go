@@ -79,6 +79,7 @@ type Manifest struct {
 	Digest     string           // of BOM
 	Previous   string           // digest of the bill before; "" for the first
 	Difference manifest.Changes // from the bill before
+	Left       []string         // paths of what is no regular file: no bill lists it
 }
 
 // PrepareToShip writes a new bill of materials for every share and keeps the one
@@ -110,7 +111,8 @@ func prepareShare(ctx context.Context, s Share) (Manifest, error) {
 	if before != nil {
 		bom.Previous = manifest.Digest(before)
 	}
-	if bom.Files, err = checksums(ctx, s); err != nil {
+	var left []string
+	if bom.Files, left, err = checksums(ctx, s); err != nil {
 		return Manifest{}, err
 	}
 	data, err := bom.Encode()
@@ -121,26 +123,30 @@ func prepareShare(ctx context.Context, s Share) (Manifest, error) {
 		return Manifest{}, err
 	}
 	old, _ := manifest.ParseBOM(before) // one that cannot be understood lists nothing
-	return Manifest{s, data, manifest.Digest(data), bom.Previous, manifest.Diff(old, bom)}, nil
+	return Manifest{s, data, manifest.Digest(data), bom.Previous, manifest.Diff(old, bom), left}, nil
 }
 
-// checksums lists the regular files of a share with the CRC64 of each.
-func checksums(ctx context.Context, s Share) ([]manifest.File, error) {
+// checksums lists the regular files of a share with the CRC64 of each, and the
+// paths of what is there beside them and folders.
+func checksums(ctx context.Context, s Share) (files []manifest.File, left []string, err error) {
 	root, err := s.open()
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	defer root.Close()
-	var files []manifest.File
 	err = walk(root, ".", func(found found) error {
-		if found.err != nil || !found.regular {
+		switch {
+		case found.err != nil:
 			return found.err
+		case !found.regular:
+			left = append(left, found.path)
+			return nil
 		}
 		f, err := checksum(ctx, root, found.path)
 		files = append(files, f)
 		return err
 	})
-	return files, err
+	return files, left, err
 }
 
 func checksum(ctx context.Context, root *os.Root, name string) (manifest.File, error) {

@@ -47,14 +47,14 @@ func init() {
   -size [+-]N[ckMGT]  more, less or just as many units (c: bytes; without a letter: 512 bytes)
   -mtime [+-]DAYS     changed so many days ago
   -newer FILE         changed after it
-  -empty  -maxdepth N  -mindepth N  -not TEST  -print  -ls`},
+  -empty  -maxdepth N  -mindepth N  -not TEST  TEST -o TEST  -print  -ls`},
 		"du": {usage: "du [-shabc] [-d N] [PATH…]", help: "sizes of folders, in KiB", flags: "shabcd:", long: true, run: du, more: `  -s  the sum only; -d N down to so many folders; -a files too
   -h  sizes as 1.5K, 12M, 3.2G
   -b  bytes of content, not of disk
   -c  the sum of all`},
 		"tree": {usage: "tree [-ad] [-L N] [PATH…]", help: "show folders as a tree", flags: "adL:", long: true, run: tree, more: "  -a  names that begin with a dot too\n  -d  folders only\n  -L  down to so many folders"},
 		"cat":  {usage: "cat [-n] [FILE…]", help: "print files, or the input", flags: "n", long: true, run: cat, more: "  -n  number the lines"},
-		"head": {usage: "head [-n LINES | -c BYTES] [-qv] [FILE…]", help: "print how files begin", flags: "n:c:qv", long: true, run: head, more: "  -n  so many lines (10), also as -20\n  -c  so many bytes; 4K and 1M work\n  -q  without names; -v with them"},
+		"head": {usage: "head [-n [-]LINES | -c [-]BYTES] [-qv] [FILE…]", help: "print how files begin", flags: "n:c:qv", long: true, run: head, more: "  -n  so many lines (10), also as -20; all but the last N with -N\n  -c  so many bytes; 4K and 1M work\n  -q  without names; -v with them"},
 		"tail": {usage: "tail [-n [+]LINES | -c [+]BYTES] [-fqv] [FILE…]", help: "print how files end", flags: "n:c:fqv", long: true, run: tail, more: `  -n  so many lines (10), also as -20; from line N on with +N
   -c  so many bytes; from byte N on with +N
   -f  and what is appended, until Ctrl-C, for an hour at most

@@ -74,7 +74,14 @@ func TestReading(t *testing.T) {
 		{"head -c 6 t/l", 0, "line 1", ""},
 		{"head -qn1 t/l t/noend", 0, "line 1\na\n", ""},
 		{"head -n 1 t/l t/noend", 0, "==> t/l <==\nline 1\n\n==> t/noend <==\na\n", ""},
-		{"head -n x t/l", 2, "", "head: 'x' is no number\nusage: head [-n LINES | -c BYTES] [-qv] [FILE…]\n"},
+		{"head -n x t/l", 2, "", "head: 'x' is no number\nusage: head [-n [-]LINES | -c [-]BYTES] [-qv] [FILE…]\n"},
+		{"head -n -28 t/l", 0, lines(1, 2), ""},
+		{"head -n -40 t/l", 0, "", ""},
+		{"head -n -1 t/noend", 0, "a\n", ""},
+		{"head -c -2 t/noend", 0, "a", ""},
+		{"cat t/l | head -n -28", 0, lines(1, 2), ""},
+		{"cat t/noend | head -n -1", 0, "a\n", ""},
+		{"cat t/l t/l | head -c -1 | tail -c 4", 0, "e 30", ""},
 		{"tail -n 2 t/l", 0, lines(29, 30), ""},
 		{"tail -n 1 t/noend", 0, "b", ""},
 		{"tail -n +29 t/l", 0, lines(29, 30), ""},
@@ -101,7 +108,10 @@ func TestReading(t *testing.T) {
 		{"find t -type f -size +100c", 0, "t/l\nt/sums\n", ""},
 		{"find t -empty", 0, "t/empty\n", ""},
 		{"find . -maxdepth 1 -type d", 0, ".\n./Wrong_Folder\n./photos\n./t\n", ""},
-		{"find . -iname 'WRONG*' -o -name x", 2, "", "find: '-o' is no test that is known here\nusage: find [PATH…] [TEST…]\n"},
+		{"find . -iname 'WRONG*' -o -name a.txt -type f -o -name nothing", 0, "./Wrong_Folder\n./photos/a.txt\n", ""},
+		{"find . -maxdepth 1 -not -name t -o -empty", 0, ".\n./Wrong_Folder\n./photos\n", ""},
+		{"find . -name a.txt -o", 2, "", "find: -o stands between tests\nusage: find [PATH…] [TEST…]\n"},
+		{"find . '(' -name a.txt ')'", 2, "", "find: parentheses are not known here\nusage: find [PATH…] [TEST…]\n"},
 		{"find . -path '*Folder/*' -not -name 'b*'", 0, "./Wrong_Folder/c d.txt\n", ""},
 		{"find . -exec rm x", 2, "", "find: -exec is not for this find: it only lists\nusage: find [PATH…] [TEST…]\n"},
 		{"tree photos Wrong_Folder", 0, "photos\n└── a.txt\nWrong_Folder\n├── b.txt\n└── c d.txt\n\n0 folders, 3 files\n", ""},
@@ -119,6 +129,8 @@ func TestReading(t *testing.T) {
 	s.wants(in+"stat photos/a.txt", 0, "  Size: 5 ", "")
 	s.wants(in+"du -sh .", 0, "\t.\n", "")
 	s.wants(in+"find . -mtime -1 -newer photos/a.txt -ls", 0, "./t", "")
+	s.write("t/big", strings.Repeat("0123456789abcde\n", 200_000)+"the last\n")
+	s.isExactly("cat t/big | head -n -1 | tail -c 4", 0, "cde\n", "")
 	for name := range commands {
 		s.wants("help "+name, 0, commands[name].usage, "")
 		s.wants(name+" --help", 2, "", "usage: ")

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"path"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -14,23 +15,34 @@ import (
 type finder struct {
 	min, max int // depth
 	long     bool
-	tests    []func(e entry) (bool, error)
+	any      [][]test // one of which must hold, all in it
+}
+
+type test func(e entry) (bool, error)
+
+// add adds a test to those that must hold together.
+func (f *finder) add(t test) {
+	last := len(f.any) - 1
+	f.any[last] = append(f.any[last], t)
 }
 
 func find(ctx context.Context, t *task, args []string) error {
 	var roots []string
-	for len(args) > 0 && !strings.HasPrefix(args[0], "-") && args[0] != "!" {
+	for len(args) > 0 && !strings.HasPrefix(args[0], "-") && args[0] != "!" && args[0] != "(" {
 		roots, args = append(roots, args[0]), args[1:]
 	}
 	if len(roots) == 0 {
 		roots = []string{"."}
 	}
-	f := finder{max: 1 << 30}
+	f := finder{max: 1 << 30, any: make([][]test, 1)}
 	for len(args) > 0 {
 		var err error
 		if args, err = t.test(&f, args); err != nil {
 			return err
 		}
+	}
+	if len(f.any) > 1 && slices.ContainsFunc(f.any, func(all []test) bool { return len(all) == 0 }) {
+		return usageError("-o stands between tests")
 	}
 	return t.each(ctx, roots, func(name string) error {
 		e, err := t.start(name)
@@ -45,10 +57,8 @@ func (t *task) found(f finder, e entry, depth int) error {
 	if depth < f.min {
 		return nil
 	}
-	for _, test := range f.tests {
-		if ok, err := test(e); err != nil || !ok {
-			return err
-		}
+	if ok, err := f.holds(e); err != nil || !ok {
+		return err
 	}
 	line := Visible(e.name)
 	if f.long {
@@ -58,29 +68,50 @@ func (t *task) found(f finder, e entry, depth int) error {
 	return err
 }
 
+// holds reports whether an entry is what is looked for.
+func (f finder) holds(e entry) (bool, error) {
+	for _, all := range f.any {
+		ok, err := true, error(nil)
+		for _, test := range all {
+			if ok, err = test(e); err != nil || !ok {
+				break
+			}
+		}
+		if err != nil || ok {
+			return ok, err
+		}
+	}
+	return false, nil
+}
+
 // test takes one test off the arguments.
 func (t *task) test(f *finder, args []string) ([]string, error) {
 	name, args := args[0], args[1:]
 	switch name {
 	case "-print", "-a", "-and":
 		return args, nil
+	case "-o", "-or":
+		f.any = append(f.any, nil)
+		return args, nil
+	case "(", ")":
+		return nil, usageError("parentheses are not known here")
 	case "-ls":
 		f.long = true
 		return args, nil
 	case "-empty":
-		f.tests = append(f.tests, t.isEmpty)
+		f.add(t.isEmpty)
 		return args, nil
 	case "-not", "!":
 		if len(args) == 0 {
 			return nil, usageError(name + " needs a test")
 		}
-		var not finder
+		not := finder{any: make([][]test, 1)}
 		rest, err := t.test(&not, args)
-		if err == nil && len(not.tests) != 1 {
+		if err == nil && (len(not.any) != 1 || len(not.any[0]) != 1) {
 			err = usageError(name + " needs a test")
 		}
 		if err == nil {
-			f.tests = append(f.tests, func(e entry) (bool, error) { ok, err := not.tests[0](e); return !ok, err })
+			f.add(func(e entry) (bool, error) { ok, err := not.any[0][0](e); return !ok, err })
 		}
 		return rest, err
 	case "-delete", "-exec", "-execdir", "-ok", "-okdir", "-fprint", "-fls", "-fprintf", "-printf", "-print0":
@@ -91,13 +122,13 @@ func (t *task) test(f *finder, args []string) ([]string, error) {
 	}
 	test, err := t.testWith(f, name, args[0])
 	if test != nil {
-		f.tests = append(f.tests, test)
+		f.add(test)
 	}
 	return args[1:], err
 }
 
 // testWith makes a test that has a value.
-func (t *task) testWith(f *finder, name, value string) (func(entry) (bool, error), error) {
+func (t *task) testWith(f *finder, name, value string) (test, error) {
 	switch name {
 	case "-maxdepth", "-mindepth":
 		n, err := strconv.Atoi(value)
@@ -135,7 +166,7 @@ func (t *task) testWith(f *finder, name, value string) (func(entry) (bool, error
 	return nil, usageError(fmt.Sprintf("'%s' is no test that is known here", name))
 }
 
-func testName(name, value string) (func(entry) (bool, error), error) {
+func testName(name, value string) (test, error) {
 	pattern := strings.ReplaceAll(value, "[!", "[^")
 	if name == "-iname" {
 		pattern = strings.ToLower(pattern)
@@ -172,7 +203,7 @@ func comparison(text string) (n int64, compare func(got, want int64) bool, err e
 }
 
 // testSize compares sizes, rounded up to the unit that was typed.
-func testSize(value string) (func(entry) (bool, error), error) {
+func testSize(value string) (test, error) {
 	unit, digits := int64(512), value
 	if i := strings.IndexByte("cbkMGT", value[max(0, len(value)-1)]); i >= 0 {
 		unit, digits = []int64{1, 512, 1 << 10, 1 << 20, 1 << 30, 1 << 40}[i], value[:len(value)-1]

@@ -110,13 +110,16 @@ func prepareToShip(ctx context.Context, t *task, args []string) error {
 	if err := t.mayWrite(); err != nil {
 		return err
 	}
-	made, err := t.cfg.Node.Ship(ctx)
+	state, made, err := t.cfg.Node.Ship(ctx)
 	for _, b := range made {
 		fmt.Fprintf(t.out, "%s on %s\n  %s\n  previous %s\n", b.Share, b.Disk, b.Digest, b.Previous)
 		for line := range strings.Lines(b.Difference) {
 			fmt.Fprintf(t.out, "    %s\n", Visible(strings.TrimSuffix(line, "\n")))
 		}
 		t.showIssues(b.Issues)
+	}
+	if state != "" {
+		fmt.Fprintf(t.out, "prepare-to-ship: %s\n", state)
 	}
 	return err
 }

@@ -102,41 +102,89 @@ func (t *task) title(name string, first *bool, several bool) {
 }
 
 func head(ctx context.Context, t *task, args []string) error {
-	lines, err := t.number('n', 10)
-	if err != nil {
-		return err
+	lines, unit := !t.opts.has("c"), "10"
+	if text, ok := t.opts['n']; ok {
+		unit = text
 	}
-	size, err := t.number('c', 0)
+	if !lines {
+		unit = t.opts['c']
+	}
+	n, err := parseSize(strings.TrimPrefix(unit, "-"))
 	if err != nil {
 		return err
 	}
 	first := true
 	return t.eachInput(ctx, args, func(name string, r io.Reader) error {
 		t.title(name, &first, len(args) > 1)
-		if t.opts.has("c") {
-			return pour(t.out, io.LimitReader(r, size))
+		switch {
+		case strings.HasPrefix(unit, "-"):
+			return ending{lines: lines, n: n}.allBut(t.out, r)
+		case !lines:
+			return pour(t.out, io.LimitReader(r, n))
 		}
-		left := lines
-		if left == 0 {
-			return nil
+		return firstLines(t.out, r, n)
+	})
+}
+
+// firstLines prints the first n lines.
+func firstLines(w io.Writer, r io.Reader, n int64) error {
+	if n == 0 {
+		return nil
+	}
+	err := eachLine(r, func(text []byte) error {
+		if _, err := w.Write(text); err != nil {
+			return err
 		}
-		err := eachLine(r, func(text []byte) error {
-			if _, err := t.out.Write(text); err != nil {
+		if text[len(text)-1] == '\n' {
+			n--
+		}
+		if n == 0 {
+			return errEnough
+		}
+		return nil
+	})
+	if err == errEnough {
+		err = nil
+	}
+	return err
+}
+
+// allBut prints what comes before an ending.
+func (e ending) allBut(w io.Writer, r io.Reader) error {
+	if c, ok := r.(contextReader); ok {
+		if f, ok := c.r.(*files.File); ok {
+			info, err := f.Stat()
+			if err != nil {
 				return err
 			}
-			if text[len(text)-1] == '\n' {
-				left--
+			at, err := e.begin(f, info.Size())
+			if err != nil {
+				return err
 			}
-			if left == 0 {
-				return errEnough
-			}
-			return nil
-		})
-		if err == errEnough {
-			err = nil
+			return pour(w, io.LimitReader(r, at))
 		}
-		return err
-	})
+	}
+	var held []byte
+	buf := make([]byte, 64<<10)
+	for enough := copyBuffer; ; {
+		n, err := r.Read(buf)
+		held = append(held, buf[:n]...)
+		if err == nil && len(held) < enough {
+			continue
+		}
+		at, _ := e.begin(bytes.NewReader(held), int64(len(held)))
+		if _, failed := w.Write(held[:at]); failed != nil {
+			return failed
+		}
+		held = append(held[:0], held[at:]...)
+		switch {
+		case err != nil:
+			return notEOF(err)
+		case len(held) > maxTail:
+			return fmt.Errorf("what is to be left out has more than %d bytes: name a file instead of a pipe", maxTail)
+		}
+		enough = 2*len(held) + copyBuffer
+	}
 }
 
 var errEnough = errors.New("enough")
@@ -221,15 +269,21 @@ func (e ending) seek(f *files.File) error {
 		at, err = skipLines(f, e.n-1)
 	case e.from:
 		at = max(0, e.n-1)
-	case e.lines:
-		at, err = lastLines(f, info.Size(), e.n)
 	default:
-		at = max(0, info.Size()-e.n)
+		at, err = e.begin(f, info.Size())
 	}
 	if err == nil {
 		_, err = f.Seek(at, io.SeekStart)
 	}
 	return err
+}
+
+// begin returns where the last n lines or bytes begin in something of a size.
+func (e ending) begin(f io.ReaderAt, size int64) (int64, error) {
+	if e.lines {
+		return lastLines(f, size, e.n)
+	}
+	return max(0, size-e.n), nil
 }
 
 // skipLines returns where the line after the first n begins.
@@ -312,10 +366,7 @@ func (e ending) ofStream(w io.Writer, r io.Reader) error {
 			break
 		}
 	}
-	at := max(0, int64(len(kept))-e.n)
-	if e.lines {
-		at, _ = lastLines(bytes.NewReader(kept), int64(len(kept)), e.n)
-	}
+	at, _ := e.begin(bytes.NewReader(kept), int64(len(kept)))
 	_, err := w.Write(kept[at:])
 	return err
 }
@@ -355,7 +406,7 @@ func (t *task) checkSums(ctx context.Context, lists []string) error {
 	err := t.eachInput(ctx, lists, func(_ string, r io.Reader) error {
 		return eachLine(r, func(line []byte) error {
 			want, name, ok := strings.Cut(strings.TrimRight(string(line), "\r\n"), " ")
-			if !ok || len(want) != 2*sha256.Size {
+			if !ok || len(want) != 2*sha256.Size || len(name) < 2 {
 				return fmt.Errorf("'%.80s' is no line of a list of checksums", line)
 			}
 			name = name[1:] // a space, or an asterisk

@@ -22,8 +22,9 @@ type Node interface {
 	// that says what to do.
 	Lease() (Lease, error)
 	// Ship writes new bills of materials for all shares of the lease, on record,
-	// and returns those that were written, with an error as well.
-	Ship(ctx context.Context) ([]Bill, error)
+	// and returns those that were written, with an error as well, and how it ended,
+	// as devices call it: "" if it did not begin.
+	Ship(ctx context.Context) (state string, bills []Bill, err error)
 }
 
 // Session is the support session that a shell belongs to. Its methods may be

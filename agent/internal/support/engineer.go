@@ -68,18 +68,17 @@ func shareName(all []copyjob.Share, sh copyjob.Share) string {
 }
 
 // Ship implements [shell.Node].
-func (c *connection) Ship(ctx context.Context) ([]shell.Bill, error) {
+func (c *connection) Ship(ctx context.Context) (state string, bills []shell.Bill, err error) {
 	lease, err := c.lease()
 	if err != nil {
-		return nil, err
+		return "", nil, err
 	}
-	properties := map[string]string{"request": string(lease.RequestID)}
+	properties := map[string]string{"request": string(lease.RequestID), "state": "InProgress"}
 	if err := c.Record(ctx, auditlog.OpPrepareToShip, auditlog.Start, properties); err != nil {
-		return nil, err
+		return "", nil, err
 	}
 	made, failure := copyjob.PrepareToShip(ctx, lease.Shares)
 	report := &devicev1.ReportManifestRequest{Order: string(lease.Order), Request: string(lease.RequestID)}
-	var bills []shell.Bill
 	issues := 0
 	for _, m := range made {
 		b := shell.Bill{Share: m.Share.Share.String(), Disk: m.Share.Disk, Digest: m.Digest, Previous: m.Previous, Difference: m.Difference.String(), Issues: uncopied(m)}
@@ -97,7 +96,7 @@ func (c *connection) Ship(ctx context.Context) ([]shell.Bill, error) {
 	report.State = shipState(ctx, failure, issues)
 	properties["state"] = report.State
 	c.server.cfg.Manifests(report)
-	return bills, errors.Join(failure, c.Record(context.WithoutCancel(ctx), auditlog.OpPrepareToShip, result, properties))
+	return report.State, bills, errors.Join(failure, c.Record(context.WithoutCancel(ctx), auditlog.OpPrepareToShip, result, properties))
 }
 
 // shipState names how prepare-to-ship ended, as devices do.
@@ -124,6 +123,9 @@ func uncopied(m copyjob.Manifest) (list []string) {
 		for _, code := range m.Share.Classify(f.Path, f.Size).Codes {
 			list = append(list, string(code)+"  "+f.Path)
 		}
+	}
+	for _, path := range m.Left {
+		list = append(list, string(manifest.TypeUnsupported)+"  "+path)
 	}
 	return list
 }

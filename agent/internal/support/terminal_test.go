@@ -5,6 +5,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -44,7 +45,7 @@ func TestWhatASessionMay(t *testing.T) {
 	}
 	s.manifests = nil
 	s.wants("cd /shares/contoso_BlockBlob; mkdir reports; mv Wrong_Folder/* reports/; ls reports", 0, "c d.txt", "")
-	s.wants("prepare-to-ship", 0, "contoso_BlockBlob on disk1", "")
+	s.wants("prepare-to-ship", 0, "prepare-to-ship: Succeeded\n", "")
 	if len(s.manifests) != 1 || s.manifests[0].State != "Succeeded" || len(s.manifests[0].Manifests) != 1 || s.manifests[0].Request != "LockboxRequest_1" {
 		t.Errorf("reports: %v", s.manifests)
 	}
@@ -52,6 +53,14 @@ func TestWhatASessionMay(t *testing.T) {
 	if len(shipped) != 4 || shipped[2] != "Start" || !strings.HasPrefix(shipped[3], "Success digest.contoso_BlockBlob=sha256:") {
 		t.Errorf("records: %q", shipped)
 	}
+	states := s.journal.of(auditlog.OpPrepareToShip, "state")
+	if want := []string{"Start state=InProgress", "Success state=ScanCompletedWithIssues", "Start state=InProgress", "Success state=Succeeded"}; !slices.Equal(states, want) {
+		t.Errorf("states: %q", states)
+	}
+	if err := os.Symlink("a.txt", filepath.Join(s.share, "photos/link")); err != nil {
+		t.Fatal(err)
+	}
+	s.wants("prepare-to-ship", 0, "ERROR_BLOB_OR_FILE_TYPE_UNSUPPORTED  photos/link\nprepare-to-ship: ScanCompletedWithIssues\n", "")
 }
 
 func TestBigOutput(t *testing.T) {
