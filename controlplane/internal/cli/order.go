@@ -257,6 +257,9 @@ func (a *app) orderManifest() *cobra.Command {
 				return err
 			}
 			return a.print(cmd, resp, func(w io.Writer) {
+				if len(resp.Manifests) == 0 {
+					fmt.Fprintln(w, "prepare-to-ship: NotStarted")
+				}
 				for _, m := range resp.Manifests {
 					fmt.Fprintf(w, "node %d %s %s  version %d  %s\n", m.Node, printable(m.Disk), printable(m.Share), m.Version, printable(m.Digest))
 					fields(w, "  previous", m.PreviousDigest, "  made under", m.Request, "  at", when(m.Time))

@@ -134,13 +134,13 @@ func showChanges(w io.Writer, r *lockboxv1.Request, answers []changesAnswer) {
 }
 
 func showAnswer(w io.Writer, c changesAnswer) {
-	stage := "as seen when it locked: the rest is told when the disks are next open"
+	stage, after := "as seen when it locked: the rest is told when the disks are next open", "Seen again"
 	if c.Stage == approval.AtReopened {
-		stage = "all of it, walked again when the disks were next open"
+		stage, after = "all of it, walked again when the disks were next open", "After"
 	}
 	fmt.Fprintln(w)
 	fields(w, "Node", string(c.Node)+"  signed by its key "+string(approval.KeyFingerprint(c.NodeKey)), "Open", when(c.Begun)+" to "+when(c.Ended), "Told", when(c.MadeAt)+"  "+stage,
-		"Before", walked(c.Before), "After", walked(c.After),
+		"Before", walked(c.Before), after, walked(c.After),
 		"Touched", fmt.Sprintf("%d added, %d removed, %d changed, %d moved", c.Added, c.Removed, c.Changed, c.Moved))
 	for _, why := range slices.Concat(c.Before.Why, c.After.Why) {
 		fields(w, "Not reached", why)

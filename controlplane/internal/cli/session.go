@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/databox-lockbox/lockbox/controlplane/client"
+	"github.com/databox-lockbox/lockbox/protocol"
 	lockboxv1 "github.com/databox-lockbox/lockbox/protocol/lockbox/v1"
 )
 
@@ -39,7 +40,10 @@ request that the customer approves.`,
 				return err
 			}
 			s, err := c.Sessions.EnableSession(ctx, req)
-			return a.showSession(cmd, s, err)
+			if err != nil {
+				return err
+			}
+			return a.showSession(cmd, s)
 		}),
 	}
 	f := c.Flags()
@@ -50,28 +54,44 @@ request that the customer approves.`,
 	return c
 }
 
-func (a *app) showSession(cmd *cobra.Command, s *lockboxv1.Session, err error) error {
-	if err != nil {
-		return err
-	}
+func (a *app) showSession(cmd *cobra.Command, s *lockboxv1.Session, recordings ...*lockboxv1.Recording) error {
 	return a.print(cmd, s, func(w io.Writer) {
 		fields(w, "Session", s.Id, "Device", s.Serial+"/"+strconv.Itoa(int(s.Node)), "Ticket", s.Ticket, "Engineer", s.Engineer,
-			"Key", s.KeyFingerprint, "State", s.State, "Until", until(s.Expires))
+			"Key", s.KeyFingerprint, "State", s.State, "Enabled", when(s.Created), "Until", lastsUntil(s))
+		for _, r := range recordings {
+			fields(w, "Recorded", fmt.Sprintf("%s from %s, %s, %s", r.Id, when(r.Began), sizeText(r.Size), standing(r)))
+		}
 		if s.State == "enabled" {
 			fields(w, "Next", "lockbox ssh "+shortName(nodeOf(s)))
 		}
 	})
 }
 
+// lastsUntil says until when a session lasts; what was ended before says nothing.
+func lastsUntil(s *lockboxv1.Session) string {
+	if s.State == "disabled" || s.State == "killed" {
+		return ""
+	}
+	return until(s.Expires)
+}
+
 func (a *app) sessionShow() *cobra.Command {
 	return &cobra.Command{
 		Use:   "show SESSION",
-		Short: "Show a session",
-		Long:  "Show a session: whose it is, on which node, for which ticket, until when.",
-		Args:  args("SESSION"),
+		Short: "Show a session and what was recorded of it",
+		Long: `Show a session: whose it is, on which node, for which ticket, until when, and its
+recordings: how far each can be relied on, and who watches it now.`,
+		Args: args("SESSION"),
 		RunE: a.connected(func(ctx context.Context, c *client.Client, cmd *cobra.Command, args []string) error {
 			s, err := c.Sessions.GetSession(ctx, &lockboxv1.GetSessionRequest{Id: args[0]})
-			return a.showSession(cmd, s, err)
+			if err != nil {
+				return err
+			}
+			list, err := c.Recordings.ListRecordings(ctx, &lockboxv1.ListRecordingsRequest{Session: s.Id})
+			if err != nil && protocol.CodeOf(err) != protocol.CodeForbidden { // not everybody sees recordings
+				return err
+			}
+			return a.showSession(cmd, s, list.GetRecordings()...)
 		}),
 	}
 }
@@ -91,7 +111,7 @@ func (a *app) sessionList() *cobra.Command {
 			return a.print(cmd, resp, func(w io.Writer) {
 				var rows [][]string
 				for _, s := range resp.Sessions {
-					rows = append(rows, []string{s.Id, s.Serial + "/" + strconv.Itoa(int(s.Node)), s.Ticket, s.Engineer, s.State, until(s.Expires)})
+					rows = append(rows, []string{s.Id, s.Serial + "/" + strconv.Itoa(int(s.Node)), s.Ticket, s.Engineer, s.State, lastsUntil(s)})
 				}
 				table(w, "SESSION NODE TICKET ENGINEER STATE UNTIL", rows)
 			})
