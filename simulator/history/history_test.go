@@ -40,7 +40,7 @@ func TestHistories(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer os.RemoveAll(dir)
-	cfg := history.Config{Dir: filepath.Join(dir, "world"), Histories: 6, Lanes: 3, Steps: 30, Seed: uint64(os.Getpid())}
+	cfg := history.Config{Dir: filepath.Join(dir, "world"), Histories: 4, Lanes: 4, Steps: 30, Seed: uint64(os.Getpid())}
 	r, err := history.Run(t.Context(), cfg)
 	if err != nil {
 		t.Fatal(err)
