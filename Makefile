@@ -3,7 +3,7 @@ PROFILE ?= databox
 WORLD   ?= .world
 SUDO    := $(shell [ "$$(id -u)" = 0 ] || echo sudo env PATH="$$PATH")
 
-.PHONY: help deps deps-azurite build test demo up down bench bench-disk bench-session bench-upload bench-workflow check generate clean
+.PHONY: help deps deps-azurite build test demo up down bench bench-disk bench-session bench-workflow check generate clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1	\2/' | expand -t 20
@@ -35,11 +35,8 @@ bench: deps build ## measure, and print one line a figure
 bench-disk: deps build ## measure the disk engine beside its peers, and print a table of targets
 	@$(SUDO) ./bin/databox-sim bench-disk
 
-bench-session: deps build ## measure support sessions beside OpenSSH's own sshd
-	@$(SUDO) ./bin/databox-sim bench-session
-
-bench-upload: build ## measure the copy job beside Azure's own SDK, both to Azurite
-	@./bin/databox-sim bench-upload --azurite "$$(./.ci/azurite)"
+bench-session: deps build ## measure sessions, shares and the upload beside their peers; ONLY=upload_1g for one figure
+	@$(SUDO) ./bin/databox-sim bench-session --azurite "$$(./.ci/azurite)" $(if $(ONLY),--only $(ONLY))
 
 bench-workflow: deps build ## attack devices with every key but the customer's, 100,000 times; play histories; measure requests and the log
 	@./bin/databox-sim bench-workflow && ./.ci/bench-audit

@@ -95,7 +95,7 @@ func newRoot() *cobra.Command {
   databox-sim down          end what 'up' left running
   databox-sim bench         measure unlocking, relocking, and a fleet of idle devices
   databox-sim bench-disk    measure the disk engine beside its peers
-  databox-sim bench-upload  measure the copy job beside Azure's own SDK
+  databox-sim bench-session measure sessions, shares and the upload beside their peers
   databox-sim image         make, read, check and re-key BitLocker images`,
 		SilenceErrors: true,
 		SilenceUsage:  true,
@@ -105,7 +105,7 @@ func newRoot() *cobra.Command {
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
 		return usageError{fmt.Errorf("%w; see '%s --help'", err, c.CommandPath())}
 	})
-	root.AddCommand(demoCommand(), upCommand(), downCommand(), benchCommand(), partCommand(), benchDiskCommand(), benchSessionCommand(), benchUploadCommand(), benchWorkflowCommand(), unlockPartCommand(), imageCommand())
+	root.AddCommand(demoCommand(), upCommand(), downCommand(), benchCommand(), partCommand(), benchDiskCommand(), benchSessionCommand(), benchWorkflowCommand(), unlockPartCommand(), imageCommand())
 	return root
 }
 

@@ -22,10 +22,7 @@ const killSize = 1 << 30
 
 // kills measures how long it takes from an approver's kill until the last client
 // has lost its connection: sftp and smbclient, which send, and a shell.
-func (c Config) kills(ctx context.Context, s *session) error {
-	if c.Kills == 0 {
-		return nil
-	}
+func (s *session) kills(ctx context.Context, c Config) error {
 	source := filepath.Join(c.Dir, "endless")
 	if err := errors.Join(os.WriteFile(source, nil, 0o600), os.Truncate(source, killSize)); err != nil {
 		return err
@@ -44,8 +41,7 @@ func (c Config) kills(ctx context.Context, s *session) error {
 		}
 		times = append(times, figure.Milliseconds(took))
 	}
-	_, err := fmt.Fprintln(c.Out, figure.Figure{Name: "kill_to_closed_p99", Value: figure.Percentile(times, 99), Unit: "ms"})
-	return err
+	return c.print(figure.Figure{Name: "kill_to_closed_p99", Value: figure.Percentile(times, 99), Unit: "ms"})
 }
 
 // kill has the session killed while clients are at work, and returns how long the

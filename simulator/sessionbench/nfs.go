@@ -40,10 +40,9 @@ func (s *session) readNFS(ctx context.Context, cfg Config) (err error) {
 		}
 	}
 	rate := func(times []float64) float64 { return float64(cfg.Size) / (1 << 20) / figure.Percentile(times, 50) }
-	_, err = fmt.Fprintln(cfg.Out, figure.Figure{
+	return cfg.print(figure.Figure{
 		Name: "nfs_read", Value: rate(took[0]), Unit: "MiB/s", More: true, Peer: "plain-folder", PeerValue: rate(took[1]),
 	})
-	return err
 }
 
 // readOverNFS puts a file into a folder and returns how long it takes to read it

@@ -1,5 +1,6 @@
-// Package sessionbench measures support sessions beside OpenSSH, in the same
-// minutes on the same machine, and how soon a killed one is over.
+// Package sessionbench measures what people wait for while a device is repaired:
+// support sessions, shares, and the upload, each beside a peer in the same minutes
+// on the same machine; and how soon a killed session is over.
 //
 // The rules:
 //
@@ -11,19 +12,23 @@
 //   - Of sftp the peer is Debian's sshd with its sftp-server, on a port of the loopback, over
 //     the same folder of the same disk. Both make durable what they are sent.
 //   - NFS is read over the unlocked disk, and by the same server over a plain folder.
+//   - Files are uploaded by the copy job and by Azure's SDK to a service of their own,
+//     which is empty. The SDK sends the same files in the same blocks, as many at once,
+//     and a checksum of each block, which the service verifies as it does for the job.
+//     It checks no names, knows no bill of materials and remembers nothing.
 //   - A figure is the median of some runs; those of the peer take turns with ours.
 //   - A target that is missed is no error.
 package sessionbench
 
 import (
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -35,11 +40,31 @@ type Config struct {
 	Dir     string    // for the world and its disk; made, and removed afterwards
 	Lockbox string    // the lockbox program
 	Agent   string    // the databox-agent program
+	Only    []string  // which of [Figures] are wanted; nil: all
 	Runs    int       // of which a figure is the median
 	Size    int64     // of the file that is transferred, in bytes
-	Kills   int       // how often the session is killed; 0: that is not measured
+	Kills   int       // how often the session is killed
+	Uploads Uploads   // need not be set if none is wanted
 	Out     io.Writer // gets the figures
 	Note    io.Writer // told of progress
+}
+
+// Figures are the names of what can be measured, in this order. Those from upload_small
+// on need no session.
+var Figures = []string{"sftp_up", "sftp_down", "smb_read", "nfs_read", "kill_to_closed_p99", "upload_small", "upload_1g"}
+
+// Wants reports whether one of these figures is wanted.
+func (c Config) Wants(names ...string) bool {
+	return c.Only == nil || slices.ContainsFunc(names, func(name string) bool { return slices.Contains(c.Only, name) })
+}
+
+// print prints a figure if it is wanted.
+func (c Config) print(f figure.Figure) error {
+	if !c.Wants(f.Name) {
+		return nil
+	}
+	_, err := fmt.Fprintln(c.Out, f)
+	return err
 }
 
 // Run measures, and prints every figure when it is there. Everything it started
@@ -49,26 +74,51 @@ func Run(ctx context.Context, cfg Config) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(cfg.Dir)) }()
-	s, err := raise(ctx, cfg)
+	for _, part := range []struct {
+		figures []string
+		measure func(context.Context) error
+	}{
+		{[]string{"sftp_up", "sftp_down", "smb_read", "nfs_read", "kill_to_closed_p99"}, cfg.inSession},
+		{[]string{"upload_small"}, cfg.uploadSmall},
+		{[]string{"upload_1g"}, cfg.uploadLarge},
+	} {
+		if !cfg.Wants(part.figures...) {
+			continue
+		}
+		if err := part.measure(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// inSession measures what takes a session.
+func (c Config) inSession(ctx context.Context) (err error) {
+	s, err := raise(ctx, c)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, s.end()) }()
-	peer, err := s.startSSHD(ctx)
-	if err != nil {
+	if err := writeRandom(filepath.Join(c.Dir, "up"), c.Size); err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, peer.end()) }()
-	if err := cfg.transfers(ctx, s.client, peer.client); err != nil {
-		return err
+	for _, part := range []struct {
+		figures []string
+		measure func(context.Context, Config) error
+	}{
+		{[]string{"sftp_up", "sftp_down"}, s.transfers},
+		{[]string{"smb_read"}, s.readSMB},
+		{[]string{"nfs_read"}, s.readNFS},
+		{[]string{"kill_to_closed_p99"}, s.kills},
+	} {
+		if !c.Wants(part.figures...) {
+			continue
+		}
+		if err := part.measure(ctx, c); err != nil {
+			return err
+		}
 	}
-	if err := s.readSMB(ctx, cfg); err != nil {
-		return err
-	}
-	if err := s.readNFS(ctx, cfg); err != nil {
-		return err
-	}
-	return cfg.kills(ctx, s)
+	return nil
 }
 
 // client is stock sftp with a way to a server.
@@ -79,17 +129,17 @@ type client struct {
 	put    string // the command that sends a file and returns when it is durable
 }
 
-// transfers measures both directions.
-func (c Config) transfers(ctx context.Context, ours, theirs client) error {
-	up, down := filepath.Join(c.Dir, "up"), filepath.Join(c.Dir, "down")
-	data := make([]byte, c.Size)
-	rand.Read(data)
-	if err := os.WriteFile(up, data, 0o600); err != nil {
+// transfers measures sftp in both directions.
+func (s *session) transfers(ctx context.Context, c Config) (err error) {
+	peer, err := s.startSSHD(ctx)
+	if err != nil {
 		return err
 	}
+	defer func() { err = errors.Join(err, peer.end()) }()
+	up, down := filepath.Join(c.Dir, "up"), filepath.Join(c.Dir, "down")
 	var sent, got [2][]float64
 	for run := range c.Runs {
-		for i, one := range []client{ours, theirs} {
+		for i, one := range []client{s.client, peer.client} {
 			fmt.Fprintf(c.Note, "run %d, %s\n", run+1, []string{"ours", "openssh"}[i])
 			name := fmt.Sprintf("%s/file%d", one.folder, i)
 			for _, step := range []struct {
@@ -118,9 +168,7 @@ func (c Config) transfers(ctx context.Context, ours, theirs client) error {
 		times [2][]float64
 	}{{"sftp_up", sent}, {"sftp_down", got}} {
 		rate := func(times []float64) float64 { return float64(c.Size) / (1 << 20) / figure.Percentile(times, 50) }
-		_, err := fmt.Fprintln(c.Out, figure.Figure{
-			Name: f.name, Value: rate(f.times[0]), Unit: "MiB/s", More: true, Peer: "openssh", PeerValue: rate(f.times[1]),
-		})
+		err := c.print(figure.Figure{Name: f.name, Value: rate(f.times[0]), Unit: "MiB/s", More: true, Peer: "openssh", PeerValue: rate(f.times[1])})
 		if err != nil {
 			return err
 		}

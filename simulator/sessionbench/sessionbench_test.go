@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 )
@@ -47,7 +48,7 @@ func TestRun(t *testing.T) {
 	lockbox := needs(t, "sftp", sshdProgram, sftpProgram, "mkntfs", "ntfs-3g")
 	dir := filepath.Join(t.TempDir(), "bench")
 	var out, note bytes.Buffer
-	err := Run(t.Context(), Config{Dir: dir, Lockbox: lockbox, Runs: 1, Size: 2 << 20, Out: &out, Note: &note})
+	err := Run(t.Context(), Config{Dir: dir, Lockbox: lockbox, Only: []string{"sftp_up", "sftp_down"}, Runs: 1, Size: 2 << 20, Out: &out, Note: &note})
 	if err != nil {
 		t.Fatalf("%v\n%s", err, &note)
 	}
@@ -55,6 +56,41 @@ func TestRun(t *testing.T) {
 		if !strings.Contains(out.String(), "figure="+name+" value=") || strings.Count(out.String(), "peer=openssh") != 2 {
 			t.Errorf("no figure %s: %s", name, &out)
 		}
+	}
+	if _, err := os.Stat(dir); err == nil {
+		t.Error("something is left")
+	}
+}
+
+// TestUploads measures small uploads once.
+func TestUploads(t *testing.T) {
+	cache, err := os.UserCacheDir()
+	if err != nil {
+		t.Fatal(err)
+	}
+	installed, err := filepath.Glob(filepath.Join(cache, "lockbox/azurite/*/installed"))
+	switch {
+	case err != nil:
+		t.Fatal(err)
+	case len(installed) == 0 && os.Getenv("CI") == "true":
+		t.Fatal("the test needs Azurite: run 'make deps-azurite'")
+	case len(installed) == 0:
+		t.Skip("the test needs Azurite: run 'make deps-azurite'")
+	}
+	var out bytes.Buffer
+	dir := filepath.Join(t.TempDir(), "bench")
+	err = Run(t.Context(), Config{
+		Dir: dir, Only: []string{"upload_small", "upload_1g"}, Runs: 1, Out: &out, Note: io.Discard,
+		Uploads: Uploads{Azurite: filepath.Dir(installed[0]), Files: 5, Size: 100, Large: 9 << 20, Parallel: 2},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	form := regexp.MustCompile(`^figure=upload_small value=\S+ unit=files/s peer=sdk peer_value=\S+ ratio=\S+
+figure=upload_1g value=\S+ unit=MB/s peer=sdk peer_value=\S+ ratio=\S+
+$`)
+	if !form.Match(out.Bytes()) {
+		t.Errorf("got\n%s", &out)
 	}
 	if _, err := os.Stat(dir); err == nil {
 		t.Error("something is left")

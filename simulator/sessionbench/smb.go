@@ -61,10 +61,9 @@ func (s *session) readSMB(ctx context.Context, cfg Config) (err error) {
 		}
 	}
 	rate := func(times []float64) float64 { return float64(cfg.Size) / (1 << 20) / figure.Percentile(times, 50) }
-	_, err = fmt.Fprintln(cfg.Out, figure.Figure{
+	return cfg.print(figure.Figure{
 		Name: "smb_read", Value: rate(took[0]), Unit: "MiB/s", More: true, Peer: "plain-folder", PeerValue: rate(took[1]),
 	})
-	return err
 }
 
 // read returns how long it takes to get a file, without the time that it takes to
