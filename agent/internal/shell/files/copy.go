@@ -211,15 +211,11 @@ func (m *mover) removeMoved(name string, op recording.Op, was fs.FileInfo) error
 		return err
 	}
 	e := m.event(op, p)
-	now, err := p.Lstat(p.name)
-	if err == nil && was != nil && (!os.SameFile(now, was) || now.Size() != was.Size() || !now.ModTime().Equal(was.ModTime())) {
-		err = ErrChanged
-	}
-	if err == nil {
-		err = m.record(e)
-	}
-	if err == nil {
-		err = p.Root.Remove(p.name)
-	}
+	err = p.removeOnly(func(now fs.FileInfo) error {
+		if was != nil && (!os.SameFile(now, was) || now.Size() != was.Size() || !now.ModTime().Equal(was.ModTime())) {
+			return ErrChanged
+		}
+		return m.record(e)
+	})
 	return m.done(p, e, err)
 }

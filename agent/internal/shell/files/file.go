@@ -24,8 +24,9 @@ type File struct {
 	place  place
 	write  bool
 	append bool
-	made   bool   // it is new: its name is not durable yet
-	stage  *stage // nil if it is written where it is
+	made   bool         // it is new: its name is not durable yet
+	stage  *stage       // nil if it is written where it is
+	begins func() error // records the first write to what was there; nil if its opening said it
 	read   transfer
 	wrote  transfer
 
@@ -75,6 +76,9 @@ func (s *System) OpenFile(name string, flag int, perm fs.FileMode) (*File, error
 	}
 	if err := s.opened(f, e, err); err != nil {
 		return nil, err
+	}
+	if f.write && !f.made {
+		f.begins = sync.OnceValue(func() error { return s.record(s.event(recording.OpWrite, p)) })
 	}
 	return f, nil
 }
@@ -196,9 +200,7 @@ func (f *File) WriteAt(p []byte, off int64) (int, error) {
 	if f.append {
 		return f.Write(p)
 	}
-	n, err := f.f.WriteAt(p, off)
-	f.wrote.add(off, p[:n])
-	return n, f.explain("write", err)
+	return f.writeAt(p, off)
 }
 
 func (f *File) writeAtLocked(p []byte, off int64) (int, error) {
@@ -208,6 +210,15 @@ func (f *File) writeAtLocked(p []byte, off int64) (int, error) {
 			return 0, f.explain("write", err)
 		}
 		off = info.Size()
+	}
+	return f.writeAt(p, off)
+}
+
+func (f *File) writeAt(p []byte, off int64) (int, error) {
+	if f.begins != nil {
+		if err := f.begins(); err != nil {
+			return 0, err
+		}
 	}
 	n, err := f.f.WriteAt(p, off)
 	f.wrote.add(off, p[:n])
@@ -283,7 +294,8 @@ func (f *File) Close() error { return f.close(true) }
 // Abandon closes the file without its new content taking the place of the old. A
 // file that was made by opening it, and never synced, is removed again: what is
 // in it is not what somebody wanted there. What was written to a file that was
-// there before stays.
+// there before stays; nobody waits for it to be durable, so that many files are
+// abandoned, and recorded, soon.
 func (f *File) Abandon() error { return f.close(false) }
 
 func (f *File) close(keep bool) error {
@@ -294,15 +306,17 @@ func (f *File) close(keep bool) error {
 	}
 	f.closed = true
 	defer f.place.Close()
-	info, err := f.f.Stat()
-	var events []recording.FileEvent
-	if err == nil {
-		events = f.content(info.Size())
+	info, failed := f.f.Stat()
+	size := int64(-1) // the disk may be gone: what was done is recorded all the same
+	if failed == nil {
+		size = info.Size()
 	}
-	unwanted := f.made && !keep && !f.synced
-	if f.write && err == nil && !unwanted {
-		err = f.settle(keep)
-	} else if f.stage != nil {
+	events := f.content(size)
+	var err error
+	switch {
+	case f.write && keep:
+		err = f.settle()
+	case f.stage != nil:
 		f.stage.drop()
 	}
 	err = errors.Join(err, f.f.Close())
@@ -314,26 +328,29 @@ func (f *File) close(keep bool) error {
 			return unrecorded
 		}
 	}
-	if err == nil && unwanted {
+	if f.made && !keep && !f.synced && errors.Join(err, failed) == nil {
 		err = f.unmake(info)
 	}
 	return f.explain("close", err)
 }
 
-// unmake removes a file that was made here, if it is where it was made.
+// unmake removes a file that was made here, if it is where it was made. Otherwise
+// somebody has it under another name, or removed it.
 func (f *File) unmake(made fs.FileInfo) error {
-	there, err := f.place.Lstat(f.place.name)
-	if err != nil || !os.SameFile(made, there) {
-		return nil // somebody has it under another name, or removed it
+	err := f.place.removeOnly(func(there fs.FileInfo) error {
+		if !os.SameFile(made, there) {
+			return fs.SkipAll
+		}
+		return f.system.record(f.system.event(recording.OpRemove, f.place))
+	})
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
 	}
-	if err := f.system.record(f.system.event(recording.OpRemove, f.place)); err != nil {
-		return err
-	}
-	return f.place.Remove(f.place.name)
+	return err
 }
 
 // content returns what is to be recorded of the content that was transferred, of
-// a file of a size.
+// a file of a size, -1 if that is unknown.
 func (f *File) content(size int64) (events []recording.FileEvent) {
 	add := func(op recording.Op, t *transfer, always bool) {
 		if bytes, sum := t.result(size); bytes > 0 || always {
@@ -348,12 +365,8 @@ func (f *File) content(size int64) (events []recording.FileEvent) {
 }
 
 // settle makes what was written durable, in its place.
-func (f *File) settle(keep bool) error {
-	switch {
-	case f.stage != nil && !keep:
-		f.stage.drop()
-		return nil
-	case f.stage != nil:
+func (f *File) settle() error {
+	if f.stage != nil {
 		return f.stage.commit(f.place)
 	}
 	if err := f.f.Sync(); err != nil || !f.made {

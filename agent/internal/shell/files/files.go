@@ -9,8 +9,9 @@
 //   - No path, link or race leads out of a share: every access begins at the
 //     share's own folder ([os.Root]), and none waits for a pipe or a device.
 //   - Every operation is in the [FileLog] before its answer goes out; what changes
-//     names is there before it happens. Content is there when its file is closed,
-//     with its size and, if all of it was transferred, its SHA-256.
+//     names is there before it happens, and so is the first write to a file that was
+//     there. Content is there when its file is closed, with its size and, if all of
+//     it was transferred, its SHA-256.
 //   - What was written is durable when [File.Close] returns, and moved when
 //     [System.Rename] does. Whatever replaces a file is made whole aside, on the
 //     same disk: at any moment there is the old content or the new.

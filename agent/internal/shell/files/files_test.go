@@ -144,7 +144,7 @@ func TestEveryOperationIsRecorded(t *testing.T) {
 		{func() error { return write(s.Create(one + "/c/f"))("alpha") }, []string{"create one_BlockBlob/c/f", "write one_BlockBlob/c/f 5 " + sum("alpha")}},
 		{func() error { _, err := read(s.Open(one + "/c/f")); return err }, []string{"open one_BlockBlob/c/f", "read one_BlockBlob/c/f 5 " + sum("alpha")}},
 		{func() error { return write(s.Create(one + "/c/f"))("beta") }, []string{"create one_BlockBlob/c/f", "write one_BlockBlob/c/f 4 " + sum("beta")}},
-		{func() error { return write(s.OpenFile(one+"/c/f", os.O_WRONLY|os.O_APPEND, 0))("!") }, []string{"open one_BlockBlob/c/f", "write one_BlockBlob/c/f 1 "}},
+		{func() error { return write(s.OpenFile(one+"/c/f", os.O_WRONLY|os.O_APPEND, 0))("!") }, []string{"open one_BlockBlob/c/f", "write one_BlockBlob/c/f", "write one_BlockBlob/c/f 1 "}},
 		{func() error { return s.Rename(one+"/c/f", "/shares/two_AzFile/g", false) }, []string{"rename one_BlockBlob/c/f to two_AzFile/g"}},
 		{func() error { return s.Truncate("/shares/two_AzFile/g", 2) }, []string{"open two_AzFile/g", "truncate two_AzFile/g 2 ", "write two_AzFile/g 0 "}},
 		{func() error { return s.Chtimes("/shares/two_AzFile/g", time.Time{}, time.Unix(1, 0)) }, []string{"setattr two_AzFile/g"}},
@@ -277,6 +277,62 @@ func TestRacedMoveReplacesNothing(t *testing.T) {
 	}
 	if got := s.content("one_BlockBlob/target"); raced != nil || got != "the customer's" {
 		t.Errorf("%v: there is %q", raced, got)
+	}
+}
+
+// TestRacedRemovalTakesNothingElse moves another file to where one is about to be
+// removed that was made and given up, under an approval that does not say delete.
+func TestRacedRemovalTakesNothingElse(t *testing.T) {
+	const f, victim = "/shares/one_BlockBlob/f", "/shares/one_BlockBlob/victim"
+	s := newScene(t, approval.ReadWrite)
+	s.put("one_BlockBlob/victim", "the customer's")
+	var raced sync.WaitGroup
+	mine := New(Config{Grant: s.now, Via: recording.ViaSFTP, Log: meddler{func(e recording.FileEvent) {
+		if e.Op == recording.OpRemove {
+			raced.Go(func() {
+				s.Rename(f, f+"-aside", false)
+				s.Rename(victim, f, false)
+			})
+			time.Sleep(50 * time.Millisecond)
+		}
+	}}})
+	file, err := mine.OpenFile(f, os.O_WRONLY|os.O_CREATE, 0o600)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := file.Abandon(); err != nil {
+		t.Error(err)
+	}
+	raced.Wait()
+	if got := s.content("one_BlockBlob/f"); got != "the customer's" {
+		t.Errorf("%q: the customer's file is gone", got)
+	}
+}
+
+// TestWritesAreRecorded takes the disk away from a file in which something was
+// written.
+func TestWritesAreRecorded(t *testing.T) {
+	s := newScene(t, approval.ReadWrite)
+	s.put("one_BlockBlob/f", "alpha")
+	f, err := s.OpenFile("/shares/one_BlockBlob/f", os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.WriteAt([]byte("b"), 1); err != nil {
+		t.Fatal(err)
+	}
+	s.wantEvents("open one_BlockBlob/f", "write one_BlockBlob/f") // at once
+	f.f.Close()
+	if err := f.Abandon(); err == nil {
+		t.Error("no error")
+	}
+	s.wantEvents("write one_BlockBlob/f 1 : file already closed")
+	if f, err = s.OpenFile("/shares/one_BlockBlob/f", os.O_RDWR, 0); err != nil {
+		t.Fatal(err)
+	}
+	s.broken = errors.New("full")
+	if _, err := f.WriteAt([]byte("c"), 2); !errors.Is(err, ErrUnrecorded) || s.content("one_BlockBlob/f") != "abpha" {
+		t.Errorf("written without a record: %v, %q", err, s.content("one_BlockBlob/f"))
 	}
 }
 

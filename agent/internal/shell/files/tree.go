@@ -318,6 +318,33 @@ func (s *System) remove(p place, e *recording.FileEvent) error {
 	return p.Root.Remove(p.name)
 }
 
+// removeOnly removes what is at a place if may returns nil for it: nobody can move
+// something else there meanwhile. If may returns [fs.SkipAll], it stays, which is no
+// error.
+func (p place) removeOnly(may func(fs.FileInfo) error) error {
+	dir, _, err := p.parent()
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	unlock, err := disk.LockNames(dir)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	info, err := p.Lstat(p.name)
+	if err == nil {
+		err = may(info)
+	}
+	switch {
+	case err == nil:
+		return p.Root.Remove(p.name)
+	case err == fs.SkipAll:
+		return nil
+	}
+	return err
+}
+
 // RemoveAll removes a file, or a folder and all that is in it, without following
 // links. Each is an operation of its own. It ends with the first error.
 func (s *System) RemoveAll(ctx context.Context, name string) error {
