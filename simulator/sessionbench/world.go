@@ -37,8 +37,8 @@ type session struct {
 }
 
 // raise makes a world with one device, unlocks it for its engineer, and opens
-// their session. The caller ends it.
-func raise(ctx context.Context, cfg Config) (_ *session, err error) {
+// their session. Its node is changed before it starts. The caller ends it.
+func raise(ctx context.Context, cfg Config, changes ...func(*world.World, *agent.Options) error) (_ *session, err error) {
 	p := profile.Profile{
 		Name: "databox", DiskSize: max(3*cfg.Size, 64<<20) + 64<<20,
 		Nodes: []profile.Node{{Disks: []profile.Disk{{ID: "disk1", Shares: []profile.Share{{Name: share, Files: map[string]string{"bench/first": "x"}}}}}}},
@@ -72,7 +72,13 @@ func raise(ctx context.Context, cfg Config) (_ *session, err error) {
 	if err := s.deliver(ctx); err != nil {
 		return nil, err
 	}
-	s.running.Go(func() error { return w.RunAgent(running, w.Device.Nodes[0], agent.Options{Log: zerolog.Nop()}) })
+	opts := agent.Options{Log: zerolog.Nop()}
+	for _, change := range changes {
+		if err := change(w, &opts); err != nil {
+			return nil, err
+		}
+	}
+	s.running.Go(func() error { return w.RunAgent(running, w.Device.Nodes[0], opts) })
 	if err := s.unlock(ctx); err != nil {
 		return nil, err
 	}
