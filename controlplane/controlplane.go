@@ -229,7 +229,7 @@ func (c *ControlPlane) assemble(k keys) error {
 		return err
 	}
 	kept, err := recordings.New(ctx, recordings.Config{
-		Store: c.store, Audit: log, Nodes: c.broker, Dir: c.cfg.RecordingsDir(), Limits: limitsOf(c.cfg.Recordings),
+		Store: c.store, Audit: log, Nodes: c.broker, Dir: c.cfg.RecordingsDir(), Limits: limitsOf(c.cfg.Recordings), Reach: c.reach,
 		Retention: c.cfg.Recordings.Retention, Now: c.opts.Now, Logger: c.opts.Log,
 	})
 	if err != nil {
@@ -248,6 +248,7 @@ func (c *ControlPlane) assemble(k keys) error {
 		PolicyReplaced: func(ctx context.Context, tx *store.Tx, caller auth.Caller, o store.Order, next *approval.Policy) (func(context.Context), error) {
 			return c.services.Lockbox.PolicyReplaced(ctx, tx, caller, o, next)
 		},
+		Reach: c.reach,
 	})
 	requests := lockbox.New(lockbox.Config{
 		Store: c.store, Audit: log, Custody: keeper, Notify: c.notify, Orders: order, Nodes: c.broker, Authority: c.authorities,
@@ -257,6 +258,11 @@ func (c *ControlPlane) assemble(k keys) error {
 	c.services = api.Services{Accounts: people, Orders: order, Lockbox: requests, Custody: keeper, Audit: log, Notices: c.notify, Recordings: kept}
 	c.api = c.newAPI(people)
 	return c.firstAdmin(ctx, people)
+}
+
+// reach says what an engineer was given access to.
+func (c *ControlPlane) reach(ctx context.Context, caller auth.Caller, operation string, of *store.Order) (store.Reach, error) {
+	return c.services.Lockbox.Reach(ctx, caller, operation, of)
 }
 
 // limitsOf are the limits of recordings in bytes.

@@ -114,6 +114,7 @@ const (
 	OpDataCopyResumed    Operation = "Data Copy Resumed"
 	OpDataCopyCompleted  Operation = "Data Copy Completed"
 	OpReadCopyLog        Operation = "Read Copy Log"
+	OpReadUnderAccess    Operation = "Read Under Access" // what an engineer sees by a request for access to a subscription
 )
 
 // Operations on keys.
@@ -186,7 +187,7 @@ var categories = table(map[Category][]Operation{
 		OpCloseShares, OpEnableSession, OpDisableSession, OpConnectSession, OpEndSession, OpRefuseSession,
 		OpRunCommand, OpBeginRecording, OpNoteRecording, OpEndRecording, OpRemoveRecording, OpIssueSSHCert, OpReadShareSecret, OpFaultNode, OpSpendApproval, OpReportChanges,
 		OpKillSession, OpPlayRecording, OpWatchSession, OpKeepRecording, OpDeleteRecording,
-		OpCreateJoinToken, OpEnrolDevice, OpRefuseEnrolment, OpRevokeDevice, OpRenewCertificate,
+		OpReadUnderAccess, OpCreateJoinToken, OpEnrolDevice, OpRefuseEnrolment, OpRevokeDevice, OpRenewCertificate,
 		OpSignConsent, OpRevokeConsent,
 		OpStoreDiskKeys, OpSealDiskKeys, OpExportRecoveryPassword, OpRotateMasterKey, OpMoveToCustomerKey, OpMoveToServiceKey,
 		OpDeleteDiskKeys, OpSanitizeDisk, OpRegisterApproverKey, OpRemoveApproverKey,

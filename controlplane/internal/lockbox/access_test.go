@@ -230,9 +230,9 @@ func TestDamagedAccess(t *testing.T) {
 	wantCode(t, err, protocol.CodeInternal)
 }
 
-// TestTenantDecides has a request for the whole tenant decided by its administrators
-// alone.
-func TestTenantDecides(t *testing.T) {
+// administered is a world with an administrator of the tenant.
+func administered(t testing.TB) *world {
+	t.Helper()
 	w := newWorld(t, 1, (&clock{time.Now()}).Now)
 	w.People()
 	w.Register(tara)
@@ -244,6 +244,13 @@ func TestTenantDecides(t *testing.T) {
 	w.Consent(orderstest.Olga)
 	w.Halt()
 	w.ticket = w.Ticket()
+	return w
+}
+
+// TestTenantDecides has a request for the whole tenant decided by its administrators
+// alone.
+func TestTenantDecides(t *testing.T) {
+	w := administered(t)
 	in := w.askAccess()
 	in.Scope = "tenant"
 	r := w.createAccess(in)

@@ -1,6 +1,7 @@
 package lockbox
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"slices"
@@ -9,6 +10,7 @@ import (
 
 	"github.com/databox-lockbox/lockbox/controlplane/internal/audit"
 	"github.com/databox-lockbox/lockbox/controlplane/internal/auth"
+	"github.com/databox-lockbox/lockbox/controlplane/internal/orders"
 	"github.com/databox-lockbox/lockbox/controlplane/internal/store"
 	"github.com/databox-lockbox/lockbox/protocol"
 	"github.com/databox-lockbox/lockbox/protocol/approval"
@@ -123,20 +125,26 @@ func (s *Service) recordChanges(ctx context.Context, tx *store.Tx, r store.Reque
 }
 
 // GetChanges shows what the nodes said was touched under a request to the
-// customer, the engineer who worked under it and admins: there are names of the
-// customer's files in it.
+// customer, the engineer who worked under it, those who were given access to its
+// subscription, and admins: there are names of the customer's files in it.
 func (s *Service) GetChanges(ctx context.Context, caller auth.Caller, in *lockboxv1.GetChangesRequest) (*lockboxv1.GetChangesResponse, error) {
 	if in.After < 0 {
 		return nil, invalid("parts are counted from 0")
 	}
-	return view(ctx, s.cfg.Store, func(tx *store.Tx) (*lockboxv1.GetChangesResponse, error) {
-		r, err := request(ctx, tx, caller, in.Id)
+	r, err := view(ctx, s.cfg.Store, func(tx *store.Tx) (store.Request, error) { return request(ctx, tx, caller, in.Id) })
+	if err != nil {
+		return nil, err
+	}
+	if !caller.Role.OfCustomer() && !caller.Is(auth.Admin) && caller.Person != r.Engineer {
+		o, err := view(ctx, s.cfg.Store, func(tx *store.Tx) (store.Order, error) { return tx.Order(ctx, r.Order) })
 		if err != nil {
 			return nil, err
 		}
-		if !caller.Role.OfCustomer() && !caller.Is(auth.Admin) && caller.Person != r.Engineer {
-			return nil, forbidden("request %d is %s's: the names of the files touched under it are the customer's", r.Number, r.Engineer)
+		if reach, err := s.Reach(ctx, caller, "changes", &o); err != nil || !reach.Covers(o) {
+			return nil, cmp.Or(err, orders.AskForAccess(caller, o))
 		}
+	}
+	return view(ctx, s.cfg.Store, func(tx *store.Tx) (*lockboxv1.GetChangesResponse, error) {
 		rows, err := tx.RequestChanges(ctx, r.ID, in.After, changesAtOnce+1)
 		if err != nil {
 			return nil, err

@@ -73,7 +73,7 @@ func newWorld(t testing.TB, nodes int, now func() time.Time, change ...func(*loc
 		f(&w.config)
 	}
 	w.lockbox = lockbox.New(w.config)
-	w.PolicyReplaced = w.lockbox.PolicyReplaced
+	w.PolicyReplaced, w.Reach = w.lockbox.PolicyReplaced, w.lockbox.Reach
 	return w
 }
 

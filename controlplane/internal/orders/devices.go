@@ -135,8 +135,13 @@ func Status(n store.Node) (*devicev1.NodeStatus, error) {
 	return status, proto.Unmarshal(n.Status, status)
 }
 
-// ListDevices shows the devices of an order, or all that the caller may see.
+// ListDevices shows the devices of an order, or all that the caller may see, as
+// [Service.GetDevice] does.
 func (s *Service) ListDevices(ctx context.Context, caller auth.Caller, in *lockboxv1.ListDevicesRequest) (*lockboxv1.ListDevicesResponse, error) {
+	v, err := s.sightOf(ctx, caller, readDevices, nil)
+	if err != nil {
+		return nil, err
+	}
 	return view(ctx, s.cfg.Store, func(tx *store.Tx) (*lockboxv1.ListDevicesResponse, error) {
 		list, err := tx.Orders(ctx, caller.Scope())
 		if err != nil {
@@ -147,7 +152,7 @@ func (s *Service) ListDevices(ctx context.Context, caller auth.Caller, in *lockb
 			if o.Serial == "" || in.Order != "" && in.Order != string(o.ID) || !caller.Sees(o.Tenant) {
 				continue
 			}
-			d, err := s.showDevice(ctx, tx, o)
+			d, err := s.showDevice(ctx, tx, o, v.whole(o))
 			if err != nil {
 				return nil, err
 			}
@@ -157,15 +162,18 @@ func (s *Service) ListDevices(ctx context.Context, caller auth.Caller, in *lockb
 	})
 }
 
-// GetDevice shows one device.
+// GetDevice shows one device: to an engineer without a ticket about its order, or
+// access to the subscription, an outline.
 func (s *Service) GetDevice(ctx context.Context, caller auth.Caller, in *lockboxv1.GetDeviceRequest) (*lockboxv1.Device, error) {
-	return view(ctx, s.cfg.Store, func(tx *store.Tx) (*lockboxv1.Device, error) {
-		o, err := device(ctx, tx, caller, in.Serial)
-		if err != nil {
-			return nil, err
-		}
-		return s.showDevice(ctx, tx, o)
-	})
+	o, err := view(ctx, s.cfg.Store, func(tx *store.Tx) (store.Order, error) { return device(ctx, tx, caller, in.Serial) })
+	if err != nil {
+		return nil, err
+	}
+	v, err := s.sightOf(ctx, caller, readDevice, &o)
+	if err != nil {
+		return nil, err
+	}
+	return view(ctx, s.cfg.Store, func(tx *store.Tx) (*lockboxv1.Device, error) { return s.showDevice(ctx, tx, o, v.whole(o)) })
 }
 
 // device reads the order of a device that caller may see.
@@ -226,12 +234,15 @@ func (s *Service) RevokeDevice(ctx context.Context, caller auth.Caller, in *lock
 	return s.GetDevice(ctx, caller, &lockboxv1.GetDeviceRequest{Serial: in.Serial})
 }
 
-func (s *Service) showDevice(ctx context.Context, tx *store.Tx, o store.Order) (*lockboxv1.Device, error) {
+func (s *Service) showDevice(ctx context.Context, tx *store.Tx, o store.Order, whole bool) (*lockboxv1.Device, error) {
+	out := &lockboxv1.Device{Serial: string(o.Serial), Order: string(o.ID), Sku: o.SKU, Outline: !whole}
+	if !whole {
+		return out, nil
+	}
 	nodes, err := tx.NodesOfDevice(ctx, o.Serial)
 	if err != nil {
 		return nil, err
 	}
-	out := &lockboxv1.Device{Serial: string(o.Serial), Order: string(o.ID), Sku: o.SKU}
 	for _, n := range nodes {
 		shown, err := s.showNode(ctx, tx, n)
 		if err != nil {

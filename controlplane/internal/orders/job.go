@@ -356,11 +356,11 @@ func (s *Service) EndPendingErasure(ctx context.Context, t store.Timer) error {
 // GetCopyLog shows the newest copy log of each node to who may know the names of
 // the customer's files.
 func (s *Service) GetCopyLog(ctx context.Context, caller auth.Caller, in *lockboxv1.GetCopyLogRequest) (*lockboxv1.GetCopyLogResponse, error) {
+	o, err := s.orderWithFiles(ctx, caller, in.Order, readCopyLog)
+	if err != nil {
+		return nil, err
+	}
 	return view(ctx, s.cfg.Store, func(tx *store.Tx) (*lockboxv1.GetCopyLogResponse, error) {
-		o, err := orderWithFiles(ctx, tx, caller, in.Order)
-		if err != nil {
-			return nil, err
-		}
 		logs, err := tx.CopyLogs(ctx, o.ID)
 		if err != nil {
 			return nil, err

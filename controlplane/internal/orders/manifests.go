@@ -152,11 +152,11 @@ func differenceOf(older store.Manifest, newer manifest.BOM) (string, error) {
 // GetManifest shows every version of an order's bills of materials to who may
 // know the names of the customer's files.
 func (s *Service) GetManifest(ctx context.Context, caller auth.Caller, in *lockboxv1.GetManifestRequest) (*lockboxv1.GetManifestResponse, error) {
+	o, err := s.orderWithFiles(ctx, caller, in.Order, readManifest)
+	if err != nil {
+		return nil, err
+	}
 	return view(ctx, s.cfg.Store, func(tx *store.Tx) (*lockboxv1.GetManifestResponse, error) {
-		o, err := orderWithFiles(ctx, tx, caller, in.Order)
-		if err != nil {
-			return nil, err
-		}
 		list, err := tx.Manifests(ctx, o.ID)
 		if err != nil {
 			return nil, err

@@ -117,22 +117,31 @@ func checkDestination(d *lockboxv1.Destination) error {
 	return nil
 }
 
-// GetOrder shows one order.
+// GetOrder shows one order: to an engineer without a ticket about it, or access to
+// its subscription, an outline.
 func (s *Service) GetOrder(ctx context.Context, caller auth.Caller, in *lockboxv1.GetOrderRequest) (*lockboxv1.Order, error) {
+	o, whole, err := s.seesWhole(ctx, caller, in.Id, readOrder)
+	if err != nil {
+		return nil, err
+	}
 	return view(ctx, s.cfg.Store, func(tx *store.Tx) (*lockboxv1.Order, error) {
-		o, err := order(ctx, tx, caller, in.Id)
+		o, err := tx.Order(ctx, o.ID)
 		if err != nil {
 			return nil, err
 		}
-		return showOrder(ctx, tx, o)
+		return showOrder(ctx, tx, o, whole)
 	})
 }
 
-// ListOrders shows the orders that the caller may see.
+// ListOrders shows the orders that the caller may see, as [Service.GetOrder] does.
 func (s *Service) ListOrders(ctx context.Context, caller auth.Caller, in *lockboxv1.ListOrdersRequest) (*lockboxv1.ListOrdersResponse, error) {
 	tenant := protocol.TenantID(in.Tenant)
 	if scope := caller.Scope(); scope != "" {
 		tenant = scope
+	}
+	v, err := s.sightOf(ctx, caller, readOrders, nil)
+	if err != nil {
+		return nil, err
 	}
 	return view(ctx, s.cfg.Store, func(tx *store.Tx) (*lockboxv1.ListOrdersResponse, error) {
 		list, err := tx.Orders(ctx, tenant)
@@ -144,7 +153,7 @@ func (s *Service) ListOrders(ctx context.Context, caller auth.Caller, in *lockbo
 			if !caller.Sees(o.Tenant) {
 				continue
 			}
-			shown, err := showOrder(ctx, tx, o)
+			shown, err := showOrder(ctx, tx, o, v.whole(o))
 			if err != nil {
 				return nil, err
 			}
@@ -179,7 +188,12 @@ func (s *Service) AdvanceOrder(ctx context.Context, caller auth.Caller, in *lock
 	return s.GetOrder(ctx, caller, &lockboxv1.GetOrderRequest{Id: in.Order})
 }
 
-func showOrder(ctx context.Context, tx *store.Tx, o store.Order) (*lockboxv1.Order, error) {
+func showOrder(ctx context.Context, tx *store.Tx, o store.Order, whole bool) (*lockboxv1.Order, error) {
+	if !whole {
+		return &lockboxv1.Order{
+			Id: string(o.ID), Subscription: string(o.Subscription), Tenant: string(o.Tenant), Stage: o.Stage, Sku: o.SKU, Serial: string(o.Serial), Outline: true,
+		}, nil
+	}
 	lines, err := tx.History(ctx, store.OrderHistory, string(o.ID))
 	if err != nil {
 		return nil, err

@@ -29,6 +29,7 @@ import (
 
 	"github.com/rs/zerolog"
 
+	"github.com/databox-lockbox/lockbox/controlplane/internal/auth"
 	"github.com/databox-lockbox/lockbox/controlplane/internal/store"
 	"github.com/databox-lockbox/lockbox/protocol"
 	"github.com/databox-lockbox/lockbox/protocol/auditlog"
@@ -66,9 +67,12 @@ type Config struct {
 	Nodes     Nodes
 	Dir       string // of the files; made with mode 0700
 	Limits    Limits
-	Retention time.Duration    // older ones are deleted; 0 keeps all
-	Now       func() time.Time // default time.Now
-	Logger    zerolog.Logger
+	Retention time.Duration // older ones are deleted; 0 keeps all
+	// Reach says what an engineer was given access to, once it is on record that they
+	// read a list of it. nil: nobody was given any.
+	Reach  func(ctx context.Context, caller auth.Caller, operation string, of *store.Order) (store.Reach, error)
+	Now    func() time.Time // default time.Now
+	Logger zerolog.Logger
 }
 
 // Service answers RecordingService, and the nodes that bring recordings. Its
@@ -89,6 +93,11 @@ type Service struct {
 func New(ctx context.Context, cfg Config) (*Service, error) {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
+	}
+	if cfg.Reach == nil {
+		cfg.Reach = func(context.Context, auth.Caller, string, *store.Order) (store.Reach, error) {
+			return store.Reach{}, nil
+		}
 	}
 	s := &Service{
 		cfg: cfg, wake: make(chan struct{}, 1),

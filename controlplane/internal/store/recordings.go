@@ -71,6 +71,8 @@ type RecordingFilter struct {
 	Serial   protocol.DeviceSerial
 	Session  protocol.SessionID
 	Engineer protocol.Person
+	Reader   protocol.Person // their own, and what lies within Reach
+	Reach    Reach
 	State    string
 	Request  *Request  // of this request, or of its engineer on its device during its access
 	Unlogged bool      // ended, and the activity log was not seen to have their digest
@@ -81,6 +83,18 @@ type RecordingFilter struct {
 // during finds what belongs to a request: its id, its device and engineer, and
 // the time of its access in milliseconds.
 const during = `(request = $%d OR serial = $%d AND engineer = $%d AND began < $%d AND (ended = 0 OR ended > $%d))`
+
+// readable finds what is Reader's, and what lies within Reach.
+func (f RecordingFilter) readable() string {
+	conditions := []string{"engineer = $%d"}
+	for range f.Reach.Tenants {
+		conditions = append(conditions, "tenant = $%d")
+	}
+	for range f.Reach.Subscriptions {
+		conditions = append(conditions, "order_id IN (SELECT id FROM orders WHERE subscription = $%d)")
+	}
+	return "(" + strings.Join(conditions, " OR ") + ")"
+}
 
 // unheld finds recordings under no legal hold.
 const unheld = `NOT EXISTS (SELECT 1 FROM legal_holds h WHERE h.released = 0 AND h.tenant IN ('', recordings.tenant)
@@ -104,6 +118,9 @@ func (f RecordingFilter) where() (string, []any) {
 		if c.want != "" {
 			and(c.column+" = $%d", c.want)
 		}
+	}
+	if f.Reader != "" {
+		and(f.readable(), append([]any{f.Reader}, f.Reach.args()...)...)
 	}
 	if r := f.Request; r != nil {
 		start, end := millis(r.AccessStart), millis(r.AccessEnd)

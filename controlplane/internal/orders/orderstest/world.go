@@ -63,6 +63,8 @@ type World struct {
 
 	// PolicyReplaced is what follows when a trust policy is replaced; nil: nothing.
 	PolicyReplaced func(context.Context, *store.Tx, auth.Caller, store.Order, *approval.Policy) (func(context.Context), error)
+	// Reach is what an engineer was given access to; nil: nothing.
+	Reach func(context.Context, auth.Caller, string, *store.Order) (store.Reach, error)
 
 	mu           sync.Mutex
 	disconnected []protocol.NodeID
@@ -114,6 +116,12 @@ func New(t testing.TB, nodes int, keys Keys, now func() time.Time) *World {
 				return nil, nil
 			}
 			return w.PolicyReplaced(ctx, tx, caller, o, next)
+		},
+		Reach: func(ctx context.Context, caller auth.Caller, operation string, of *store.Order) (store.Reach, error) {
+			if w.Reach == nil {
+				return store.Reach{}, nil
+			}
+			return w.Reach(ctx, caller, operation, of)
 		},
 	})
 	for n := range nodes {
