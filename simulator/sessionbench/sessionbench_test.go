@@ -11,6 +11,8 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+
+	"github.com/databox-lockbox/lockbox/simulator/azurite"
 )
 
 // needs skips the test where the machine cannot, and builds the lockbox program.
@@ -64,24 +66,18 @@ func TestRun(t *testing.T) {
 
 // TestUploads measures small uploads once.
 func TestUploads(t *testing.T) {
-	cache, err := os.UserCacheDir()
-	if err != nil {
-		t.Fatal(err)
-	}
-	installed, err := filepath.Glob(filepath.Join(cache, "lockbox/azurite/*/installed"))
+	installed := azurite.Installed()
 	switch {
-	case err != nil:
-		t.Fatal(err)
-	case len(installed) == 0 && os.Getenv("CI") == "true":
+	case installed == "" && os.Getenv("CI") == "true":
 		t.Fatal("the test needs Azurite: run 'make deps-azurite'")
-	case len(installed) == 0:
+	case installed == "":
 		t.Skip("the test needs Azurite: run 'make deps-azurite'")
 	}
 	var out bytes.Buffer
 	dir := filepath.Join(t.TempDir(), "bench")
-	err = Run(t.Context(), Config{
+	err := Run(t.Context(), Config{
 		Dir: dir, Only: []string{"upload_small", "upload_1g"}, Runs: 1, Out: &out, Note: io.Discard,
-		Uploads: Uploads{Azurite: filepath.Dir(installed[0]), Files: 5, Size: 100, Large: 9 << 20, Parallel: 2},
+		Uploads: Uploads{Azurite: installed, Files: 5, Size: 100, Large: 9 << 20, Parallel: 2},
 	})
 	if err != nil {
 		t.Fatal(err)

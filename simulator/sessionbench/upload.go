@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/databox-lockbox/lockbox/agent"
+	"github.com/databox-lockbox/lockbox/simulator/azurite"
 	"github.com/databox-lockbox/lockbox/simulator/figure"
 )
 
@@ -28,6 +29,9 @@ type Uploads struct {
 	Large    int64  // the size of the large file, in bytes
 	Parallel int    // files at once, and blocks of a large file
 }
+
+// container is where files are uploaded to.
+const container = "upload"
 
 func (c Config) uploadSmall(ctx context.Context) error {
 	folder := filepath.Join(c.Dir, "small")
@@ -48,15 +52,17 @@ func (c Config) uploadLarge(ctx context.Context) error {
 }
 
 // uploaded is where the files of a container lie in the folder that plays a disk.
-func uploaded(folder string) string { return filepath.Join(folder, account+"_BlockBlob", container) }
+func uploaded(folder string) string {
+	return filepath.Join(folder, azurite.Account+"_BlockBlob", container)
+}
 
 // upload has the copy job and the SDK upload a folder in turns, each to a service of
 // its own, and prints how much of its amount each did in a second. It removes the
 // folder.
 func (c Config) upload(ctx context.Context, f figure.Figure, folder string, amount float64) (err error) {
 	defer func() { err = errors.Join(err, os.RemoveAll(folder)) }()
-	job := agent.Upload{Folder: folder, Account: account, CredentialFile: filepath.Join(c.Dir, "credential"), Parallel: c.Uploads.Parallel}
-	if err := os.WriteFile(job.CredentialFile, []byte("AccountKey="+accountKey), 0o600); err != nil {
+	job := agent.Upload{Folder: folder, Account: azurite.Account, CredentialFile: filepath.Join(c.Dir, "credential"), Parallel: c.Uploads.Parallel}
+	if err := os.WriteFile(job.CredentialFile, []byte("AccountKey="+azurite.Key), 0o600); err != nil {
 		return err
 	}
 	if err := job.Prepare(ctx); err != nil {
@@ -88,13 +94,16 @@ func (c Config) upload(ctx context.Context, f figure.Figure, folder string, amou
 
 // timed returns how long an upload to a service of its own takes.
 func (c Config) timed(ctx context.Context, upload func(endpoint string) error) (took time.Duration, err error) {
-	s, err := startAzurite(ctx, c.Uploads.Azurite, filepath.Join(c.Dir, "azurite"))
+	s, err := azurite.Start(ctx, c.Uploads.Azurite, filepath.Join(c.Dir, "azurite"))
 	if err != nil {
 		return 0, err
 	}
-	defer func() { err = errors.Join(err, s.end()) }()
+	defer func() { err = errors.Join(err, s.End()) }()
+	if err := s.MakeContainer(ctx, container); err != nil {
+		return 0, err
+	}
 	began := time.Now()
-	err = upload(s.endpoint)
+	err = upload(s.Endpoint)
 	return time.Since(began), err
 }
 
@@ -103,7 +112,7 @@ const blockSize = 8 << 20
 
 // uploadBySDK is the peer: it uploads the files below a folder.
 func (c Config) uploadBySDK(ctx context.Context, endpoint, folder string) error {
-	key, err := blob.NewSharedKeyCredential(account, accountKey)
+	key, err := blob.NewSharedKeyCredential(azurite.Account, azurite.Key)
 	if err != nil {
 		return err
 	}

@@ -65,6 +65,12 @@ func (w *World) agentConfig(n Node) string {
 		fmt.Fprintf(&b, "  - id: %s\n    image: %s\n", d.ID, d.Image)
 	}
 	fmt.Fprintf(&b, "blob_roots:\n  - %s\n", w.BlobDir())
+	if w.blobs.Endpoint != "" {
+		b.WriteString("copy:\n  accounts:\n")
+		for _, account := range w.Profile.Accounts() {
+			fmt.Fprintf(&b, "    - account: %s\n      endpoint: %s\n      credential_file: %s\n", account, w.blobs.Endpoint, w.blobs.CredentialFile)
+		}
+	}
 	fmt.Fprintf(&b, "lock:\n  dead_man: %s\n", w.deadMan)
 	fmt.Fprintf(&b, "share:\n  address: 127.0.0.1\n  port: %d\n", n.SMB)
 	fmt.Fprintf(&b, "reconnect:\n  min: %s\n  max: %s\n", reconnectMin, reconnectMax)

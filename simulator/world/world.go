@@ -49,6 +49,13 @@ type Config struct {
 	Dir     string // made if missing
 	Profile profile.Profile
 	DeadMan time.Duration // 0: 60 s
+	Blobs   Blobs         // where all accounts are; zero: a folder of the world
+}
+
+// Blobs is a blob service.
+type Blobs struct {
+	Endpoint       string // of the account
+	CredentialFile string // as agents read it
 }
 
 // World is one world.
@@ -61,6 +68,7 @@ type World struct {
 	Other   Device // a second one, bare: it can be opened and verified, no more
 	People  map[string]actor.Person
 	deadMan time.Duration
+	blobs   Blobs
 }
 
 // Device is one simulated device.
@@ -117,7 +125,7 @@ func New(cfg Config) (*World, error) {
 	if err != nil {
 		return nil, err
 	}
-	w := &World{Dir: dir, Profile: cfg.Profile, People: make(map[string]actor.Person), deadMan: cfg.DeadMan}
+	w := &World{Dir: dir, Profile: cfg.Profile, People: make(map[string]actor.Person), deadMan: cfg.DeadMan, blobs: cfg.Blobs}
 	if w.deadMan == 0 {
 		w.deadMan = time.Minute
 	}
@@ -215,9 +223,12 @@ func (w *World) PreparedFile(d Device) string {
 	return filepath.Join(w.Dir, "devices", string(d.Serial)+"-prepared.json")
 }
 
-// Endpoint is the blob service of every account: a folder, with one below it for
-// each account.
+// Endpoint is the blob service of every account: what was asked for, or a folder, with
+// one below it for each account.
 func (w *World) Endpoint() string {
+	if w.blobs.Endpoint != "" {
+		return w.blobs.Endpoint
+	}
 	return "file://" + w.BlobDir()
 }
 

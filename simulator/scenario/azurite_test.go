@@ -1,0 +1,104 @@
+package scenario
+
+import (
+	"bytes"
+	"context"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/databox-lockbox/lockbox/protocol/manifest"
+	"github.com/databox-lockbox/lockbox/simulator/azurite"
+	"github.com/databox-lockbox/lockbox/simulator/profile"
+	"github.com/databox-lockbox/lockbox/simulator/world"
+)
+
+// startAzurite starts a blob service that ends with the test. Where Azurite is not
+// installed the test is skipped; under CI=true it fails.
+func startAzurite(t *testing.T) (*azurite.Service, world.Blobs) {
+	t.Helper()
+	const missing = "this test needs Azurite: run 'make deps-azurite'"
+	installed := azurite.Installed()
+	switch {
+	case installed == "" && os.Getenv("CI") == "true":
+		t.Fatal(missing)
+	case installed == "":
+		t.Skip(missing)
+	}
+	service, err := azurite.Start(t.Context(), installed, filepath.Join(t.TempDir(), "azurite"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := service.End(); err != nil {
+			t.Error(err)
+		}
+	})
+	credential := filepath.Join(t.TempDir(), "account")
+	if err := os.WriteFile(credential, []byte("AccountKey="+azurite.Key+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return service, world.Blobs{Endpoint: service.Endpoint, CredentialFile: credential}
+}
+
+// A device copies to a blob service that its customer consented to, halts at what
+// lies in the wrong folder, is repaired, and goes on to the end. Then everything that
+// the customer put on its disks is in the account, byte for byte.
+func TestCopyToBlobService(t *testing.T) {
+	needWorld(t)
+	service, blobs := startAzurite(t)
+	t.Parallel()
+	p := smallProfile(t, "databox") // block blobs and page blobs
+	p.DiskSize = 32 << 20
+	for i, d := range p.Nodes[0].Disks {
+		share := &p.Nodes[0].Disks[i].Shares[0]
+		_, kind, _ := strings.Cut(d.Shares[0].Name, "_")
+		share.Name = azurite.Account + "_" + kind
+	}
+	p.Nodes[0].Disks[0].Shares[0].Files["photos/in two blocks"] = strings.Repeat("block", 2<<20)
+
+	s := newStage(t, world.Config{Profile: p, Blobs: blobs}, nil)
+	s.play("1", "2", "3", "4")
+	s.do("the copy job halts", func(ctx context.Context) {
+		s.ok(ctx, "sam", "order", "start-job", string(s.w.Device.Order))
+		s.until(ctx, "the copy job has halted", func() bool { return s.order(ctx).Status == statusHalted })
+		codes := s.order(ctx).ErrorCodes
+		s.hold(slices.Equal(codes, []string{errorCode}), "the job halted with %v", codes)
+		s.inService(ctx, service, false)
+		s.hold(len(s.blobs()) == 0, "something was written to the folder")
+	})
+	s.play("6", "7", "9", "10", "11", "12")
+	s.do("the resumed job completes", func(ctx context.Context) {
+		s.online(ctx, s.w.Device, "Locked")
+		s.ok(ctx, "sam", "order", "resume-job", string(s.w.Device.Order))
+		s.until(ctx, "the order is completed", func() bool { return s.order(ctx).Stage == statusCompleted })
+		log := s.ok(ctx, "sam", "order", "log", string(s.w.Device.Order))
+		s.hold(!strings.Contains(log, "ERROR_"), "the copy log is not clean")
+		s.inService(ctx, service, true)
+	})
+}
+
+// inService holds that the account has every file, those that were misplaced only if
+// repaired.
+func (s *Story) inService(ctx context.Context, service *azurite.Service, repaired bool) {
+	for _, d := range s.w.Device.Nodes[0].Disks {
+		share, err := manifest.ParseShare(d.Shares[0].Name)
+		s.must(err)
+		for name, want := range d.Shares[0].Files {
+			rest, misplaced := strings.CutPrefix(name, profile.WrongFolder+"/")
+			if misplaced {
+				name = profile.RightFolder + "/" + rest
+			}
+			object := share.Classify(name, int64(len(want)))
+			got, err := service.Get(ctx, object.Container, object.Name)
+			if misplaced && !repaired {
+				s.hold(err != nil, "%s is there before it was repaired", name)
+				continue
+			}
+			s.must(err)
+			s.hold(bytes.Equal(got, []byte(want)), "%s has another content in the account", name)
+		}
+	}
+}
