@@ -12,8 +12,12 @@ import (
 	"strings"
 	"testing"
 
+	"go.uber.org/goleak"
+
 	"github.com/databox-lockbox/lockbox/simulator/azurite"
 )
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // needs skips the test where the machine cannot, and builds the lockbox program.
 func needs(t *testing.T, programs ...string) (lockbox string) {

@@ -20,6 +20,8 @@ import (
 	"github.com/databox-lockbox/lockbox/simulator/figure"
 )
 
+const smbdProgram = "/usr/sbin/smbd"
+
 // smbServer is a server that smbclient knows the way to.
 type smbServer struct {
 	port, user, password string
@@ -156,7 +158,7 @@ func (s *session) startSMBD(ctx context.Context) (peer smbServer, end func() err
 	if out, err := add.CombinedOutput(); err != nil {
 		return peer, nil, fmt.Errorf("smbpasswd: %w: %s", err, out)
 	}
-	cmd := exec.Command("/usr/sbin/smbd", "--foreground", "--no-process-group", "--configfile="+config, "--log-basename="+dir)
+	cmd := exec.Command(smbdProgram, "--foreground", "--no-process-group", "--configfile="+config, "--log-basename="+dir)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Cloneflags: syscall.CLONE_NEWPID}
 	if err := cmd.Start(); err != nil {
 		return peer, nil, fmt.Errorf("cannot start the peer, is samba installed? %w", err)

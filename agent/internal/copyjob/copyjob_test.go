@@ -314,7 +314,7 @@ func TestResumesWithoutUploadingAgain(t *testing.T) {
 	store := w.into(t)
 	ctx, cancel := context.WithCancel(t.Context())
 	store.after = func() {
-		if store.puts.Load() == 5 {
+		if store.puts.Load() >= 5 { // several at once may have counted before this is asked
 			cancel()
 		}
 	}
