@@ -22,6 +22,7 @@ import (
 
 	"github.com/databox-lockbox/lockbox/certs"
 	"github.com/databox-lockbox/lockbox/protocol"
+	"github.com/databox-lockbox/lockbox/protocol/gather"
 	lockboxv1 "github.com/databox-lockbox/lockbox/protocol/lockbox/v1"
 	"github.com/databox-lockbox/lockbox/protocol/rpc"
 )
@@ -30,6 +31,7 @@ import (
 // context.
 const (
 	dialTimeout   = 10 * time.Second
+	sshStall      = 15 * time.Minute
 	headerTimeout = 2 * time.Minute // the longest unary call: a relock of devices that do not answer
 )
 
@@ -147,8 +149,7 @@ func SSHPath(session protocol.SessionID) string {
 // DialSSH connects to the SSH server of a support session, through the control
 // plane and the device's tunnel. ctx bounds the dialling only.
 func (c *Client) DialSSH(ctx context.Context, session protocol.SessionID) (net.Conn, error) {
-	dialer := tls.Dialer{NetDialer: &net.Dialer{Timeout: dialTimeout}, Config: c.tls}
-	conn, err := dialer.DialContext(ctx, "tcp", c.server)
+	conn, gathered, err := c.dial(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("cannot reach the control plane at %s: %w", c.server, certs.Explain(err, time.Now()))
 	}
@@ -157,7 +158,25 @@ func (c *Client) DialSSH(ctx context.Context, session protocol.SessionID) (net.C
 		conn.Close()
 		return nil, err
 	}
+	gathered.Gather()
 	return up, nil
+}
+
+// dial connects, and returns what is below TLS, too.
+func (c *Client) dial(ctx context.Context) (*tls.Conn, *gather.Conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
+	defer cancel()
+	raw, err := new(net.Dialer).DialContext(ctx, "tcp", c.server)
+	if err != nil {
+		return nil, nil, err
+	}
+	gathered := gather.New(raw, sshStall)
+	conn := tls.Client(gathered, c.tls)
+	if err := conn.HandshakeContext(ctx); err != nil {
+		raw.Close()
+		return nil, nil, err
+	}
+	return conn, gathered, nil
 }
 
 func upgrade(ctx context.Context, conn net.Conn, path, host string) (net.Conn, error) {

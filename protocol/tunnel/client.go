@@ -12,6 +12,8 @@ import (
 	"net/http"
 	"sync"
 	"time"
+
+	"github.com/databox-lockbox/lockbox/protocol/gather"
 )
 
 // ClientConfig configures a [Client].
@@ -164,11 +166,16 @@ func (c *Client) secure(ctx context.Context, conn net.Conn, class class) (*sessi
 	}
 	config := c.cfg.TLS.Clone()
 	config.NextProtos = []string{class.alpn}
-	secured := tls.Client(conn, config)
+	gathered := gather.New(conn, c.cfg.Limits.WriteTimeout)
+	secured := tls.Client(gathered, config)
 	if err := secured.HandshakeContext(ctx); err != nil {
 		return nil, err
 	}
-	return newSession(secured, class, true, &c.cfg.Limits, func() http.Handler { return c.cfg.Handler })
+	started, err := newSession(secured, class, true, &c.cfg.Limits, func() http.Handler { return c.cfg.Handler })
+	if err == nil && class == bulk {
+		gathered.Gather()
+	}
+	return started, err
 }
 
 // session returns the control connection's session. It waits for one as long as

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/databox-lockbox/lockbox/protocol"
+	"github.com/databox-lockbox/lockbox/protocol/gather"
 )
 
 // ServerConfig configures a [Server].
@@ -147,7 +148,8 @@ func (s *Server) admit(ctx context.Context, conn net.Conn) (*Peer, error) {
 	if err := setTimeouts(conn, s.cfg.Limits.Silence); err != nil {
 		return nil, err
 	}
-	gated := &gatedConn{Conn: conn, gate: s.gate, waiting: &s.waiting}
+	gathered := gather.New(conn, s.cfg.Limits.WriteTimeout)
+	gated := &gatedConn{Conn: gathered, gate: s.gate, waiting: &s.waiting}
 	secured := tls.Server(gated, s.tls)
 	gated.enter()
 	err := secured.HandshakeContext(ctx)
@@ -164,7 +166,11 @@ func (s *Server) admit(ctx context.Context, conn net.Conn) (*Peer, error) {
 	if err != nil {
 		return nil, fmt.Errorf("the peer has no name: %w", err)
 	}
-	return newPeer(s, secured, c, node, fingerprint)
+	p, err := newPeer(s, secured, c, node, fingerprint)
+	if err == nil && c == bulk {
+		gathered.Gather()
+	}
+	return p, err
 }
 
 // register makes p the node's connection of its class and ends the one before.

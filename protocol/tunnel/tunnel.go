@@ -5,8 +5,8 @@
 //     session. Each stream carries one HTTP/1.1 request, in either direction, or
 //     the byte stream that a request was upgraded to.
 //   - The control connection is always on and cheap when idle. The bulk
-//     connection has a large window; the device dials it when asked and drops it
-//     when idle, so that bulk never delays a revocation.
+//     connection has a large window and gathers what it sends; the device dials it
+//     when asked and drops it when idle, so that bulk never delays a revocation.
 //   - A peer can cost only what [Limits] say: streams, handshakes, sizes and
 //     times are bounded, and a peer that breaks the rules loses its connection.
 //   - Nothing else imports yamux, whose hazards end here; SPEC.md lists them with

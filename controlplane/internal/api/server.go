@@ -16,6 +16,7 @@ import (
 
 	"github.com/rs/zerolog"
 
+	"github.com/databox-lockbox/lockbox/protocol/gather"
 	"github.com/databox-lockbox/lockbox/protocol/rpc"
 )
 
@@ -191,7 +192,7 @@ func (l *limitedListener) Accept() (net.Conn, error) {
 		}
 		from := sourceOf(c.RemoteAddr())
 		if l.take(from) {
-			return &limitedConn{Conn: c, release: sync.OnceFunc(func() { l.release(from) })}, nil
+			return &limitedConn{Conn: gather.New(c, sshIdle), release: sync.OnceFunc(func() { l.release(from) })}, nil
 		}
 		l.log.Debug().Stringer("remote", c.RemoteAddr()).Msg("too many connections")
 		c.Close()
@@ -238,7 +239,7 @@ func sourceOf(a net.Addr) netip.Prefix {
 }
 
 type limitedConn struct {
-	net.Conn
+	*gather.Conn
 	release func()
 }
 
@@ -249,7 +250,7 @@ func (c *limitedConn) Close() error {
 
 // CloseWrite lets net/http end an answer before the connection.
 func (c *limitedConn) CloseWrite() error {
-	if half, ok := c.Conn.(interface{ CloseWrite() error }); ok {
+	if half, ok := c.Conn.Conn.(interface{ CloseWrite() error }); ok {
 		return half.CloseWrite()
 	}
 	return errors.ErrUnsupported

@@ -2,6 +2,7 @@ package api
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -40,9 +41,19 @@ func sshHandler(cfg Config) http.Handler {
 		}
 		// Further reads go to conn itself: net/http ends the request's context when
 		// its own reader sees the client's end.
+		gatherWrites(conn)
 		early := io.LimitReader(buffered, int64(buffered.Reader.Buffered()))
 		splice(r.Context(), conn, device, io.MultiReader(early, conn))
 	})
+}
+
+// gatherWrites has the bytes to a client leave in large pieces.
+func gatherWrites(conn net.Conn) {
+	if secured, ok := conn.(*tls.Conn); ok {
+		if limited, ok := secured.NetConn().(*limitedConn); ok {
+			limited.Gather()
+		}
+	}
 }
 
 func dialSession(cfg Config, r *http.Request) (net.Conn, error) {
@@ -102,12 +113,15 @@ func splice(ctx context.Context, client, device net.Conn, fromClient io.Reader) 
 	device.Close()
 }
 
+// passBuffer is what is passed on at once, in bytes.
+const passBuffer = 64 << 10
+
 // pass copies what from says, calling alive for every piece, and then ends the
 // sending side of to, if it has one of its own. When to takes no more, the rest
 // is thrown away: closing a connection with unread bytes would take back what
 // was sent on it.
 func pass(to net.Conn, from io.Reader, alive func()) {
-	_, _ = io.Copy(to, tap{from, alive}) // how an end was lost is the other end's to say
+	_, _ = io.CopyBuffer(to, tap{from, alive}, make([]byte, passBuffer)) // how an end was lost is the other end's to say
 	if half, ok := to.(interface{ CloseWrite() error }); ok {
 		_ = half.CloseWrite()
 	}

@@ -246,6 +246,9 @@ name as ProxyCommand.`,
 	}
 }
 
+// carryBuffer is what is carried at once, in bytes: as much as a pipe holds.
+const carryBuffer = 64 << 10
+
 // carry copies both ways until the far end closes, or ctx ends. The near end's
 // end of file is passed on.
 func carry(ctx context.Context, conn net.Conn, in io.Reader, out io.Writer) error {
@@ -253,12 +256,12 @@ func carry(ctx context.Context, conn net.Conn, in io.Reader, out io.Writer) erro
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
 	defer stop()
 	go func() { // ends with conn, or with the process
-		_, _ = io.Copy(conn, in)
+		_, _ = io.CopyBuffer(conn, struct{ io.Reader }{in}, make([]byte, carryBuffer))
 		if half, ok := conn.(interface{ CloseWrite() error }); ok {
 			_ = half.CloseWrite()
 		}
 	}()
-	_, err := io.Copy(out, conn)
+	_, err := io.CopyBuffer(struct{ io.Writer }{out}, conn, make([]byte, carryBuffer))
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
