@@ -205,7 +205,7 @@ func TestRecord(t *testing.T) {
 		path string
 		n    int
 	}{
-		{recording.OpOpen, "file", 1}, {recording.OpConnect, "", 2}, {recording.OpCreate, "new", 1}, {recording.OpOpen, "new", 1},
+		{recording.OpOpen, "file", 1}, {recording.OpConnect, "", 2}, {recording.OpCreate, "new", 1}, {recording.OpWrite, "new", 2},
 		{recording.OpMkdir, "folder", 1}, {recording.OpRmdir, "folder", 2}, {recording.OpRename, "new", 1}, {recording.OpRemove, "old", 1},
 	} {
 		if got := st.journal.find(op.op, op.path); len(got) != op.n || got[0].Error != "" || !strings.HasPrefix(got[0].Client, "127.0.0.1:") || got[0].Via != recording.ViaNFS || got[0].Share != shareName {
@@ -218,7 +218,7 @@ func TestRecord(t *testing.T) {
 	if got := st.journal.find(recording.OpRename, "new"); got[0].To != shareName+"/old" {
 		t.Errorf("renamed to %q", got[0].To)
 	}
-	if got := st.journal.find(recording.OpWrite, "new"); len(got) != 1 || got[0].Size != 7 {
+	if got := st.journal.find(recording.OpWrite, "new"); len(got) != 2 || got[0].Size != -1 || got[1].Size != 7 {
 		t.Errorf("written: %+v", got)
 	}
 }

@@ -134,7 +134,11 @@ func (o *openFiles) add(t target, key openKey) (*openFile, error) {
 		flag = os.O_RDWR
 	}
 	file, err := t.openRegular(t.path, flag)
-	t.conn.report(recording.FileEvent{Op: recording.OpOpen, Share: t.name, Path: t.path, Size: t.info.Size()}, err)
+	e := recording.FileEvent{Op: recording.OpOpen, Share: t.name, Path: t.path, Size: t.info.Size()}
+	if key.write { // it begins: how much it was comes later, unless the process is killed
+		e.Op, e.Size = recording.OpWrite, -1
+	}
+	t.conn.report(e, err)
 	if err != nil {
 		return nil, err
 	}

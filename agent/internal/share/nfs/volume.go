@@ -282,6 +282,9 @@ func (t *truncated) Truncate(size int64) error {
 			err = t.Sync()
 		}
 	}
+	if err != nil {
+		t.Close() // the library does not
+	}
 	t.view.conn.report(recording.FileEvent{Op: recording.OpTruncate, Share: t.view.name, Path: t.name, Size: size}, err)
 	return t.view.failed(err)
 }
