@@ -219,23 +219,33 @@ func (s *Service) takePiece(g *growing, row store.Recording, in *devicev1.Append
 	if err != nil || len(fresh) == 0 {
 		return size, err
 	}
-	if err := s.reserve(row, size, size+int64(len(fresh))); err != nil {
+	after := size + int64(len(fresh))
+	if err := s.reserve(row, size, after); err != nil {
 		return size, err
 	}
-	if err := g.check.take(fresh); err != nil {
-		g.check = nil
-		return size, err
-	}
-	_, err = f.WriteAt(fresh, size)
-	if err == nil {
-		err = f.Sync()
+	if err = g.check.take(fresh); err == nil {
+		err = write(f, fresh, size)
 	}
 	if err != nil {
 		g.check = nil // it reads again what is there
+		s.mu.Lock()
+		s.countLocked(row.Node, charge(size)-charge(after))
+		s.mu.Unlock()
+		if damage, ok := errors.AsType[*recording.Damage](err); ok {
+			return size, damage
+		}
 		return size, protocol.Errorf(protocol.CodeStorageFull, "cannot keep recording %s: %v", row.ID, err)
 	}
-	g.grew(g.check.size)
-	return g.check.size, nil
+	g.grew(after)
+	return after, nil
+}
+
+// write makes data durable in a file.
+func write(f *os.File, data []byte, at int64) error {
+	if _, err := f.WriteAt(data, at); err != nil {
+		return err
+	}
+	return f.Sync()
 }
 
 // openFile opens the file of a recording, of which all is checked then. What a

@@ -86,6 +86,8 @@ type Service struct {
 	used    map[protocol.NodeID]int64 // guarded by mu
 	total   int64                     // guarded by mu
 	looks   map[look]*looking         // guarded by mu
+
+	reviewed int // guarded by mu: how many of those that wait for the activity log this round is past
 }
 
 // New opens the recordings of a store. Nothing is checked or deleted, and no

@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/ed25519"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -405,7 +406,7 @@ func TestActivityLogHasTheDigest(t *testing.T) {
 			t.Fatal(err)
 		}
 		storetest.Tx(t, w.cfg.Store, func(ctx context.Context, tx *store.Tx) error {
-			row := store.AuditRow{Index: index, Time: rec.Time, Operation: string(rec.Operation), Serial: storetest.Serial, Record: data}
+			row := store.AuditRow{Index: index, Time: rec.Time, Operation: string(rec.Operation), Correlation: string(session), Serial: storetest.Serial, Record: data}
 			return tx.InsertAuditRow(ctx, &row, 2*index, nil)
 		})
 	}
@@ -431,6 +432,44 @@ func TestActivityLogHasTheDigest(t *testing.T) {
 	}
 	if kept := w.log.of(auditlog.OpKeepRecording); kept[len(kept)-1].Result != auditlog.Failure {
 		t.Errorf("recorded %v", kept)
+	}
+}
+
+// TestNobodyHoldsUpReviews has a node bring many recordings that it never writes of:
+// those of others have their turn.
+func TestNobodyHoldsUpReviews(t *testing.T) {
+	w := newWorld(t)
+	w.cfg.Limits = recordings.Limits{Recording: 1 << 20, Node: 1 << 30, Total: 1 << 30}
+	w.restart()
+	if _, err := w.bring(node1, id(1), w.recordingOf(id(1), 1), 100_000); err != nil {
+		t.Fatal(err)
+	}
+	w.clock.advance(time.Second)
+	for n := range 230 {
+		name := fmt.Sprintf("REC-%032x", 1000+n)
+		if _, err := w.bring(node1, name, w.recordingOf(name, 0), 100_000); err != nil {
+			t.Fatal(err)
+		}
+	}
+	storetest.Tx(t, w.cfg.Store, func(ctx context.Context, tx *store.Tx) error {
+		rec := auditlog.NewRecord(w.clock.Now(), auditlog.OpEndRecording, auditlog.Success)
+		rec.Caller, rec.Origin, rec.ResourceID = node1.URI().String(), node1.String(), "/x"
+		rec.Properties = map[string]string{"recording": id(1), "digest": w.get(id(1)).Digest}
+		data, err := rec.Encode()
+		if err != nil {
+			return err
+		}
+		row := store.AuditRow{Time: rec.Time, Operation: string(rec.Operation), Correlation: string(session), Serial: storetest.Serial, Record: data}
+		return tx.InsertAuditRow(ctx, &row, 0, nil)
+	})
+	reviews := 0
+	for ; !w.get(id(1)).Logged && reviews < 5; reviews++ {
+		if err := w.Review(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if reviews != 3 {
+		t.Errorf("the oldest of 231 was compared in review %d: want 3, of 100 each", reviews)
 	}
 }
 

@@ -1,6 +1,7 @@
 package recordings
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -10,6 +11,7 @@ import (
 	"time"
 
 	"github.com/databox-lockbox/lockbox/controlplane/internal/store"
+	"github.com/databox-lockbox/lockbox/protocol"
 	"github.com/databox-lockbox/lockbox/protocol/auditlog"
 )
 
@@ -44,29 +46,54 @@ func (s *Service) Run(ctx context.Context) error {
 	}
 }
 
-// Review compares the recordings that are complete with what their nodes wrote of
-// them in the activity log, where that was not here before.
+// reviewAtOnce bounds how many recordings one review compares: a node may have
+// brought any number that it never wrote of.
+const reviewAtOnce = 100
+
+// Review compares recordings that are complete with what their nodes wrote of them
+// in the activity log, where that was not here before: so many at once, and the
+// next ones the next time.
 func (s *Service) Review(ctx context.Context) error {
 	s.rest()
-	rows, err := s.list(ctx, store.RecordingFilter{Unlogged: true})
+	s.mu.Lock()
+	from := s.reviewed
+	s.mu.Unlock()
+	rows, err := s.list(ctx, store.RecordingFilter{Unlogged: true, Offset: from, Limit: reviewAtOnce})
 	if err != nil {
 		return err
 	}
+	left := 0
 	for _, row := range rows {
-		err := s.cfg.Store.Tx(ctx, func(tx *store.Tx) error {
-			if err := s.compare(ctx, tx, &row); err != nil || row.State == store.RecordingComplete && !row.Logged {
-				return err
-			}
-			if row.State == store.RecordingBroken {
-				return s.keep(ctx, tx, &row)
-			}
-			return tx.UpdateRecording(ctx, &row)
-		})
+		stays, err := s.review(ctx, row)
 		if err != nil {
 			return err
 		}
+		if stays {
+			left++
+		}
 	}
+	if from += left; len(rows) < reviewAtOnce {
+		from = 0
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.reviewed = from
 	return nil
+}
+
+// review compares one recording; stays is true if there is still nothing to compare
+// it with.
+func (s *Service) review(ctx context.Context, row store.Recording) (stays bool, err error) {
+	err = s.cfg.Store.View(ctx, func(tx *store.Tx) error { return s.compare(ctx, tx, &row) })
+	if err != nil || row.State == store.RecordingComplete && !row.Logged {
+		return true, err
+	}
+	return false, s.cfg.Store.Tx(ctx, func(tx *store.Tx) error {
+		if row.State == store.RecordingBroken {
+			return s.keep(ctx, tx, &row)
+		}
+		return tx.UpdateRecording(ctx, &row)
+	})
 }
 
 // rest gives back the memory of recordings that have not grown for a while.
@@ -84,13 +111,14 @@ func (s *Service) rest() {
 }
 
 // maxEnds bounds how many records are read to find that of a recording's end.
-const maxEnds = 10_000
+const maxEnds = 1000
 
 // compare looks for the node's own record of a recording's end, and compares the
 // digests. Without such a record nothing changes.
 func (s *Service) compare(ctx context.Context, tx *store.Tx, row *store.Recording) error {
 	rows, err := tx.AuditRows(ctx, store.AuditFilter{
-		Operation: string(auditlog.OpEndRecording), Serial: row.Node.Serial, Since: row.Began.Add(-time.Minute), Limit: maxEnds,
+		Operation: string(auditlog.OpEndRecording), Correlation: string(cmp.Or(row.Request, protocol.RequestID(row.Session))),
+		Serial: row.Node.Serial, Since: row.Began.Add(-time.Minute), Limit: maxEnds,
 	})
 	if err != nil {
 		return err

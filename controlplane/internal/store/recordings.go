@@ -78,6 +78,7 @@ type RecordingFilter struct {
 	Unlogged bool      // ended, and the activity log was not seen to have their digest
 	Before   time.Time // ended earlier, and under no legal hold
 	Limit    int       // at most so many; all if 0
+	Offset   int       // of what is wanted, so many are left out; with Limit only
 }
 
 // during finds what belongs to a request: its id, its device and engineer, and
@@ -134,8 +135,8 @@ func (f RecordingFilter) where() (string, []any) {
 	}
 	query := "WHERE " + strings.Join(conditions, " AND ") + " ORDER BY began DESC, id"
 	if f.Limit > 0 {
-		args = append(args, f.Limit)
-		query += fmt.Sprintf(" LIMIT $%d", len(args))
+		args = append(args, f.Limit, f.Offset)
+		query += fmt.Sprintf(" LIMIT $%d OFFSET $%d", len(args)-1, len(args))
 	}
 	return query, args
 }
