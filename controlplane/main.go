@@ -127,6 +127,8 @@ With keys.service local the master key is in it: the file opens every disk in
 custody that is not under its customer's key. Keep it like the disks themselves.
 Keys in a token or in a vault are not in it: back them up as their makers say, or
 the backup opens nothing.
+Recordings are not in it: copy the folder recordings of data_dir after it. Their files
+only grow, until they are deleted for their age.
 Wrappings that an order's former key made are in backups of before it moved: destroy
 those once the customer relies on it.`,
 		Args: noArgs,

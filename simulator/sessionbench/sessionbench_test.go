@@ -100,7 +100,7 @@ $`)
 // TestStockClients has stock clients do what people do, all the way from the
 // command line to the disk.
 func TestStockClients(t *testing.T) {
-	lockbox := needs(t, "ssh", "scp", "sftp", "mkntfs", "ntfs-3g")
+	lockbox := needs(t, "ssh", "scp", "sftp", "smbd", "smbclient", "mkntfs", "ntfs-3g")
 	dir := t.TempDir()
 	s, err := raise(t.Context(), Config{Dir: dir, Lockbox: lockbox, Size: 1 << 20, Note: io.Discard})
 	if err != nil {
@@ -170,6 +170,11 @@ func TestStockClients(t *testing.T) {
 	if out, _ := run(0, "ls -1\n", "sftp", stock("-b", "-", device+":"+folder)...); !strings.Contains(out, "copy0\ncopy1\ncopy2\ncopy3\nfirst\n") {
 		t.Errorf("%q", out)
 	}
+	repairs(t, s, func(line string) string {
+		t.Helper()
+		out, _ := run(0, "", "ssh", stock("-T", device, line)...)
+		return out
+	})
 	_, why := run(255, "", "lockbox", "ssh", device+"-2")
 	if !strings.Contains(why, "you have no support session on "+device+"/2: enable one: lockbox session enable --device "+device+" --node 2") {
 		t.Errorf("%q", why)
@@ -177,5 +182,46 @@ func TestStockClients(t *testing.T) {
 	_, why = run(255, "", "ssh", stock(device+"-2")...)
 	if !strings.Contains(why, "you have no support session on "+device+"/2: enable one") || strings.Count(why, "enable one") != 1 {
 		t.Errorf("%q", why)
+	}
+}
+
+// repairs does on the unlocked NTFS volume what the three reasons for access need.
+func repairs(t *testing.T, s *session, run func(line string) string) {
+	t.Helper()
+	image := make([]byte, 3<<20+100)
+	for i := range image {
+		image[i] = byte(i * i >> 8)
+	}
+	root := filepath.Dir(s.folder)
+	if err := errors.Join(os.MkdirAll(filepath.Join(root, "Wrong_Folder/deep"), 0o755), os.WriteFile(filepath.Join(root, "Wrong_Folder/deep/größe & höhe.img"), image, 0o644)); err != nil {
+		t.Fatal(err)
+	}
+	run("cd /shares/" + share + " && mv Wrong_Folder bench/moved && cp -r bench/moved bench/copied && sha256sum bench/*/deep/* > bench/sums")
+	if out := run("cd /shares/" + share + " && sha256sum -c bench/sums && convert-vhd bench/moved/deep/*.img bench/disk.vhd && rm -r bench/copied"); strings.Count(out, ": OK\n") != 2 {
+		t.Errorf("%s", out)
+	}
+	vhd, err := os.ReadFile(filepath.Join(s.folder, "disk.vhd"))
+	if err != nil || !bytes.HasPrefix(vhd, image) || len(vhd) != 3<<20+1024 || string(vhd[3<<20+512:][:8]) != "conectix" {
+		t.Errorf("a VHD of %d bytes: %v", len(vhd), err)
+	}
+	if out := run("prepare-to-ship"); !strings.HasSuffix(out, "\nprepare-to-ship: Succeeded\n") {
+		t.Errorf("%s", out)
+	}
+	bom, err := os.ReadFile(filepath.Join(filepath.Dir(root), "DataBoxManifest", share+"-BOM.xml"))
+	if err != nil || !strings.Contains(string(bom), `<file size="3146752" crc64="0x`) || strings.Contains(string(bom), "Wrong_Folder") {
+		t.Errorf("%v: %s", err, bom)
+	}
+	server, err := s.smbShare(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string]bool{"smb": true, "dot.": false, "con": false} { // as Windows has names
+		_, err := server.client(t.Context(), fmt.Sprintf(`put %s "bench\%s"`, filepath.Join(s.dir, "ours.conf"), name))
+		if _, missing := os.Lstat(filepath.Join(s.folder, name)); (err == nil) != want || (missing == nil) != want {
+			t.Errorf("put over SMB as %s: %v, %v", name, err, missing)
+		}
+	}
+	if left, err := os.ReadDir(filepath.Join(filepath.Dir(root), ".databox-staging")); err == nil && len(left) > 0 {
+		t.Errorf("left: %v", left)
 	}
 }
