@@ -262,8 +262,9 @@ func (a *app) personCreate() *cobra.Command {
 		Long: `Register a person and make their one-time login token (24 hours).
 
 Roles: admin, staff, engineer, internal-approver, auditor for the provider;
-owner, approver for a tenant. Engineers and approvers sign and sign in with
-their own SSH keys: give the public halves.`,
+tenant-admin (Tenant administrator), owner, approver for a tenant. A tenant
+administrator is an owner who also decides requests for the whole tenant. Engineers
+and approvers sign and sign in with their own SSH keys: give the public halves.`,
 		Args: args("NAME"),
 		RunE: a.connected(func(ctx context.Context, c *client.Client, cmd *cobra.Command, args []string) error {
 			if err := need(cmd, "role"); err != nil {
@@ -295,9 +296,9 @@ their own SSH keys: give the public halves.`,
 		}),
 	}
 	f := c.Flags()
-	f.StringVar(&req.Role, "role", "", "admin, staff, engineer, internal-approver, auditor, owner or approver")
+	f.StringVar(&req.Role, "role", "", "admin, staff, engineer, internal-approver, auditor, tenant-admin, owner or approver")
 	choices(c, "role", "admin", "staff", "engineer", "internal-approver", "auditor", "tenant-admin", "owner", "approver")
-	f.StringVar(&req.Tenant, "tenant", "", "tenant of an owner or approver")
+	f.StringVar(&req.Tenant, "tenant", "", "tenant of a tenant-admin, owner or approver")
 	f.StringArrayVar(&req.Groups, "group", nil, "group of an internal approver; may be given several times; \"Customer support lead\" if not given")
 	f.StringArrayVar(&keyFiles, "ssh-key", nil, "file with an SSH public key; may be given several times")
 	f.StringVar(&tokenOut, "token-out", "", "write the token to this new file, mode 0600, instead of showing it")

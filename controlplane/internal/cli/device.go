@@ -33,6 +33,9 @@ func (a *app) deviceList() *cobra.Command {
 			return a.print(cmd, resp, func(w io.Writer) {
 				var rows [][]string
 				for _, d := range resp.Devices {
+					if d.Outline {
+						rows = append(rows, []string{d.Serial, d.Order, "(outline)", "", ""})
+					}
 					for _, n := range d.Nodes {
 						rows = append(rows, []string{d.Serial + "/" + strconv.Itoa(int(n.Node)), d.Order, onlineWord(n), n.State, when(n.LastSeen)})
 					}
@@ -77,6 +80,9 @@ func (a *app) showDevice(cmd *cobra.Command, d *lockboxv1.Device, err error) err
 	}
 	return a.print(cmd, d, func(w io.Writer) {
 		fields(w, "Device", d.Serial, "Order", d.Order, "SKU", d.Sku)
+		if d.Outline {
+			fmt.Fprintln(w, "This is an outline: you work on no ticket about its order. How to ask for the rest:\n  lockbox order show "+printable(d.Order))
+		}
 		for _, n := range d.Nodes {
 			fmt.Fprintf(w, "\nNode %d\n", n.Node)
 			fields(w, "  Tunnel", onlineWord(n), "  Last seen", when(n.LastSeen), "  Key", n.KeyFingerprint,

@@ -104,7 +104,16 @@ func (a *app) showOrder(cmd *cobra.Command, o *lockboxv1.Order, err error) error
 			fmt.Fprintf(w, "Node %d  disks %s  key %s\n", n.Node, printable(strings.Join(n.Disks, " ")), printable(n.KeyFingerprint))
 		}
 		showHistory(w, o.History)
+		if o.Outline {
+			showOutline(w, o.Subscription)
+		}
 	})
+}
+
+// showOutline says that there is more, and how to ask for it.
+func showOutline(w io.Writer, subscription string) {
+	fmt.Fprintf(w, "This is an outline: you work on no ticket about this order. For the rest, ask for access:\n"+
+		"  lockbox request create --action access-subscription --subscription %s --ticket TICKET --justification TEXT\n", printable(subscription))
 }
 
 func showHistory(w io.Writer, lines []*lockboxv1.HistoryLine) {
@@ -118,7 +127,7 @@ func (a *app) orderList() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "list",
 		Short: "List orders",
-		Long:  "List orders. Customers see their own.",
+		Long:  "List orders. Customers see their own; engineers see an outline of what they work on no\nticket about and have no access for.",
 		Args:  args(),
 		RunE: a.connected(func(ctx context.Context, c *client.Client, cmd *cobra.Command, _ []string) error {
 			resp, err := c.Orders.ListOrders(ctx, req)

@@ -30,12 +30,20 @@ func (a *app) requestCreate() *cobra.Command {
 	req := &lockboxv1.CreateRequestRequest{}
 	var lasts time.Duration
 	c := &cobra.Command{
-		Use:   "create --device SERIAL --ticket TICKET (--reason-code CODE | --exclusion KIND) --justification TEXT",
-		Short: "Raise a just-in-time request to unlock a device",
+		Use: "create --device SERIAL --ticket TICKET (--reason-code CODE | --exclusion KIND) --justification TEXT\n" +
+			"  lockbox request create --action access-subscription --subscription ID --ticket TICKET --justification TEXT",
+		Short: "Raise a just-in-time request to unlock a device, or to see a subscription",
 		Long: `Raise a just-in-time request to unlock a device. It is evaluated at once and
 every factor is shown. Nothing is granted yet: internal approvers decide, then
 the customer. Ask for the least that will do: --access, --disk, --share, --for. The
 device enforces each.
+
+With --action access-subscription, ask to see in full what the service knows of the
+orders and devices of the ticket's subscription (jobs, copy logs, manifests, what was
+changed, the list of recordings); with --scope tenant, of all subscriptions of the
+tenant, which its tenant administrators decide. No disk is opened and there is
+nothing to execute: the access lasts from the approval, and what is read is recorded.
+The trust policy of the order that the ticket is about says who has to approve.
 
 Reason codes: prepare-to-ship-not-run, copied-to-wrong-folder, incorrect-data-format.
 
@@ -47,15 +55,22 @@ else was troubleshot (inadvertent-exposure) and demands by law
 customer signed, allows it.`,
 		Args: args(),
 		RunE: a.connected(func(ctx context.Context, c *client.Client, cmd *cobra.Command, _ []string) error {
-			if err := need(cmd, "device", "ticket", "justification"); err != nil {
+			err := need(cmd, "ticket", "justification")
+			switch {
+			case err != nil:
+			case accessAction(req.Action):
+				err = need(cmd, "subscription")
+			case req.Exclusion != "":
+				err = need(cmd, "device")
+			default:
+				err = need(cmd, "device", "reason-code")
+			}
+			if err != nil {
 				return err
 			}
-			if req.Exclusion == "" {
-				if err := need(cmd, "reason-code"); err != nil {
-					return err
-				}
+			if accessAction(req.Action) && !cmd.Flags().Changed("access") {
+				req.Access = string(approval.ReadOnly)
 			}
-			var err error
 			if req.DurationSeconds, err = seconds(cmd, lasts); err != nil {
 				return err
 			}
@@ -64,21 +79,31 @@ customer signed, allows it.`,
 		}),
 	}
 	f := c.Flags()
-	f.StringVar(&req.Action, "action", "Unlock Databox", "what to do")
+	f.StringVar(&req.Action, "action", "Unlock Databox", "what to do: unlock-databox or access-subscription")
 	f.StringVar(&req.Serial, "device", "", "the device's serial")
+	f.StringVar(&req.Subscription, "subscription", "", "the subscription to see")
+	f.StringVar(&req.Scope, "scope", "", "subscription, or tenant: all of the tenant's; subscription if not given")
 	f.StringVar(&req.Ticket, "ticket", "", "the ticket that is the reason")
 	f.StringVar(&req.ReasonCode, "reason-code", "", "prepare-to-ship-not-run, copied-to-wrong-folder or incorrect-data-format")
 	f.StringVar(&req.Justification, "justification", "", "why, in your words; the customer reads it")
-	f.StringVar(&req.Access, "access", "read-write", "read-only, read-write or delete")
+	f.StringVar(&req.Access, "access", "read-write", "read-only, read-write or delete; a subscription is only read")
 	f.DurationVar(&lasts, "for", 0, "how long, from the approval; without it, as long as the tenant has set")
 	f.StringArrayVar(&req.Disks, "disk", nil, "only this disk, as NODE/DISK; may be given several times")
 	f.StringArrayVar(&req.Shares, "share", nil, "only this share, as contosodata_BlockBlob; may be given several times")
 	choices(c, "reason-code", "prepare-to-ship-not-run", "copied-to-wrong-folder", "incorrect-data-format")
 	f.StringVar(&req.Exclusion, "exclusion", "", "WITHOUT ASKING THE CUSTOMER: break-glass, inadvertent-exposure or external-legal-demand")
+	choices(c, "action", string(approval.UnlockDatabox), string(approval.AccessSubscription))
+	choices(c, "scope", string(approval.OfSubscription), string(approval.OfTenant))
 	choices(c, "access", "read-only", "read-write", "delete")
 	choices(c, "exclusion", "break-glass", "inadvertent-exposure", "external-legal-demand")
 	f.StringVar(&req.SshKey, "ssh-key", "", "fingerprint of the key you will use, if you have several")
 	return c
+}
+
+// accessAction reports whether an action is access to a subscription, by either of
+// its names.
+func accessAction(action string) bool {
+	return action == string(approval.AccessSubscription) || action == "Access Subscription"
 }
 
 func (a *app) showRequest(cmd *cobra.Command, r *lockboxv1.Request, err error) error {
@@ -89,14 +114,14 @@ func (a *app) showRequest(cmd *cobra.Command, r *lockboxv1.Request, err error) e
 }
 
 func writeRequest(w io.Writer, r *lockboxv1.Request) {
-	fields(w, "Request", strconv.FormatInt(r.Number, 10)+"  "+r.Id, "Exclusion", r.Exclusion, "Standing consent", r.StandingConsent, "Action", r.Action, "State", shownStatus(r),
+	fields(w, "Request", strconv.FormatInt(r.Number, 10)+"  "+r.Id, "Exclusion", r.Exclusion, "Standing consent", r.StandingConsent, "Action", r.Action, "Scope", shownScope(approval.Scope(r.Scope), r.Subscription, r.Tenant), "State", shownStatus(r),
 		"Ticket", r.Ticket+"  (lockbox ticket show "+r.Ticket+")", "Order", r.Order, "Device", r.Serial, "Engineer", r.Engineer, "Engineer's key", r.EngineerKey,
 		"Reason", r.ReasonCode, "Justification", r.Justification, "Access", r.Access,
 		"Duration", (time.Duration(r.DurationSeconds) * time.Second).String(),
 		"Created", when(r.Created), "Decide before", until(r.Expires),
 		"Access from", when(r.AccessStart), "Access until", until(r.AccessEnd),
 		"Trust policy", r.TrustPolicyDigest, "Notified", strings.Join(r.Notified, ", "),
-		"Shares", shownShares(r.Shares), "Also over", shownProtocols(r.Protocols), "Extends", r.Extends, "Raises again", r.RaisedAgain,
+		"Shares", openedShares(r.Scope, r.Shares), "Also over", shownProtocols(r.Protocols), "Extends", r.Extends, "Raises again", r.RaisedAgain,
 		"Ended", closedBy(r), "Locked", lockedBy(r))
 	for _, d := range r.Disks {
 		fmt.Fprintln(w, "  disk "+printable(d))
@@ -111,6 +136,26 @@ func writeRequest(w io.Writer, r *lockboxv1.Request) {
 	showComments(w, r.Comments)
 	showTold(w, r.Told)
 	showHistory(w, r.History)
+}
+
+// shownScope says how far an access to a subscription reaches, "" for what opens a
+// device.
+func shownScope[S, T ~string](scope approval.Scope, subscription S, tenant T) string {
+	switch scope {
+	case approval.OfSubscription:
+		return "subscription " + string(subscription) + ": what the service knows of its orders and devices; NO DISK IS OPENED"
+	case approval.OfTenant:
+		return "ALL SUBSCRIPTIONS of tenant " + string(tenant) + ": what the service knows of their orders and devices; NO DISK IS OPENED"
+	}
+	return string(scope)
+}
+
+// openedShares names the shares that are opened, "" where none are.
+func openedShares[S ~string](scope S, names []string) string {
+	if scope != "" {
+		return ""
+	}
+	return shownShares(names)
 }
 
 // shownShares names the shares that are opened.
@@ -307,9 +352,9 @@ func showStatement(w io.Writer, s approval.Statement, policy string) {
 	if s.Exclusion != "" {
 		fields(w, "EXCLUSION", string(s.Exclusion)+": THE CUSTOMER IS TOLD, AND NOT ASKED")
 	}
-	fields(w, "Request", string(s.RequestID), "Action", string(s.Action), "Purpose", string(s.Purpose), "Ticket", string(s.Ticket),
+	fields(w, "Request", string(s.RequestID), "Action", string(s.Action), "Scope", shownScope(s.Scope, s.SubscriptionID, s.TenantID), "Purpose", string(s.Purpose), "Ticket", string(s.Ticket),
 		"Order", string(s.OrderID), "Engineer", string(s.Engineer.Person), "Engineer's key", s.Engineer.SSHKey,
-		"Reason", s.ReasonCode, "Access", string(s.Access), "Shares", shownShares(s.Shares), "Also over", shownProtocols(s.Protocols), "Duration", (time.Duration(s.MaxDuration) * time.Second).String(),
+		"Reason", s.ReasonCode, "Access", string(s.Access), "Shares", openedShares(s.Scope, s.Shares), "Also over", shownProtocols(s.Protocols), "Duration", (time.Duration(s.MaxDuration) * time.Second).String(),
 		"Created", when(s.Created), "Decide before", until(s.Expires),
 		"Trust policy", string(s.PolicyDigest), "", policy)
 	showNodes(w, s.Nodes, s.Disks)
