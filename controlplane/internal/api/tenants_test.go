@@ -27,6 +27,7 @@ import (
 const (
 	contosoOwner     = "olga@contoso.example"
 	contosoRequest   = "LockboxRequest_0d5e7a0c-0000-4000-8000-000000000001"
+	contosoAccess    = "LockboxRequest_0d5e7a0c-0000-4000-8000-000000000002"
 	contosoSession   = "SES-0001"
 	contosoWebhook   = "whk-0001"
 	contosoDelivery  = "dlv-0001"
@@ -89,6 +90,13 @@ func (w *world) contoso() *store.Store {
 					ID: contosoRequest, Number: 1, Action: "Unlock Databox", Status: "Pending", Tenant: storetest.Tenant, Subscription: storetest.Subscription,
 					Order: storetest.Order, Ticket: storetest.Ticket, Serial: storetest.Serial, Engineer: storetest.Engineer, Access: "read-write",
 					Statement: []byte("{}"), StatementDigest: "sha256:1", Created: now, Expires: now.Add(time.Hour),
+				})
+			},
+			func() error {
+				return tx.InsertRequest(ctx, &store.Request{
+					ID: contosoAccess, Number: 2, Action: "Access Subscription", Status: "Pending", Tenant: storetest.Tenant, Subscription: storetest.Subscription,
+					Order: storetest.Order, Ticket: storetest.Ticket, Engineer: storetest.Engineer, Access: "read-only",
+					Statement: []byte("{}"), StatementDigest: "sha256:2", Created: now, Expires: now.Add(time.Hour),
 				})
 			},
 			func() error {
@@ -199,8 +207,9 @@ func TestNothingCrossesTenants(t *testing.T) {
 	}
 	own := w.httpAs(w.register(contosoOwner, "owner", string(storetest.Tenant)))
 	strangers := map[auth.Role]*http.Client{
-		auth.Owner:    w.httpAs(w.register("fay@fabrikam.example", "owner", "fabrikam")),
-		auth.Approver: w.httpAs(w.register("finn@fabrikam.example", "approver", "fabrikam")),
+		auth.TenantAdmin: w.httpAs(w.register("fred@fabrikam.example", "tenant-admin", "fabrikam")),
+		auth.Owner:       w.httpAs(w.register("fay@fabrikam.example", "owner", "fabrikam")),
+		auth.Approver:    w.httpAs(w.register("finn@fabrikam.example", "approver", "fabrikam")),
 	}
 	before := w.dump()
 	descriptors := map[string]protoreflect.MethodDescriptor{}
@@ -261,7 +270,7 @@ func learnsNothing(t *testing.T, role, procedure string, a answer) {
 	if says(protocol.CodeNotFound) || says(protocol.CodeForbidden) || says(protocol.CodeInvalid) && slices.Contains(needsMore, procedure) {
 		return
 	}
-	for _, theirs := range []string{"contoso", string(storetest.Order), string(storetest.Serial), string(storetest.Ticket), contosoRequest, contosoSession, contosoRecording} {
+	for _, theirs := range []string{"contoso", string(storetest.Order), string(storetest.Serial), string(storetest.Ticket), contosoRequest, contosoAccess, contosoSession, contosoRecording} {
 		if strings.Contains(a.body, theirs) {
 			t.Errorf("Fabrikam's %s calls %s and learns of %s: %d %q", role, procedure, theirs, a.status, a.body)
 		}

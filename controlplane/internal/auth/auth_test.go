@@ -318,6 +318,7 @@ func TestNobodyWithoutCertificate(t *testing.T) {
 func TestWhoMayCreateWhom(t *testing.T) {
 	w := newWorld(t)
 	owner := auth.Caller{Person: "olga@contoso.example", Role: auth.Owner, Tenant: "contoso"}
+	tara := auth.Caller{Person: "tara@contoso.example", Role: auth.TenantAdmin, Tenant: "contoso"}
 	engineer := auth.Caller{Person: "erin@provider.example", Role: auth.Engineer}
 	for _, c := range []struct {
 		name         string
@@ -343,12 +344,37 @@ func TestWhoMayCreateWhom(t *testing.T) {
 		{"owner without tenant", admin, "h@x", "owner", "", protocol.CodeInvalid},
 		{"engineer with tenant", admin, "h@x", "engineer", "contoso", protocol.CodeInvalid},
 		{"unknown tenant", admin, "h@x", "owner", "nobody", protocol.CodeNotFound},
+		{"admin, tenant administrator", admin, "i@contoso.example", "tenant-admin", "contoso", ""},
+		{"tenant administrator without tenant", admin, "j@x", "tenant-admin", "", protocol.CodeInvalid},
+		{"owner, tenant administrator", owner, "k@contoso.example", "tenant-admin", "contoso", protocol.CodeForbidden},
+		{"tenant administrator, another", tara, "l@contoso.example", "tenant-admin", "contoso", ""},
+		{"tenant administrator, owner", tara, "m@contoso.example", "owner", "contoso", ""},
+		{"tenant administrator, of others", tara, "n@contoso.example", "tenant-admin", "fabrikam", protocol.CodeForbidden},
+		{"tenant administrator, a name of others", tara, "n@fabrikam.example", "owner", "contoso", protocol.CodeForbidden},
+		{"tenant administrator, engineer", tara, "o@contoso.example", "engineer", "", protocol.CodeForbidden},
 		{"bad name", admin, "../x", "engineer", "", protocol.CodeInvalid},
 		{"capital name", admin, "Erin", "engineer", "", protocol.CodeInvalid},
 		{"taken name", admin, "a@x", "engineer", "", protocol.CodeConflict},
 	} {
 		_, err := w.create(c.caller, c.person, c.role, c.tenant)
 		wantCode(t, c.name, err, c.want)
+	}
+}
+
+// TestOwnersDoNotBecomeAdministrators has an owner try to take over the account of an
+// administrator of their tenant.
+func TestOwnersDoNotBecomeAdministrators(t *testing.T) {
+	w := newWorld(t)
+	owner := auth.Caller{Person: "olga@contoso.example", Role: auth.Owner, Tenant: "contoso"}
+	w.mustCreate("tara@contoso.example", "tenant-admin", "contoso")
+	w.mustCreate("otto@contoso.example", "owner", "contoso")
+	for name, want := range map[string]protocol.Code{"tara@contoso.example": protocol.CodeForbidden, "otto@contoso.example": ""} {
+		_, err := w.auth.AddKey(t.Context(), owner, &lockboxv1.AddKeyRequest{Person: name, SshKey: sshKey(t)})
+		wantCode(t, "a key for "+name, err, want)
+		_, err = w.auth.CreateLoginToken(t.Context(), owner, &lockboxv1.CreateLoginTokenRequest{Name: name})
+		wantCode(t, "a token for "+name, err, want)
+		_, err = w.auth.RemovePerson(t.Context(), owner, &lockboxv1.RemovePersonRequest{Name: name})
+		wantCode(t, "removing "+name, err, want)
 	}
 }
 

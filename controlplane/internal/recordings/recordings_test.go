@@ -485,6 +485,42 @@ func (w *world) read(who auth.Caller, id string) (data []byte, ended bool, err e
 	return data, ended, err
 }
 
+// TestListUnderAccess gives an engineer access to a subscription: they see in the
+// list what others recorded there, and play none of it.
+func TestListUnderAccess(t *testing.T) {
+	w := newWorld(t)
+	if _, err := w.bring(node1, id(1), w.recordingOf(id(1), 100), 100_000); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		name   string
+		reach  store.Reach
+		serial string
+		listed int
+	}{
+		{"none", store.Reach{}, "", 0},
+		{"the subscription", store.Reach{Subscriptions: []protocol.SubscriptionID{storetest.Subscription}}, "", 1},
+		{"another", store.Reach{Subscriptions: []protocol.SubscriptionID{"other"}}, "", 0},
+		{"the tenant", store.Reach{Tenants: []protocol.TenantID{storetest.Tenant}}, "", 1},
+		{"another and the tenant", store.Reach{Tenants: []protocol.TenantID{"other", storetest.Tenant}, Subscriptions: []protocol.SubscriptionID{"other"}}, "", 1},
+		{"the tenant, another device", store.Reach{Tenants: []protocol.TenantID{storetest.Tenant}}, "DBX9999", 0},
+	} {
+		w.cfg.Reach = func(_ context.Context, caller auth.Caller, operation string, of *store.Order) (store.Reach, error) {
+			if caller.Person != eve.Person || operation != "recordings" || of != nil {
+				t.Errorf("asked for %s of %v by %s", operation, of, caller.Person)
+			}
+			return c.reach, nil
+		}
+		w.restart()
+		list, err := w.ListRecordings(t.Context(), eve, &lockboxv1.ListRecordingsRequest{Serial: c.serial})
+		if err != nil || len(list.Recordings) != c.listed {
+			t.Errorf("%s: %v: %v", c.name, list, err)
+		}
+		_, _, err = w.read(eve, id(1))
+		wantCode(t, err, protocol.CodeNotFound)
+	}
+}
+
 func TestWhoMaySee(t *testing.T) {
 	w := newWorld(t)
 	growing, whole := w.recordingOf(id(1), 100), w.recordingOf(id(2), 100)
