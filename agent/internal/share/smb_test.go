@@ -419,7 +419,7 @@ func TestStop(t *testing.T) {
 		t.Error(err)
 	}
 	t.Logf("stopped in %v", time.Since(began))
-	if took := time.Since(began); took > stopTime+100*time.Millisecond {
+	if took := time.Since(began); took > stopTime+time.Second {
 		t.Errorf("Stop took %v", took)
 	}
 	disktest.NothingLeft(t, st.cfg.RunDir, 0)
@@ -469,10 +469,10 @@ func TestDoneWhenSmbdDies(t *testing.T) {
 	st.server.child.Kill()
 	select {
 	case <-st.server.Done():
-	case <-time.After(time.Second):
+	case <-time.After(10 * time.Second):
 		t.Error("not done")
 	}
-	disktest.NothingLeft(t, st.cfg.RunDir, time.Second)
+	disktest.NothingLeft(t, st.cfg.RunDir, 10*time.Second)
 }
 
 func TestSecretsAreNowhere(t *testing.T) {

@@ -76,7 +76,9 @@ func (s *terminal) typed(keys, want string) {
 func TestInterrupt(t *testing.T) {
 	s := newScene(t)
 	s.unlock(approval.ReadOnly)
+	running := make(chan struct{})
 	commands["wait"] = command{usage: "wait", run: func(ctx context.Context, _ *task, _ []string) error {
+		close(running)
 		<-ctx.Done()
 		return ctx.Err()
 	}}
@@ -85,7 +87,7 @@ func TestInterrupt(t *testing.T) {
 	term.typed("", "/> ")
 	term.typed("not this\x03pwd\r", "\r\n/\r\n") // Ctrl-C empties the line
 	term.typed("wait; bash\r", "wait; bash\r\n")
-	time.Sleep(100 * time.Millisecond)
+	<-running
 	term.typed("\x03", "wait: interrupted\r\n")
 	term.typed("cd /shares/contoso_BlockBlob\r", "/shares/contoso_BlockBlob> ") // the line did not go on
 	term.typed("exit\r", "exit\r\n")

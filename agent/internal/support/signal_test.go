@@ -90,11 +90,18 @@ func TestInterruptAtTheTerminalOfACommand(t *testing.T) {
 		t.Fatal(err)
 	}
 	go io.Copy(io.Discard, out)
-	time.Sleep(200 * time.Millisecond)
-	if _, err := in.Write([]byte{3}); err != nil {
-		t.Fatal(err)
+	ended := make(chan error, 1)
+	go func() { ended <- one.Wait() }()
+	var err error
+	for over := false; !over; { // what is typed before the command runs is not for it
+		in.Write([]byte{3})
+		select {
+		case err = <-ended:
+			over = true
+		case <-time.After(200 * time.Millisecond):
+		}
 	}
-	exit, ok := errors.AsType[*ssh.ExitError](one.Wait())
+	exit, ok := errors.AsType[*ssh.ExitError](err)
 	if !ok || exit.ExitStatus() != 130 {
 		t.Errorf("%v", exit)
 	}

@@ -175,7 +175,7 @@ func TestWithoutRecordTheSessionEnds(t *testing.T) {
 	if err := one.Run("mkdir /shares/contoso_BlockBlob/x"); err == nil || !strings.Contains(errOut.String(), "(not-recorded)") {
 		t.Errorf("%v: %s", err, errOut.String())
 	}
-	ends(t, c, time.Second)
+	ends(t, c, 10*time.Second)
 	if _, err := os.Stat(filepath.Join(s.share, "x")); err == nil {
 		t.Error("an unrecorded command ran")
 	}
