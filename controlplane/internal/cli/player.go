@@ -40,8 +40,7 @@ type player struct {
 // newPlayer returns a player to the command's output that shows what comes as it
 // comes.
 func newPlayer(cmd *cobra.Command, channel string) *player {
-	f, ok := cmd.OutOrStdout().(*os.File)
-	tty := ok && term.IsTerminal(int(f.Fd()))
+	tty := isTerminal(cmd.OutOrStdout())
 	return &player{screen: &screen{out: cmd.OutOrStdout(), plain: !tty}, notes: cmd.ErrOrStderr(), tty: tty, channel: channel, open: map[string]bool{}}
 }
 

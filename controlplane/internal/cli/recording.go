@@ -15,6 +15,7 @@ import (
 
 	"github.com/google/renameio/v2"
 	"github.com/spf13/cobra"
+	"golang.org/x/term"
 
 	"github.com/databox-lockbox/lockbox/controlplane/client"
 	"github.com/databox-lockbox/lockbox/protocol/approval"
@@ -218,6 +219,9 @@ func (a *app) sessionExport() *cobra.Command {
 			if !slices.Contains(formats, format) {
 				return usagef("--format is %q: want one of %s", format, strings.Join(formats, ", "))
 			}
+			if out == "" && format != "events" && isTerminal(cmd.OutOrStdout()) {
+				return usagef("what a session wrote may steer your terminal: name a file with --out, or use 'lockbox session play'")
+			}
 			return a.opened(cmd, args[0], func(r io.Reader) error {
 				return toFile(out, cmd.OutOrStdout(), func(w io.Writer) error { return export(w, r, format, channel) })
 			})
@@ -229,6 +233,11 @@ func (a *app) sessionExport() *cobra.Command {
 	f.StringVarP(&out, "out", "o", "", "file to write, instead of standard output")
 	choices(c, "format", formats...)
 	return c
+}
+
+func isTerminal(w io.Writer) bool {
+	f, ok := w.(*os.File)
+	return ok && term.IsTerminal(int(f.Fd()))
 }
 
 // toFile has f write a new file, mode 0600, or to otherwise if it has no name.

@@ -2,6 +2,8 @@ package cli
 
 import (
 	"bytes"
+	"io"
+	"os"
 	"regexp"
 	"strings"
 	"testing"
@@ -31,6 +33,30 @@ func TestScreenPassesOnWhatIsSeen(t *testing.T) {
 			if got := through(false, n, text); got != text {
 				t.Errorf("%q in pieces of %d became %q", text, n, got)
 			}
+		}
+	}
+}
+
+// TestExportIsNotForTerminals writes what a device recorded, which holds anything, to
+// files and pipes only.
+func TestExportIsNotForTerminals(t *testing.T) {
+	terminal, err := os.OpenFile("/dev/ptmx", os.O_RDWR, 0)
+	if err != nil {
+		t.Skip("no terminals here: ", err)
+	}
+	defer terminal.Close()
+	const file = "testdata/none.rec" // it is refused before it is opened
+	export := func(out io.Writer, format string) (int, string) {
+		var errOut bytes.Buffer
+		code := Run(t.Context(), []string{"--home", t.TempDir(), "session", "export", file, "--format", format}, strings.NewReader(""), out, &errOut)
+		return code, errOut.String()
+	}
+	for _, format := range []string{"raw", "asciicast"} {
+		if code, text := export(terminal, format); code != ExitUsage || !strings.Contains(text, "--out") {
+			t.Errorf("%s to a terminal: %d, %s", format, code, text)
+		}
+		if _, text := export(&bytes.Buffer{}, format); !strings.Contains(text, "no such file") {
+			t.Errorf("the control, %s to a pipe: %s", format, text)
 		}
 	}
 }
