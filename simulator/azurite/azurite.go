@@ -87,11 +87,11 @@ func Start(ctx context.Context, installed, dir string) (*Service, error) {
 		}
 		select {
 		case <-s.ended:
-			return nil, fmt.Errorf("Azurite ended: %s", bytes.TrimSpace(out.Bytes()))
+			return nil, fmt.Errorf("azurite ended: %s", bytes.TrimSpace(out.Bytes()))
 		case <-time.After(50 * time.Millisecond):
 		}
 		if time.Now().After(end) {
-			return nil, errors.Join(fmt.Errorf("Azurite does not answer: %w", err), s.End())
+			return nil, errors.Join(fmt.Errorf("azurite does not answer: %w", err), s.End())
 		}
 	}
 }

@@ -21,6 +21,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/blob"
+	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/sas"
 	"github.com/google/go-cmp/cmp"
 	"go.uber.org/goleak"
 
@@ -192,6 +194,7 @@ func TestAzurite(t *testing.T) {
 	for name, test := range map[string]func(*testing.T, *line){
 		"Job": testJob, "ResumedBlocks": testResumedBlocks, "ResumedPages": testResumedPages, "Existing": testExisting,
 		"Faults": testFaults, "LostAnswers": testLostAnswers, "Denied": testDenied, "Content": testContent,
+		"SharedAccessSignature": testSharedAccessSignature,
 	} {
 		t.Run(name, func(t *testing.T) {
 			s.set(nil, nil)
@@ -483,6 +486,43 @@ func testDenied(t *testing.T, s *line) {
 			t.Errorf("%.12s: the error is, or quotes, the wrong thing: %v", line, err)
 		}
 		s.set(nil, nil)
+	}
+}
+
+// A shared access signature is enough to make the container and to store in it.
+func testSharedAccessSignature(t *testing.T, s *line) {
+	key, err := blob.NewSharedKeyCredential(azuretest.Name, azuretest.Key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	query, err := sas.AccountSignatureValues{
+		ExpiryTime: time.Now().Add(time.Hour), Permissions: (&sas.AccountPermissions{Create: true, Read: true, Write: true}).String(),
+		ResourceTypes: (&sas.AccountResourceTypes{Container: true, Object: true}).String(),
+	}.SignWithSharedKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(t.TempDir(), "account")
+	if err := os.WriteFile(file, []byte("SharedAccessSignature="+query.Encode()), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	opened, err := New(Config{Accounts: []Account{{azuretest.Name, s.endpoint, file}}, Pause: time.Millisecond}).Open(s.destination())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer opened.Close()
+	data := random(blockSize + 512)
+	for _, o := range []copyjob.Object{
+		object(manifest.BlockBlob, "a b/ü%20#?.jpg", data[:7]), object(manifest.BlockBlob, "large", data), object(manifest.PageBlob, "disk.vhd", data),
+	} {
+		o.Container = "signed"
+		if err := put(t.Context(), opened.(*store), o, data[:o.Size]); err != nil {
+			t.Errorf("%s: %v", o.Name, err)
+			continue
+		}
+		if got, _, _ := download(t, opened.(*store), o); !bytes.Equal(got, data[:o.Size]) {
+			t.Errorf("%s: the content differs", o.Name)
+		}
 	}
 }
 
