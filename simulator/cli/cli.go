@@ -90,13 +90,14 @@ func newRoot() *cobra.Command {
 		Short: "Simulated devices with real BitLocker disks, and the story played on them",
 		Long: `Simulated devices with real BitLocker disks, and the story played on them.
 
-  databox-sim demo          play the story with the real programs, and check every step
-  databox-sim up            play it until the copy job has halted, and leave it running
-  databox-sim down          end what 'up' left running
-  databox-sim bench         measure unlocking, relocking, and a fleet of idle devices
-  databox-sim bench-disk    measure the disk engine beside its peers
-  databox-sim bench-session measure sessions, shares and the upload beside their peers
-  databox-sim image         make, read, check and re-key BitLocker images`,
+  databox-sim demo            play the story with the real programs, and check every step
+  databox-sim up              play it until the copy job has halted, and leave it running
+  databox-sim down            end what 'up' left running
+  databox-sim bench           measure unlocking, relocking, and a fleet of idle devices
+  databox-sim bench-disk      measure the disk engine beside its peers
+  databox-sim bench-session   measure sessions, shares and the upload beside their peers
+  databox-sim bench-workflow  attack devices with every key but the customer's, and measure requests
+  databox-sim image           make, read, check and re-key BitLocker images`,
 		SilenceErrors: true,
 		SilenceUsage:  true,
 		Args:          noArgs,

@@ -104,14 +104,17 @@ func (s *Story) explain(w io.Writer) {
 The world is up in %s: the copy job of %s has halted, its disks are locked.
 What to type next, for each kind of user (T is the ticket, S the session, N the
 number of the request). In the story's order: the ticket, which sam assigns;
-session and request; ivan approves, then olga; execute, repair, disable; resume
-the job; the log.
+session and request; ivan approves, then olga; execute, repair while olga watches,
+disable; olga sees what was touched; resume the job; erase the disks; the log.
 
 customer (olga)
   %[3]s ticket file %[2]s --title "our copy has halted"
   %[3]s request list --pending
   %[3]s request show N
   %[3]s request approve N --key %[5]s
+  %[3]s session watch S
+  %[3]s session play S
+  %[3]s request changes N
   %[3]s order show %[2]s
 
 engineer (erin)
@@ -130,6 +133,9 @@ datacenter staff (sam)
   %[11]s status
   %[11]s lock
   %[12]s order resume-job %[2]s
+  %[12]s order show %[2]s --watch
+  %[12]s order erase %[2]s --yes
+  %[12]s order certificate %[2]s
 
 administrator
   %[13]s audit list
@@ -137,7 +143,7 @@ administrator
   %[13]s audit export --out activity-log
   %[13]s audit verify activity-log --log-key %[17]s
 
-'make down' ends it.
+'make down WORLD=%[1]s' ends it.
 `, s.w.Dir, s.w.Device.Order, as("olga"), s.w.People["erin"].Name, s.w.People["olga"].KeyFile(), as("erin"), n.ID.Serial,
 		s.w.People["erin"].KeyFile(), as("ivan"), s.w.People["ivan"].KeyFile(), agent, as("sam"), as("admin"),
 		"/shares/"+s.shareName(), profile.WrongFolder, profile.RightFolder, s.logKey)

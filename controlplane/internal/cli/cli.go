@@ -129,11 +129,13 @@ func newRoot() *cobra.Command {
 		Long: `Customer Lockbox for Data Box: support looks inside a halted device only when
 the customer says yes, only on that device, only for that long, on record.
 
-Engineers      lockbox session enable, lockbox ssh|scp|sftp, lockbox request create|execute
+Engineers      lockbox session enable, lockbox ssh|scp|sftp, lockbox config ssh,
+               lockbox request create|execute
 Customers      lockbox order place, lockbox trust-policy sign, lockbox ticket file
 Approvers      lockbox request list --pending, lockbox request show|approve|deny,
-               lockbox session watch|kill|recordings|play
-Staff          lockbox order prepare|advance|start-job, lockbox device join-token
+               lockbox session watch|kill|recordings|play, lockbox request changes
+Staff          lockbox order prepare|advance|start-job|resume-job|erase,
+               lockbox device join-token
 Admins         lockbox person create, lockbox tenant create, lockbox audit export|verify
 
 Start with 'lockbox login --server HOST:PORT'.

@@ -19,14 +19,15 @@ func (a *app) orderErase() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "erase ORDER --yes",
 		Short: "Destroy the keys on the disks of a completed order, and those that are kept",
-		Long: `Destroy all that opens the disks of a completed order: the keys on the disks, in every copy of their metadata, and
-then those that the service keeps. The data on the disks can never be read again, by
-nobody. Each node does so only if its own copy job has completed the order, and
-signs a certificate (NIST SP 800-88 Rev. 1, cryptographic erase).
+		Long: `Destroy all that opens the disks of a completed order: the keys on the disks, in
+every copy of their metadata, and then those that the service keeps. Nobody can read
+the data on the disks ever again. Each node does so only if its own copy job has
+completed the order, and signs a certificate (NIST SP 800-88 Rev. 1, cryptographic
+erase).
 
 It is refused while a legal hold covers the tenant or the device, and for 14 days
-after an order was completed with errors: some of its data are there only. What a loss of
-power or of the tunnel interrupted goes on when the command is given again.`,
+after an order was completed with errors: some of its data are there only. What a
+loss of power or of the tunnel interrupted goes on when the command is given again.`,
 		Args: args("ORDER"),
 		RunE: a.connected(func(ctx context.Context, c *client.Client, cmd *cobra.Command, args []string) error {
 			if !yes {

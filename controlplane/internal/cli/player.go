@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -214,7 +215,7 @@ func (p *player) show(f recording.Frame, b recording.Body) error {
 		}
 	case recording.Watch:
 		if p.current == "" && len(b.Names) > 0 {
-			p.line("-- %s watched by %v", f.Time.Local().Format(time.TimeOnly), b.Names)
+			p.line("-- %s watched by %s", f.Time.Local().Format(time.TimeOnly), strings.Join(b.Names, ", "))
 		}
 	}
 	return nil

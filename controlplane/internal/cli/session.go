@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -43,7 +44,10 @@ request that the customer approves.`,
 			if err != nil {
 				return err
 			}
-			return a.showSession(cmd, s)
+			return a.print(cmd, s, func(w io.Writer) {
+				showSession(w, s)
+				fields(w, "Next", "lockbox ssh "+shortName(nodeOf(s)))
+			})
 		}),
 	}
 	f := c.Flags()
@@ -54,17 +58,9 @@ request that the customer approves.`,
 	return c
 }
 
-func (a *app) showSession(cmd *cobra.Command, s *lockboxv1.Session, recordings ...*lockboxv1.Recording) error {
-	return a.print(cmd, s, func(w io.Writer) {
-		fields(w, "Session", s.Id, "Device", s.Serial+"/"+strconv.Itoa(int(s.Node)), "Ticket", s.Ticket, "Engineer", s.Engineer,
-			"Key", s.KeyFingerprint, "State", s.State, "Enabled", when(s.Created), "Until", lastsUntil(s))
-		for _, r := range recordings {
-			fields(w, "Recorded", fmt.Sprintf("%s from %s, %s, %s", r.Id, when(r.Began), sizeText(r.Size), standing(r)))
-		}
-		if s.State == "enabled" {
-			fields(w, "Next", "lockbox ssh "+shortName(nodeOf(s)))
-		}
-	})
+func showSession(w io.Writer, s *lockboxv1.Session) {
+	fields(w, "Session", s.Id, "Device", s.Serial+"/"+strconv.Itoa(int(s.Node)), "Ticket", s.Ticket, "Engineer", s.Engineer,
+		"Key", s.KeyFingerprint, "State", s.State, "Enabled", when(s.Created), "Until", lastsUntil(s))
 }
 
 // lastsUntil says until when a session lasts; what was ended before says nothing.
@@ -91,19 +87,28 @@ recordings: how far each can be relied on, and who watches it now.`,
 			if err != nil && protocol.CodeOf(err) != protocol.CodeForbidden { // not everybody sees recordings
 				return err
 			}
-			return a.showSession(cmd, s, list.GetRecordings()...)
+			return a.print(cmd, s, func(w io.Writer) {
+				showSession(w, s)
+				for _, r := range list.GetRecordings() {
+					fields(w, "Recorded", fmt.Sprintf("%s from %s, %s, %s", r.Id, when(r.Began), sizeText(r.Size), standing(r)))
+				}
+			})
 		}),
 	}
 }
 
 func (a *app) sessionList() *cobra.Command {
 	req := &lockboxv1.ListSessionsRequest{}
+	states := []string{"enabled", "disabled", "killed", "expired"}
 	c := &cobra.Command{
-		Use:   "list [--device SERIAL] [--engineer PERSON] [--state enabled|disabled|expired]",
+		Use:   "list [--device SERIAL] [--engineer PERSON] [--state enabled|disabled|killed|expired]",
 		Short: "List sessions",
 		Long:  "List sessions, the oldest first. Customers see those on devices of their own orders.",
 		Args:  args(),
 		RunE: a.connected(func(ctx context.Context, c *client.Client, cmd *cobra.Command, _ []string) error {
+			if req.State != "" && !slices.Contains(states, req.State) {
+				return usagef("--state is %q: want one of %s", req.State, strings.Join(states, ", "))
+			}
 			resp, err := c.Sessions.ListSessions(ctx, req)
 			if err != nil {
 				return err
@@ -121,7 +126,7 @@ func (a *app) sessionList() *cobra.Command {
 	f.StringVar(&req.Serial, "device", "", "only this device's")
 	f.StringVar(&req.Engineer, "engineer", "", "only this person's")
 	f.StringVar(&req.State, "state", "", "only those in this state")
-	choices(c, "state", "enabled", "disabled", "killed", "expired")
+	choices(c, "state", states...)
 	return c
 }
 

@@ -40,7 +40,7 @@ func (s *Service) ExecuteRequest(ctx context.Context, caller auth.Caller, in *lo
 	}
 	progress(&lockboxv1.ProgressEvent{
 		Time: s.now().Unix(), Node: string(r.Serial), Phase: "done", LeaseEnd: out.LeaseEnd.Unix(),
-		Message: fmt.Sprintf("%s is unlocked until %s", r.Serial, out.LeaseEnd.UTC().Format(time.RFC3339)),
+		Message: fmt.Sprintf("%s is unlocked", r.Serial),
 	})
 	return nil
 }

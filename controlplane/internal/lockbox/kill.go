@@ -10,7 +10,8 @@ import (
 	lockboxv1 "github.com/databox-lockbox/lockbox/protocol/lockbox/v1"
 )
 
-// killed is the reason for which everything of a killed session ends.
+// killed is the reason for which a killed session ends on its node, in the words
+// of its recording.
 const killed = "killed"
 
 // KillSession ends a session at once and for good, with or without an access:
@@ -29,7 +30,7 @@ func (s *Service) KillSession(ctx context.Context, caller auth.Caller, in *lockb
 		return nil, err
 	}
 	ended, err := s.endSession(context.WithoutCancel(ctx), caller, row.ID, sessionEnd{
-		state: SessionKilled, reason: in.Reason, event: TakenBack, why: killed, all: true,
+		state: SessionKilled, reason: in.Reason, event: TakenBack, why: "session-killed", all: true,
 	})
 	if err != nil {
 		return nil, err

@@ -43,7 +43,7 @@ func TestKillSession(t *testing.T) {
 	w.wantStatus(approved.Id, lockbox.Revoked)
 	w.wantStatus(waiting.Id, lockbox.Initializing)
 	n := w.Nodes[0]
-	if slices.Contains(n.Sessions(), s.Id) || !n.Spent(n.Locks()[0].SubjectDigest) || n.Locks()[0].Reason != "killed" {
+	if slices.Contains(n.Sessions(), s.Id) || !n.Spent(n.Locks()[0].SubjectDigest) || n.Locks()[0].Reason != "session-killed" {
 		t.Errorf("the node has sessions %v, and was told %v", n.Sessions(), n.Locks())
 	}
 	wantCode(t, w.execute(orderstest.Erin, approved.Id), protocol.CodeNotApproved)
