@@ -98,6 +98,8 @@ func TestAccessIsAsked(t *testing.T) {
 // TestAccessVerbs does to an access whatever can be done to a request. No device is
 // told of any of it, and a session of its engineer goes on.
 func TestAccessVerbs(t *testing.T) {
+	w := halted(t, 1, (&clock{time.Now()}).Now)
+	session := w.session()
 	for _, tt := range []struct {
 		name string
 		do   func(w *world) (*lockboxv1.Request, error)
@@ -151,20 +153,16 @@ func TestAccessVerbs(t *testing.T) {
 			return r, err
 		}, lockbox.Approved},
 	} {
-		t.Run(tt.name, func(t *testing.T) {
-			w := halted(t, 1, (&clock{time.Now()}).Now)
-			session := w.session()
-			r, err := tt.do(w)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if r.Status != string(tt.want) || r.LockConfirmed != 0 || r.LocksBy != 0 {
-				t.Errorf("%s, locked %d, by %d: want %s", r.Status, r.LockConfirmed, r.LocksBy, tt.want)
-			}
-			if s, err := w.lockbox.GetSession(t.Context(), orderstest.Admin, &lockboxv1.GetSessionRequest{Id: session.Id}); err != nil || s.State != lockbox.SessionEnabled {
-				t.Errorf("the session is %v: %v", s, err)
-			}
-		})
+		r, err := tt.do(w)
+		if err != nil {
+			t.Fatalf("%s: %v", tt.name, err)
+		}
+		if r.Status != string(tt.want) || r.LockConfirmed != 0 || r.LocksBy != 0 {
+			t.Errorf("%s: %s, locked %d, by %d: want %s", tt.name, r.Status, r.LockConfirmed, r.LocksBy, tt.want)
+		}
+		if s, err := w.lockbox.GetSession(t.Context(), orderstest.Admin, &lockboxv1.GetSessionRequest{Id: session.Id}); err != nil || s.State != lockbox.SessionEnabled {
+			t.Errorf("%s: the session is %v: %v", tt.name, s, err)
+		}
 	}
 }
 
