@@ -32,7 +32,8 @@ func benchSessionCommand() *cobra.Command {
 
   sftp_up    a file sent to the device through control plane and tunnel, made durable,
              beside OpenSSH's own sshd and sftp-server on the loopback, over the same
-             unlocked disk, with the same stock client
+             unlocked disk, with the same stock client; the peer with OpenSSH's own
+             defaults, ciphers too, ours with what 'lockbox config ssh' prints
   sftp_down  the same file fetched again
   smb_read   the same file read over SMB, beside the same smbd over a plain folder
   nfs_read   a file of the disk read over NFS, beside one of a plain folder

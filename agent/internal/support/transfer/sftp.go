@@ -45,7 +45,7 @@ const (
 // it left open. Whoever ends ctx makes reads of rw return, too. To say it gets why
 // something is refused, a line at a time: clients show people the code alone.
 func ServeSFTP(ctx context.Context, rw io.ReadWriter, say io.Writer, files *files.System) error {
-	s := &server{ctx: ctx, r: bufio.NewReaderSize(rw, maxPacket+4), w: rw, say: say, files: files, handles: make(map[string]*handle)}
+	s := &server{ctx: ctx, r: bufio.NewReaderSize(rw, 16<<10), w: rw, say: say, files: files, handles: make(map[string]*handle)}
 	defer s.closeAll()
 	for ctx.Err() == nil {
 		err := s.one()
