@@ -301,7 +301,7 @@ func TestStillOpen(t *testing.T) {
 			t.Error(err)
 		}
 		tr.close()
-		want := []string{"open old -1", "rename old -1 -> " + shareName + "/new", "read new 3", "write new 2", "close new 7"}
+		want := []string{"open old -1", "write old -1", "rename old -1 -> " + shareName + "/new", "read new 3", "write new 2", "close new 7"}
 		if diff := cmp.Diff(want, said(log.kept())); diff != "" {
 			t.Errorf("%s (-want +got):\n%s", name, diff)
 		}

@@ -114,7 +114,7 @@ func (t *tracker) take(line auditLine) error {
 	case "disconnect":
 		return t.leave(s, line)
 	case "strict_lock_check":
-		return t.transfer(line)
+		return t.transfer(s, line)
 	case "openat":
 		return t.opened(line)
 	case "create_file":
@@ -233,20 +233,30 @@ func openingOp(rights uint64, folder bool, disposition string, absent bool) reco
 	return ""
 }
 
-// transfer adds what is read or written of a file.
-func (t *tracker) transfer(line auditLine) error {
-	full, s, err := parseRange(line.args)
+// transfer adds what is read or written of a file. The first write to a file that
+// was there is recorded at once.
+func (t *tracker) transfer(s *trackedShare, line auditLine) error {
+	full, span, err := parseRange(line.args)
 	if err != nil {
 		return err
 	}
 	f := t.file(line, full)
-	if s.write {
-		f.changed = true
-		f.written.add(s.offset, s.length)
-	} else {
-		f.read.add(s.offset, s.length)
+	if !span.write {
+		f.read.add(span.offset, span.length)
+		return nil
 	}
-	return nil
+	begins := !f.changed
+	f.changed = true
+	f.written.add(span.offset, span.length)
+	if !begins {
+		return nil
+	}
+	name, err := s.inside(full)
+	if err != nil {
+		return err
+	}
+	e := recording.FileEvent{Op: recording.OpWrite, Path: name, Size: -1, Client: line.client}
+	return errors.Join(t.allowed(e), t.tell(s, e))
 }
 
 // closed counts a handle of smbd's own, and records what was done when it was the
