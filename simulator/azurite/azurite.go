@@ -14,6 +14,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"syscall"
 	"time"
 
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/blob"
@@ -71,6 +72,7 @@ func Start(ctx context.Context, installed, dir string) (*Service, error) {
 	s := &Service{Endpoint: fmt.Sprintf("http://127.0.0.1:%d/%s", port, Account), key: key, dir: dir, ended: make(chan struct{})}
 	s.cmd = exec.CommandContext(ctx, "node", filepath.Join(installed, "node_modules/azurite/dist/src/blob/main.js"),
 		"--blobHost", "127.0.0.1", "--blobPort", fmt.Sprint(port), "--location", dir, "--silent", "--disableTelemetry", "--skipApiVersionCheck")
+	s.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	var out bytes.Buffer
 	s.cmd.Stdout, s.cmd.Stderr = &out, &out
 	if err := s.cmd.Start(); err != nil {
