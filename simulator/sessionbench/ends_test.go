@@ -71,23 +71,24 @@ func TestEveryEnd(t *testing.T) {
 	for i, end := range []struct {
 		name   string
 		state  string // of the session afterwards
+		reason string // for which the recordings end
 		within time.Duration
 		do     func(session, request string) error
 	}{
-		{"killed", "killed", 2 * time.Second, func(id, _ string) error {
+		{"killed", "killed", "killed", 2 * time.Second, func(id, _ string) error {
 			_, err := olga.Recordings.KillSession(t.Context(), &lockboxv1.KillSessionRequest{Session: id, Reason: "enough"})
 			return err
 		}},
-		{"disabled", "disabled", 2 * time.Second, func(id, _ string) error {
+		{"disabled", "disabled", "disabled", 2 * time.Second, func(id, _ string) error {
 			_, err := s.crew.As("erin").Sessions.DisableSession(t.Context(), &lockboxv1.DisableSessionRequest{Id: id, Reason: "done"})
 			return err
 		}},
-		{"revoked", "disabled", 2 * time.Second, func(_, request string) error {
+		{"revoked", "disabled", "revoked", 2 * time.Second, func(_, request string) error {
 			_, err := olga.Requests.RevokeRequest(t.Context(), &lockboxv1.RevokeRequestRequest{Id: request, Reason: "not any more"})
 			return err
 		}},
-		{"tunnel cut", "enabled", deadMan + 2*time.Second, func(string, string) error { line.Cut(); return nil }},
-		{"lease over", "enabled", 3 * time.Second, func(string, string) error { clock.ahead.Store(int64(9 * time.Hour)); return nil }},
+		{"tunnel cut", "enabled", "dead-man", deadMan + 2*time.Second, func(string, string) error { line.Cut(); return nil }},
+		{"lease over", "enabled", "lease-end", 3 * time.Second, func(string, string) error { clock.ahead.Store(int64(9 * time.Hour)); return nil }},
 	} {
 		t.Run(end.name, func(t *testing.T) {
 			if i > 0 {
@@ -129,7 +130,35 @@ func TestEveryEnd(t *testing.T) {
 			if err != nil || got.State != end.state {
 				t.Errorf("the session is %v, %v: want it %s", got, err, end.state)
 			}
+			s.recorded(t, id, request, end.reason)
 		})
+	}
+}
+
+// recorded waits for the recordings of the session and of its shares, and fails
+// unless they ended for a reason.
+func (s *session) recorded(t *testing.T, id, request, reason string) {
+	t.Helper()
+	for deadline := time.Now().Add(patience); ; time.Sleep(50 * time.Millisecond) {
+		ended := make(map[string]string)
+		for _, in := range []*lockboxv1.ListRecordingsRequest{{Session: id}, {Request: request}} {
+			list, err := s.crew.As("olga").Recordings.ListRecordings(t.Context(), in)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, r := range list.Recordings {
+				if r.State == "complete" && (r.Session == id || r.Kind == "shares") {
+					ended[r.Kind] = r.Reason
+				}
+			}
+		}
+		if len(ended) == 2 || time.Now().After(deadline) {
+			// When the lease is over, so is the time of the session.
+			if ended["shares"] != reason || ended["session"] != reason && reason != "lease-end" {
+				t.Errorf("the recordings ended: %v, want %s", ended, reason)
+			}
+			return
+		}
 	}
 }
 

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/databox-lockbox/lockbox/agent/internal/shell"
+	"github.com/databox-lockbox/lockbox/protocol"
 )
 
 // Types of packets, draft-ietf-secsh-filexfer-02 section 3.
@@ -97,7 +98,7 @@ func status(b []byte, err error) []byte {
 		code = own.code
 	case errors.Is(err, fs.ErrNotExist):
 		code = fxNoSuchFile
-	case errors.Is(err, fs.ErrPermission):
+	case errors.Is(err, fs.ErrPermission), protocol.CodeOf(err) == protocol.CodeForbidden:
 		code = fxDenied
 	}
 	if err != nil {
