@@ -26,6 +26,9 @@ import (
 // deadMan is how long the node of TestEveryEnd stays unlocked without an answer.
 const deadMan = 3 * time.Second
 
+// slack is what a machine that is busy with other tests may take on top of a limit.
+const slack = time.Second
+
 // lateClock is a wall clock that can be set forward.
 type lateClock struct {
 	began time.Time
@@ -124,7 +127,7 @@ func TestEveryEnd(t *testing.T) {
 			if err := end.do(id, request); err != nil {
 				t.Fatal(err)
 			}
-			closed(began.Add(end.within))
+			closed(began.Add(end.within + slack))
 			line.Heal()
 			got, err := s.crew.As("erin").Sessions.GetSession(t.Context(), &lockboxv1.GetSessionRequest{Id: id})
 			if err != nil || got.State != end.state {
