@@ -248,13 +248,18 @@ func newlines(data []byte) []byte {
 	return out
 }
 
-// line writes a line of the player's own. A terminal may be raw.
+// line writes a line of the player's own, never behind what a channel left in
+// the line. A terminal may be raw.
 func (p *player) line(format string, args ...any) {
 	end := "\n"
 	if p.tty {
 		end = "\r\n"
 	}
-	fmt.Fprint(p.screen.out, printable(fmt.Sprintf(format, args...))+end)
+	begin := ""
+	if p.screen.midline {
+		begin, p.screen.midline = end, false
+	}
+	fmt.Fprint(p.screen.out, begin+printable(fmt.Sprintf(format, args...))+end)
 }
 
 // window says so when a recorded window is larger than the one it is shown in.

@@ -212,8 +212,8 @@ func (a *app) sessionExport() *cobra.Command {
   raw        as its device signed it: what 'lockbox session verify' and 'play' take
   asciicast  one terminal of it as asciicast v2, for asciinema and other players
   events     everything but what terminals showed, a JSON document a line`,
-		Example: `  lockbox session export SES-1 --out session.rec && lockbox session verify session.rec
-  lockbox session export SES-1 --format asciicast --out session.cast && asciinema play session.cast`,
+		Example: `  lockbox session export SES-7bee46424e0c9c64 --out session.rec && lockbox session verify session.rec
+  lockbox session export SES-7bee46424e0c9c64 --format asciicast --out session.cast && asciinema play session.cast`,
 		Args: args("ID"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if !slices.Contains(formats, format) {
@@ -423,7 +423,7 @@ channels between them. What steers your terminal (clipboard, title, links,
 queries) is left out. Keys: space pauses, . goes one step, + and - change the
 speed, q quits. Where the output is no terminal it is written as plain text, at
 once.`,
-		Example: `  lockbox session play SES-1 --speed 4x --max-idle 1s
+		Example: `  lockbox session play SES-7bee46424e0c9c64 --speed 4x --max-idle 1s
   lockbox session play REC-7b0c… --files`,
 		Args: args("ID|FILE"),
 		RunE: func(cmd *cobra.Command, args []string) error {

@@ -26,6 +26,7 @@ type screen struct {
 	escaped bool   // in a string: the last one was ESC
 	cr      bool   // in plain text: a carriage return is not written yet
 	dirty   bool   // the terminal was given sequences
+	midline bool   // what was written last was no end of a line
 	buf     bytes.Buffer
 }
 
@@ -56,6 +57,9 @@ func (s *screen) Write(p []byte) (int, error) {
 		data = data[n:]
 		s.take(r)
 	}
+	if shown := s.buf.Bytes(); len(shown) > 0 {
+		s.midline = shown[len(shown)-1] != '\n'
+	}
 	_, err := s.out.Write(s.buf.Bytes())
 	s.buf.Reset()
 	return len(p), err
@@ -67,7 +71,7 @@ func (s *screen) restore() error {
 	if !s.dirty {
 		return nil
 	}
-	s.dirty = false
+	s.dirty, s.midline = false, false
 	_, err := io.WriteString(s.out, "\x1b[0m\x1b[r\x1b[4l\x1b[?7h\x1b[?25h\x1b[?1049l\x1b(B\r\n")
 	return err
 }

@@ -150,3 +150,17 @@ func FuzzScreen(f *testing.F) {
 		}
 	})
 }
+
+func TestPlayerBeginsALineOfItsOwn(t *testing.T) {
+	var out bytes.Buffer
+	p := &player{screen: &screen{out: &out, plain: true}}
+	for _, shown := range []string{"prompt> ", "done\n"} {
+		if _, err := p.screen.Write([]byte(shown)); err != nil {
+			t.Fatal(err)
+		}
+		p.line("-- ended")
+	}
+	if want := "prompt> \n-- ended\ndone\n-- ended\n"; out.String() != want {
+		t.Errorf("shown %q, want %q", out.String(), want)
+	}
+}
