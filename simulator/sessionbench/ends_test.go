@@ -150,7 +150,7 @@ func (s *session) recorded(t *testing.T, id, request, reason string) {
 				t.Fatal(err)
 			}
 			for _, r := range list.Recordings {
-				if r.State == "complete" && (r.Session == id || r.Kind == "shares") {
+				if r.State == "complete" && (r.Session == id || r.Kind == "shares" && r.Request == request) {
 					ended[r.Kind] = r.Reason
 				}
 			}
