@@ -194,7 +194,7 @@ const (
 )
 
 func notFound(id string) error {
-	return protocol.Errorf(protocol.CodeNotFound, "recording %s not found", id)
+	return protocol.Errorf(protocol.CodeNotFound, "recording %s not found, or nothing is recorded yet: lockbox session recordings lists what is", id)
 }
 
 func invalid(format string, args ...any) error {
