@@ -122,12 +122,15 @@ func TestEveryEnd(t *testing.T) {
 					request = r.Id
 				}
 			}
-			closed := s.busy(t)
+			closed, said := s.busy(t)
 			began := time.Now()
 			if err := end.do(id, request); err != nil {
 				t.Fatal(err)
 			}
 			closed(began.Add(end.within + slack))
+			if over := "support session " + id; (end.state != "enabled") != strings.Contains(said.String(), over) {
+				t.Errorf("the engineer was told %q, and the session is %s", said, end.state)
+			}
 			line.Heal()
 			got, err := s.crew.As("erin").Sessions.GetSession(t.Context(), &lockboxv1.GetSessionRequest{Id: id})
 			if err != nil || got.State != end.state {
@@ -181,8 +184,9 @@ func changeNode(w *world.World, line string) error {
 var nfsAddress = regexp.MustCompile(`nfs +(127\.0\.0\.1:\d+)`)
 
 // busy starts clients, and returns what waits until all of them are cut off and
-// the disk is gone, and fails if that is later than it should be.
-func (s *session) busy(t *testing.T) (closed func(deadline time.Time)) {
+// the disk is gone, and fails if that is later than it should be, and what the one
+// at the terminal is told by then.
+func (s *session) busy(t *testing.T) (closed func(deadline time.Time), said *bytes.Buffer) {
 	t.Helper()
 	file := filepath.Join(s.folder, "large")
 	if err := os.WriteFile(file, bytes.Repeat([]byte("x"), 48<<20), 0o644); err != nil {
@@ -212,6 +216,8 @@ func (s *session) busy(t *testing.T) (closed func(deadline time.Time)) {
 		"smbclient": exec.CommandContext(t.Context(), "smbclient", "//127.0.0.1/"+share, "-p", server.port, "-s", "/dev/null",
 			"-c", strings.Repeat(`get bench\large /dev/null;`, 4000)),
 	}
+	said = &bytes.Buffer{}
+	clients["a shell"].Stderr = said
 	clients["sftp"].Stdin = strings.NewReader("get " + s.client.folder + "/large " + filepath.Join(t.TempDir(), "got") + "\n")
 	clients["smbclient"].Env = append(os.Environ(), "USER="+server.user, "PASSWD="+server.password)
 	for _, name := range []string{"a shell", "tail -f"} { // stays open
@@ -278,5 +284,5 @@ func (s *session) busy(t *testing.T) (closed func(deadline time.Time)) {
 			one.Process.Kill()
 			one.Wait()
 		}
-	}
+	}, said
 }
