@@ -180,14 +180,14 @@ func (w *Watcher) answerAtReopened(ctx context.Context, o *watch, shares []Share
 	for i := range o.Shares { // where they are mounted now
 		o.Shares[i].Dir = shares[indexOf(shares, o.Shares[i])].Dir
 	}
-	unsummed, err := o.sumAfter(ctx, c)
+	summed, unread, err := o.sumAfter(ctx, c)
 	if err != nil {
 		return err
 	}
 	doc := w.document(o, c, approval.AtReopened)
-	doc.After = approval.Walk{Files: c.after.files, Bytes: c.after.bytes, Summed: int64(len(c.list)) - unsummed, Unreached: y.total(), Why: y.texts()}
-	if unsummed > 0 {
-		doc.After.Why = append(doc.After.Why, fmt.Sprintf("files that differ and were not read: %d", unsummed))
+	doc.After = approval.Walk{Files: c.after.files, Bytes: c.after.bytes, Summed: summed, Unreached: y.total(), Why: y.texts()}
+	if unread > 0 {
+		doc.After.Why = append(doc.After.Why, fmt.Sprintf("files that differ and were not read: %d", unread))
 	}
 	if err := w.send(doc, o.changes(c, next)); err != nil {
 		return err
@@ -214,8 +214,9 @@ func of(s stream, listed, wanted []Share) stream {
 // maxRead bounds what is read of files that differ before the copy job begins.
 const maxRead = 64 << 30
 
-// sumAfter reads what differs, and returns how much of it was not.
-func (o *watch) sumAfter(ctx context.Context, c *comparison) (unsummed int64, err error) {
+// sumAfter reads the files that differ and are there, and returns how many it did
+// and how many not.
+func (o *watch) sumAfter(ctx context.Context, c *comparison) (summed, unread int64, err error) {
 	w := &walker{ctx: ctx, whys: &whys{}}
 	roots := &roots{shares: o.Shares}
 	defer roots.close()
@@ -223,20 +224,21 @@ func (o *watch) sumAfter(ctx context.Context, c *comparison) (unsummed int64, er
 	for _, d := range c.list {
 		e := d.after
 		if e == nil || e.kind != file {
-			unsummed++
 			continue
 		}
 		if root := roots.of(e.share); root != nil && left >= e.size {
 			if e.crc, e.summed, err = w.sum(root, *e); err != nil {
-				return 0, err
+				return 0, 0, err
 			}
 			left -= e.size
 		}
-		if !e.summed {
-			unsummed++
+		if e.summed {
+			summed++
+		} else {
+			unread++
 		}
 	}
-	return unsummed, nil
+	return summed, unread, nil
 }
 
 // changes makes of what differs what became of it.

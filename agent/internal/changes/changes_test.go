@@ -266,7 +266,7 @@ func TestStory(t *testing.T) {
 
 		s.watcher.Complete(t.Context(), s.shares())
 		s.want(approval.AtReopened, append(story, "added docs/late.txt")...)
-		if c := s.answer(); c.After.Unreached != 0 || c.After.Files != 7 {
+		if c := s.answer(); c.After.Unreached != 0 || c.After.Files != 7 || len(c.After.Why) != 0 {
 			t.Errorf("got %+v", c)
 		}
 		n := len(s.envelopes)
