@@ -245,12 +245,12 @@ func (p *play) checkLog(ctx context.Context) error {
 // remember keeps the newest checkpoint, which must go on from the one before.
 func (p *play) remember(ctx context.Context) error {
 	p.mu.Lock()
-	seen := p.seen
+	seen, key := p.seen, p.logKey
 	p.mu.Unlock()
 	var older auditlog.Checkpoint
 	if seen != nil {
 		var err error
-		if older, err = openCheckpoint(seen, p.logKey); err != nil {
+		if older, err = openCheckpoint(seen, key); err != nil {
 			return err
 		}
 	}
