@@ -298,11 +298,11 @@ func (t *terminal) prompt() string {
 	return fmt.Sprintf("%s [%s]> ", cfg.Node, strings.ToLower(cfg.Lock.Status().State))
 }
 
-// exit tells the client how the work ended, once, and ends the channel.
+// exit tells the client how the work ended, once, and ends the channel. That is an
+// end of file, too, and CloseWrite must not meet a Write of what was killed.
 func (t *terminal) exit(request string, payload []byte) {
 	t.ended.Do(func() {
 		t.channel.SendRequest(request, false, payload)
-		t.channel.CloseWrite()
 		t.channel.Close()
 	})
 }
