@@ -72,7 +72,7 @@ func (s *Story) killInCopyJob(ctx context.Context) {
 	before, chain := s.exported(ctx), s.chain(s.target())
 	s.out.tried("kill -9 of the agent in the middle of the copy job")
 	wait := s.background(ctx, io.Discard, "sam", "order", "start-job", string(s.w.Device.Order))
-	s.awaitState(ctx, protocol.Unlocked)
+	s.awaitCopyJob(ctx)
 	s.killAgents()
 	wait()
 	s.comesBackLocked(ctx, before, chain)
@@ -104,6 +104,18 @@ func (s *Story) awaitState(ctx context.Context, state protocol.LockState) {
 			return
 		}
 		s.hold(time.Now().Before(deadline), "%s never became %s", s.target().ID, state)
+	}
+}
+
+// awaitCopyJob waits until the first copy job runs, or has: it is short.
+func (s *Story) awaitCopyJob(ctx context.Context) {
+	for deadline := time.Now().Add(patience); ; {
+		status, err := s.status(ctx, s.target())
+		if err == nil && (protocol.LockState(status.State) == protocol.Unlocked || status.Job.GetState() != "") {
+			s.out.held("the node is %s, its job %q", status.State, status.Job.GetState())
+			return
+		}
+		s.hold(time.Now().Before(deadline), "the copy job of %s never began", s.target().ID)
 	}
 }
 
@@ -143,7 +155,7 @@ func (s *Story) killControlInCopyJob(ctx context.Context) {
 	before := s.exported(ctx)
 	s.out.tried("kill -9 of lockboxd while the copy job runs")
 	wait := s.background(ctx, io.Discard, "sam", "order", "start-job", string(s.w.Device.Order))
-	s.awaitState(ctx, protocol.Unlocked)
+	s.awaitCopyJob(ctx)
 	s.must(s.procs.end(controlPlane, syscall.SIGKILL))
 	wait()
 	s.startControl(ctx)
