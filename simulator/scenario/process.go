@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -176,7 +177,9 @@ func (s *Story) sshAgent(ctx context.Context) (socket string, stop func()) {
 		os.Remove(socket)
 	}
 	for began := time.Now(); ; time.Sleep(5 * time.Millisecond) {
-		if _, err := os.Stat(socket); err == nil {
+		// Its file is there a moment before it listens.
+		if conn, err := net.Dial("unix", socket); err == nil {
+			conn.Close()
 			return socket, stop
 		}
 		if ctx.Err() != nil || time.Since(began) > patience {
