@@ -23,11 +23,12 @@ type castHeader struct {
 
 // Asciicast writes one terminal of a recording as asciicast v2: "o" events for
 // output, "r" for a resize, "m" for a command line. channel "" is the first
-// terminal. It refuses a recording that is damaged, but not one that is unclosed
-// or cut off: what was shown until then is written. Signatures are for [Verify].
+// terminal. Parts may follow each other, as [Parts] reads them. It refuses a
+// recording that is damaged, but not one that is unclosed or cut off: what was
+// shown until then is written. Signatures are for [Verify].
 func Asciicast(w io.Writer, r io.Reader, channel string) error {
 	c := &caster{w: bufio.NewWriter(w), channel: channel}
-	in := NewReader(r)
+	in := NewParts(r)
 	for {
 		f, b, err := in.Next()
 		if damage, ok := errors.AsType[*Damage](err); errors.Is(err, io.EOF) || ok && damage.Fault == Truncated {
@@ -36,7 +37,7 @@ func Asciicast(w io.Writer, r io.Reader, channel string) error {
 		if err != nil {
 			return err
 		}
-		if err := c.take(in.meta, f.Time, b); err != nil {
+		if err := c.take(in.Part().meta, f.Time, b); err != nil {
 			return err
 		}
 	}

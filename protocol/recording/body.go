@@ -19,6 +19,7 @@ var (
 	idForm      = regexp.MustCompile(`^REC-[0-9a-f]{32}$`)
 	channelForm = regexp.MustCompile(`^[a-z0-9][a-z0-9.-]{0,31}$`)
 	wordForm    = regexp.MustCompile(`^[a-z][a-z-]{0,31}$`)
+	digestForm  = regexp.MustCompile(`^sha256:[0-9a-f]{64}$`)
 	hashForm    = regexp.MustCompile(`^[0-9a-f]{64}$`)
 )
 
@@ -154,8 +155,20 @@ func (m Meta) check() error {
 	case m.Kind != Session && m.Kind != Shares:
 		return fmt.Errorf("recordings of kind %q are unknown", m.Kind)
 	}
-	return cmp.Or(err, checkTime(m.Started),
+	return cmp.Or(err, checkTime(m.Started), m.Continues.check(m.ID),
 		checkTexts(string(m.Session), string(m.Request), string(m.Engineer), m.EngineerKey, string(m.Ticket)))
+}
+
+func (c Continues) check(id string) error {
+	switch {
+	case c == Continues{}:
+		return nil
+	case !ValidID(c.Recording) || !ValidID(c.Before) || c.Recording == id || c.Before == id:
+		return fmt.Errorf("%s cannot be a part of %q that continues %q", id, c.Recording, c.Before)
+	case c.Part < 2 || (c.Part == 2) != (c.Before == c.Recording):
+		return fmt.Errorf("%s cannot be part %d of %s behind %s", id, c.Part, c.Recording, c.Before)
+	}
+	return checkForm("digest", string(c.Digest), digestForm)
 }
 
 func (o Open) check() error { return cmp.Or(checkChannel(o.Channel), checkWindow(o.Columns, o.Rows)) }

@@ -10,10 +10,12 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"hash"
 	"io"
 	"time"
 
 	"github.com/databox-lockbox/lockbox/protocol"
+	"github.com/databox-lockbox/lockbox/protocol/approval"
 )
 
 // Magic is the first line of every recording.
@@ -111,6 +113,16 @@ func (e *Encoder) Append(now time.Time, b Body) ([]byte, error) {
 
 // End returns the last frame, signed.
 func (e *Encoder) End(now time.Time, reason Reason, key crypto.Signer) ([]byte, error) {
+	return e.end(now, reason, "", key)
+}
+
+// Continue returns the last frame of a part that goes on in the recording next,
+// signed.
+func (e *Encoder) Continue(now time.Time, next string, key crypto.Signer) ([]byte, error) {
+	return e.end(now, EndContinued, next, key)
+}
+
+func (e *Encoder) end(now time.Time, reason Reason, next string, key crypto.Signer) ([]byte, error) {
 	if e.ended {
 		return nil, protocol.Errorf(protocol.CodeConflict, "recording %s has ended", e.meta.ID)
 	}
@@ -120,7 +132,7 @@ func (e *Encoder) End(now time.Time, reason Reason, key crypto.Signer) ([]byte, 
 	}
 	envelope, err := End{
 		Recording: e.meta.ID, Node: e.meta.Node, NodeKey: pub, Reason: reason,
-		Ended: e.time(now), Head: e.Head(), Counts: e.counts,
+		Ended: e.time(now), Head: e.Head(), Counts: e.counts, Next: next,
 	}.sign(key)
 	if err != nil {
 		return nil, err
@@ -206,18 +218,27 @@ func Whole(p []byte) int {
 	return n
 }
 
-// Reader reads the frames of a recording, which may be still growing or cut off.
+// Reader reads the frames of one part of a recording, which may be still growing
+// or cut off.
 type Reader struct {
 	in     *bufio.Reader
+	before *Report // the part that it has to continue; nil: any, or none
 	chain  chain
+	sum    hash.Hash // over all that was read
 	meta   Meta
 	counts Counts
 	end    *End
 }
 
-// NewReader returns a reader of a recording from its first byte on.
-func NewReader(r io.Reader) *Reader {
-	return &Reader{in: bufio.NewReaderSize(r, MaxFrame)}
+// NewReader returns a reader of a part from its first byte on. What follows its
+// end is damage: see [NewParts].
+func NewReader(r io.Reader) *Reader { return newReader(bufio.NewReaderSize(r, MaxFrame)) }
+
+func newReader(in *bufio.Reader) *Reader { return &Reader{in: in, sum: sha256.New()} }
+
+// Digest returns that of all bytes up to the last frame that was read.
+func (r *Reader) Digest() approval.Digest {
+	return approval.Digest("sha256:" + hex.EncodeToString(r.sum.Sum(nil)))
 }
 
 // Head returns the head of the chain after the last frame that was read: all
@@ -260,6 +281,7 @@ func (r *Reader) Next() (Frame, Body, error) {
 	if err != nil {
 		return Frame{}, nil, err
 	}
+	r.sum.Write(whole)
 	_, err = r.in.Discard(len(whole))
 	return f, b, err
 }
@@ -268,6 +290,7 @@ func (r *Reader) magic() error {
 	line, err := r.in.Peek(len(Magic))
 	if string(line) == Magic {
 		r.chain = newChain()
+		r.sum.Write(line)
 		_, err = r.in.Discard(len(Magic))
 		return err
 	}
@@ -299,6 +322,8 @@ func (r *Reader) open(frame []byte, hash [hashSize]byte) (Frame, Body, error) {
 		fault := Malformed
 		if protocol.CodeOf(err) == protocol.CodeSignatureInvalid {
 			fault = Signer
+		} else if _, ok := errors.AsType[another](err); ok {
+			fault = Other
 		}
 		return Frame{}, nil, r.damage(fault, "%v", err)
 	}
@@ -318,6 +343,9 @@ func (r *Reader) place(f Frame, b Body) error {
 		return errors.New("the first frame, and no other, says whose recording it is")
 	case first:
 		r.meta = meta
+		if r.before != nil {
+			return meta.follows(*r.before)
+		}
 		return nil
 	}
 	end, ok := b.(End)

@@ -23,6 +23,7 @@ type End struct {
 	Ended     time.Time `json:"ended"` // time of its frame
 	Head      Head      `json:"head"`  // of the chain before this frame
 	Counts    Counts    `json:"counts"`
+	Next      string    `json:"next,omitempty"` // the part that goes on, with [EndContinued] only
 }
 
 // Counts says what a recording holds, before its End.
@@ -61,7 +62,7 @@ func (e End) Encode() ([]byte, error) {
 func (End) kind() FrameKind { return FrameEnd }
 
 // reasons are those that can be read.
-var reasons = []Reason{EndDone, EndKilled, EndDisabled, EndRevoked, EndLease, EndDeadMan, EndAgent, EndFailed}
+var reasons = []Reason{EndDone, EndKilled, EndDisabled, EndRevoked, EndLease, EndDeadMan, EndAgent, EndFailed, EndContinued}
 
 func (e End) check() error {
 	switch {
@@ -71,6 +72,8 @@ func (e End) check() error {
 		return fmt.Errorf("nodeKey must have %d bytes, has %d", ed25519.PublicKeySize, len(e.NodeKey))
 	case !slices.Contains(reasons, e.Reason):
 		return fmt.Errorf("reason %q is unknown: want one of %q", e.Reason, reasons)
+	case (e.Reason == EndContinued) != ValidID(e.Next) || e.Next == e.Recording:
+		return fmt.Errorf("next is %q with reason %q: a part that goes on, and no other, names the next", e.Next, e.Reason)
 	}
 	return cmp.Or(
 		checkForm("recording", e.Recording, idForm), checkTexts(e.Node), checkTime(e.Ended),

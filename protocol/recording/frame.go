@@ -56,6 +56,8 @@ type Open struct {
 	Terminal bool   `json:"terminal"` // false: the output of a command without one
 	Columns  int    `json:"columns"`
 	Rows     int    `json:"rows"`
+
+	Continued bool `json:"continued,omitempty"` // opened in an earlier part: this is how it stands
 }
 
 // Output is what a channel showed. A channel without a terminal is recorded up
@@ -72,7 +74,8 @@ type Resize struct {
 	Rows    int    `json:"rows"`
 }
 
-// Close says that a channel was closed, and what went through it in all.
+// Close says that a channel was closed, and what went through it in all, in
+// earlier parts too.
 type Close struct {
 	Channel string `json:"channel"`
 	Bytes   int64  `json:"bytes"`  // of output, as it was sent

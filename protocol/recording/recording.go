@@ -1,6 +1,7 @@
 // Package recording is the format in which a device records a support session
-// or the use of its shares: one file of frames, each bound to all before it,
-// closed with the signature of the node.
+// or the use of its shares: a file of frames, each bound to all before it,
+// closed with the signature of the node. A long one has several parts, each such
+// a file and bound to the one before.
 //
 // Its rules:
 //
@@ -10,6 +11,8 @@
 //   - The End is a DSSE envelope (package approval) signed with the node's
 //     enrolled key, over the hash of the chain before it, its length, the counts
 //     and the reason. Without it a recording is a beginning and nothing more.
+//   - A part that goes on is closed as [EndContinued] and names the next, whose
+//     Meta names it and its digest: none can be taken out or exchanged unseen.
 //   - What is typed is not recorded: terminals show what is meant to be seen,
 //     and each command line is a frame of its own.
 //   - What is read is bounded, and re-encodes to the same bytes.
@@ -22,6 +25,7 @@ import (
 	"time"
 
 	"github.com/databox-lockbox/lockbox/protocol"
+	"github.com/databox-lockbox/lockbox/protocol/approval"
 )
 
 // Kind is what is recorded.
@@ -46,9 +50,12 @@ const (
 	EndDeadMan  Reason = "dead-man"         // the control plane was not heard of for too long
 	EndAgent    Reason = "agent-died"       // found unclosed when the agent started
 	EndFailed   Reason = "recording-failed" // the recording could not go on, so neither could the session
+
+	// EndContinued: nothing ended, it was long enough and goes on in [End].Next.
+	EndContinued Reason = "continued"
 )
 
-// Meta is the first frame of a recording: whose it is.
+// Meta is the first frame of a recording, or of a part of one: whose it is.
 type Meta struct {
 	V           int                `json:"v"`           // format version, always [Version]
 	ID          string             `json:"id"`          // "REC-" and 32 hexadecimal digits
@@ -60,7 +67,28 @@ type Meta struct {
 	EngineerKey string             `json:"engineerKey"` // fingerprint of their SSH key, "SHA256:…"
 	Ticket      protocol.TicketID  `json:"ticket"`
 	Started     time.Time          `json:"started"` // to the microsecond, UTC
+	Continues   Continues          `json:"continues,omitzero"`
 }
+
+// Continues says what a part goes on with. The first part, which may be the only
+// one, has none.
+type Continues struct {
+	Recording string          `json:"recording"` // its first part: what the whole is called
+	Part      int             `json:"part"`      // the number of this one, from 2 on
+	Before    string          `json:"before"`    // the part before
+	Digest    approval.Digest `json:"digest"`    // of all bytes of that, "sha256:…"
+}
+
+// Whole returns the id of the first part, which is the name of all parts.
+func (m Meta) Whole() string {
+	if m.Continues.Part == 0 {
+		return m.ID
+	}
+	return m.Continues.Recording
+}
+
+// Part returns the number of the part, from 1 on.
+func (m Meta) Part() int { return max(1, m.Continues.Part) }
 
 // Via is the way on which an operation came in.
 type Via string

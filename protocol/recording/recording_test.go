@@ -37,13 +37,13 @@ func testMeta() Meta {
 func testBodies() []Body {
 	sha := strings.Repeat("ab", 32)
 	return []Body{
-		Open{"c1", true, 80, 24},
+		Open{"c1", true, 80, 24, false},
 		Output{"c1", []byte("DBX0001> \xe2\x82")},
 		Output{"c1", []byte("\xac\xff\x1b[0m<&>\u2028")},
 		Resize{"c1", 120, 40},
 		Command{"c1", "ls 'a b'"},
 		Watch{[]string{"ann@contoso.example"}},
-		Open{"c2", false, 0, 0},
+		Open{"c2", false, 0, 0, false},
 		Output{"c2", []byte("out")},
 		FileEvent{epoch, ViaSFTP, OpRename, "contosodata_BlockBlob", "a\nb/\"ü\"", "contosodata_BlockBlob/c", -1, sha, "c3", "no such file"},
 		Close{"c2", 3, sha},

@@ -2,8 +2,6 @@ package recording
 
 import (
 	"crypto/ed25519"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -26,7 +24,7 @@ type Expect struct {
 	Heads []Head
 }
 
-// Report is what a verified recording is.
+// Report is what a verified part of a recording is.
 type Report struct {
 	Meta   Meta
 	End    End
@@ -35,13 +33,12 @@ type Report struct {
 	Digest approval.Digest // of all bytes, the End included
 }
 
-// Verify reads a recording of any length and says whether it is whole, closed,
+// Verify reads one part of any length and says whether it is whole, closed,
 // and signed by the key that is expected. What is wrong is a [*Damage]; any
 // other error is that of reading. With Truncated and NotClosed the report tells
 // the Meta of what was there, if that was read.
 func Verify(r io.Reader, want Expect) (Report, error) {
-	sum := sha256.New()
-	in := NewReader(io.TeeReader(r, sum))
+	in := NewReader(r)
 	heads := slices.Clone(want.Heads)
 	for {
 		_, _, err := in.Next()
@@ -64,11 +61,15 @@ func Verify(r io.Reader, want Expect) (Report, error) {
 	if len(heads) > 0 {
 		return Report{Meta: in.meta}, in.damage(Other, "the activity log noted %d frames: some are missing", heads[len(heads)-1].Frames)
 	}
-	report := Report{
-		Meta: in.meta, End: *in.end, Key: approval.KeyFingerprint(ed25519.PublicKey(in.end.NodeKey)),
-		Size: in.chain.size, Digest: approval.Digest("sha256:" + hex.EncodeToString(sum.Sum(nil))),
-	}
+	report := in.report()
 	return report, in.expect(report, want)
+}
+
+// report is what a part is whose end was read.
+func (r *Reader) report() Report {
+	return Report{
+		Meta: r.meta, End: *r.end, Key: approval.KeyFingerprint(ed25519.PublicKey(r.end.NodeKey)), Size: r.chain.size, Digest: r.Digest(),
+	}
 }
 
 // expect says whether a whole recording is the one that is wanted.
