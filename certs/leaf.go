@@ -76,7 +76,7 @@ func (a *Authorities) issue(by root, csr []byte, template *x509.Certificate, ttl
 	template.KeyUsage = x509.KeyUsageDigitalSignature
 	template.BasicConstraintsValid = true
 	if ttl <= 0 || template.NotAfter.After(by.cert.NotAfter) {
-		return nil, fmt.Errorf("cannot issue a certificate for %v: want a time above zero that ends before its root does, on %s", ttl, stamp(by.cert.NotAfter))
+		return nil, fmt.Errorf("cannot issue a certificate for %v: want a time above zero that ends before its root does, on %s", ttl, protocol.Stamp(by.cert.NotAfter))
 	}
 	leaf, err := x509.CreateCertificate(rand.Reader, template, by.cert, pub, by.key)
 	if err != nil {
@@ -173,5 +173,3 @@ func verifiedURI(state tls.ConnectionState) (*x509.Certificate, *url.URL, error)
 	}
 	return leaf, leaf.URIs[0], nil
 }
-
-func stamp(t time.Time) string { return t.UTC().Format(time.RFC3339) }

@@ -10,6 +10,8 @@ import (
 	"math/rand/v2"
 	"sync/atomic"
 	"time"
+
+	"github.com/databox-lockbox/lockbox/protocol"
 )
 
 // Renew gets a new certificate for the key in csr (DER). It returns the chain
@@ -131,14 +133,14 @@ func (s *Source) renewOnce(ctx context.Context) error {
 	}
 	chain, err := s.renew(ctx, csr)
 	if err != nil {
-		return fmt.Errorf("cannot renew the certificate that expires %s: %w", stamp(s.Leaf().NotAfter), err)
+		return fmt.Errorf("cannot renew the certificate that expires %s: %w", protocol.Stamp(s.Leaf().NotAfter), err)
 	}
 	cert, err := s.certificate(chain)
 	if err != nil {
 		return fmt.Errorf("cannot use the renewed certificate: %w", err)
 	}
 	if !cert.Leaf.NotAfter.After(s.Leaf().NotAfter) {
-		return fmt.Errorf("the renewed certificate ends %s, no later than the old one", stamp(cert.Leaf.NotAfter))
+		return fmt.Errorf("the renewed certificate ends %s, no later than the old one", protocol.Stamp(cert.Leaf.NotAfter))
 	}
 	s.current.Store(cert)
 	return nil

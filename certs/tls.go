@@ -8,6 +8,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/databox-lockbox/lockbox/protocol"
 )
 
 // Revoked reports whether the certificate with that serial (see [Serial]) was
@@ -120,10 +122,10 @@ func base(now func() time.Time) *tls.Config {
 func Explain(err error, now time.Time) error {
 	if e, ok := errors.AsType[x509.CertificateInvalidError](err); ok && e.Reason == x509.Expired {
 		return fmt.Errorf("the other end's certificate is valid from %s to %s, but this machine's clock says %s: set the clock, or renew that certificate: %w",
-			stamp(e.Cert.NotBefore), stamp(e.Cert.NotAfter), stamp(now), err)
+			protocol.Stamp(e.Cert.NotBefore), protocol.Stamp(e.Cert.NotAfter), protocol.Stamp(now), err)
 	}
 	if err != nil && strings.Contains(err.Error(), "remote error: tls: expired certificate") {
-		return fmt.Errorf("the other end says that our certificate is expired or not yet valid; this machine's clock says %s: compare the two clocks, or renew our certificate: %w", stamp(now), err)
+		return fmt.Errorf("the other end says that our certificate is expired or not yet valid; this machine's clock says %s: compare the two clocks, or renew our certificate: %w", protocol.Stamp(now), err)
 	}
 	return err
 }

@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/databox-lockbox/lockbox/protocol"
 	"github.com/databox-lockbox/lockbox/protocol/approval"
 )
 
@@ -302,7 +303,7 @@ func TestExplainShowsBothTimes(t *testing.T) {
 	r := shake(t, e.devicePort(), DeviceDialer(late, e.a.Roots().Servers, "lockbox.example"))
 	text := Explain(r.client, ahead).Error()
 	leaf := e.server.Leaf()
-	for _, want := range []string{"2031-02-03T04:05:06Z", stamp(leaf.NotBefore), stamp(leaf.NotAfter), "set the clock"} {
+	for _, want := range []string{"2031-02-03 04:05:06 UTC", protocol.Stamp(leaf.NotBefore), protocol.Stamp(leaf.NotAfter), "set the clock"} {
 		if !strings.Contains(text, want) {
 			t.Errorf("%q does not say %q", text, want)
 		}

@@ -160,7 +160,7 @@ func (p *Policy) AuthorizeCopy(in CopyRequest) (CopyGrant, error) {
 	now := in.Now
 	if now.Before(unixTime(c.Created).Add(-Skew)) || !now.Before(unixTime(c.Until)) {
 		return CopyGrant{}, protocol.Errorf(protocol.CodeWindow, "the consent is valid from %s until %s, now is %s",
-			stamp(unixTime(c.Created)), stamp(unixTime(c.Until)), stamp(now))
+			protocol.Stamp(unixTime(c.Created)), protocol.Stamp(unixTime(c.Until)), protocol.Stamp(now))
 	}
 	if err := p.checkRevoked(in.Revocations, digest); err != nil {
 		return CopyGrant{}, err
@@ -417,24 +417,22 @@ func checkWindow(st Statement, votes []vote, g Grant, now time.Time) error {
 	}
 	opens, closes, latest := unixTime(st.Created).Add(-Skew), unixTime(st.Expires), now.Add(Skew)
 	if latest.Before(unixTime(st.Created)) {
-		return late("the request is of %s, now is %s: check the clock", stamp(unixTime(st.Created)), stamp(now))
+		return late("the request is of %s, now is %s: check the clock", protocol.Stamp(unixTime(st.Created)), protocol.Stamp(now))
 	}
 	for _, v := range votes {
 		switch at := unixTime(v.DecidedAt); {
 		case at.Before(opens) || at.After(closes):
 			return late("%s decided at %s, the request was open from %s to %s",
-				v.person, stamp(at), stamp(unixTime(st.Created)), stamp(closes))
+				v.person, protocol.Stamp(at), protocol.Stamp(unixTime(st.Created)), protocol.Stamp(closes))
 		case at.After(latest):
-			return late("%s decided at %s, now is %s: check the clock", v.person, stamp(at), stamp(now))
+			return late("%s decided at %s, now is %s: check the clock", v.person, protocol.Stamp(at), protocol.Stamp(now))
 		}
 	}
 	if !now.Before(g.End) {
-		return late("the access ended at %s, now is %s", stamp(g.End), stamp(now))
+		return late("the access ended at %s, now is %s", protocol.Stamp(g.End), protocol.Stamp(now))
 	}
 	return nil
 }
-
-func stamp(t time.Time) string { return t.UTC().Format(time.RFC3339) }
 
 // checkRevoked refuses when a revocation names a subject, and when one
 // cannot be verified: what was meant to end access must not be lost.
@@ -448,7 +446,7 @@ func (p *Policy) checkRevoked(envelopes [][]byte, subjects ...Digest) error {
 			return err
 		}
 		if slices.Contains(subjects, r.SubjectDigest) {
-			return protocol.Errorf(protocol.CodeRevoked, "revoked by %s at %s", r.Signer, stamp(unixTime(r.RevokedAt)))
+			return protocol.Errorf(protocol.CodeRevoked, "revoked by %s at %s", r.Signer, protocol.Stamp(unixTime(r.RevokedAt)))
 		}
 	}
 	return nil

@@ -23,7 +23,7 @@ func VerifyChallenge(envelope []byte, node NodeRef, subject Digest, now time.Tim
 	}
 	if !now.Before(unixTime(c.Expires)) {
 		return Challenge{}, protocol.Errorf(protocol.CodeNonce,
-			"the challenge of node %s expired at %s: ask for a new one", c.Node, stamp(unixTime(c.Expires)))
+			"the challenge of node %s expired at %s: ask for a new one", c.Node, protocol.Stamp(unixTime(c.Expires)))
 	}
 	return c, nil
 }
@@ -104,7 +104,7 @@ func (in CommitRequest) checkProof(o Opened) error {
 	case o.IntentDigest != in.IntentDigest:
 		return notOpened("the proof of node %s is of another attempt", o.Node)
 	case age > Skew || age < -Skew:
-		return notOpened("node %s opened at %s, which is not now", o.Node, stamp(unixTime(o.OpenedAt)))
+		return notOpened("node %s opened at %s, which is not now", o.Node, protocol.Stamp(unixTime(o.OpenedAt)))
 	}
 	return nil
 }

@@ -137,7 +137,7 @@ func (p *Policy) readStanding(envelope []byte, rule Rule, st Statement) (signed[
 func (s Standing) checkTime(g *Grant) error {
 	if g.Start.Before(unixTime(s.Created).Add(-Skew)) || !g.Start.Before(unixTime(s.Until)) {
 		return protocol.Errorf(protocol.CodeWindow, "standing consent %s stands from %s until %s, the request was approved at %s",
-			s.StandingID, stamp(unixTime(s.Created)), stamp(unixTime(s.Until)), stamp(g.Start))
+			s.StandingID, protocol.Stamp(unixTime(s.Created)), protocol.Stamp(unixTime(s.Until)), protocol.Stamp(g.Start))
 	}
 	for _, limit := range []int64{g.Start.Unix() + s.MaxDuration, s.Until} {
 		if end := unixTime(limit); end.Before(g.End) {

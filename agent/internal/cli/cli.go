@@ -355,8 +355,7 @@ func showText(w io.Writer, s *devicev1.NodeStatus) error {
 	row("Node", fmt.Sprintf("%s/%d", s.Serial, s.Node))
 	row("Lock", strings.TrimSpace(s.State+" "+s.Purpose))
 	if s.LeaseEnd != 0 {
-		end := time.Unix(s.LeaseEnd, 0)
-		row("Lease ends", fmt.Sprintf("%s (in %s)", end.Format(time.RFC3339), time.Until(end).Round(time.Second)))
+		row("Lease ends", protocol.Until(time.Unix(s.LeaseEnd, 0), time.Now()))
 	}
 	row("Last relock", strings.TrimSpace(s.LastRelockReason+" "+s.LastRelockDetail))
 	row("Fault", s.Fault)
@@ -371,7 +370,7 @@ func showText(w io.Writer, s *devicev1.NodeStatus) error {
 		row("Shares by "+sv.Protocol, strings.TrimSpace(sv.State+" "+sv.Address+" "+sv.Detail))
 	}
 	for _, one := range s.Sessions {
-		row("Session "+one.Session, fmt.Sprintf("%s, %d connections, until %s", one.Engineer, one.Connections, time.Unix(one.Expires, 0).Format(time.RFC3339)))
+		row("Session "+one.Session, fmt.Sprintf("%s, %d connections, until %s", one.Engineer, one.Connections, protocol.Until(time.Unix(one.Expires, 0), time.Now())))
 	}
 	if j := s.Job; j.GetState() != "" {
 		row("Copy job", fmt.Sprintf("%s, %d of %d files, %d not; %s", j.State, j.FilesDone, j.FilesTotal, j.FilesErrored,

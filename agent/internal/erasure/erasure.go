@@ -262,7 +262,7 @@ func (c completion) allows(m approval.ErasedMedium, now time.Time) error {
 	case !ok || disk.VolumeGUID != m.VolumeGUID:
 		return protocol.Errorf(protocol.CodeForbidden, "the copy job of order %s has not copied disk %s with volume %s: nothing is erased", c.Order, m.Disk, m.VolumeGUID)
 	case now.Before(disk.Kept):
-		return protocol.Errorf(protocol.CodeForbidden, "not all of disk %s could be copied: it is kept until %s", m.Disk, disk.Kept.UTC().Format(time.RFC3339))
+		return protocol.Errorf(protocol.CodeForbidden, "not all of disk %s could be copied: it is kept until %s", m.Disk, protocol.Stamp(disk.Kept))
 	}
 	return nil
 }

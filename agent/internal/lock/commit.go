@@ -73,7 +73,7 @@ func (m *Machine) opening(l *lease) auditlog.Record {
 	for i, f := range l.folders {
 		names[i] = f.Name
 	}
-	return m.record(l.scope, op, auditlog.Success, "shares", strings.Join(names, " "), "access", string(l.access), "leaseEnd", stamp(l.endsAt))
+	return m.record(l.scope, op, auditlog.Success, "shares", strings.Join(names, " "), "access", string(l.access), "leaseEnd", l.endsAt.UTC().Format(time.RFC3339))
 }
 
 // beginCommit takes the opened lease for one commit.

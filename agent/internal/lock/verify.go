@@ -170,16 +170,14 @@ func (m *Machine) checkClock(order approval.Order, now, high time.Time) error {
 	issued := time.Unix(order.IssuedAt, 0)
 	if off := now.Sub(issued); off > maxClockError || off < -maxClockError {
 		return protocol.Errorf(protocol.CodeClock, "the clock of node %s shows %s, the order was made at %s: set the clock right",
-			m.cfg.Node, stamp(now), stamp(issued))
+			m.cfg.Node, protocol.Stamp(now), protocol.Stamp(issued))
 	}
 	if now.Before(high) {
 		return protocol.Errorf(protocol.CodeClock, "the clock of node %s shows %s, but it has been %s already: set the clock right",
-			m.cfg.Node, stamp(now), stamp(high))
+			m.cfg.Node, protocol.Stamp(now), protocol.Stamp(high))
 	}
 	return nil
 }
-
-func stamp(t time.Time) string { return t.UTC().Format(time.RFC3339) }
 
 // authorize checks what the customers signed, against this node's own trust
 // policy.

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"strings"
 	"text/tabwriter"
-	"time"
 
 	"github.com/databox-lockbox/lockbox/protocol"
 	"github.com/databox-lockbox/lockbox/protocol/approval"
@@ -83,9 +82,9 @@ func showLease(_ context.Context, t *task, args []string) error {
 	if err != nil {
 		return err
 	}
-	_, err = fmt.Fprintf(t.out, "request   %s\norder     %s\nticket    %s\nengineer  %s\naccess    %s\nuntil     %s (in %s)\n",
+	_, err = fmt.Fprintf(t.out, "request   %s\norder     %s\nticket    %s\nengineer  %s\naccess    %s\nuntil     %s\n",
 		lease.Request, lease.Order, lease.Ticket, lease.Engineer, lease.Access,
-		lease.End.UTC().Format(time.RFC3339), lease.End.Sub(t.cfg.Now()).Round(time.Second))
+		protocol.Until(lease.End, t.cfg.Now()))
 	return err
 }
 

@@ -178,7 +178,7 @@ func (s *Service) Identify(ctx context.Context, state tls.ConnectionState) (Call
 func (s *Service) caller(ctx context.Context, name protocol.Person, serial string, leaf *x509.Certificate) (Caller, error) {
 	now := s.Now()
 	if now.After(leaf.NotAfter) {
-		return Caller{}, unauthenticated("the certificate of %s expired at %s: log in again", name, leaf.NotAfter.UTC().Format(time.RFC3339))
+		return Caller{}, unauthenticated("the certificate of %s expired at %s: log in again", name, protocol.Stamp(leaf.NotAfter))
 	}
 	var p store.Person
 	var cert store.PersonCert

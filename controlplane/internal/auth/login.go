@@ -73,7 +73,7 @@ func (s *Service) Login(ctx context.Context, in *lockboxv1.LoginRequest) (*lockb
 func (s *Service) judge(ctx context.Context, tx *store.Tx, token *store.LoginToken, secret string) (refused, err error) {
 	now := s.Now()
 	if now.Before(token.LockedUntil) {
-		return protocol.Errorf(protocol.CodeLimit, "too many wrong login tokens: locked until %s", token.LockedUntil.Format(time.RFC3339)), nil
+		return protocol.Errorf(protocol.CodeLimit, "too many wrong login tokens: locked until %s", protocol.Stamp(token.LockedUntil)), nil
 	}
 	sum := sha256.Sum256([]byte(secret))
 	why := "wrong secret"

@@ -16,6 +16,8 @@ import (
 	"time"
 
 	"github.com/coreos/go-oidc/v3/oidc"
+
+	"github.com/databox-lockbox/lockbox/protocol"
 )
 
 // Provider is an OpenID Connect identity provider by which people may sign in.
@@ -154,7 +156,7 @@ func (p *provider) verify(ctx context.Context, token string, now time.Time) (cla
 }
 
 func checkTimes(id *oidc.IDToken, now time.Time) error {
-	said := func(t time.Time) string { return t.UTC().Format(time.RFC3339) }
+	said := protocol.Stamp
 	switch {
 	case id.Expiry.Add(clockSkew).Before(now):
 		return unauthenticated("the ID token expired at %s and this server's clock says %s: sign in again; if that fails too, compare the clocks", said(id.Expiry), said(now))

@@ -17,6 +17,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/databox-lockbox/lockbox/controlplane/client"
+	"github.com/databox-lockbox/lockbox/protocol"
 	"github.com/databox-lockbox/lockbox/protocol/auditlog"
 	lockboxv1 "github.com/databox-lockbox/lockbox/protocol/lockbox/v1"
 )
@@ -74,7 +75,7 @@ its configuration. To prove something, use 'lockbox audit export'.`,
 	f.StringVar(&req.CorrelationId, "correlation", "", "only what belongs to this request, order or session")
 	f.StringVar(&req.Caller, "caller", "", "only what this person or node did")
 	f.StringVar(&req.Serial, "device", "", "only this device")
-	f.StringVar(&since, "since", "", "only from then on: a date, an RFC 3339 time, or how long ago, as in 36h")
+	f.StringVar(&since, "since", "", "only from then on: a date or time, UTC unless it says otherwise, or how long ago, as in 36h")
 	f.StringVar(&until, "until", "", "only before then")
 	f.Int64Var(&req.FromIndex, "from", 0, "first index")
 	f.Int32Var(&req.Limit, "limit", 500, "at most so many; with --format, so many at once")
@@ -91,11 +92,11 @@ func moment(text string) (int64, error) {
 		return time.Now().Add(-ago).Unix(), nil
 	}
 	for _, form := range []string{time.DateOnly, time.DateTime, time.RFC3339} {
-		if t, err := time.ParseInLocation(form, text, time.Local); err == nil {
+		if t, err := time.Parse(form, strings.TrimSuffix(text, " UTC")); err == nil {
 			return t.Unix(), nil
 		}
 	}
-	return 0, fmt.Errorf("%q is no time: write a date (2026-11-21), an RFC 3339 time, or how long ago (36h)", text)
+	return 0, fmt.Errorf("%q is no time: write a date (2026-11-21), a time as it is printed (2026-11-21 04:50:55 UTC), an RFC 3339 time, or how long ago (36h)", text)
 }
 
 // writeRecords writes all records that req wants, one a line.
@@ -134,7 +135,7 @@ func recordRow(r *lockboxv1.AuditRecord) []string {
 	if err != nil {
 		return []string{index, "", "", "cannot be read: " + err.Error(), "", "", ""}
 	}
-	return []string{index, rec.Time.Local().Format(time.DateTime), rec.Origin, string(rec.Operation), string(rec.Result), rec.Caller, rec.CorrelationID}
+	return []string{index, protocol.Stamp(rec.Time), rec.Origin, string(rec.Operation), string(rec.Result), rec.Caller, rec.CorrelationID}
 }
 
 func (a *app) auditExport() *cobra.Command {
@@ -257,7 +258,7 @@ func reportOf(r auditlog.Report) verified {
 
 func showReport(w io.Writer, r auditlog.Report) {
 	fmt.Fprintf(w, "The log is whole: %d records (%d from devices), %s to %s, root %s\n", r.Checkpoint.Size, r.Replayed,
-		r.First.Local().Format(time.DateTime), r.Last.Local().Format(time.DateTime), r.Checkpoint.Hash)
+		protocol.Stamp(r.First), protocol.Stamp(r.Last), r.Checkpoint.Hash)
 	if r.Pruned > 0 {
 		fmt.Fprintf(w, "Of %d records only the hash is left: they were pruned, as the log announces.\n", r.Pruned)
 	}

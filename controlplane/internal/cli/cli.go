@@ -324,7 +324,7 @@ func (a *app) identity() (*client.Identity, error) {
 		return nil, err
 	}
 	if time.Now().After(end) {
-		return nil, protocol.Errorf(protocol.CodeUnauthenticated, "your certificate expired at %s", end.Local().Format(time.DateTime))
+		return nil, protocol.Errorf(protocol.CodeUnauthenticated, "your certificate expired at %s", protocol.Stamp(end))
 	}
 	return id, nil
 }

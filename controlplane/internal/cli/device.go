@@ -37,7 +37,7 @@ func (a *app) deviceList() *cobra.Command {
 						rows = append(rows, []string{d.Serial, d.Order, "(outline)", "", ""})
 					}
 					for _, n := range d.Nodes {
-						rows = append(rows, []string{d.Serial + "/" + strconv.Itoa(int(n.Node)), d.Order, onlineWord(n), n.State, when(n.LastSeen)})
+						rows = append(rows, []string{d.Serial + "/" + strconv.Itoa(int(n.Node)), d.Order, onlineWord(n), n.State, since(n.LastSeen)})
 					}
 				}
 				table(w, "NODE ORDER TUNNEL LOCK LAST-SEEN", rows)
@@ -85,7 +85,7 @@ func (a *app) showDevice(cmd *cobra.Command, d *lockboxv1.Device, err error) err
 		}
 		for _, n := range d.Nodes {
 			fmt.Fprintf(w, "\nNode %d\n", n.Node)
-			fields(w, "  Tunnel", onlineWord(n), "  Last seen", when(n.LastSeen), "  Key", n.KeyFingerprint,
+			fields(w, "  Tunnel", onlineWord(n), "  Last seen", since(n.LastSeen), "  Key", n.KeyFingerprint,
 				"  Certificate until", when(n.CertificateExpires), "  Lock", lockWords(n),
 				"  Lease ends", until(n.LeaseEnd), "  Last relock", n.LastRelockReason, "  Copy job", n.JobState, "  Fault", n.Fault)
 			for _, disk := range n.Disks {

@@ -32,7 +32,7 @@ func (a *app) watchJob(ctx context.Context, c *client.Client, cmd *cobra.Command
 		}
 		if !proto.Equal(o, last) {
 			err := a.printLine(cmd, o, func(w io.Writer) {
-				fmt.Fprintf(w, "%s  %s  %s\n", time.Now().Format(time.TimeOnly), printable(o.Status), jobProgress(o))
+				fmt.Fprintf(w, "%s  %s  %s\n", protocol.Clock(time.Now()), printable(o.Status), jobProgress(o))
 			})
 			if err != nil {
 				return nil, err

@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
 
+	"github.com/databox-lockbox/lockbox/protocol"
 	"github.com/databox-lockbox/lockbox/protocol/recording"
 )
 
@@ -185,7 +186,7 @@ func (p *player) key(key byte) (step bool, err error) {
 func (p *player) show(f recording.Frame, b recording.Body) error {
 	switch b := b.(type) {
 	case recording.Meta:
-		p.line("-- %s %s on %s by %s, ticket %s, from %s", b.Kind, b.Session, b.Node, b.Engineer, b.Ticket, b.Started.Local().Format(time.DateTime))
+		p.line("-- %s %s on %s by %s, ticket %s, from %s", b.Kind, b.Session, b.Node, b.Engineer, b.Ticket, protocol.Stamp(b.Started))
 	case recording.Open:
 		p.open[b.Channel] = b.Terminal
 		if p.take(b.Channel); p.onScreen(b.Channel) {
@@ -207,15 +208,15 @@ func (p *player) show(f recording.Frame, b recording.Body) error {
 		}
 	case recording.Command:
 		if (p.current == "" || p.plain && p.onScreen(b.Channel)) && p.wanted(b.Channel) {
-			p.line("-- %s %s: %s", f.Time.Local().Format(time.TimeOnly), b.Channel, b.Line)
+			p.line("-- %s %s: %s", protocol.Clock(f.Time), b.Channel, b.Line)
 		}
 	case recording.FileEvent:
 		if (p.current == "" || p.plain) && p.channel == "" {
-			p.line("-- %s %s %s %s%s", b.Time.Local().Format(time.TimeOnly), b.Via, b.Op, pathOf(b), failed(b))
+			p.line("-- %s %s %s %s%s", protocol.Clock(b.Time), b.Via, b.Op, pathOf(b), failed(b))
 		}
 	case recording.Watch:
 		if p.current == "" && len(b.Names) > 0 {
-			p.line("-- %s watched by %s", f.Time.Local().Format(time.TimeOnly), strings.Join(b.Names, ", "))
+			p.line("-- %s watched by %s", protocol.Clock(f.Time), strings.Join(b.Names, ", "))
 		}
 	}
 	return nil

@@ -18,6 +18,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 
+	"github.com/databox-lockbox/lockbox/protocol"
 	"github.com/databox-lockbox/lockbox/protocol/approval"
 )
 
@@ -201,12 +202,12 @@ func escapeJSON(data []byte) []byte {
 	return out
 }
 
-// when shows Unix seconds as local time, "" for 0.
+// when shows Unix seconds as people read them, "" for 0.
 func when(unix int64) string {
 	if unix == 0 {
 		return ""
 	}
-	return time.Unix(unix, 0).Format("2006-01-02 15:04:05 MST")
+	return protocol.Stamp(time.Unix(unix, 0))
 }
 
 // until shows Unix seconds as time and what is left of it.
@@ -214,11 +215,15 @@ func until(unix int64) string {
 	if unix == 0 {
 		return ""
 	}
-	left := time.Until(time.Unix(unix, 0)).Round(time.Second)
-	if left < 0 {
-		return when(unix) + " (over)"
+	return protocol.Until(time.Unix(unix, 0), time.Now())
+}
+
+// since shows Unix seconds as time and how long ago that was.
+func since(unix int64) string {
+	if unix == 0 {
+		return ""
 	}
-	return fmt.Sprintf("%s (in %s)", when(unix), left)
+	return protocol.Since(time.Unix(unix, 0), time.Now())
 }
 
 func yesNo(b bool) string {

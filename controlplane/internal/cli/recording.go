@@ -18,6 +18,7 @@ import (
 	"golang.org/x/term"
 
 	"github.com/databox-lockbox/lockbox/controlplane/client"
+	"github.com/databox-lockbox/lockbox/protocol"
 	"github.com/databox-lockbox/lockbox/protocol/approval"
 	lockboxv1 "github.com/databox-lockbox/lockbox/protocol/lockbox/v1"
 	"github.com/databox-lockbox/lockbox/protocol/recording"
@@ -344,8 +345,8 @@ signed it. Exit status 1 if anything is wrong, with what, and where.`,
 					signer += " (compare it with that of the device, or give --node-key)"
 				}
 				fields(w, "Recording", m.ID+", whole and signed", "Kind", string(m.Kind), "Node", m.Node, "Session", string(m.Session), "Request", string(m.Request),
-					"Engineer", string(m.Engineer), "Ticket", string(m.Ticket), "Began", m.Started.Local().Format(time.DateTime),
-					"Ended", e.Ended.Local().Format(time.DateTime)+", "+string(e.Reason),
+					"Engineer", string(m.Engineer), "Ticket", string(m.Ticket), "Began", protocol.Stamp(m.Started),
+					"Ended", protocol.Stamp(e.Ended)+", "+string(e.Reason),
 					"Holds", fmt.Sprintf("%d channels, %d commands, %d file operations, %d bytes of output", e.Counts.Channels, e.Counts.Commands, e.Counts.Files, e.Counts.Output),
 					"Digest", string(report.Digest), "Signed with", signer)
 			})
@@ -476,7 +477,7 @@ func (a *app) showFiles(cmd *cobra.Command, r io.Reader) error {
 			if e.Error != "" {
 				result = e.Error
 			}
-			rows = append(rows, []string{e.Time.Local().Format(time.TimeOnly), string(e.Via), string(e.Op), pathOf(e), size, e.SHA256[:min(12, len(e.SHA256))], e.Client, result})
+			rows = append(rows, []string{protocol.Clock(e.Time), string(e.Via), string(e.Op), pathOf(e), size, e.SHA256[:min(12, len(e.SHA256))], e.Client, result})
 		}
 		table(w, "TIME VIA OPERATION PATH SIZE SHA256 CLIENT RESULT", rows)
 	})
@@ -493,7 +494,7 @@ func pathOf(e recording.FileEvent) string {
 // ended says how a recording ended.
 func ended(in *recording.Reader) string {
 	if end := in.End(); end != nil {
-		return fmt.Sprintf("ended at %s: %s", end.Ended.Local().Format(time.DateTime), end.Reason)
+		return fmt.Sprintf("ended at %s: %s", protocol.Stamp(end.Ended), end.Reason)
 	}
 	return "not closed: there is no more of it"
 }

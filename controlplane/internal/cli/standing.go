@@ -82,7 +82,7 @@ you are told of each.`,
 	f.StringVar(&key, "key", "", "your SSH private key; without it, the ssh-agent's")
 	f.StringArrayVar(&req.ReasonCodes, "reason-code", nil, "prepare-to-ship-not-run, copied-to-wrong-folder or incorrect-data-format; may be given several times")
 	f.StringVar(&req.Access, "access", "read-only", "read-only, read-write or delete")
-	f.StringVar(&end, "until", "", "last day, as in 2027-01-31; 30 days if not given")
+	f.StringVar(&end, "until", "", "last day (UTC), as in 2027-01-31; 30 days if not given")
 	f.BoolVar(&yes, "yes", false, "do not ask before signing")
 	if verdict == approval.Approve {
 		f.DurationVar(&lasts, "for", time.Hour, "longest access that one request gets")

@@ -468,7 +468,7 @@ It is never valid for support.`,
 	}
 	f := c.Flags()
 	f.StringVar(&key, "key", "", "your SSH private key; without it, the ssh-agent's")
-	f.StringVar(&until, "until", "", "last day, as in 2027-01-31; 90 days if not given")
+	f.StringVar(&until, "until", "", "last day (UTC), as in 2027-01-31; 90 days if not given")
 	f.BoolVar(&yes, "yes", false, "do not ask before signing")
 	return c
 }
@@ -477,7 +477,7 @@ func parseDate(s string) (int64, error) {
 	if s == "" {
 		return 0, nil
 	}
-	day, err := time.ParseInLocation(time.DateOnly, s, time.Local)
+	day, err := time.Parse(time.DateOnly, s)
 	if err != nil {
 		return 0, usagef("--until %q is not a day: want 2027-01-31", s)
 	}

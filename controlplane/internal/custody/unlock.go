@@ -247,7 +247,7 @@ func verifyFresh(envelope []byte, node approval.NodeRef, subject approval.Digest
 	if end := time.Unix(c.Expires, 0).UTC(); !now.Before(end) {
 		return approval.Challenge{}, protocol.Errorf(protocol.CodeClock,
 			"the clock is behind: a challenge made just now lasts until %s, but it is %s at the control plane: set the clock right",
-			end.Format(time.RFC3339), now.UTC().Format(time.RFC3339))
+			protocol.Stamp(end), protocol.Stamp(now))
 	}
 	return c, nil
 }

@@ -90,7 +90,7 @@ func (s *Service) judge(ctx context.Context, tx *store.Tx, caller auth.Caller, n
 	case !state.Open():
 		return j, conflict("request %d is %s: there is nothing left to decide", j.request.Number, state)
 	case !s.now().Before(j.request.Expires):
-		return j, conflict("request %d expired at %s", j.request.Number, j.request.Expires.Format(time.RFC3339))
+		return j, conflict("request %d expired at %s", j.request.Number, protocol.Stamp(j.request.Expires))
 	case state == Initializing && j.side == approval.Customer:
 		return j, conflict("request %d waits for the provider's own approvals: the customer decides after them", j.request.Number)
 	}
@@ -265,7 +265,7 @@ func (j judgement) checkDecision(caller auth.Caller, d approval.Decision, now ti
 		return forbidden("the decision is made as %s, %s decides as %s", d.Role, caller.Person, j.side)
 	case at.Before(j.request.Created.Add(-approval.Skew)) || at.After(j.request.Expires) || at.After(now.Add(approval.Skew)):
 		return protocol.Errorf(protocol.CodeWindow, "the decision is dated %s, the request is open from %s to %s and now is %s: check the clock",
-			at.UTC().Format(time.RFC3339), j.request.Created.Format(time.RFC3339), j.request.Expires.Format(time.RFC3339), now.Format(time.RFC3339))
+			protocol.Stamp(at), protocol.Stamp(j.request.Created), protocol.Stamp(j.request.Expires), protocol.Stamp(now))
 	}
 	return nil
 }
@@ -426,7 +426,7 @@ func (s *Service) openWindow(ctx context.Context, tx *store.Tx, r *store.Request
 	if err := tx.SetTimer(ctx, timerAccessWarning, string(r.ID), before(r.AccessStart, r.AccessEnd, warnAccess)); err != nil {
 		return err
 	}
-	return s.addHistory(ctx, tx, *r, string(Approved), "access until "+r.AccessEnd.Format(time.RFC3339))
+	return s.addHistory(ctx, tx, *r, string(Approved), "access until "+protocol.Stamp(r.AccessEnd))
 }
 
 // denied ends a request for good. The devices are told too: approvals that were

@@ -274,7 +274,7 @@ func (s *Service) answered(ctx context.Context, tx *store.Tx, r *store.Request, 
 		r.LockConfirmed, r.LocksBy = s.now(), time.Time{}
 	case !confirmed && r.LocksBy.IsZero():
 		r.LocksBy = locksBy
-		what = "the device could not be reached: it locks by itself at " + locksBy.Format(time.RFC3339)
+		what = "the device could not be reached: it locks by itself at " + protocol.Stamp(locksBy)
 	default:
 		return nil
 	}

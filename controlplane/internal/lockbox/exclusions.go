@@ -153,7 +153,7 @@ func (s *Service) excluded(ctx context.Context, tx *store.Tx, caller auth.Caller
 	if err := s.openWindow(ctx, tx, &r, grant, Granted); err != nil {
 		return err
 	}
-	if err := s.tellExclusion(ctx, tx, caller, r, x, auditlog.Success, "The provider's people have approved it; access until "+grant.End.Format(time.RFC3339)); err != nil {
+	if err := s.tellExclusion(ctx, tx, caller, r, x, auditlog.Success, "The provider's people have approved it; access until "+protocol.Stamp(grant.End)); err != nil {
 		return err
 	}
 	return s.tellEngineer(ctx, tx, notify.BreakGlass, r, useWith(r))

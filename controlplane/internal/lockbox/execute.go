@@ -106,7 +106,7 @@ func (s *Service) mayExecute(caller auth.Caller, r store.Request) error {
 	case state != Approved:
 		return missing("it is " + string(state))
 	case !s.now().Before(r.AccessEnd):
-		return missing("the access ended at " + r.AccessEnd.Format(time.RFC3339))
+		return missing("the access ended at " + protocol.Stamp(r.AccessEnd))
 	}
 	return nil
 }
@@ -118,15 +118,15 @@ func (s *Service) executed(ctx context.Context, caller auth.Caller, id protocol.
 		if err != nil {
 			return err
 		}
-		end := out.LeaseEnd.UTC().Format(time.RFC3339)
-		if err := s.addHistory(ctx, tx, r, "Executed", "disks unlocked until "+end); err != nil {
+		end := out.LeaseEnd.UTC()
+		if err := s.addHistory(ctx, tx, r, "Executed", "disks unlocked until "+protocol.Stamp(end)); err != nil {
 			return err
 		}
-		err = s.record(ctx, tx, caller, auditlog.OpExecuteRequest, auditlog.Success, r, map[string]string{"attempt": out.Attempt, "leaseEnd": end})
+		err = s.record(ctx, tx, caller, auditlog.OpExecuteRequest, auditlog.Success, r, map[string]string{"attempt": out.Attempt, "leaseEnd": end.Format(time.RFC3339)})
 		if err != nil {
 			return err
 		}
-		return s.tellBoth(ctx, tx, notify.RequestExecuted, r, "The disks are unlocked until "+end+".")
+		return s.tellBoth(ctx, tx, notify.RequestExecuted, r, "The disks are unlocked until "+protocol.Stamp(end)+".")
 	})
 }
 

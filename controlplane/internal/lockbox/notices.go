@@ -5,12 +5,12 @@ import (
 	"fmt"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/databox-lockbox/lockbox/controlplane/internal/auth"
 	"github.com/databox-lockbox/lockbox/controlplane/internal/notify"
 	"github.com/databox-lockbox/lockbox/controlplane/internal/policy"
 	"github.com/databox-lockbox/lockbox/controlplane/internal/store"
+	"github.com/databox-lockbox/lockbox/protocol"
 	"github.com/databox-lockbox/lockbox/protocol/auditlog"
 )
 
@@ -60,9 +60,9 @@ func facts(r store.Request) []notify.Fact {
 	}
 	switch {
 	case !r.AccessEnd.IsZero():
-		list = append(list, notify.Fact{Name: "Access until", Value: r.AccessEnd.Format(time.RFC3339)})
+		list = append(list, notify.Fact{Name: "Access until", Value: protocol.Stamp(r.AccessEnd)})
 	case StateOf(r.Status).Open():
-		list = append(list, notify.Fact{Name: "Expires", Value: r.Expires.Format(time.RFC3339)})
+		list = append(list, notify.Fact{Name: "Expires", Value: protocol.Stamp(r.Expires)})
 	}
 	return list
 }
@@ -129,7 +129,7 @@ func (s *Service) askCustomer(ctx context.Context, tx *store.Tx, caller auth.Cal
 	if err != nil {
 		return err
 	}
-	return s.tellCustomer(ctx, tx, notify.CustomerNotified, r, "Unanswered, the request expires at "+r.Expires.Format(time.RFC3339)+", and nobody gets access.")
+	return s.tellCustomer(ctx, tx, notify.CustomerNotified, r, "Unanswered, the request expires at "+protocol.Stamp(r.Expires)+", and nobody gets access.")
 }
 
 // tellEngineer tells the requester what became of the request.

@@ -121,7 +121,7 @@ func (s *Service) checkStanding(o store.Order, doc approval.Standing) error {
 		return protocol.Errorf(protocol.CodePolicyDigest, "the standing consent is for order %s, this is %s", doc.OrderID, o.ID)
 	case !now.Before(until) || time.Unix(doc.Created, 0).After(now.Add(approval.Skew)):
 		return protocol.Errorf(protocol.CodeWindow, "the standing consent stands from %s until %s, now is %s",
-			time.Unix(doc.Created, 0).UTC().Format(time.RFC3339), until.UTC().Format(time.RFC3339), now.Format(time.RFC3339))
+			protocol.Stamp(time.Unix(doc.Created, 0)), protocol.Stamp(until), protocol.Stamp(now))
 	}
 	return nil
 }
@@ -226,7 +226,7 @@ func (s *Service) RevokeStandingConsent(ctx context.Context, caller auth.Caller,
 			return notFound("standing consent", in.Id)
 		}
 		if !row.Revoked.IsZero() {
-			return conflict("standing consent %s was revoked at %s", row.ID, row.Revoked.Format(time.RFC3339))
+			return conflict("standing consent %s was revoked at %s", row.ID, protocol.Stamp(row.Revoked))
 		}
 		row.Revoked = s.now()
 		if err := tx.UpdateStandingConsent(ctx, &row); err != nil {

@@ -218,7 +218,7 @@ func (s *Service) expire(ctx context.Context, t store.Timer) error {
 		if err != nil || !StateOf(r.Status).Open() {
 			return err
 		}
-		return s.end(ctx, tx, auth.SystemCaller(), &r, Lapsed, "expired", "unanswered until "+r.Expires.Format(time.RFC3339))
+		return s.end(ctx, tx, auth.SystemCaller(), &r, Lapsed, "expired", "unanswered until "+protocol.Stamp(r.Expires))
 	})
 }
 
@@ -266,7 +266,7 @@ func (s *Service) accessEnds(ctx context.Context, t store.Timer) error {
 		if err != nil || StateOf(r.Status) != Approved {
 			return err
 		}
-		err = s.end(ctx, tx, auth.SystemCaller(), &r, Finished, "window-over", "the access ended at "+r.AccessEnd.Format(time.RFC3339))
+		err = s.end(ctx, tx, auth.SystemCaller(), &r, Finished, "window-over", "the access ended at "+protocol.Stamp(r.AccessEnd))
 		ended = r
 		return err
 	})

@@ -57,7 +57,7 @@ func (s *Service) draftConsent(ctx context.Context, tx *store.Tx, o store.Order,
 		return approval.Consent{}, conflict("order %s is %s: there is nothing left to copy", o.ID, o.Stage)
 	}
 	if !end.After(now) || end.After(now.Add(MaxConsentTTL)) {
-		return approval.Consent{}, invalid("the consent would end at %s: want a time within a year from now", end.UTC().Format(time.RFC3339))
+		return approval.Consent{}, invalid("the consent would end at %s: want a time within a year from now", protocol.Stamp(end))
 	}
 	policy, err := TrustPolicy(ctx, tx, o)
 	if err != nil {

@@ -198,7 +198,7 @@ func (e *enrolment) token(ctx context.Context) (store.JoinToken, error) {
 		return store.JoinToken{}, err
 	}
 	if e.s.now().Before(token.LockedUntil) {
-		return store.JoinToken{}, protocol.Errorf(protocol.CodeLimit, "too many wrong join tokens: this one is locked until %s, have a new one made", token.LockedUntil.Format(time.RFC3339))
+		return store.JoinToken{}, protocol.Errorf(protocol.CodeLimit, "too many wrong join tokens: this one is locked until %s, have a new one made", protocol.Stamp(token.LockedUntil))
 	}
 	hash := sha256.Sum256([]byte(parts[2]))
 	if subtle.ConstantTimeCompare(hash[:], token.SecretHash) != 1 {
@@ -211,11 +211,11 @@ func (e *enrolment) admit(ctx context.Context, token store.JoinToken) (*devicev1
 	now := e.s.now()
 	switch {
 	case !token.Used.IsZero():
-		return nil, protocol.Errorf(protocol.CodeTokenUsed, "the join token was used at %s: have a new one made", token.Used.Format(time.RFC3339))
+		return nil, protocol.Errorf(protocol.CodeTokenUsed, "the join token was used at %s: have a new one made", protocol.Stamp(token.Used))
 	case token.Node != e.node:
 		return nil, protocol.Errorf(protocol.CodeTokenSerial, "the join token is not for node %s: have one made for it", e.node)
 	case !now.Before(token.Expires):
-		return nil, protocol.Errorf(protocol.CodeTokenExpired, "the join token expired at %s: have a new one made", token.Expires.Format(time.RFC3339))
+		return nil, protocol.Errorf(protocol.CodeTokenExpired, "the join token expired at %s: have a new one made", protocol.Stamp(token.Expires))
 	}
 	o, err := e.tx.Order(ctx, token.Order)
 	if err != nil {

@@ -28,6 +28,7 @@ import (
 	"time"
 
 	"github.com/databox-lockbox/lockbox/controlplane/internal/custody"
+	"github.com/databox-lockbox/lockbox/protocol"
 )
 
 // Config says who asks, and whom it trusts.
@@ -261,9 +262,9 @@ func (k keyInfo) checkNow(now time.Time) error {
 	case !*a.Enabled:
 		return keyDisabled()
 	case a.Expires != 0 && !now.Before(time.Unix(a.Expires, 0)):
-		return keyExpired(fmt.Sprintf("the customer-managed key expired at %s", time.Unix(a.Expires, 0).UTC().Format(time.RFC3339)))
+		return keyExpired(fmt.Sprintf("the customer-managed key expired at %s", protocol.Stamp(time.Unix(a.Expires, 0))))
 	case a.NotBefore != 0 && now.Before(time.Unix(a.NotBefore, 0)):
-		return keyExpired(fmt.Sprintf("the customer-managed key is not valid before %s", time.Unix(a.NotBefore, 0).UTC().Format(time.RFC3339)))
+		return keyExpired(fmt.Sprintf("the customer-managed key is not valid before %s", protocol.Stamp(time.Unix(a.NotBefore, 0))))
 	}
 	return nil
 }
