@@ -29,6 +29,8 @@ type SMBConfig struct {
 	Port    int            // TCP port; 0 chooses a free one
 	Allow   []netip.Prefix // where clients may come from; none: this machine
 	Keeper  *disk.Keeper   // ends the server when the agent is killed; nil only where that does not matter
+
+	grace time.Duration // instead of graceTime, in tests
 }
 
 // SMB serves shares by a Debian smbd.
@@ -55,8 +57,10 @@ func (p *SMB) Check() error {
 	if err != nil {
 		return err
 	}
-	if _, err := os.Stat(filepath.Join(dir, "vfs", "full_audit.so")); err != nil {
-		return errors.New("smbd has no module full_audit, so nothing could be recorded: install the package samba-vfs-modules")
+	for module, use := range map[string]string{"full_audit": "nothing could be recorded", "worm": "changing files could not be refused"} {
+		if _, err := os.Stat(filepath.Join(dir, "vfs", module+".so")); err != nil {
+			return fmt.Errorf("smbd has no module %s, so %s: install the package samba-vfs-modules", module, use)
+		}
 	}
 	return nil
 }

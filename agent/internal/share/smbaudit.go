@@ -20,9 +20,9 @@ import (
 // A queue that is full makes smbd wait, so nothing is lost while the agent lives;
 // killing the agent loses at most what is in the queue, and kills smbd.
 
-// auditConf makes smbd report what clients do in a share. "fail" of openat tells a
-// file that is new from one that was there.
-const auditConf = `	vfs objects = full_audit
+// auditConf makes smbd report what clients do in a share, with what modules below
+// refuse. "fail" of openat tells a file that is new from one that was there.
+const auditConf = `	vfs objects = full_audit {more}
 	full_audit:prefix = %d|%I|%S
 	full_audit:facility = LOCAL5
 	full_audit:priority = NOTICE

@@ -336,7 +336,7 @@ func FuzzAudit(f *testing.F) {
 			t.Errorf("%q is taken for %q", text, again)
 		}
 		s := &trackedShare{name: "share", dir: "/nonexistent"}
-		tr := &tracker{shares: map[string]*trackedShare{"share": s}, access: approval.ReadWrite, log: &keptLog{}, files: map[fileKey]*openFile{}, absent: map[string]string{}}
+		tr := &tracker{shares: map[string]*trackedShare{"share": s}, access: approval.ReadWrite, log: &keptLog{}, files: map[fileKey]*openFile{}, made: madeFiles{}, absent: map[string]string{}}
 		if line.op != "close" && line.op != "disconnect" { // which look at the disk
 			tr.take(line)
 		}

@@ -97,6 +97,14 @@ const section = `[{name}]
 	directory mask = 0700
 ` + auditConf
 
+// keepOld makes smbd refuse to open for writing, or for setting attributes, what was
+// last changed longer ago than [graceTime].
+const keepOld = "worm\n\tworm:grace_period = %.0f"
+
+// graceTime is how long clients may come back to what is new, as they do to set its
+// times. In whole seconds.
+const graceTime = 10 * time.Second
+
 // Bounds of what clients can hold at a time.
 const (
 	maxClients = 32   // connections; smbd has a process for each, and one or two of its own
@@ -194,8 +202,12 @@ func configuration(cfg SMBConfig, dir string, shares []Share, access approval.Ac
 	var text strings.Builder
 	strings.NewReplacer("{port}", fmt.Sprint(cfg.Port), "{interfaces}", interfaces, "{dir}", dir, "{allow}", strings.Trim(fmt.Sprint(cfg.Allow), "[]"),
 		"{clients}", fmt.Sprint(maxClients), "{files}", fmt.Sprint(maxFiles)).WriteString(&text, global)
+	more := ""
+	if access == approval.ReadWrite {
+		more = fmt.Sprintf(keepOld, cmp.Or(cfg.grace, graceTime).Seconds())
+	}
 	for _, s := range shares {
-		strings.NewReplacer("{name}", s.Name, "{account}", account, "{path}", s.Dir, "{readOnly}", readOnly).WriteString(&text, section)
+		strings.NewReplacer("{name}", s.Name, "{account}", account, "{path}", s.Dir, "{readOnly}", readOnly, "{more}", more).WriteString(&text, section)
 	}
 	return text.String()
 }

@@ -29,6 +29,7 @@ type tracker struct {
 	log    FileLog
 	hashes *hasher
 	files  map[fileKey]*openFile
+	made   madeFiles         // by clients, if they may not change others
 	absent map[string]string // by pid: the name that a client has last looked for in vain
 }
 
@@ -48,6 +49,7 @@ type openFile struct {
 	shown         bool // to the client
 	folder        bool
 	changed       bool // its content
+	emptied       bool // before the client had it
 	attributes    bool // set by the client
 	read, written spans
 	failure       string
@@ -61,7 +63,7 @@ const maxOpenFiles = 2 * maxClients * maxFiles
 // newTracker starts hashing; close ends it. broken is called when something that was
 // hashed cannot be recorded.
 func newTracker(shares []Share, access approval.Access, log FileLog, broken func(error)) (*tracker, error) {
-	t := &tracker{shares: make(map[string]*trackedShare), access: access, log: log, files: make(map[fileKey]*openFile), absent: make(map[string]string)}
+	t := &tracker{shares: make(map[string]*trackedShare), access: access, log: log, files: make(map[fileKey]*openFile), made: madeFiles{}, absent: make(map[string]string)}
 	for _, s := range shares {
 		dir, err := filepath.EvalSymlinks(s.Dir) // as smbd calls it
 		if err == nil {
@@ -168,6 +170,10 @@ func (t *tracker) opened(line auditLine) error {
 
 const notThere = "No such file or directory" // ENOENT
 
+// noError is the failure that smbd reports of what a module refuses without saying
+// why, and refusal is what is recorded of it.
+const noError, refusal = "Success", "not allowed"
+
 // Rights that a client asks for when it opens something (MS-SMB2 2.2.13.1).
 const (
 	readData     = 0x1
@@ -198,19 +204,30 @@ func (t *tracker) shown(s *trackedShare, line auditLine) error {
 		f := t.file(line, args[3])
 		f.shown, f.folder = true, folder
 		f.changed = f.changed || e.Op == recording.OpCreate || e.Op == recording.OpTruncate
-	} else if e.Op == "" {
-		e.Op = recording.OpOpen
-		if rights&accessDelete != 0 {
-			e.Error = "asked to delete or rename: " + line.failure
+	} else {
+		if e.Error == noError {
+			e.Error = refusal
+		}
+		if e.Op == "" {
+			e.Op = recording.OpOpen
+			if rights&accessDelete != 0 {
+				e.Error = "asked to delete or rename: " + e.Error
+			}
 		}
 	}
 	if e.Op == "" || line.failure == "" && e.Op == recording.OpMkdir { // mkdirat says so
 		return nil
 	}
-	if err := t.allowed(e); err != nil {
-		return err
+	if line.failure != "" {
+		return t.tell(s, e)
 	}
-	return t.tell(s, e)
+	switch e.Op {
+	case recording.OpCreate:
+		t.remember(s, name)
+	case recording.OpTruncate:
+		err = t.mayChange(s, name)
+	}
+	return errors.Join(err, t.allowed(e), t.tell(s, e))
 }
 
 // openingOp says what a client did by opening something; "" if it was to look at
@@ -256,7 +273,7 @@ func (t *tracker) transfer(s *trackedShare, line auditLine) error {
 		return err
 	}
 	e := recording.FileEvent{Op: recording.OpWrite, Path: name, Size: -1, Client: line.client}
-	return errors.Join(t.allowed(e), t.tell(s, e))
+	return errors.Join(t.mayChange(s, name), t.allowed(e), t.tell(s, e))
 }
 
 // closed counts a handle of smbd's own, and records what was done when it was the
@@ -272,7 +289,20 @@ func (t *tracker) closed(s *trackedShare, line auditLine) error {
 		return nil
 	}
 	delete(t.files, key)
-	return t.sumUp(s, key.path, f)
+	return errors.Join(t.unseen(s, key.path, f), t.sumUp(s, key.path, f))
+}
+
+// unseen records that a file was emptied by an opening that then was refused.
+func (t *tracker) unseen(s *trackedShare, full string, f *openFile) error {
+	if !f.emptied || f.shown {
+		return nil
+	}
+	name, err := s.inside(full)
+	if err != nil {
+		return err
+	}
+	e := recording.FileEvent{Op: recording.OpTruncate, Path: name, Size: -1, Client: f.client}
+	return errors.Join(t.mayChange(s, name), t.allowed(e), t.tell(s, e))
 }
 
 // sumUp records what a client did with a file.
@@ -378,6 +408,7 @@ func (t *tracker) changed(s *trackedShare, line auditLine) error {
 		f := t.file(line, full)
 		f.changed = true
 		if !f.shown { // as part of an opening, which says so
+			f.emptied = line.failure == ""
 			return nil
 		}
 		e.Op = recording.OpTruncate
@@ -394,7 +425,10 @@ func (t *tracker) changed(s *trackedShare, line auditLine) error {
 		return err
 	}
 	e.Path = name
-	return errors.Join(t.allowed(e), t.tell(s, e))
+	if e.Op == recording.OpTruncate && e.Error == "" {
+		err = t.mayChange(s, name)
+	}
+	return errors.Join(err, t.allowed(e), t.tell(s, e))
 }
 
 // attributes notes that the attributes of a file were set. smbd does so by itself
