@@ -506,7 +506,9 @@ func TestMask(t *testing.T) {
 		term := r.Terminal(fmt.Sprintf("c%d", i), 80, 24)
 		must(t, term.Output([]byte(text[:i])), term.Output([]byte(text[i:i+1])), term.Output([]byte(text[i+1:])), term.Close())
 	}
-	must(t, r.Command("c1", "echo hunter-22"), r.End(recording.EndDone))
+	must(t, r.Command("c1", "echo hunter-22"), r.File(recording.FileEvent{
+		Via: recording.ViaSMB, Op: recording.OpRename, Share: "share", Path: "a/hunter-22.txt", To: "share/hunter-22", Client: "hunter-22", Error: "no hunter-22",
+	}), r.End(recording.EndDone))
 	got := map[string]string{}
 	for _, b := range s.bodies(r.ID()) {
 		switch b := b.(type) {
@@ -515,6 +517,10 @@ func TestMask(t *testing.T) {
 		case recording.Command:
 			if b.Line != "echo *********" {
 				t.Errorf("command %q", b.Line)
+			}
+		case recording.FileEvent:
+			if b.Path != "a/*********.txt" || b.To != "share/*********" || b.Client != "*********" || b.Error != "no *********" {
+				t.Errorf("%+v", b)
 			}
 		}
 	}

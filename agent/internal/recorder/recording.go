@@ -136,13 +136,15 @@ func (r *Recording) Err() error {
 
 // File records one operation on a file.
 func (r *Recording) File(e recording.FileEvent) error {
-	e.Error = r.store.masked(e.Error)
+	for _, text := range []*string{&e.Share, &e.Path, &e.To, &e.SHA256, &e.Client, &e.Error} { // clients choose most of it
+		*text = r.store.Masked(*text)
+	}
 	return r.append(e)
 }
 
 // Command records a command line, before it runs.
 func (r *Recording) Command(channel, line string) error {
-	return r.append(recording.Command{Channel: channel, Line: r.store.masked(line)})
+	return r.append(recording.Command{Channel: channel, Line: r.store.Masked(line)})
 }
 
 func (r *Recording) append(b recording.Body) error {

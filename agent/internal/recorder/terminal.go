@@ -107,8 +107,8 @@ func (t *Terminal) Close() error {
 	return t.recording.append(recording.Close{Channel: t.channel, Bytes: t.bytes, SHA256: hex.EncodeToString(t.sum.Sum(nil))})
 }
 
-// masked returns text with the secrets masked.
-func (s *Store) masked(text string) string {
+// Masked returns text with the secrets masked, for what is recorded elsewhere.
+func (s *Store) Masked(text string) string {
 	var m masker
 	return string(append(m.write([]byte(text), s.hidden()), m.rest()...))
 }

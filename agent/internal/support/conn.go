@@ -66,7 +66,7 @@ func (s *Server) ServeConn(ctx context.Context, raw net.Conn, id protocol.Sessio
 	}
 	rec := s.record(auditlog.OpConnectSession, auditlog.Success, one)
 	rec.Properties["client"] = shell.Visible(string(sc.ClientVersion()))
-	if _, err := s.cfg.Journal.Append(ctx, rec); err != nil {
+	if err := s.append(ctx, rec); err != nil {
 		return fmt.Errorf("cannot record the connection: %w", err)
 	}
 	c.serve(ctx, channels)

@@ -50,7 +50,7 @@ func (c *connection) grant() (files.Grant, error) {
 
 func (c *connection) lease() (lock.Lease, error) {
 	lease, ok := c.server.cfg.Lock.Lease()
-	if !ok || !letsIn(lease, c.session.Key) {
+	if !ok || !letsIn(lease, c.session) {
 		return lock.Lease{}, protocol.Errorf(protocol.CodeLocked, "the disks are locked and the shares closed: raise a Lockbox request, and execute it once the customer has approved")
 	}
 	return lease, nil
@@ -140,8 +140,7 @@ func (c *connection) Record(ctx context.Context, op auditlog.Operation, result a
 	}
 	rec := c.server.record(op, result, c.session)
 	maps.Copy(rec.Properties, properties)
-	_, err := c.server.cfg.Journal.Append(ctx, rec)
-	return err
+	return c.server.append(ctx, rec)
 }
 
 // Running implements [shell.Session].

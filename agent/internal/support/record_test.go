@@ -86,6 +86,11 @@ func TestRecordedTerminal(t *testing.T) {
 	io.WriteString(typing, "shares\r")
 	out.await(t, "pw-of-this-lease")
 	watched.await(t, strings.Repeat("*", len("pw-of-this-lease")))
+	io.WriteString(typing, "ls pw-of-this-lease\r")
+	out.await(t, "No such file")
+	if list := s.journal.of(auditlog.OpRunCommand, "command"); !contains(list, "ls ****************") {
+		t.Errorf("records: %q", list)
+	}
 	s.server.Disable("ses-1", "killed")
 	if err := wait(); err == nil {
 		t.Error("a killed session ended well")
@@ -94,7 +99,7 @@ func TestRecordedTerminal(t *testing.T) {
 		t.Errorf("the watcher's end: %v", err)
 	}
 	reports, data := s.closed(1)
-	if reports[0].End.Reason != recording.EndKilled || reports[0].Meta.Request != "LockboxRequest_1" || reports[0].End.Counts.Commands != 1 {
+	if reports[0].End.Reason != recording.EndKilled || reports[0].Meta.Request != "LockboxRequest_1" || reports[0].End.Counts.Commands != 2 {
 		t.Errorf("recorded: %+v", reports[0])
 	}
 	if !bytes.Equal(data[0], []byte(watched.String())) {

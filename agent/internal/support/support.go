@@ -185,7 +185,7 @@ func (s *Server) Enable(ctx context.Context, in Session, authorities [][]byte) e
 	}
 	rec := s.record(auditlog.OpEnableSession, auditlog.Success, in)
 	rec.Properties["expires"] = in.Expires.UTC().Format(time.RFC3339)
-	if _, err := s.cfg.Journal.Append(ctx, rec); err != nil {
+	if err := s.append(ctx, rec); err != nil {
 		return err
 	}
 	s.mu.Lock()
@@ -417,9 +417,19 @@ func (s *Server) pace(ctx context.Context, id protocol.SessionID) error {
 }
 
 // recordAfter records what has already happened: an ending never waits for the
+// append puts a record in the journal, without the secrets that somebody may have
+// typed into a command.
+func (s *Server) append(ctx context.Context, r auditlog.Record) error {
+	for name, value := range r.Properties {
+		r.Properties[name] = s.cfg.Recorder.Masked(value)
+	}
+	_, err := s.cfg.Journal.Append(ctx, r)
+	return err
+}
+
 // record.
 func (s *Server) recordAfter(r auditlog.Record) {
-	if _, err := s.cfg.Journal.Append(context.Background(), r); err != nil {
+	if err := s.append(context.Background(), r); err != nil {
 		s.cfg.Log.Error().Err(err).Str("operation", string(r.Operation)).Msg("cannot record")
 	}
 }
