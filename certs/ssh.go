@@ -55,13 +55,18 @@ func (a *Authorities) SSHUserCert(pub ssh.PublicKey, person protocol.Person, ses
 	return a.sign(a.users, &ssh.Certificate{
 		Key:             pub,
 		CertType:        ssh.UserCert,
-		KeyId:           fmt.Sprintf("%s %s", person, session),
+		KeyId:           sshUserID(person, session),
 		ValidPrincipals: []string{string(session)},
 		Permissions: ssh.Permissions{
 			CriticalOptions: map[string]string{SessionOption: string(session), NodeOption: node.String()},
 			Extensions:      map[string]string{"permit-pty": ""},
 		},
 	}, ttl)
+}
+
+// sshUserID is the key id of a user certificate: who it is for, and where.
+func sshUserID(person protocol.Person, session protocol.SessionID) string {
+	return fmt.Sprintf("%s %s", person, session)
 }
 
 // SSHHostCert certifies the SSH host key of a node for ttl, under the name
@@ -103,13 +108,14 @@ func KnownHostsLine(authority ssh.PublicKey) string {
 // SSHUserCheck says which user certificates open one support session.
 type SSHUserCheck struct {
 	Authority ssh.PublicKey      // see [Authorities.SSHUserAuthority]
+	Person    protocol.Person    // whose session it is
 	Session   protocol.SessionID // the session being opened
 	Node      protocol.NodeID    // the node it is opened on
 	Now       time.Time
 }
 
 // Check returns the certificate in key if it opens the session: signed by the
-// authority, for a user, in time, and for this session and node only.
+// authority, for that person, in time, and for this session and node only.
 func (c SSHUserCheck) Check(key ssh.PublicKey) (*ssh.Certificate, error) {
 	cert, ok := key.(*ssh.Certificate)
 	if !ok {
@@ -132,6 +138,9 @@ func (c SSHUserCheck) Check(key ssh.PublicKey) (*ssh.Certificate, error) {
 	if cert.CriticalOptions[SessionOption] != string(c.Session) || cert.CriticalOptions[NodeOption] != c.Node.String() {
 		return nil, fmt.Errorf("the certificate is for session %q on node %q: this is %s on %s",
 			cert.CriticalOptions[SessionOption], cert.CriticalOptions[NodeOption], c.Session, c.Node)
+	}
+	if cert.KeyId != sshUserID(c.Person, c.Session) {
+		return nil, fmt.Errorf("the certificate names %q: this is a session of %s", cert.KeyId, c.Person)
 	}
 	return cert, nil
 }

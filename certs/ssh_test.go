@@ -48,7 +48,7 @@ func TestSSHUserCertOpensItsSessionOnly(t *testing.T) {
 		}
 		return c
 	}
-	check := SSHUserCheck{Authority: a.SSHUserAuthority(), Session: session, Node: node, Now: time.Now()}
+	check := SSHUserCheck{Authority: a.SSHUserAuthority(), Person: erin, Session: session, Node: node, Now: time.Now()}
 	with := func(change func(*SSHUserCheck)) SSHUserCheck { c := check; change(&c); return c }
 	foreignCert, err := other.SSHUserCert(pub, erin, session, node, 5*time.Minute)
 	if err != nil {
@@ -71,6 +71,7 @@ func TestSSHUserCertOpensItsSessionOnly(t *testing.T) {
 		{"another authority", check, foreignCert, "session authority"},
 		{"host certificate", check, hostCert, "session authority"},
 		{"host certificate by the user authority", check, resigned(func(c *ssh.Certificate) { c.CertType = ssh.HostCert }), "session authority"},
+		{"another person", with(func(c *SSHUserCheck) { c.Person = "mallory@provider.example" }), good(), "a session of mallory"},
 		{"another session", with(func(c *SSHUserCheck) { c.Session = "SES-other" }), good(), "does not open session SES-other"},
 		{"another node", with(func(c *SSHUserCheck) { c.Node.Node = 1 }), good(), "DBX0001/2"},
 		{"expired", with(func(c *SSHUserCheck) { c.Now = c.Now.Add(6 * time.Minute) }), good(), "expired"},

@@ -40,7 +40,7 @@ func TestCertifyInWireForm(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	check := SSHUserCheck{Authority: a.SSHUserAuthority(), Session: "SES-1", Node: node, Now: time.Now()}
+	check := SSHUserCheck{Authority: a.SSHUserAuthority(), Person: "erin@provider.example", Session: "SES-1", Node: node, Now: time.Now()}
 	if _, err := check.Check(user); err != nil {
 		t.Error(err)
 	}

@@ -122,7 +122,7 @@ func (s *Server) join(in Session, raw net.Conn) error {
 	switch {
 	case one == nil || one.ended || one.Key != in.Key:
 		return protocol.Errorf(protocol.CodeNotFound, "session %s has ended", in.ID)
-	case unlocked && !letsIn(lease, in.Key):
+	case unlocked && !letsIn(lease, in):
 		return protocol.Errorf(protocol.CodeForbidden, "the node was unlocked for somebody else")
 	}
 	one.failures = nil
@@ -183,8 +183,8 @@ func (s *Server) checkCertificate(one Session, user string, cert *ssh.Certificat
 	if got := ssh.FingerprintSHA256(cert.Key); got != one.Key {
 		return errors.New("the certificate is over another key than the session was enabled for")
 	}
-	if lease, ok := s.cfg.Lock.Lease(); ok && !letsIn(lease, one.Key) {
-		return errors.New("the node is unlocked, and not for this key")
+	if lease, ok := s.cfg.Lock.Lease(); ok && !letsIn(lease, one) {
+		return errors.New("the node is unlocked, and not for this engineer and key")
 	}
 	return nil
 }
@@ -192,7 +192,7 @@ func (s *Server) checkCertificate(one Session, user string, cert *ssh.Certificat
 func (s *Server) checkAuthorities(one Session, cert *ssh.Certificate) error {
 	var errs []error
 	for _, ca := range one.authorities {
-		check := certs.SSHUserCheck{Authority: ca, Session: one.ID, Node: s.cfg.Node, Now: s.cfg.Clock.Now()}
+		check := certs.SSHUserCheck{Authority: ca, Person: one.Engineer, Session: one.ID, Node: s.cfg.Node, Now: s.cfg.Clock.Now()}
 		_, err := check.Check(cert)
 		if err == nil {
 			return nil

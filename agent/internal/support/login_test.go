@@ -87,6 +87,37 @@ func TestHostKeyIsVerified(t *testing.T) {
 	s.wants("pwd", 0, "/\n", "")
 }
 
+// TestApprovedKeyUnderAnotherName has the control plane name another person for the
+// key that the customer approved.
+func TestApprovedKeyUnderAnotherName(t *testing.T) {
+	s := newScene(t)
+	mallory := s.session
+	mallory.ID, mallory.Engineer = "ses-2", "mallory@provider.example"
+	s.enable(mallory)
+	s.serving.Store(mallory.ID)
+	l := s.login()
+	l.user, l.cert = "ses-2", s.cert(s.erin, "ses-2", s.node)
+	if r := s.ssh(l, "pwd"); r.code != 255 {
+		t.Errorf("a certificate of erin's opens mallory's session: exit %d, %s", r.code, r.out)
+	}
+	if list := s.journal.of(auditlog.OpRefuseSession, "reason"); !contains(list, "this is a session of mallory") {
+		t.Errorf("records: %q", list)
+	}
+	l.cert = must(s.authorities.SSHUserCert(signer(s.erin).PublicKey(), mallory.Engineer, "ses-2", s.node, time.Minute))
+	if r := s.ssh(l, "pwd"); r.code != 0 { // while it is locked
+		t.Errorf("exit %d: %s", r.code, r.err)
+	}
+	s.unlock(approval.ReadWrite, s.session.Key)
+	if r := s.ssh(l, "ls /shares"); r.code != 255 {
+		t.Errorf("the approved key under another name: exit %d, %s", r.code, r.out)
+	}
+	if list := s.journal.of(auditlog.OpRefuseSession, "reason"); !contains(list, "not for this engineer and key") {
+		t.Errorf("records: %q", list)
+	}
+	s.serving.Store(s.session.ID)
+	s.wants("pwd", 0, "/\n", "")
+}
+
 func TestWhileUnlockedOnlyTheApprovedKeyGetsIn(t *testing.T) {
 	s := newScene(t)
 	c := s.client() // in before the unlock
@@ -94,7 +125,7 @@ func TestWhileUnlockedOnlyTheApprovedKeyGetsIn(t *testing.T) {
 	if r := s.run("pwd"); r.code != 255 {
 		t.Errorf("a certificate of the control plane's beats the statement: exit %d, %s", r.code, r.out)
 	}
-	if list := s.journal.of(auditlog.OpRefuseSession, "reason"); !contains(list, "not for this key") {
+	if list := s.journal.of(auditlog.OpRefuseSession, "reason"); !contains(list, "not for this engineer and key") {
 		t.Errorf("records: %q", list)
 	}
 	ends(t, c, 2*watchInterval+time.Second)

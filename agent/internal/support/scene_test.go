@@ -15,6 +15,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -198,7 +199,8 @@ type scene struct {
 	erin        ed25519.PrivateKey
 	session     Session
 	manifests   []*devicev1.ReportManifestRequest
-	share       string // folder of contoso_BlockBlob
+	share       string       // folder of contoso_BlockBlob
+	serving     atomic.Value // the SessionID that the socket serves
 	stop        func()
 }
 
@@ -216,6 +218,7 @@ func newScene(t *testing.T) *scene {
 		t: t, dir: t.TempDir(), node: protocol.NodeID{Serial: "DBX0001", Node: 1},
 		lock: &fakeLock{}, journal: &memoryJournal{}, clock: &testClock{}, erin: newKey(),
 	}
+	s.serving.Store(protocol.SessionID("ses-1"))
 	s.authorities, _, _ = certs.Open(filepath.Join(s.dir, "authority"))
 	host := newKey()
 	cert := must(s.authorities.SSHHostCert(signer(host).PublicKey(), s.node, time.Hour))
@@ -255,7 +258,7 @@ func (s *scene) write(name, content string) {
 	}
 }
 
-// listen serves session ses-1 on a socket, as the tunnel would.
+// listen serves a session on a socket, as the tunnel would.
 func (s *scene) listen() {
 	dir := must(os.MkdirTemp("", "support"))
 	s.socket = filepath.Join(dir, "s")
@@ -278,7 +281,7 @@ func (s *scene) listen() {
 			if err != nil {
 				return
 			}
-			all.Go(func() { s.server.ServeConn(ctx, conn, "ses-1") })
+			all.Go(func() { s.server.ServeConn(ctx, conn, s.serving.Load().(protocol.SessionID)) })
 		}
 	})
 	s.stop = sync.OnceFunc(func() {

@@ -4,8 +4,8 @@
 //   - It listens nowhere. Connections come over the tunnel, each for one session
 //     that the control plane enabled.
 //   - It lets in a user certificate of that session only, over the key the
-//     session was enabled for; while the node is unlocked, only over the key in
-//     the request statement, whatever the control plane says. Nobody comes in
+//     session was enabled for; while the node is unlocked, only of the engineer and
+//     over the key in the request statement, whatever the control plane says. Nobody comes in
 //     while the copy job has the disks. Who is in already and may not stay is
 //     put out within two seconds.
 //   - Everything is on record, see [recorder.Store]: what terminals show, command
@@ -360,7 +360,7 @@ func (s *Server) watch() {
 			one.ended = true
 			expired = append(expired, one.Session)
 			s.endLocked(one, recording.EndDone)
-		case unlocked && !letsIn(lease, one.Key):
+		case unlocked && !letsIn(lease, one.Session):
 			s.endLocked(one, recording.EndDone)
 		}
 	}
@@ -375,11 +375,12 @@ func (s *Server) over(one Session) bool {
 	return !s.cfg.Clock.Now().Before(one.Expires) || s.cfg.Clock.Boot() >= one.until
 }
 
-// letsIn reports whether the holder of an SSH key may come in while a lease is
-// held: the statement that the customer signed beats what the control plane
-// says.
-func letsIn(lease lock.Lease, key string) bool {
-	return lease.Purpose == protocol.SupportAccess && lease.Engineer.SSHKey == key
+// letsIn reports whether the engineer of a session may come in while a lease is
+// held: the statement that the customer signed names a person and their SSH key, and
+// beats what the control plane says of either. So nobody is recorded under a name
+// that was not approved.
+func letsIn(lease lock.Lease, one Session) bool {
+	return lease.Purpose == protocol.SupportAccess && lease.Engineer.SSHKey == one.Key && lease.Engineer.Person == one.Engineer
 }
 
 // record makes a record about a session.
@@ -416,7 +417,6 @@ func (s *Server) pace(ctx context.Context, id protocol.SessionID) error {
 	}
 }
 
-// recordAfter records what has already happened: an ending never waits for the
 // append puts a record in the journal, without the secrets that somebody may have
 // typed into a command.
 func (s *Server) append(ctx context.Context, r auditlog.Record) error {
@@ -427,6 +427,7 @@ func (s *Server) append(ctx context.Context, r auditlog.Record) error {
 	return err
 }
 
+// recordAfter records what has already happened: an ending never waits for the
 // record.
 func (s *Server) recordAfter(r auditlog.Record) {
 	if err := s.append(context.Background(), r); err != nil {
