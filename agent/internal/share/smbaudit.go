@@ -163,6 +163,9 @@ func (a *auditor) read() error {
 // queue already.
 const lastReports = 30 * time.Millisecond
 
+// lastRecord is how long it may take until all of them are recorded.
+const lastRecord = 100 * time.Millisecond
+
 // close takes down what smbd has still reported, and what is open of files. It
 // waits a moment only. It may be called more than once.
 func (a *auditor) close() error {
@@ -170,7 +173,7 @@ func (a *auditor) close() error {
 	var err error
 	select {
 	case <-a.ended:
-	case <-time.After(2 * lastReports):
+	case <-time.After(lastRecord):
 		err = errors.New("the end of what SMB clients did is not recorded: recording takes too long")
 	}
 	a.conn.Close()
