@@ -203,6 +203,7 @@ func (a *Agent) newRecorder(key ed25519.PrivateKey) (*recorder.Store, error) {
 		Journal: a.journal,
 		Now:     a.opts.Clock.Now,
 		Quota:   int64(a.cfg.Recording.Quota) << 20,
+		Part:    int64(a.cfg.Recording.PartMiB()) << 20,
 		MinFree: int64(a.cfg.Recording.MinFree) << 20,
 		Keep:    a.cfg.Recording.Keep,
 		Log:     a.opts.Log,

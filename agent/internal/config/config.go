@@ -166,6 +166,11 @@ type Recording struct {
 	// Quota is how many MiB they may have together, 16 to 1048576. When it is
 	// used up, nothing can be recorded, so no session can begin. Default 4096.
 	Quota int `mapstructure:"quota_mib"`
+	// Part is how many MiB one file of them has at most, 1 to 65536, and never
+	// more than half of Quota, so that one can go while the next grows: a longer
+	// recording goes on in another. The control plane takes none above its
+	// recordings.max_mib. Default 256.
+	Part int `mapstructure:"part_mib"`
 	// MinFree is how many MiB stay free on their file system, 16 to 1048576.
 	// Default 256.
 	MinFree int `mapstructure:"min_free_mib"`
@@ -173,6 +178,9 @@ type Recording struct {
 	// confirmed. It goes earlier when the quota is used up. Default 168h.
 	Keep time.Duration `mapstructure:"keep"`
 }
+
+// PartMiB is how many MiB one file has at most.
+func (r Recording) PartMiB() int { return min(r.Part, r.Quota/2) }
 
 // Reconnect bounds the waiting time before the tunnel is dialled again. It
 // grows from Min to Max, with full jitter, forever.
@@ -201,7 +209,7 @@ func Default() Config {
 			NFS: NFS{Address: "127.0.0.1", Port: 2049, Allow: []string{"127.0.0.0/8", "::1/128"}},
 		},
 		Copy:      Copy{Parallel: 4},
-		Recording: Recording{Quota: 4096, MinFree: 256, Keep: 7 * 24 * time.Hour},
+		Recording: Recording{Quota: 4096, Part: 256, MinFree: 256, Keep: 7 * 24 * time.Hour},
 		Reconnect: Reconnect{Min: time.Second, Max: time.Minute},
 		Log:       Log{Level: "info", Format: "json"},
 	}
@@ -263,6 +271,7 @@ func (c Config) Validate() error {
 	p.Check(c.Copy.Parallel >= 1 && c.Copy.Parallel <= 64, "copy.parallel", "%d is out of range: write 1 to 64", c.Copy.Parallel)
 	p.accounts(c.Copy.Accounts)
 	p.Check(c.Recording.Quota >= 16 && c.Recording.Quota <= 1<<20, "recording.quota_mib", "%d is out of range: write 16 to 1048576", c.Recording.Quota)
+	p.Check(c.Recording.Part >= 1 && c.Recording.Part <= 1<<16, "recording.part_mib", "%d is out of range: write 1 to 65536, and no more than recordings.max_mib of the control plane", c.Recording.Part)
 	p.Check(c.Recording.MinFree >= 16 && c.Recording.MinFree <= 1<<20, "recording.min_free_mib", "%d is out of range: write 16 to 1048576", c.Recording.MinFree)
 	p.Between("recording.keep", c.Recording.Keep, 0, 10*365*24*time.Hour)
 	p.Between("reconnect.min", c.Reconnect.Min, 10*time.Millisecond, time.Hour)

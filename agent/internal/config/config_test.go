@@ -116,7 +116,8 @@ func TestValidateNamesEveryProblemAtOnce(t *testing.T) {
 	for _, key := range strings.Fields(`serial node state_dir run_dir disks[0].id disks[0].image disks[1].id disks[1].image
 		blob_roots[0] local_socket control_plane.tunnel_address lock.dead_man lock.challenge_ttl lock.commit_within
 		lock.max_lease share.smbd share.address share.port share.allow share.nfs.address share.nfs.port share.nfs.allow copy.parallel copy.accounts[0].account copy.accounts[0].endpoint
-		copy.accounts[0].credential_file copy.accounts[1].account copy.accounts[1].endpoint copy.accounts[1].credential_file reconnect.min log.level log.format`) {
+		copy.accounts[0].credential_file copy.accounts[1].account copy.accounts[1].endpoint copy.accounts[1].credential_file
+		recording.quota_mib recording.part_mib recording.min_free_mib reconnect.min log.level log.format`) {
 		if !strings.Contains("\n"+strings.Join(e.Problems, "\n"), "\n"+key+": ") {
 			t.Errorf("no problem names %s", key)
 		}

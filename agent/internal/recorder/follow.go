@@ -51,22 +51,25 @@ func (r *Recording) Watchers() []string {
 	return nil
 }
 
-// Watch sends a recording to somebody from an offset on, and then what is added
-// to it, until it is closed or ctx ends. Those who are recorded are told. A
-// watcher that does not take what it is sent is dropped with
+// Watch sends a part of a recording to somebody from an offset on, and then what
+// is added to it, until it is closed or ctx ends. Those who are recorded are told.
+// A watcher that does not take what it is sent is dropped with
 // [protocol.CodeLimit]. With a negative offset nothing is sent: somebody watches
-// what the control plane has.
+// what the control plane has, until the recording ends, in whatever part.
 func (s *Store) Watch(ctx context.Context, id string, offset int64, name string, send func(offset int64, data []byte) error) error {
-	r, err := s.find(id)
+	p, err := s.find(id)
 	if err != nil {
 		return err
 	}
-	leave, err := r.enter(name)
+	leave, err := p.of.enter(name)
 	if err != nil {
 		return err
 	}
 	defer leave()
-	return r.follow(ctx, offset, send)
+	if offset < 0 {
+		return p.of.attend(ctx, send)
+	}
+	return p.follow(ctx, offset, send)
 }
 
 // enter adds a watcher and returns what takes it out again.
@@ -74,7 +77,7 @@ func (r *Recording) enter(name string) (leave func(), err error) {
 	w := &watcher{name}
 	err = r.change(func() error {
 		if len(r.watchers) >= maxWatchers {
-			return protocol.Errorf(protocol.CodeLimit, "recording %s is watched by %d already", r.meta.ID, maxWatchers)
+			return protocol.Errorf(protocol.CodeLimit, "recording %s is watched by %d already", r.id, maxWatchers)
 		}
 		r.watchers[w] = true
 		return nil
@@ -113,30 +116,53 @@ func (r *Recording) change(do func() error) error {
 	return err
 }
 
-// follow sends what is written, from an offset on, until the recording is
-// closed.
-func (r *Recording) follow(ctx context.Context, offset int64, send func(offset int64, data []byte) error) error {
-	file, err := os.Open(r.store.path(r.meta.ID, ".rec"))
+// attend waits until the recording has ended, and sends nothing now and then.
+func (r *Recording) attend(ctx context.Context, send func(offset int64, data []byte) error) error {
+	for {
+		r.mu.Lock()
+		p := r.part
+		r.mu.Unlock()
+		size, grown, closed := p.progress()
+		if closed && r.ends.Load() != nil {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-grown:
+		case <-time.After(watchQuiet):
+			if err := send(size, nil); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+// progress says how much there is, gives a channel that is closed when that
+// changes, and says whether it never will.
+func (p *part) progress() (size int64, grown <-chan struct{}, closed bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.size, p.grown, p.closed.Load() != nil
+}
+
+// follow sends what is written, from an offset on, until the part is closed.
+func (p *part) follow(ctx context.Context, offset int64, send func(offset int64, data []byte) error) error {
+	file, err := os.Open(p.path())
 	if err != nil {
 		return err
 	}
 	defer file.Close()
 	buf := make([]byte, watchChunk)
-	announced := offset < 0
 	for {
-		r.mu.Lock()
-		size, grown, closed := r.size, r.grown, r.closed.Load() != nil
-		r.mu.Unlock()
-		if announced {
-			offset = size
-		}
+		size, grown, closed := p.progress()
 		switch {
 		case offset > size:
-			return protocol.Errorf(protocol.CodeInvalid, "recording %s has %d bytes: nothing follows byte %d", r.meta.ID, size, offset)
+			return protocol.Errorf(protocol.CodeInvalid, "recording %s has %d bytes: nothing follows byte %d", p.meta.ID, size, offset)
 		case offset < size:
 			n, err := file.ReadAt(buf[:min(watchChunk, size-offset)], offset)
 			if err != nil {
-				return fmt.Errorf("cannot read recording %s: %w", r.meta.ID, err)
+				return fmt.Errorf("cannot read recording %s: %w", p.meta.ID, err)
 			}
 			began := time.Now()
 			if err := send(offset, buf[:n]); err != nil {
@@ -162,13 +188,26 @@ func (r *Recording) follow(ctx context.Context, offset int64, send func(offset i
 	}
 }
 
-// Chunk is a piece of a recording for the control plane.
+// Chunk is a piece of a part of a recording for the control plane.
 type Chunk struct {
 	Recording string
 	Offset    int64
 	Data      []byte
-	Closed    bool            // Data reaches the end of a closed recording
+	Closed    bool            // Data reaches the end of a closed part
 	Digest    approval.Digest // of all of it, when Closed
+}
+
+// AskAgain has Upload ask whether what the control plane confirmed is there still:
+// it may have been restored from a backup. What it has not is sent again.
+func (s *Store) AskAgain() {
+	for _, p := range s.list() {
+		if !p.confirmedAt().IsZero() {
+			p.mu.Lock()
+			p.ask = true
+			p.mu.Unlock()
+		}
+	}
+	wake(s.changed)
 }
 
 // Upload brings every recording to the control plane as it grows, until ctx
@@ -202,12 +241,12 @@ func (s *Store) Upload(ctx context.Context, send func(context.Context, Chunk) (a
 // uploadAll sends what there is, and reports whether anything was brought
 // forward, and whether anything failed.
 func (s *Store) uploadAll(ctx context.Context, send func(context.Context, Chunk) (int64, bool, error)) (sent, failed bool) {
-	for _, r := range s.list() {
+	for _, p := range s.list() {
 		for ctx.Err() == nil {
-			moved, err := r.upload(ctx, send)
+			moved, err := p.upload(ctx, send)
 			if err != nil {
 				failed = true
-				s.cfg.Log.Debug().Err(err).Str("recording", r.meta.ID).Msg("cannot bring a recording to the control plane")
+				s.cfg.Log.Debug().Err(err).Str("recording", p.meta.ID).Msg("cannot bring a recording to the control plane")
 			}
 			if !moved {
 				break
@@ -218,34 +257,37 @@ func (s *Store) uploadAll(ctx context.Context, send func(context.Context, Chunk)
 	return sent, failed
 }
 
-// upload sends the next piece of the recording, if there is one, and reports
-// whether that brought it forward.
-func (r *Recording) upload(ctx context.Context, send func(context.Context, Chunk) (int64, bool, error)) (moved bool, err error) {
-	r.mu.Lock()
-	closed, at, synced := r.closed.Load(), r.acked, r.synced
-	done := r.refused || !r.confirmedAt().IsZero() || closed == nil && at == synced
-	c := Chunk{Recording: r.meta.ID, Offset: at}
+// upload sends the next piece of the part, if there is one, and reports whether
+// that brought it forward.
+func (p *part) upload(ctx context.Context, send func(context.Context, Chunk) (int64, bool, error)) (moved bool, err error) {
+	p.mu.Lock()
+	closed, at, synced := p.closed.Load(), p.acked, p.synced
+	if p.ask {
+		at = synced
+	}
+	done := p.refused || !p.confirmedAt().IsZero() && !p.ask || closed == nil && at == synced
+	c := Chunk{Recording: p.meta.ID, Offset: at}
 	if synced-at <= sendChunk && closed != nil {
 		c.Closed, c.Digest = true, closed.Digest
 	}
-	r.mu.Unlock()
+	p.mu.Unlock()
 	if done {
 		return false, nil
 	}
-	if c.Data, err = r.piece(at, min(sendChunk, synced-at)); err != nil {
+	if c.Data, err = p.piece(at, min(sendChunk, synced-at)); err != nil {
 		return false, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, sendBound)
 	defer cancel()
 	acked, confirmed, err := send(ctx, c)
 	if err != nil {
-		return false, r.answered(err)
+		return false, p.answered(err)
 	}
-	return r.ack(c, acked, confirmed)
+	return p.ack(c, acked, confirmed)
 }
 
-func (r *Recording) piece(at, n int64) ([]byte, error) {
-	file, err := os.Open(r.store.path(r.meta.ID, ".rec"))
+func (p *part) piece(at, n int64) ([]byte, error) {
+	file, err := os.Open(p.path())
 	if err != nil {
 		return nil, err
 	}
@@ -256,40 +298,63 @@ func (r *Recording) piece(at, n int64) ([]byte, error) {
 }
 
 // ack takes an answer of the control plane.
-func (r *Recording) ack(c Chunk, acked int64, confirmed bool) (moved bool, err error) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if acked < 0 || acked > r.synced {
-		return false, fmt.Errorf("byte %d cannot be expected of %d", acked, r.synced)
+func (p *part) ack(c Chunk, acked int64, confirmed bool) (moved bool, err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if acked < 0 || acked > p.synced {
+		return false, fmt.Errorf("byte %d cannot be expected of %d", acked, p.synced)
 	}
-	r.acked = acked // which may go back, when the control plane was restored
+	asked := p.ask
+	p.acked = acked // which may go back, when the control plane was restored
 	switch {
+	case asked && confirmed:
+		p.ask = false
+		return true, nil
+	case asked: // it was restored from a backup that had less
+		err := p.confirmLocked(time.Time{})
+		p.ask = err != nil
+		return err == nil, err
 	case confirmed && c.Closed:
+		err := p.confirmLocked(p.store.cfg.Now())
+		return err == nil, err
 	case acked <= c.Offset:
 		return false, fmt.Errorf("the control plane goes on from byte %d", acked)
-	default:
-		return true, nil
 	}
-	k := *r.closed.Load()
-	k.Confirmed = r.store.cfg.Now()
-	if err := r.store.writeKnown(r.meta.ID, k); err != nil {
-		return false, err
-	}
-	r.closed.Store(&k)
 	return true, nil
 }
 
-// answered takes a refusal. One for good is recorded, once.
-func (r *Recording) answered(err error) error {
+// confirmLocked writes down when the control plane confirmed a closed part; zero if
+// it has lost it.
+func (p *part) confirmLocked(at time.Time) error {
+	k := *p.closed.Load()
+	k.Confirmed = at
+	if err := p.store.writeKnown(p.meta.ID, k); err != nil {
+		return err
+	}
+	p.closed.Store(&k)
+	return nil
+}
+
+// answered takes a refusal. One for good is recorded, once; for want of room there
+// it is logged, once.
+func (p *part) answered(err error) error {
 	switch code := protocol.CodeOf(err); code {
+	case protocol.CodeLimit, protocol.CodeStorageFull:
+		p.mu.Lock()
+		warned := p.warned
+		p.warned = true
+		p.mu.Unlock()
+		if !warned {
+			p.store.cfg.Log.Warn().Err(err).Str("recording", p.meta.ID).Msg("the control plane has no room for a recording, which stays here: see recording.part_mib here, recordings.max_mib, node_mib and total_mib there")
+		}
 	case protocol.CodeInvalid, protocol.CodeConflict, protocol.CodeForbidden, protocol.CodeRecording, protocol.CodeCheckpoint:
-		r.mu.Lock()
-		r.refused = true
-		r.mu.Unlock()
-		rec := r.store.record(auditlog.OpNoteRecording, auditlog.Refused, r.meta)
+		p.mu.Lock()
+		p.refused = true
+		p.mu.Unlock()
+		rec := p.store.record(auditlog.OpNoteRecording, auditlog.Refused, p.meta)
 		rec.Properties["refused"] = string(code)
 		rec.Properties["message"] = strings.ToValidUTF8(err.Error(), "?")
-		_, recordErr := r.store.cfg.Journal.Append(context.Background(), rec)
+		_, recordErr := p.store.cfg.Journal.Append(context.Background(), rec)
 		return errors.Join(err, recordErr)
 	}
 	return err

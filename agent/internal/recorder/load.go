@@ -8,16 +8,15 @@ import (
 	"io"
 	"io/fs"
 	"os"
-	"time"
 
 	"github.com/databox-lockbox/lockbox/agent/internal/state"
 	"github.com/databox-lockbox/lockbox/protocol/auditlog"
 	"github.com/databox-lockbox/lockbox/protocol/recording"
 )
 
-// load reads what is known of a recording, and closes it if nobody did. It
+// load reads what is known of a part. If nobody closed it, closeLeft has to. It
 // returns nil for a file without a first frame: nothing was begun.
-func (s *Store) load(id string) (*Recording, error) {
+func (s *Store) load(id string) (*part, error) {
 	var k known
 	data, err := os.ReadFile(s.path(id, ".json"))
 	switch {
@@ -38,16 +37,25 @@ func (s *Store) load(id string) (*Recording, error) {
 	if _, _, err := in.Next(); err != nil {
 		return nil, err
 	}
-	r := s.newRecording(in.Meta())
-	r.size, r.synced, r.reserved = k.Size, k.Size, k.Size
-	r.ends.Store(&k.Reason)
-	r.closed.Store(&k)
-	return r, nil
+	p := s.found(in.Meta(), k.Reason)
+	p.size, p.synced, p.reserved, p.next = k.Size, k.Size, k.Size, k.Next
+	p.ask = !k.Confirmed.IsZero()
+	p.closed.Store(&k)
+	return p, nil
 }
 
-// recover closes a recording that an earlier agent left. It is cut behind its
-// last whole frame, unless it has its end.
-func (s *Store) recover(id string) (*Recording, error) {
+// found is a part that an earlier agent recorded.
+func (s *Store) found(m recording.Meta, reason recording.Reason) *part {
+	r := s.newRecording(m.Whole())
+	r.ends.Store(&reason)
+	r.part = s.newPart(r, m)
+	r.part.begun = true
+	return r.part
+}
+
+// recover reads a part that an earlier agent left. It is cut behind its last whole
+// frame, unless it has its end.
+func (s *Store) recover(id string) (*part, error) {
 	file, err := os.OpenFile(s.path(id, ".rec"), os.O_RDWR, 0)
 	if err != nil {
 		return nil, err
@@ -63,55 +71,89 @@ func (s *Store) recover(id string) (*Recording, error) {
 	if err != nil { // it was never begun: no frame, no record
 		return nil, errors.Join(file.Close(), os.Remove(file.Name()), state.SyncDir(s.cfg.Dir))
 	}
-	r := s.newRecording(in.Meta())
-	r.file, r.encoder, r.notedAt = file, encoder, time.Now()
-	reason := recording.EndAgent
+	p := s.found(in.Meta(), recording.EndAgent)
+	p.file, p.encoder = file, encoder
 	if end := in.End(); end != nil {
-		reason = end.Reason
+		p.ended, p.next = end.Reason, end.Next
 	}
-	r.ends.Store(&reason)
-	if err := r.cut(in.Head().Size); err != nil {
+	if err := p.cut(in.Head().Size); err != nil {
 		return nil, errors.Join(err, file.Close())
 	}
-	r.reserved = r.size
-	return r, r.close()
+	p.reserved = p.size
+	return p, nil
+}
+
+// closeLeft closes what earlier agents left unclosed. A part that goes on in one
+// that is not there gets it first: once it is known as closed, the next was there.
+func (s *Store) closeLeft() error {
+	for _, p := range s.list() {
+		if _, gone := s.find(p.next); p.closed.Load() == nil && p.next != "" && gone != nil {
+			if err := s.succeed(p); err != nil {
+				return fmt.Errorf("cannot go on with recording %s: %w", p.meta.ID, err)
+			}
+		}
+	}
+	for _, p := range s.list() {
+		if p.closed.Load() == nil {
+			if err := p.close(); err != nil {
+				return fmt.Errorf("cannot close recording %s: %w", p.meta.ID, err)
+			}
+		}
+	}
+	wake(s.changed)
+	return nil
+}
+
+// succeed begins the part that an agent did not come to begin after it had closed
+// the one before. Nothing was recorded in it.
+func (s *Store) succeed(before *part) error {
+	next := s.found(before.followed(before.next, before.digestLocked()), recording.EndAgent)
+	if err := next.create(0); err != nil {
+		return err
+	}
+	if err := next.begin(); err != nil {
+		return err
+	}
+	next.begun = false
+	s.add(next)
+	return next.sync()
 }
 
 // cut leaves the first size bytes of the file, and keeps what is cut off beside
 // it if that is more than a frame that was being written.
-func (r *Recording) cut(size int64) error {
-	info, err := r.file.Stat()
+func (p *part) cut(size int64) error {
+	info, err := p.file.Stat()
 	if err != nil {
 		return err
 	}
 	if tail := info.Size() - size; tail > 0 {
-		if err := r.keepTail(size, tail); err != nil {
+		if err := p.keepTail(size, tail); err != nil {
 			return err
 		}
-		if err := r.file.Truncate(size); err != nil {
+		if err := p.file.Truncate(size); err != nil {
 			return state.Coded(err)
 		}
 	}
-	r.size = size
-	_, err = io.Copy(r.sum, io.NewSectionReader(r.file, 0, size))
+	p.size = size
+	_, err = io.Copy(p.sum, io.NewSectionReader(p.file, 0, size))
 	return err
 }
 
-func (r *Recording) keepTail(at, tail int64) error {
-	rec := r.store.record(auditlog.OpNoteRecording, auditlog.Failure, r.meta)
-	properties(rec, r.encoder.Head())
+func (p *part) keepTail(at, tail int64) error {
+	rec := p.store.record(auditlog.OpNoteRecording, auditlog.Failure, p.meta)
+	properties(rec, p.encoder.Head())
 	rec.Properties["cut"] = fmt.Sprint(tail)
 	if tail > recording.MaxFrame {
-		path := r.store.path(r.meta.ID, ".cut")
+		path := p.store.path(p.meta.ID, ".cut")
 		out, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
 		if err != nil {
 			return state.Coded(err)
 		}
-		_, err = io.Copy(out, io.NewSectionReader(r.file, at, tail))
+		_, err = io.Copy(out, io.NewSectionReader(p.file, at, tail))
 		if err := errors.Join(err, out.Sync(), out.Close()); err != nil {
 			return state.Coded(err)
 		}
 	}
-	_, err := r.store.cfg.Journal.Append(context.Background(), rec)
+	_, err := p.store.cfg.Journal.Append(context.Background(), rec)
 	return err
 }

@@ -17,11 +17,15 @@
 //     signed. What was cut off beyond one frame is kept beside it.
 //   - The journal names every recording when it begins and when it ends, and the
 //     head of its chain at least every minute while it grows.
+//   - One that becomes too long goes on in another part, between two events: the
+//     part before is durable and signed before the next has anything in it. To
+//     whoever is recorded or watches it is one; whatever stops the agent between
+//     the two, they fit together when it starts again.
 //   - Who watches, and what goes to the control plane, is read from the file: a
 //     slow reader costs the session nothing.
 //
-// A recording is a file "<id>.rec" (protocol/recording); what is known of it once
-// it is closed stands in "<id>.json".
+// A part is a file "<id>.rec" (protocol/recording); what is known of it once it is
+// closed stands in "<id>.json".
 package recorder
 
 import (
@@ -59,6 +63,9 @@ const (
 	room       = 256 << 10              // taken from the file system at once
 	endRoom    = 16 << 10               // of which this much is for the end
 	maxSecrets = 32
+
+	// DefaultPart is how long a part of a recording becomes, in bytes.
+	DefaultPart = 256 << 20
 )
 
 // Journal is the node's audit chain. A record is durable when Append returns.
@@ -74,6 +81,7 @@ type Config struct {
 	Journal Journal
 	Now     func() time.Time // the wall clock; nil: the system's
 	Quota   int64            // bytes of all recordings together
+	Part    int64            // bytes of one part of a recording; 0: DefaultPart
 	MinFree int64            // bytes that must stay free on the file system
 	Keep    time.Duration    // how long what the control plane confirmed is kept
 	Log     zerolog.Logger
@@ -86,7 +94,7 @@ type Store struct {
 	changed chan struct{} // holds one: something is to be sent
 
 	mu      sync.Mutex // guards what follows; taken after that of a Recording
-	all     map[string]*Recording
+	all     map[string]*part
 	used    int64 // bytes taken by all
 	secrets []string
 }
@@ -97,7 +105,10 @@ func New(cfg Config) (*Store, error) {
 	if cfg.Now == nil {
 		cfg.Now = func() time.Time { return time.Now().Round(0) }
 	}
-	s := &Store{cfg: cfg, dirty: make(chan struct{}, 1), changed: make(chan struct{}, 1), all: make(map[string]*Recording)}
+	if cfg.Part == 0 {
+		cfg.Part = DefaultPart
+	}
+	s := &Store{cfg: cfg, dirty: make(chan struct{}, 1), changed: make(chan struct{}, 1), all: make(map[string]*part)}
 	if err := state.PrivateDir(cfg.Dir); err != nil {
 		return nil, err
 	}
@@ -110,17 +121,16 @@ func New(cfg Config) (*Store, error) {
 		if !recording.ValidID(id) {
 			continue
 		}
-		r, err := s.load(id)
+		p, err := s.load(id)
 		if err != nil {
 			return nil, fmt.Errorf("cannot use recording %s: %w", id, err)
 		}
-		if r != nil {
-			s.all[id] = r
-			s.used += r.reserved
+		if p != nil {
+			s.all[id] = p
+			s.used += p.reserved
 		}
 	}
-	wake(s.changed)
-	return s, nil
+	return s, s.closeLeft()
 }
 
 // Mask hides a secret from now on: wherever it would be recorded stands as many
@@ -142,13 +152,13 @@ func (s *Store) hidden() []string {
 	return s.secrets
 }
 
-// OfSession returns the newest recording of a support session, "" if there is
-// none.
+// OfSession returns the newest recording of a support session, or the newest part
+// of it, "" if there is none.
 func (s *Store) OfSession(id protocol.SessionID) string {
-	var newest *Recording
-	for _, r := range s.list() {
-		if r.meta.Session == id && r.meta.Kind == recording.Session && (newest == nil || r.meta.Started.After(newest.meta.Started)) {
-			newest = r
+	var newest *part
+	for _, p := range s.list() {
+		if p.meta.Session == id && p.meta.Kind == recording.Session && (newest == nil || p.meta.Started.After(newest.meta.Started)) {
+			newest = p
 		}
 	}
 	if newest == nil {
@@ -157,12 +167,12 @@ func (s *Store) OfSession(id protocol.SessionID) string {
 	return newest.meta.ID
 }
 
-// list returns all recordings, oldest first.
-func (s *Store) list() []*Recording {
+// list returns all parts, oldest first.
+func (s *Store) list() []*part {
 	s.mu.Lock()
 	list := slices.Collect(maps.Values(s.all))
 	s.mu.Unlock()
-	slices.SortFunc(list, func(a, b *Recording) int {
+	slices.SortFunc(list, func(a, b *part) int {
 		if c := a.meta.Started.Compare(b.meta.Started); c != 0 {
 			return c
 		}
@@ -171,11 +181,11 @@ func (s *Store) list() []*Recording {
 	return list
 }
 
-func (s *Store) find(id string) (*Recording, error) {
+func (s *Store) find(id string) (*part, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if r := s.all[id]; r != nil {
-		return r, nil
+	if p := s.all[id]; p != nil {
+		return p, nil
 	}
 	return nil, protocol.Errorf(protocol.CodeNotFound, "node %s has no recording %q", s.cfg.Node, id)
 }
@@ -211,8 +221,8 @@ func (s *Store) Run(ctx context.Context) error {
 // without anybody saying so; 0 for never.
 func (s *Store) syncAll() time.Duration {
 	next := time.Duration(0)
-	for _, r := range s.list() {
-		if due := r.upkeep(); due > 0 && (next == 0 || due < next) {
+	for _, p := range s.list() {
+		if due := p.upkeep(); due > 0 && (next == 0 || due < next) {
 			next = due
 		}
 	}
@@ -223,9 +233,9 @@ func (s *Store) syncAll() time.Duration {
 // reason. Nobody uses the store any more.
 func (s *Store) Close() error {
 	var errs []error
-	for _, r := range s.list() {
-		if r.closed.Load() == nil {
-			errs = append(errs, r.End(recording.EndDone))
+	for _, p := range s.list() {
+		if p.closed.Load() == nil {
+			errs = append(errs, p.of.End(recording.EndDone))
 		}
 	}
 	return errors.Join(errs...)
@@ -274,46 +284,46 @@ func (s *Store) checkFree() error {
 // tidy removes what was confirmed long enough ago.
 func (s *Store) tidy() {
 	before := s.cfg.Now().Add(-s.cfg.Keep)
-	for _, r := range s.list() {
-		if at := r.confirmedAt(); !at.IsZero() && at.Before(before) {
-			s.remove(r)
+	for _, p := range s.list() {
+		if at := p.confirmedAt(); !at.IsZero() && at.Before(before) {
+			s.remove(p)
 		}
 	}
 }
 
 // free removes confirmed recordings, the oldest first, until n bytes fit.
 func (s *Store) free(n int64) {
-	for _, r := range s.list() {
+	for _, p := range s.list() {
 		s.mu.Lock()
 		fits := s.used+n <= s.cfg.Quota
 		s.mu.Unlock()
 		if fits {
 			return
 		}
-		if !r.confirmedAt().IsZero() {
-			s.remove(r)
+		if !p.confirmedAt().IsZero() {
+			s.remove(p)
 		}
 	}
 }
 
 // remove removes a confirmed recording.
-func (s *Store) remove(r *Recording) {
-	rec := s.record(auditlog.OpRemoveRecording, auditlog.Success, r.meta)
-	rec.Properties["digest"] = string(r.closed.Load().Digest)
+func (s *Store) remove(p *part) {
+	rec := s.record(auditlog.OpRemoveRecording, auditlog.Success, p.meta)
+	rec.Properties["digest"] = string(p.closed.Load().Digest)
 	if _, err := s.cfg.Journal.Append(context.Background(), rec); err != nil {
-		s.cfg.Log.Error().Err(err).Str("recording", r.meta.ID).Msg("a recording cannot be removed: that cannot be recorded")
+		s.cfg.Log.Error().Err(err).Str("recording", p.meta.ID).Msg("a recording cannot be removed: that cannot be recorded")
 		return
 	}
 	s.mu.Lock()
-	if s.all[r.meta.ID] == r {
-		delete(s.all, r.meta.ID)
-		s.used -= r.size
+	if s.all[p.meta.ID] == p {
+		delete(s.all, p.meta.ID)
+		s.used -= p.size
 	}
 	s.mu.Unlock()
 	// The file of what is known goes last: without it the recording would be
 	// taken for one that was never closed.
-	if err := errors.Join(os.Remove(s.path(r.meta.ID, ".rec")), os.Remove(s.path(r.meta.ID, ".json")), state.SyncDir(s.cfg.Dir)); err != nil {
-		s.cfg.Log.Error().Err(err).Str("recording", r.meta.ID).Msg("a recording cannot be removed")
+	if err := errors.Join(os.Remove(p.path()), os.Remove(s.path(p.meta.ID, ".json")), state.SyncDir(s.cfg.Dir)); err != nil {
+		s.cfg.Log.Error().Err(err).Str("recording", p.meta.ID).Msg("a recording cannot be removed")
 	}
 }
 
@@ -343,12 +353,14 @@ func properties(r auditlog.Record, h recording.Head) {
 	r.Properties["head"] = h.Hash
 }
 
-// known is what is known of a closed recording: its file <id>.json.
+// known is what is known of a closed part: its file <id>.json. If it names a next
+// one, that was durable.
 type known struct {
 	Size      int64            `json:"size"`
 	Digest    approval.Digest  `json:"digest"`
 	Reason    recording.Reason `json:"reason"`
 	Ended     time.Time        `json:"ended"`
+	Next      string           `json:"next,omitempty"`     // the part that goes on
 	Confirmed time.Time        `json:"confirmed,omitzero"` // when the control plane had it
 }
 

@@ -165,6 +165,7 @@ func New(cfg Config) (*Uplink, error) {
 
 func (u *Uplink) connected() {
 	u.cfg.Log.Info().Msg("the tunnel is up")
+	u.cfg.Recorder.AskAgain()
 	u.hurry()
 }
 
