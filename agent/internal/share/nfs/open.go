@@ -27,17 +27,24 @@ type openKey struct {
 type openFile struct {
 	*os.File
 	key   openKey
-	share string
-	path  string
 	inode uint64
 
 	users int       // guarded by the mutex of openFiles, as is
 	last  time.Time // when it was used
 
 	mu    sync.Mutex // guards what follows
-	moved int64      // bytes since they were last reported
-	next  int64      // where a transfer in order goes on; -1: it was not in order
-	sum   hash.Hash  // of what was transferred in order, from the start
+	share string     // where it was last used
+	path  string
+	moved int64     // bytes since they were last reported
+	next  int64     // where a transfer in order goes on; -1: it was not in order
+	sum   hash.Hash // of what was transferred in order, from the start
+}
+
+// found takes down where the file is now.
+func (f *openFile) found(t target) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.share, f.path = t.name, t.path
 }
 
 // transferred counts data that was read or written.
@@ -123,6 +130,7 @@ func (o *openFiles) get(t target, write bool) (*openFile, error) {
 	}
 	o.mu.Unlock()
 	if f != nil {
+		f.found(t)
 		return f, nil
 	}
 	return o.add(t, key)

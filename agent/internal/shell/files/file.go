@@ -21,7 +21,8 @@ import (
 type File struct {
 	f      *os.File
 	system *System
-	place  place
+	place  place  // where it was when it was opened
+	dir    string // of the share, to the kernel
 	write  bool
 	append bool
 	made   bool         // it is new: its name is not durable yet
@@ -78,7 +79,7 @@ func (s *System) OpenFile(name string, flag int, perm fs.FileMode) (*File, error
 		return nil, err
 	}
 	if f.write && !f.made {
-		f.begins = sync.OnceValue(func() error { return s.record(s.event(recording.OpWrite, p)) })
+		f.begins = sync.OnceValue(func() error { return s.record(s.event(recording.OpWrite, f.where())) })
 	}
 	return f, nil
 }
@@ -100,6 +101,7 @@ func (f *File) open(flag int, perm fs.FileMode) (err error) {
 // opened records that a file was opened, or why not.
 func (s *System) opened(f *File, e recording.FileEvent, err error) error {
 	if err == nil {
+		f.dir = s.kernelDir(f.place)
 		if err = regular(f.f.Stat()); err == nil { // it may be another one by now
 			err = s.record(e)
 		}
@@ -249,7 +251,7 @@ func (f *File) Seek(offset int64, whence int) (int64, error) {
 // Truncate gives the file another size. To make it shorter needs an approval
 // that says delete.
 func (f *File) Truncate(size int64) error {
-	e := f.system.event(recording.OpTruncate, f.place)
+	e := f.system.event(recording.OpTruncate, f.where())
 	e.Size = size
 	info, err := f.f.Stat()
 	if err == nil && size < info.Size() && f.stage == nil {
@@ -352,9 +354,10 @@ func (f *File) unmake(made fs.FileInfo) error {
 // content returns what is to be recorded of the content that was transferred, of
 // a file of a size, -1 if that is unknown.
 func (f *File) content(size int64) (events []recording.FileEvent) {
+	place := f.where()
 	add := func(op recording.Op, t *transfer, always bool) {
 		if bytes, sum := t.result(size); bytes > 0 || always {
-			e := f.system.event(op, f.place)
+			e := f.system.event(op, place)
 			e.Size, e.SHA256 = bytes, sum
 			events = append(events, e)
 		}

@@ -10,8 +10,8 @@
 //     share's own folder ([os.Root]), and none waits for a pipe or a device.
 //   - Every operation is in the [FileLog] before its answer goes out; what changes
 //     names is there before it happens, and so is the first write to a file that was
-//     there. Content is there when its file is closed, with its size and, if all of
-//     it was transferred, its SHA-256.
+//     there. Content is there when its file is closed, under the name that the file
+//     has then, with its size and, if all of it was transferred, its SHA-256.
 //   - What was written is durable when [File.Close] returns, and moved when
 //     [System.Rename] does. Whatever replaces a file is made whole aside, on the
 //     same disk: at any moment there is the old content or the new.
@@ -24,6 +24,7 @@ import (
 	"os"
 	"path"
 	"strings"
+	"sync"
 	"syscall"
 
 	"github.com/databox-lockbox/lockbox/protocol"
@@ -66,10 +67,15 @@ type Config struct {
 // System is the file system of a session. Its names are the paths that the
 // engineer sees, "/shares/<share>/…", and its errors know no others. It is safe
 // for concurrent use.
-type System struct{ cfg Config }
+type System struct {
+	cfg Config
+
+	mu   sync.Mutex       // guards what follows
+	dirs map[Share]string // the kernel's paths of their folders
+}
 
 // New returns the file system that cfg describes.
-func New(cfg Config) *System { return &System{cfg} }
+func New(cfg Config) *System { return &System{cfg: cfg, dirs: make(map[Share]string)} }
 
 // ErrUnrecorded is an operation that could not be recorded. The session ends.
 var ErrUnrecorded = errors.New("this cannot be recorded, so the session ends")
@@ -82,6 +88,7 @@ type place struct {
 	share  Share
 	name   string // relative to the share; "." is the share itself
 	access approval.Access
+	shares []Share // of the grant
 }
 
 // split cleans a path and takes the share off it; "" for the folders above.
@@ -113,7 +120,7 @@ func (s *System) find(op, name string) (place, error) {
 		if err != nil {
 			return place{}, &fs.PathError{Op: op, Path: full, Err: reason(err)}
 		}
-		return place{root, full, sh, inside, grant.Access}, nil
+		return place{root, full, sh, inside, grant.Access, grant.Shares}, nil
 	}
 	err = fs.ErrNotExist
 	if full == "/" || full == Dir {

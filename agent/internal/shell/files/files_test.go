@@ -567,3 +567,52 @@ func TestNewNamesAreOfWindows(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestRenamedWhileOpen: what is done with an open file is recorded under where it is
+// by then, whoever moved it, and whatever it is called.
+func TestRenamedWhileOpen(t *testing.T) {
+	const one, two = "/shares/one_BlockBlob/", "/shares/two_AzFile/"
+	for name, tt := range map[string]struct {
+		move func(shell *System) error
+		want string
+	}{
+		"not at all":       {func(*System) error { return nil }, "one_BlockBlob/dir/sub/file"},
+		"the file":         {func(s *System) error { return s.Rename(one+"dir/sub/file", one+"other", false) }, "one_BlockBlob/other"},
+		"a folder above":   {func(s *System) error { return s.Rename(one+"dir", one+"moved", false) }, "one_BlockBlob/moved/sub/file"},
+		"to another share": {func(s *System) error { return s.Rename(one+"dir/sub", two+"sub", false) }, "two_AzFile/sub/file"},
+		"twice": {func(s *System) error {
+			return errors.Join(s.Rename(one+"dir", one+"x", false), s.Rename(one+"x", two+"y", false))
+		}, "two_AzFile/y/sub/file"},
+		"like one removed": {func(s *System) error { return s.Rename(one+"dir/sub/file", one+"dir/sub/file (deleted)", false) }, "one_BlockBlob/dir/sub/file (deleted)"},
+		"and another there": {func(s *System) error {
+			return errors.Join(s.Rename(one+"dir", one+"x", false), s.Mkdir(one+"dir"), s.Mkdir(one+"dir/sub"), write(s.Create(one+"dir/sub/file"))("new"))
+		}, "one_BlockBlob/x/sub/file"},
+		"and removed": {func(s *System) error {
+			return errors.Join(s.Rename(one+"dir/sub/file", one+"last", false), s.Remove(one+"last"))
+		}, "one_BlockBlob/last"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newScene(t, approval.Delete)
+			s.put("one_BlockBlob/dir/sub/file", "content")
+			f, err := s.OpenFile(one+"dir/sub/file", os.O_RDWR, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := io.ReadAll(f); err != nil {
+				t.Fatal(err)
+			}
+			shell := New(Config{Grant: s.now, Log: s, Via: recording.ViaShell, Client: "ch2"})
+			if err := tt.move(shell); err != nil {
+				t.Fatal(err)
+			}
+			s.said()
+			if _, err := f.WriteAt([]byte("more"), 7); err != nil {
+				t.Fatal(err)
+			}
+			if err := errors.Join(f.Truncate(20), f.Close()); err != nil {
+				t.Fatal(err)
+			}
+			s.wantEvents("write "+tt.want, "truncate "+tt.want+" 20 ", "read "+tt.want+" 7 ", "write "+tt.want+" 4 ")
+		})
+	}
+}
