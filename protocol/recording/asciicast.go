@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 	"time"
 	"unicode/utf8"
 
@@ -42,7 +43,7 @@ func Asciicast(w io.Writer, r io.Reader, channel string) error {
 		}
 	}
 	if !c.open {
-		return protocol.Errorf(protocol.CodeNotFound, "the recording has no terminal %q", channel)
+		return c.missing()
 	}
 	c.event(c.last, "o", c.text(nil, true))
 	return c.w.Flush()
@@ -55,11 +56,24 @@ type caster struct {
 	open    bool
 	started time.Time
 	last    time.Time
-	rest    []byte // the beginning of a character that the next output completes
+	rest    []byte   // the beginning of a character that the next output completes
+	others  []string // terminals that were not wanted
+}
+
+// missing is the error of a terminal that there was not.
+func (c *caster) missing() error {
+	if len(c.others) == 0 {
+		return protocol.Errorf(protocol.CodeNotFound, "the recording has no terminal: what was done is in its events")
+	}
+	return protocol.Errorf(protocol.CodeNotFound, "the recording has no terminal %q: it has %s", c.channel, strings.Join(c.others, ", "))
 }
 
 func (c *caster) take(m Meta, at time.Time, b Body) error {
-	if o, ok := b.(Open); ok && !c.open && o.Terminal && (c.channel == "" || c.channel == o.Channel) {
+	if o, ok := b.(Open); ok && !c.open && o.Terminal {
+		if c.channel != "" && c.channel != o.Channel {
+			c.others = append(c.others, o.Channel)
+			return nil
+		}
 		c.open, c.channel, c.started, c.last = true, o.Channel, at, at
 		return c.line(castHeader{2, o.Columns, o.Rows, at.Unix(), title(m, o.Channel)})
 	}

@@ -106,7 +106,7 @@ func (s *Story) agent(ctx context.Context, n world.Node, args ...string) command
 
 // status asks a node's agent how it is.
 func (s *Story) status(ctx context.Context, n world.Node) (*devicev1.NodeStatus, error) {
-	c, err := run(ctx, "", filepath.Join(s.cfg.Bin, "databox-agent"), "--config", n.ConfigFile(), "status", "--output", "json")
+	c, err := run(ctx, "", filepath.Join(s.cfg.Bin, "databox-agent"), "--config", n.ConfigFile(), "status", "--output", "raw")
 	if err != nil {
 		return nil, err
 	}

@@ -11,17 +11,19 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"slices"
 	"strings"
 	"syscall"
 	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
-	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/databox-lockbox/lockbox/agent/internal/config"
 	"github.com/databox-lockbox/lockbox/protocol"
 	devicev1 "github.com/databox-lockbox/lockbox/protocol/device/v1"
+	"github.com/databox-lockbox/lockbox/protocol/rpc"
 )
 
 // Exit codes of the command.
@@ -301,6 +303,9 @@ closed, disks locked, keys wiped. The approval is not spent: within its time it 
 be executed again, until it is revoked or the session is disabled.`, a.Lock)
 }
 
+// outputs are the ways to print.
+var outputs = []string{"text", "json", "raw"}
+
 // askCommand is a command that asks the running agent and shows its answer.
 func (a *app) askCommand(use, short, long string, ask func(context.Context, config.Config) (*devicev1.NodeStatus, error)) *cobra.Command {
 	var output string
@@ -310,8 +315,8 @@ func (a *app) askCommand(use, short, long string, ask func(context.Context, conf
 		Long:  long,
 		Args:  noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if output != "text" && output != "json" {
-				return usagef("--output is %q: want text or json", output)
+			if !slices.Contains(outputs, output) {
+				return usagef("--output is %q: want one of %s", output, strings.Join(outputs, ", "))
 			}
 			cfg, err := a.load()
 			if err != nil {
@@ -321,23 +326,22 @@ func (a *app) askCommand(use, short, long string, ask func(context.Context, conf
 			if err != nil {
 				return err
 			}
-			if output == "json" {
-				return showJSON(cmd.OutOrStdout(), s)
+			switch output {
+			case "json":
+				return showJSON(cmd.OutOrStdout(), s, rpc.Plain)
+			case "raw":
+				return showJSON(cmd.OutOrStdout(), s, rpc.Raw)
 			}
 			return showText(cmd.OutOrStdout(), s)
 		},
 	}
-	c.Flags().StringVar(&output, "output", "text", "text or json")
+	c.Flags().StringVar(&output, "output", "text", "text; json, with times in RFC 3339; or raw, JSON as the agent sends it")
 	return c
 }
 
-func showJSON(w io.Writer, s *devicev1.NodeStatus) error {
-	data, err := protojson.MarshalOptions{UseProtoNames: true, EmitUnpopulated: true}.Marshal(s)
+func showJSON(w io.Writer, s *devicev1.NodeStatus, as func(proto.Message) (map[string]any, error)) error {
+	value, err := as(s)
 	if err != nil {
-		return err
-	}
-	var value any
-	if err := json.Unmarshal(data, &value); err != nil {
 		return err
 	}
 	enc := json.NewEncoder(w)

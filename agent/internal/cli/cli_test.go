@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/databox-lockbox/lockbox/agent/internal/config"
 	"github.com/databox-lockbox/lockbox/agent/internal/lock"
@@ -104,15 +105,16 @@ func TestStatusAndLock(t *testing.T) {
 		}
 		code, out, _ = b.run("--config", b.config, command, "--output", "json")
 		var parsed struct {
-			State string `json:"state"`
+			State string    `json:"state"`
+			Lease time.Time `json:"lease_end"`
 			Disks []struct {
 				LoopDevices []string `json:"loop_devices"`
 			} `json:"disks"`
 		}
-		if err := json.Unmarshal([]byte(out), &parsed); code != ExitOK || err != nil || parsed.State != "Unlocked" || len(parsed.Disks) != 1 || len(parsed.Disks[0].LoopDevices) != 1 {
+		if err := json.Unmarshal([]byte(out), &parsed); code != ExitOK || err != nil || parsed.State != "Unlocked" || parsed.Lease.Year() != 2100 || len(parsed.Disks) != 1 || len(parsed.Disks[0].LoopDevices) != 1 {
 			t.Errorf("%s as JSON: exit %d, %v\n%s", command, code, err, out)
 		}
-		if code, _, errOut = b.run("--config", b.config, command, "--output", "yaml"); code != ExitUsage || !strings.Contains(errOut, "text or json") {
+		if code, _, errOut = b.run("--config", b.config, command, "--output", "yaml"); code != ExitUsage || !strings.Contains(errOut, "text, json, raw") {
 			t.Errorf("%s as YAML: exit %d: %s", command, code, errOut)
 		}
 		b.called() // nothing was done before the mistake was found

@@ -48,7 +48,7 @@ func Run(ctx context.Context, args []string, in io.Reader, out, errOut io.Writer
 	root.SetIn(in)
 	root.SetOut(out)
 	root.SetErr(errOut)
-	err := root.ExecuteContext(ctx)
+	c, err := root.ExecuteContextC(ctx)
 	if err == nil {
 		return ExitOK
 	}
@@ -56,7 +56,7 @@ func Run(ctx context.Context, args []string, in io.Reader, out, errOut io.Writer
 		return int(exit)
 	}
 	_ = show(errOut, []byte("lockbox: "+err.Error()+"\n"))
-	if advice := advise(err); advice != "" {
+	if advice := advise(err, c); advice != "" {
 		fmt.Fprintln(errOut, advice)
 	}
 	return exitCode(err)
@@ -90,8 +90,8 @@ func exitCode(err error) int {
 	return ExitRefused
 }
 
-// advise says what to do about a refusal, where it is always the same.
-func advise(err error) string {
+// advise says what to do about a refusal of c, where it is always the same.
+func advise(err error, c *cobra.Command) string {
 	switch protocol.CodeOf(err) {
 	case protocol.CodeUnauthenticated:
 		return "Run 'lockbox login' with a new token from an administrator, or with --sso."
@@ -102,11 +102,14 @@ func advise(err error) string {
 	case protocol.CodeTimeout:
 		return "It may have been done all the same: look before you repeat it."
 	case protocol.CodeOffline:
-		return "'lockbox device show SERIAL' says when the device was last seen."
+		return "'lockbox device list' says when the device was last seen."
 	case protocol.CodeKeyService:
 		return "Administrators see with 'lockbox key show' what the key service says."
 	case protocol.CodeNotApproved:
-		return "'lockbox request show N' says what is still missing."
+		if c.HasParent() && c.Parent().Name() == "request" && c.Flags().NArg() > 0 {
+			return fmt.Sprintf("'lockbox request show %s' says what is still missing.", printable(c.Flags().Arg(0)))
+		}
+		return "'lockbox request list' says how far each request is."
 	}
 	return ""
 }
@@ -162,7 +165,7 @@ stock programs do, with 255 when there is no session to run them in.`,
 	})
 	f := root.PersistentFlags()
 	f.StringVar(&a.home, "home", defaultHome(), "folder of your key and certificate (LOCKBOX_HOME)")
-	f.StringVar(&a.output, "output", "text", "how to print: text; json, with documents as they read; or raw, JSON as the API sends it. Progress is a document a line")
+	f.StringVar(&a.output, "output", "text", "how to print: text; json, with documents as they read and times in RFC 3339; or raw, JSON as the API sends it. Progress is a document a line")
 	f.DurationVar(&a.timeout, "timeout", 2*time.Minute, "give up a call after this long")
 	choices(root, "output", outputs...)
 	root.AddCommand(

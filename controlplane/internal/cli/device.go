@@ -88,15 +88,17 @@ func (a *app) showDevice(cmd *cobra.Command, d *lockboxv1.Device, err error) err
 			fields(w, "  Tunnel", onlineWord(n), "  Last seen", since(n.LastSeen), "  Key", n.KeyFingerprint,
 				"  Certificate until", when(n.CertificateExpires), "  Lock", lockWords(n),
 				"  Lease ends", until(n.LeaseEnd), "  Last relock", n.LastRelockReason, "  Copy job", n.JobState, "  Fault", n.Fault)
+			var rows [][]string
 			for _, disk := range n.Disks {
-				fmt.Fprintf(w, "  disk   %-10s %-8s %s %s\n", printable(disk.Disk), printable(disk.State), printable(disk.Method), printable(disk.VolumeGuid))
+				rows = append(rows, []string{"  disk", disk.Disk, disk.State, disk.Method, disk.VolumeGuid})
 			}
 			if len(n.Shares) == 0 && n.Enrolled {
-				fmt.Fprintln(w, "  share  (all)                        closed")
+				rows = append(rows, []string{"  share", "(all)", "closed"})
 			}
 			for _, s := range n.Shares {
-				fmt.Fprintf(w, "  share  %-28s %-7s %s %s\n", printable(s.Name), printable(s.State), printable(s.Protocol), printable(s.Address))
+				rows = append(rows, []string{"  share", s.Name, s.State, s.Protocol, s.Address})
 			}
+			columns(w, rows)
 		}
 	})
 }

@@ -50,6 +50,10 @@ func (l *liar) GetRequest(ctx context.Context, in *lockboxv1.GetRequestRequest) 
 	return r, err
 }
 
+func (l *liar) DraftDecision(context.Context, *lockboxv1.DraftDecisionRequest) (*lockboxv1.Document, error) {
+	return &lockboxv1.Document{Payload: []byte("what nobody must sign")}, nil
+}
+
 func (l *liar) Decide(ctx context.Context, in *lockboxv1.DecideRequest) (*lockboxv1.Request, error) {
 	l.decided = append(l.decided, in.Envelope)
 	return l.truth.Requests.GetRequest(ctx, &lockboxv1.GetRequestRequest{Id: in.Id})

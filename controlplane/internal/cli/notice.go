@@ -91,13 +91,15 @@ func showTold(w io.Writer, told []*lockboxv1.Delivery) {
 		return
 	}
 	fmt.Fprintln(w, "Told")
+	var rows [][]string
 	for _, d := range told {
 		how := when(d.Sent)
 		if how == "" {
 			how = d.State + " since " + when(d.Created)
 		}
-		fmt.Fprintf(w, "  %s  %-18s %s %s\n", how, printable(d.Kind), printable(d.Channel), printable(d.Recipient))
+		rows = append(rows, []string{"  " + how, d.Kind, d.Channel, d.Recipient})
 	}
+	columns(w, rows)
 }
 
 func (a *app) webhookCommand() *cobra.Command {

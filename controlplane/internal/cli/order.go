@@ -94,15 +94,16 @@ func (a *app) showOrder(cmd *cobra.Command, o *lockboxv1.Order, err error) error
 		return err
 	}
 	return a.print(cmd, o, func(w io.Writer) {
-		fields(w, "Order", o.Id, "Subscription", o.Subscription, "SKU", o.Sku, "Stage", o.Stage, "Status", o.Status,
+		shown := []string{"Order", o.Id, "Subscription", o.Subscription, "SKU", o.Sku, "Stage", o.Stage, "Status", o.Status,
 			"Device", o.Serial, "Trust policy", o.TrustPolicyDigest, "Consent", o.ConsentDigest,
-			"Errors", strings.Join(o.ErrorCodes, ", "), "Job", jobProgress(o))
+			"Errors", strings.Join(o.ErrorCodes, ", "), "Job", jobProgress(o)}
 		for _, d := range o.Destinations {
-			fields(w, "Destination", d.Account+" = "+d.Endpoint)
+			shown = append(shown, "Destination", d.Account+" = "+d.Endpoint)
 		}
 		for _, n := range o.Nodes {
-			fmt.Fprintf(w, "Node %d  disks %s  key %s\n", n.Node, printable(strings.Join(n.Disks, " ")), printable(n.KeyFingerprint))
+			shown = append(shown, fmt.Sprintf("Node %d", n.Node), strings.TrimSpace("disks "+strings.Join(n.Disks, " ")+"  key "+n.KeyFingerprint))
 		}
+		fields(w, shown...)
 		showHistory(w, o.History)
 		if o.Outline {
 			showOutline(w, o.Subscription)
@@ -117,9 +118,14 @@ func showOutline(w io.Writer, subscription string) {
 }
 
 func showHistory(w io.Writer, lines []*lockboxv1.HistoryLine) {
-	for _, l := range lines {
-		fmt.Fprintf(w, "  %s  %-24s %s\n", when(l.Time), printable(l.What), printable(l.Detail))
+	if len(lines) > 0 {
+		fmt.Fprintln(w, "History")
 	}
+	var rows [][]string
+	for _, l := range lines {
+		rows = append(rows, []string{"  " + when(l.Time), l.What, l.Detail})
+	}
+	columns(w, rows)
 }
 
 func (a *app) orderList() *cobra.Command {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -36,6 +37,7 @@ type player struct {
 	current string          // the channel on the screen
 	plain   bool            // it is no terminal
 	open    map[string]bool // channels, with whether they have terminals
+	seen    []string        // all that were opened
 	last    time.Time
 }
 
@@ -85,7 +87,7 @@ func (p *player) play(ctx context.Context, r io.Reader) error {
 		f, b, err := in.Next()
 		if errors.Is(err, io.EOF) {
 			p.line("-- %s", ended(in))
-			return nil
+			return p.missed()
 		}
 		if err != nil {
 			return damaged(err)
@@ -101,6 +103,17 @@ func (p *player) play(ctx context.Context, r io.Reader) error {
 			return err
 		}
 	}
+}
+
+// missed is the error of a channel that was wanted and that there was not.
+func (p *player) missed() error {
+	switch {
+	case p.channel == "" || slices.Contains(p.seen, p.channel):
+		return nil
+	case len(p.seen) == 0:
+		return protocol.Errorf(protocol.CodeNotFound, "the recording has no channel %q: it has none", p.channel)
+	}
+	return protocol.Errorf(protocol.CodeNotFound, "the recording has no channel %q: it has %s", p.channel, strings.Join(p.seen, ", "))
 }
 
 // wants reports whether something is shown for b, and so waited for.
@@ -188,7 +201,7 @@ func (p *player) show(f recording.Frame, b recording.Body) error {
 	case recording.Meta:
 		p.line("-- %s %s on %s by %s, ticket %s, from %s", b.Kind, b.Session, b.Node, b.Engineer, b.Ticket, protocol.Stamp(b.Started))
 	case recording.Open:
-		p.open[b.Channel] = b.Terminal
+		p.open[b.Channel], p.seen = b.Terminal, append(p.seen, b.Channel)
 		if p.take(b.Channel); p.onScreen(b.Channel) {
 			p.window(b.Columns, b.Rows)
 		}

@@ -127,16 +127,19 @@ func showEvaluation(w io.Writer, e *lockboxv1.Evaluation) {
 func (a *app) policyWho() *cobra.Command {
 	req := &lockboxv1.WhoCouldUnlockRequest{}
 	c := &cobra.Command{
-		Use:   "who --device SERIAL",
+		Use:   "who SERIAL",
 		Short: "Show who could unlock a device now, and what stands in the way of each",
 		Long: `Show of each engineer whether they could open a device now, whether they could
 ask to, and what stands in their way: the factors of the rules, evaluated with
 what is known of them, a missing key, session, ticket or approval; and whose
 approvals the device's trust policy and the rules want.`,
-		Args: args(),
-		RunE: a.connected(func(ctx context.Context, c *client.Client, cmd *cobra.Command, _ []string) error {
-			if err := need(cmd, "device"); err != nil {
-				return err
+		Args: optional("SERIAL"),
+		RunE: a.connected(func(ctx context.Context, c *client.Client, cmd *cobra.Command, args []string) error {
+			if len(args) > 0 {
+				req.Serial = args[0]
+			}
+			if req.Serial == "" {
+				return usagef("of which device? Give its serial: %s ('lockbox device list' shows them)", cmd.UseLine())
 			}
 			resp, err := c.Policies.WhoCouldUnlock(ctx, req)
 			if err != nil {
@@ -145,7 +148,7 @@ approvals the device's trust policy and the rules want.`,
 			return a.print(cmd, resp, func(w io.Writer) { showWho(w, resp) })
 		}),
 	}
-	c.Flags().StringVar(&req.Serial, "device", "", "serial of the device")
+	c.Flags().StringVar(&req.Serial, "device", "", "the serial, where it is no argument")
 	return c
 }
 

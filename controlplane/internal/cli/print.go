@@ -14,12 +14,12 @@ import (
 	"unicode/utf8"
 
 	"github.com/spf13/cobra"
-	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 
 	"github.com/databox-lockbox/lockbox/protocol"
 	"github.com/databox-lockbox/lockbox/protocol/approval"
+	"github.com/databox-lockbox/lockbox/protocol/rpc"
 )
 
 // print writes m as one JSON document if that was asked for, else what text
@@ -58,49 +58,23 @@ func (a *app) write(cmd *cobra.Command, indent string, value func() (any, error)
 	return err
 }
 
-// plain returns m as encoding/json knows it: protojson varies its white space on
-// purpose, and people compare what is printed. Documents stand in it as they read,
-// unless it is to be raw.
+// plain returns m as encoding/json knows it. Documents and times stand in it as
+// they read, unless it is to be raw.
 func (a *app) plain(m proto.Message) (any, error) {
-	data, err := protojson.MarshalOptions{UseProtoNames: true, EmitUnpopulated: true}.Marshal(m)
-	if err != nil {
-		return nil, err
+	if a.output == "raw" {
+		return rpc.Raw(m)
 	}
-	value := map[string]any{}
-	if err := json.Unmarshal(data, &value); err != nil {
-		return nil, err
+	value, err := rpc.Plain(m)
+	if err == nil {
+		rpc.Walk(m.ProtoReflect().Descriptor(), value, readable)
 	}
-	if a.output != "raw" {
-		readable(m.ProtoReflect().Descriptor(), value)
-	}
-	return value, nil
+	return value, err
 }
 
-// readable replaces, in a message as JSON, the bytes that are documents.
-func readable(d protoreflect.MessageDescriptor, message map[string]any) {
-	for i := range d.Fields().Len() {
-		f := d.Fields().Get(i)
-		name := string(f.Name())
-		if list, ok := message[name].([]any); ok {
-			for i := range list {
-				list[i] = readableField(f, list[i])
-			}
-		} else if message[name] != nil {
-			message[name] = readableField(f, message[name])
-		}
-	}
-}
-
-func readableField(f protoreflect.FieldDescriptor, value any) any {
-	switch v := value.(type) {
-	case map[string]any:
-		if f.Message() != nil && !f.IsMap() {
-			readable(f.Message(), v)
-		}
-	case string:
-		if f.Kind() == protoreflect.BytesKind {
-			return document(v)
-		}
+// readable replaces bytes that are documents.
+func readable(f protoreflect.FieldDescriptor, value any) any {
+	if text, ok := value.(string); ok && f.Kind() == protoreflect.BytesKind {
+		return document(text)
 	}
 	return value
 }
@@ -148,8 +122,12 @@ func show(w io.Writer, text []byte) error {
 
 // table writes rows under a header, in columns.
 func table(w io.Writer, header string, rows [][]string) {
+	columns(w, append([][]string{strings.Fields(header)}, rows...))
+}
+
+// columns writes rows, each column as wide as what is in it.
+func columns(w io.Writer, rows [][]string) {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(t, strings.ReplaceAll(header, " ", "\t"))
 	for _, r := range rows {
 		for i := range r {
 			r[i] = printable(r[i])

@@ -387,26 +387,70 @@ or when it locks by itself if it could not be reached.`,
 
 func (a *app) sessionWatch() *cobra.Command {
 	var channel string
+	var patience time.Duration
 	c := &cobra.Command{
 		Use:   "watch SESSION",
 		Short: "Watch a session live",
-		Long: `Watch a support session as it happens, as the customer's approver. What was shown
-so far comes first. The engineer sees that you watch, and it is recorded. Leave
-with Ctrl-C; end the session with 'lockbox session kill'.`,
+		Long: `Watch a support session as it happens: the customer's approvers those on their
+devices, an engineer their own. What was shown so far comes first. The engineer
+sees that a customer watches, and it is recorded. Leave with Ctrl-C; approvers end
+the session with 'lockbox session kill'.
+
+A session begins when its engineer connects. Before that this waits for it.`,
 		Args: args("SESSION"),
 		RunE: a.connected(func(ctx context.Context, c *client.Client, cmd *cobra.Command, args []string) error {
+			if err := untilBegun(ctx, c, cmd, args[0], patience); err != nil {
+				return left(ctx, err)
+			}
 			r := readRemote(ctx, c, args[0], true)
 			defer r.Close()
 			p := newPlayer(cmd, channel)
-			err := p.play(ctx, r)
-			if ctx.Err() != nil { // they left
-				return p.screen.restore()
-			}
+			err := left(ctx, p.play(ctx, r))
 			return errors.Join(err, p.screen.restore())
 		}),
 	}
 	c.Flags().StringVar(&channel, "channel", "", "only this channel; by default one terminal after the other")
+	c.Flags().DurationVar(&patience, "wait", 10*time.Minute, "wait at most so long for the session to begin")
 	return c
+}
+
+// left returns err, unless whoever watched has left.
+func left(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return nil
+	}
+	return err
+}
+
+// lookEvery is how often it is looked whether something has begun.
+const lookEvery = 500 * time.Millisecond
+
+// untilBegun waits until something is recorded of a session that can still begin.
+func untilBegun(ctx context.Context, c *client.Client, cmd *cobra.Command, id string, patience time.Duration) error {
+	for began, told := time.Now(), false; ; told = true {
+		_, err := c.Recordings.GetRecording(ctx, &lockboxv1.GetRecordingRequest{Id: id})
+		if protocol.CodeOf(err) != protocol.CodeNotFound {
+			return err
+		}
+		s, noSession := c.Sessions.GetSession(ctx, &lockboxv1.GetSessionRequest{Id: id})
+		switch {
+		case protocol.CodeOf(noSession) == protocol.CodeNotFound:
+			return err
+		case noSession != nil:
+			return noSession
+		case s.State != "enabled":
+			return protocol.Errorf(protocol.CodeNotFound, "session %s is %s, and nothing was recorded of it", s.Id, s.State)
+		case time.Since(began) >= patience:
+			return protocol.Errorf(protocol.CodeNotFound, "%s has not connected to session %s: watch again later, or longer with --wait", s.Engineer, s.Id)
+		case !told:
+			fmt.Fprintf(cmd.ErrOrStderr(), "waiting for the session to begin: %s has not connected yet…\n", printable(s.Engineer))
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(lookEvery):
+		}
+	}
 }
 
 func (a *app) sessionPlay() *cobra.Command {

@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/databox-lockbox/lockbox/controlplane/client"
+	"github.com/databox-lockbox/lockbox/protocol"
 	"github.com/databox-lockbox/lockbox/protocol/approval"
 	lockboxv1 "github.com/databox-lockbox/lockbox/protocol/lockbox/v1"
 )
@@ -286,6 +287,9 @@ func (a *app) decide(ctx context.Context, c *client.Client, cmd *cobra.Command, 
 	if err != nil {
 		return err
 	}
+	if err := mayDecide(ctx, c, r.Id, verdict); err != nil {
+		return err
+	}
 	signer, key, done, err := findSigner(ctx, cmd, flags.key, policy)
 	if err != nil {
 		return err
@@ -313,6 +317,17 @@ func (a *app) decide(ctx context.Context, c *client.Client, cmd *cobra.Command, 
 	}
 	r, err = c.Requests.Decide(ctx, &lockboxv1.DecideRequest{Id: r.Id, Envelope: envelope})
 	return a.showRequest(cmd, r, err)
+}
+
+// mayDecide returns the refusal of a decision that could not be taken now, before
+// anybody reads and signs in vain. What it would have signed is not looked at; of
+// keys, the trust policy says more.
+func mayDecide(ctx context.Context, c *client.Client, id string, verdict approval.Verdict) error {
+	_, err := c.Requests.DraftDecision(ctx, &lockboxv1.DraftDecisionRequest{Id: id, Verdict: string(verdict)})
+	if protocol.CodeOf(err) == protocol.CodeSignerUnknown {
+		return nil
+	}
+	return err
 }
 
 func newDecision(payload []byte, s approval.Statement, role approval.Role, verdict approval.Verdict, keyID string, flags decideFlags) (approval.Decision, error) {

@@ -44,10 +44,7 @@ request that the customer approves.`,
 			if err != nil {
 				return err
 			}
-			return a.print(cmd, s, func(w io.Writer) {
-				showSession(w, s)
-				fields(w, "Next", "lockbox ssh "+shortName(nodeOf(s)))
-			})
+			return a.print(cmd, s, func(w io.Writer) { showSession(w, s, "Next", "lockbox ssh "+shortName(nodeOf(s))) })
 		}),
 	}
 	f := c.Flags()
@@ -58,9 +55,9 @@ request that the customer approves.`,
 	return c
 }
 
-func showSession(w io.Writer, s *lockboxv1.Session) {
-	fields(w, "Session", s.Id, "Device", s.Serial+"/"+strconv.Itoa(int(s.Node)), "Ticket", s.Ticket, "Engineer", s.Engineer,
-		"Key", s.KeyFingerprint, "State", s.State, "Enabled", when(s.Created), "Until", lastsUntil(s))
+func showSession(w io.Writer, s *lockboxv1.Session, more ...string) {
+	fields(w, append([]string{"Session", s.Id, "Device", s.Serial + "/" + strconv.Itoa(int(s.Node)), "Ticket", s.Ticket, "Engineer", s.Engineer,
+		"Key", s.KeyFingerprint, "State", s.State, "Enabled", when(s.Created), "Until", lastsUntil(s)}, more...)...)
 }
 
 // lastsUntil says until when a session lasts; what was ended before says nothing.
@@ -88,10 +85,11 @@ recordings: how far each can be relied on, and who watches it now.`,
 				return err
 			}
 			return a.print(cmd, s, func(w io.Writer) {
-				showSession(w, s)
+				var recorded []string
 				for _, r := range list.GetRecordings() {
-					fields(w, "Recorded", fmt.Sprintf("%s from %s, %s, %s", r.Id, when(r.Began), sizeText(r.Size), standing(r)))
+					recorded = append(recorded, "Recorded", fmt.Sprintf("%s from %s, %s, %s", r.Id, when(r.Began), sizeText(r.Size), standing(r)))
 				}
+				showSession(w, s, recorded...)
 			})
 		}),
 	}

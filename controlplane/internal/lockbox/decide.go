@@ -31,7 +31,7 @@ func sideOf(caller auth.Caller) (approval.Role, error) {
 
 // DraftDecision makes the document that an approver signs.
 func (s *Service) DraftDecision(ctx context.Context, caller auth.Caller, in *lockboxv1.DraftDecisionRequest) (*lockboxv1.Document, error) {
-	return view(ctx, s.cfg.Store, func(tx *store.Tx) (*lockboxv1.Document, error) {
+	draft, err := view(ctx, s.cfg.Store, func(tx *store.Tx) (*lockboxv1.Document, error) {
 		j, err := s.judge(ctx, tx, caller, in.Id)
 		if err != nil {
 			return nil, err
@@ -57,6 +57,10 @@ func (s *Service) DraftDecision(ctx context.Context, caller auth.Caller, in *loc
 			Kind: "decision", Payload: payload, PayloadType: string(d.Kind()), Digest: string(approval.DigestOf(payload)),
 		}, nil
 	})
+	if found, ok := errors.AsType[*damagedError](err); ok {
+		return nil, s.fail(ctx, found)
+	}
+	return draft, err
 }
 
 // judgement is a request and what a decision on it is measured by.

@@ -147,8 +147,8 @@ func unix(t time.Time) int64 {
 }
 
 // ReadRecording sends a recording from an offset on, once that is recorded. While
-// it grows, whoever looks is a watcher, whose name the engineer sees: only the
-// customer watches, and an engineer plays their own.
+// it grows, the engineer sees the names of the customer's people who look; of the
+// provider's only the engineer does.
 func (s *Service) ReadRecording(ctx context.Context, caller auth.Caller, in *lockboxv1.ReadRecordingRequest, send func(*lockboxv1.ReadRecordingResponse) error) error {
 	row, err := s.find(ctx, caller, in.Id)
 	switch {
@@ -162,7 +162,7 @@ func (s *Service) ReadRecording(ctx context.Context, caller auth.Caller, in *loc
 	op, watches := auditlog.OpPlayRecording, row.State == store.RecordingGrows && caller.Person != row.Engineer
 	if watches {
 		if !caller.Role.OfCustomer() {
-			return forbidden("session %s goes on: only the customer watches. Play it when it has ended", row.Session)
+			return forbidden("session %s goes on: the customer watches it, and its engineer. Play it when it has ended", row.Session)
 		}
 		op = auditlog.OpWatchSession
 	}
