@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -114,6 +115,8 @@ get new/big %[3]s
 rename new/big new/bigger
 ls -1 new
 df
+df -hi /
+df -h /shares
 chmod 600 new/bigger
 ls -1 /
 ls -1 /shares
@@ -125,6 +128,9 @@ ls -1 /shares
 		if !strings.Contains(r.out, want) {
 			t.Errorf("no %q in %s", want, r.out)
 		}
+	}
+	if n := len(regexp.MustCompile(`(?m)^ .* [0-9]+%$`).FindAllString(r.out, -1)); n != 3 {
+		t.Errorf("%d of 3 are measured: %s", n, r.out)
 	}
 	s.same(down, big)
 	s.same(filepath.Join(s.share, "new/bigger"), big)

@@ -156,10 +156,11 @@ func longName(info fs.FileInfo) string {
 		info.ModTime().UTC().Format("Jan _2  2006"), shell.Visible(info.Name()))
 }
 
-// appendStatVFS appends what OpenSSH's PROTOCOL, section 4.4, lists.
+// appendStatVFS appends what OpenSSH's PROTOCOL, section 4.4, lists. Ids and flags
+// are nobody's business.
 func appendStatVFS(b []byte, st unix.Statfs_t) []byte {
 	for _, n := range []uint64{
-		uint64(st.Bsize), uint64(max(st.Frsize, st.Bsize)), st.Blocks, st.Bfree, st.Bavail,
+		uint64(st.Bsize), uint64(st.Frsize), st.Blocks, st.Bfree, st.Bavail,
 		st.Files, st.Ffree, st.Ffree, 0, 0, uint64(st.Namelen),
 	} {
 		b = binary.BigEndian.AppendUint64(b, n)
