@@ -3,11 +3,8 @@ package recordings
 import (
 	"bytes"
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
-	"hash"
 	"io"
 	"os"
 	"sync"
@@ -31,6 +28,7 @@ type growing struct {
 	appending sync.Mutex // held while a piece is taken
 	check     *checker   // guarded by appending; nil: nothing was read yet
 	touched   time.Time  // guarded by appending
+	full      bool       // guarded by appending: it was logged that there is no room for the rest
 
 	mu      sync.Mutex
 	size    int64         // guarded by mu: bytes that are checked and on disk
@@ -121,6 +119,7 @@ func (s *Service) begin(ctx context.Context, node protocol.NodeID, in *devicev1.
 	row := store.Recording{
 		ID: meta.ID, Kind: string(meta.Kind), Node: node, Session: meta.Session, Request: meta.Request,
 		Engineer: meta.Engineer, Ticket: meta.Ticket, Began: meta.Started, State: store.RecordingGrows,
+		Parts: store.Parts{Whole: meta.Whole(), Part: meta.Part(), Before: meta.Continues.Before, BeforeDigest: string(meta.Continues.Digest)},
 	}
 	err := s.cfg.Store.Tx(ctx, func(tx *store.Tx) error {
 		if err := s.assign(ctx, tx, &row); err != nil {
@@ -184,7 +183,11 @@ func (s *Service) append(ctx context.Context, g *growing, row store.Recording, i
 		if in.Closed && in.Digest != row.Digest {
 			return nil, protocol.Errorf(protocol.CodeRecording, "recording %s is complete with digest %s: %s is another", row.ID, row.Digest, in.Digest)
 		}
-		return &devicev1.AppendRecordingResponse{Acked: row.Size, Confirmed: true}, nil
+		if lost, err := s.lost(row); err != nil {
+			return nil, err
+		} else if !lost {
+			return &devicev1.AppendRecordingResponse{Acked: row.Size, Confirmed: true}, nil
+		}
 	case store.RecordingBroken:
 		return nil, protocol.Errorf(protocol.CodeRecording, "recording %s is broken: %s", row.ID, row.Problem)
 	}
@@ -221,8 +224,13 @@ func (s *Service) takePiece(g *growing, row store.Recording, in *devicev1.Append
 	}
 	after := size + int64(len(fresh))
 	if err := s.reserve(row, size, after); err != nil {
+		if !g.full {
+			s.cfg.Logger.Warn().Err(err).Str("recording", row.ID).Stringer("node", row.Node).Msg("a recording finds no room: its node keeps the rest")
+		}
+		g.full = true
 		return size, err
 	}
+	g.full = false
 	if err = g.check.take(fresh); err == nil {
 		err = write(f, fresh, size)
 	}
@@ -299,11 +307,11 @@ func (s *Service) reserve(row store.Recording, from, to int64) error {
 	n, limits := charge(to)-charge(from), s.cfg.Limits
 	switch {
 	case to > limits.Recording:
-		return protocol.Errorf(protocol.CodeLimit, "recording %s has %d bytes: at most %d are kept", row.ID, to, limits.Recording)
+		return protocol.Errorf(protocol.CodeLimit, "recording %s has more than the %d bytes of recordings.max_mib here: raise that, and lower recording.part_mib on the device below it", row.ID, limits.Recording)
 	case s.used[row.Node]+n > limits.Node:
-		return protocol.Errorf(protocol.CodeLimit, "the recordings of node %s have %d bytes: at most %d are kept", row.Node, s.used[row.Node], limits.Node)
+		return protocol.Errorf(protocol.CodeLimit, "the recordings of node %s have %d bytes: recordings.node_mib allows %d", row.Node, s.used[row.Node], limits.Node)
 	case s.total+n > limits.Total:
-		return protocol.Errorf(protocol.CodeStorageFull, "all recordings have %d bytes: at most %d are kept", s.total, limits.Total)
+		return protocol.Errorf(protocol.CodeStorageFull, "all recordings have %d bytes: recordings.total_mib allows %d", s.total, limits.Total)
 	}
 	s.countLocked(row.Node, n)
 	return nil
@@ -315,6 +323,9 @@ func (s *Service) end(ctx context.Context, g *growing, row store.Recording, in *
 	if in.Closed && in.Digest != "" && in.Digest != digest {
 		return s.broken(ctx, g, row, fmt.Sprintf("its node says that its digest is %s: it is %s", in.Digest, digest))
 	}
+	if row.Digest != "" && row.Digest != digest { // it was lost, and is sent again
+		return s.broken(ctx, g, row, fmt.Sprintf("its digest was %s: what its node sends again has %s", row.Digest, digest))
+	}
 	row.NodeKey = string(approval.KeyFingerprint(end.NodeKey))
 	var n store.Node
 	err := s.cfg.Store.View(ctx, func(tx *store.Tx) (err error) { n, err = tx.Node(ctx, row.Node); return err })
@@ -325,8 +336,12 @@ func (s *Service) end(ctx context.Context, g *growing, row store.Recording, in *
 		return s.broken(ctx, g, row, fmt.Sprintf("it is signed with key %s: node %s is enrolled with %s", row.NodeKey, row.Node, n.KeyFingerprint))
 	}
 	row.State, row.Ended, row.Reason, row.Size, row.Digest = store.RecordingComplete, end.Ended, string(end.Reason), g.check.size, digest
+	row.Parts.Next = end.Next
 	err = s.cfg.Store.Tx(ctx, func(tx *store.Tx) error {
 		if err := s.compare(ctx, tx, &row); err != nil {
+			return err
+		}
+		if err := s.fit(ctx, tx, &row); err != nil {
 			return err
 		}
 		return s.keep(ctx, tx, &row)
@@ -339,6 +354,50 @@ func (s *Service) end(ctx context.Context, g *growing, row store.Recording, in *
 		return protocol.Errorf(protocol.CodeRecording, "recording %s is broken: %s", row.ID, row.Problem)
 	}
 	return nil
+}
+
+// fit compares a part with the one before it and the one that goes on, as far as
+// they are here.
+func (s *Service) fit(ctx context.Context, tx *store.Tx, row *store.Recording) error {
+	for _, id := range []string{row.Parts.Before, row.Parts.Next} {
+		if id == "" {
+			continue
+		}
+		other, err := tx.Recording(ctx, id)
+		if protocol.CodeOf(err) == protocol.CodeNotFound {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		before, after := other, *row
+		if id == row.Parts.Next {
+			before, after = after, before
+		}
+		if before.State == store.RecordingComplete && !follows(before, after) {
+			row.State = store.RecordingBroken
+			row.Problem = fmt.Sprintf("part %d does not continue part %d as that is here, recording %s", after.Parts.Part, before.Parts.Part, before.ID)
+		}
+	}
+	return nil
+}
+
+// follows reports whether a part continues the one before it, which is complete.
+func follows(before, after store.Recording) bool {
+	a, b := after.Parts, before.Parts
+	return a.Before == before.ID && b.Next == after.ID && a.BeforeDigest == before.Digest && a.Whole == b.Whole && a.Part == b.Part+1 &&
+		after.Node == before.Node && after.Kind == before.Kind && after.Session == before.Session && after.Engineer == before.Engineer
+}
+
+// lost reports whether the file of a complete recording is not here, as in a
+// control plane that was restored from a backup without it: then its node may send
+// it again.
+func (s *Service) lost(row store.Recording) (bool, error) {
+	if row.State != store.RecordingComplete {
+		return false, nil
+	}
+	size, err := s.sizeOf(row.ID)
+	return size < row.Size, err
 }
 
 // keep writes how a recording ended, and records it.
@@ -386,12 +445,11 @@ func (s *Service) forget(id string, g *growing) {
 type checker struct {
 	in   *recording.Reader
 	feed bytes.Buffer // what in has not read yet
-	sum  hash.Hash
-	size int64 // bytes taken
+	size int64        // bytes taken
 }
 
 func newChecker() *checker {
-	c := &checker{sum: sha256.New()}
+	c := &checker{}
 	c.in = recording.NewReader(&c.feed)
 	return c
 }
@@ -402,7 +460,6 @@ func (c *checker) take(frames []byte) error {
 		return nil
 	}
 	c.feed.Write(frames)
-	c.sum.Write(frames)
 	for {
 		if _, _, err := c.in.Next(); errors.Is(err, io.EOF) {
 			break
@@ -436,7 +493,7 @@ func (c *checker) catchUp(r io.Reader) error {
 }
 
 // digest is that of all that was taken.
-func (c *checker) digest() string { return "sha256:" + hex.EncodeToString(c.sum.Sum(nil)) }
+func (c *checker) digest() string { return string(c.in.Digest()) }
 
 func syncDir(path string) error {
 	d, err := os.Open(path)

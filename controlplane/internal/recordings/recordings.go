@@ -13,6 +13,8 @@
 //   - Customers see those of their tenant, an engineer their own, an admin all that
 //     have ended. Each look is recorded before anything is shown, and while a
 //     session goes on its engineer is told who watches.
+//   - A long one has parts, each a recording by itself and a row; which follows
+//     which is compared when both are here.
 //   - Old ones go when that is configured, unless a legal hold names them; the row
 //     stays.
 package recordings

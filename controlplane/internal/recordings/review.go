@@ -13,6 +13,8 @@ import (
 	"github.com/databox-lockbox/lockbox/controlplane/internal/store"
 	"github.com/databox-lockbox/lockbox/protocol"
 	"github.com/databox-lockbox/lockbox/protocol/auditlog"
+	devicev1 "github.com/databox-lockbox/lockbox/protocol/device/v1"
+	"github.com/databox-lockbox/lockbox/protocol/recording"
 )
 
 // Times of [Service.Run].
@@ -28,6 +30,7 @@ func (s *Service) Run(ctx context.Context) error {
 	var all sync.WaitGroup
 	defer all.Wait()
 	all.Go(func() { s.announce(ctx) })
+	all.Go(func() { s.settle(ctx) })
 	review, prune := time.NewTicker(reviewEvery), time.NewTicker(pruneEvery)
 	defer review.Stop()
 	defer prune.Stop()
@@ -44,6 +47,46 @@ func (s *Service) Run(ctx context.Context) error {
 			}
 		}
 	}
+}
+
+// settle completes the recordings whose signed end is here, though their rows do
+// not say so: the daemon was killed in between, or the store restored from a backup
+// that was made then.
+func (s *Service) settle(ctx context.Context) {
+	rows, err := s.list(ctx, store.RecordingFilter{State: store.RecordingGrows})
+	for _, row := range rows {
+		if ctx.Err() != nil {
+			return
+		}
+		err = errors.Join(err, s.settleOne(ctx, row.ID))
+	}
+	if err != nil && ctx.Err() == nil {
+		s.cfg.Logger.Error().Err(err).Msg("cannot look at recordings that have not ended")
+	}
+}
+
+func (s *Service) settleOne(ctx context.Context, id string) error {
+	g, err := s.grows(id)
+	if err != nil {
+		return err
+	}
+	g.appending.Lock()
+	defer g.appending.Unlock()
+	row, err := s.row(ctx, id) // its node may have brought it by now
+	if err != nil || row.State != store.RecordingGrows {
+		return err
+	}
+	f, err := s.openFile(g, id)
+	if damage, ok := errors.AsType[*recording.Damage](err); ok {
+		return s.broken(ctx, g, row, damage.Error())
+	}
+	if err != nil {
+		return err
+	}
+	if end := g.check.in.End(); end != nil {
+		err = s.end(ctx, g, row, &devicev1.AppendRecordingRequest{}, end)
+	}
+	return errors.Join(err, f.Close())
 }
 
 // reviewAtOnce bounds how many recordings one review compares: a node may have

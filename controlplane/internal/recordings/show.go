@@ -131,13 +131,24 @@ func (s *Service) show(row store.Recording) (*lockboxv1.Recording, error) {
 			return nil, err
 		}
 	}
+	lost, err := s.lost(row)
+	if err != nil {
+		return nil, err
+	}
+	if lost {
+		row.Problem = notHere
+	}
 	return &lockboxv1.Recording{
 		Id: row.ID, Kind: row.Kind, Session: string(row.Session), Request: string(row.Request), Order: string(row.Order),
 		Serial: string(row.Node.Serial), Node: int32(row.Node.Node), Engineer: string(row.Engineer), Ticket: string(row.Ticket),
 		Began: unix(row.Began), Ended: unix(row.Ended), Reason: row.Reason, Size: size, Digest: row.Digest, State: row.State,
 		Problem: row.Problem, Logged: row.Logged, Watchers: s.watchers(row.ID), NodeKey: row.NodeKey,
+		Whole: row.Parts.Whole, Part: int32(row.Parts.Part), Next: row.Parts.Next,
 	}, nil
 }
+
+// notHere is what is wrong with a recording whose file is missing.
+const notHere = "its file is not here, as in a backup without recordings: its device sends it again if it still keeps it"
 
 func unix(t time.Time) int64 {
 	if t.IsZero() {
@@ -158,6 +169,11 @@ func (s *Service) ReadRecording(ctx context.Context, caller auth.Caller, in *loc
 		return invalid("offset must not be negative")
 	case row.State == store.RecordingDeleted:
 		return protocol.Errorf(protocol.CodeNotFound, "recording %s was deleted: it was too old", row.ID)
+	}
+	if lost, err := s.lost(row); err != nil {
+		return err
+	} else if lost {
+		return protocol.Errorf(protocol.CodeNotFound, "recording %s cannot be shown: %s", row.ID, notHere)
 	}
 	op, watches := auditlog.OpPlayRecording, row.State == store.RecordingGrows && caller.Person != row.Engineer
 	if watches {

@@ -17,7 +17,8 @@ const (
 	RecordingDeleted  = "deleted"  // too old: only the row is left
 )
 
-// Recording is what is known of a recording. What is in it is a file.
+// Recording is what is known of one part of a recording, which may be all of it.
+// What is in it is a file.
 type Recording struct {
 	ID       string
 	Kind     string // session | shares
@@ -37,16 +38,27 @@ type Recording struct {
 	State    string
 	Problem  string // what is wrong with it, when broken
 	Logged   bool   // the activity log has this digest from the node
+	Parts    Parts
 	Rev      int64
 }
 
+// Parts says which part of a recording one is.
+type Parts struct {
+	Whole        string // id of the first part, by which all are called
+	Part         int    // its number, from 1 on
+	Before       string // the part before; "" of the first
+	BeforeDigest string // the digest of that, as this one has it
+	Next         string // the part that goes on, once this one has ended; "" if none does
+}
+
 var recordings = table{"recordings", "recording", 1, "id, kind, serial, node, tenant, order_id, session, request, engineer, ticket, " +
-	"began, ended, reason, size, digest, node_key, state, problem, logged, rev"}
+	"began, ended, reason, size, digest, node_key, state, problem, logged, whole, part, before, before_digest, next, rev"}
 
 func (r *Recording) fields() []any {
 	return []any{
 		&r.ID, &r.Kind, &r.Node.Serial, &r.Node.Node, &r.Tenant, &r.Order, &r.Session, &r.Request, &r.Engineer, &r.Ticket,
-		ms{&r.Began}, ms{&r.Ended}, &r.Reason, &r.Size, &r.Digest, &r.NodeKey, &r.State, &r.Problem, &r.Logged, &r.Rev,
+		ms{&r.Began}, ms{&r.Ended}, &r.Reason, &r.Size, &r.Digest, &r.NodeKey, &r.State, &r.Problem, &r.Logged,
+		&r.Parts.Whole, &r.Parts.Part, &r.Parts.Before, &r.Parts.BeforeDigest, &r.Parts.Next, &r.Rev,
 	}
 }
 
@@ -99,7 +111,7 @@ func (f RecordingFilter) readable() string {
 
 // unheld finds recordings under no legal hold.
 const unheld = `NOT EXISTS (SELECT 1 FROM legal_holds h WHERE h.released = 0 AND h.tenant IN ('', recordings.tenant)
-	AND h.serial IN ('', recordings.serial) AND h.correlation IN ('', recordings.id, recordings.session, recordings.request))`
+	AND h.serial IN ('', recordings.serial) AND h.correlation IN ('', recordings.id, recordings.whole, recordings.session, recordings.request))`
 
 func (f RecordingFilter) where() (string, []any) {
 	conditions := []string{"TRUE"}
@@ -133,7 +145,7 @@ func (f RecordingFilter) where() (string, []any) {
 	if !f.Before.IsZero() {
 		and("ended > 0 AND ended < $%d AND state <> $%d AND "+unheld, millis(f.Before), RecordingDeleted)
 	}
-	query := "WHERE " + strings.Join(conditions, " AND ") + " ORDER BY began DESC, id"
+	query := "WHERE " + strings.Join(conditions, " AND ") + " ORDER BY began DESC, part DESC, id"
 	if f.Limit > 0 {
 		args = append(args, f.Limit, f.Offset)
 		query += fmt.Sprintf(" LIMIT $%d OFFSET $%d", len(args)-1, len(args))

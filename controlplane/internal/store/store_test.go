@@ -155,6 +155,7 @@ func TestRecordsComeBackAsTheyWere(t *testing.T) {
 	same(t, s, store.Recording{
 		ID: "REC-1", Kind: "session", Node: nine, Tenant: "t", Order: "o", Session: "SES-1", Request: "R", Engineer: "p", Ticket: "SR-9", Began: at(1), Ended: at(2),
 		Reason: "end", Size: 3, Digest: "sha256:r", NodeKey: "sha256:k", State: store.RecordingComplete, Problem: "x", Logged: true,
+		Parts: store.Parts{Whole: "REC-0", Part: 2, Before: "REC-0", BeforeDigest: "sha256:b", Next: "REC-2"},
 	},
 		func(c ctx, x tx, r *store.Recording) error { return x.InsertRecording(c, r) },
 		func(c ctx, x tx) (store.Recording, error) {

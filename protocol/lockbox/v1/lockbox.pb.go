@@ -6175,6 +6175,7 @@ func (x *IssueCertificateResponse) GetExpires() int64 {
 	return 0
 }
 
+// Recording is one part of a recording, which may be all of it.
 type Recording struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -6196,6 +6197,9 @@ type Recording struct {
 	Logged        bool                   `protobuf:"varint,17,opt,name=logged,proto3" json:"logged,omitempty"`                 // the node's own record of its end, in the activity log, has this digest
 	Watchers      []string               `protobuf:"bytes,18,rep,name=watchers,proto3" json:"watchers,omitempty"`              // who watches it now
 	NodeKey       string                 `protobuf:"bytes,19,opt,name=node_key,json=nodeKey,proto3" json:"node_key,omitempty"` // fingerprint of the key that signed it, "sha256:…"
+	Whole         string                 `protobuf:"bytes,20,opt,name=whole,proto3" json:"whole,omitempty"`                    // id of the first part, by which all are called
+	Part          int32                  `protobuf:"varint,21,opt,name=part,proto3" json:"part,omitempty"`                     // its number, from 1 on
+	Next          string                 `protobuf:"bytes,22,opt,name=next,proto3" json:"next,omitempty"`                      // id of the part that goes on, once this one has ended; "" if none does
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -6363,6 +6367,27 @@ func (x *Recording) GetNodeKey() string {
 	return ""
 }
 
+func (x *Recording) GetWhole() string {
+	if x != nil {
+		return x.Whole
+	}
+	return ""
+}
+
+func (x *Recording) GetPart() int32 {
+	if x != nil {
+		return x.Part
+	}
+	return 0
+}
+
+func (x *Recording) GetNext() string {
+	if x != nil {
+		return x.Next
+	}
+	return ""
+}
+
 type ListRecordingsRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Serial        string                 `protobuf:"bytes,1,opt,name=serial,proto3" json:"serial,omitempty"`
@@ -6485,7 +6510,7 @@ func (x *ListRecordingsResponse) GetRecordings() []*Recording {
 
 type GetRecordingRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"` // of a recording, or of a session: its newest one
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"` // of a recording, or of a session: its newest one, and of that the newest part
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -13035,7 +13060,7 @@ const file_lockbox_v1_lockbox_proto_rawDesc = "" +
 	"\vknown_hosts\x18\x02 \x01(\tR\n" +
 	"knownHosts\x12\x1c\n" +
 	"\tprincipal\x18\x03 \x01(\tR\tprincipal\x12\x18\n" +
-	"\aexpires\x18\x04 \x01(\x03R\aexpires\"\xc8\x03\n" +
+	"\aexpires\x18\x04 \x01(\x03R\aexpires\"\x86\x04\n" +
 	"\tRecording\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04kind\x18\x02 \x01(\tR\x04kind\x12\x18\n" +
@@ -13056,7 +13081,10 @@ const file_lockbox_v1_lockbox_proto_rawDesc = "" +
 	"\aproblem\x18\x10 \x01(\tR\aproblem\x12\x16\n" +
 	"\x06logged\x18\x11 \x01(\bR\x06logged\x12\x1a\n" +
 	"\bwatchers\x18\x12 \x03(\tR\bwatchers\x12\x19\n" +
-	"\bnode_key\x18\x13 \x01(\tR\anodeKey\"\x95\x01\n" +
+	"\bnode_key\x18\x13 \x01(\tR\anodeKey\x12\x14\n" +
+	"\x05whole\x18\x14 \x01(\tR\x05whole\x12\x12\n" +
+	"\x04part\x18\x15 \x01(\x05R\x04part\x12\x12\n" +
+	"\x04next\x18\x16 \x01(\tR\x04next\"\x95\x01\n" +
 	"\x15ListRecordingsRequest\x12\x16\n" +
 	"\x06serial\x18\x01 \x01(\tR\x06serial\x12\x18\n" +
 	"\asession\x18\x02 \x01(\tR\asession\x12\x18\n" +
