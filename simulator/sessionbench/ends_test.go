@@ -76,22 +76,23 @@ func TestEveryEnd(t *testing.T) {
 		state  string // of the session afterwards
 		reason string // for which the recordings end
 		within time.Duration
+		said   string // to the engineer
 		do     func(session, request string) error
 	}{
-		{"killed", "killed", "killed", 2 * time.Second, func(id, _ string) error {
+		{"killed", "killed", "killed", 2 * time.Second, "killed by the customer", func(id, _ string) error {
 			_, err := olga.Recordings.KillSession(t.Context(), &lockboxv1.KillSessionRequest{Session: id, Reason: "enough"})
 			return err
 		}},
-		{"disabled", "disabled", "disabled", 2 * time.Second, func(id, _ string) error {
+		{"disabled", "disabled", "disabled", 2 * time.Second, "it was disabled", func(id, _ string) error {
 			_, err := s.crew.As("erin").Sessions.DisableSession(t.Context(), &lockboxv1.DisableSessionRequest{Id: id, Reason: "done"})
 			return err
 		}},
-		{"revoked", "disabled", "revoked", 2 * time.Second, func(_, request string) error {
+		{"revoked", "disabled", "revoked", 2 * time.Second, "the approval was revoked", func(_, request string) error {
 			_, err := olga.Requests.RevokeRequest(t.Context(), &lockboxv1.RevokeRequestRequest{Id: request, Reason: "not any more"})
 			return err
 		}},
-		{"tunnel cut", "enabled", "dead-man", deadMan + 2*time.Second, func(string, string) error { line.Cut(); return nil }},
-		{"lease over", "enabled", "lease-end", 3 * time.Second, func(string, string) error { clock.ahead.Store(int64(9 * time.Hour)); return nil }},
+		{"tunnel cut", "enabled", "dead-man", deadMan + 2*time.Second, "", func(string, string) error { line.Cut(); return nil }},
+		{"lease over", "enabled", "lease-end", 3 * time.Second, "ended", func(string, string) error { clock.ahead.Store(int64(9 * time.Hour)); return nil }},
 	} {
 		t.Run(end.name, func(t *testing.T) {
 			if i > 0 {
@@ -128,8 +129,8 @@ func TestEveryEnd(t *testing.T) {
 				t.Fatal(err)
 			}
 			closed(began.Add(end.within + slack))
-			if over := "support session " + id; (end.state != "enabled") != strings.Contains(said.String(), over) {
-				t.Errorf("the engineer was told %q, and the session is %s", said, end.state)
+			if over := "*** session " + id + " ended: "; !strings.Contains(said.String(), end.said) || strings.Count(said.String(), over) != min(len(end.said), 1) {
+				t.Errorf("the engineer was told %q, want once %s%s", said, over, end.said)
 			}
 			line.Heal()
 			got, err := s.crew.As("erin").Sessions.GetSession(t.Context(), &lockboxv1.GetSessionRequest{Id: id})
@@ -183,6 +184,21 @@ func changeNode(w *world.World, line string) error {
 
 var nfsAddress = regexp.MustCompile(`nfs +(127\.0\.0\.1:\d+)`)
 
+// prompt is the screen of a shell, which has shown its prompt or has not.
+type prompt struct {
+	text  []byte
+	shown chan struct{}
+}
+
+func (p *prompt) Write(data []byte) (int, error) {
+	before := bytes.Contains(p.text, []byte("]> "))
+	p.text = append(p.text, data...)
+	if !before && bytes.Contains(p.text, []byte("]> ")) {
+		close(p.shown)
+	}
+	return len(data), nil
+}
+
 // busy starts clients, and returns what waits until all of them are cut off and
 // the disk is gone, and fails if that is later than it should be, and what the one
 // at the terminal is told by then.
@@ -218,6 +234,8 @@ func (s *session) busy(t *testing.T) (closed func(deadline time.Time), said *byt
 	}
 	said = &bytes.Buffer{}
 	clients["a shell"].Stderr = said
+	at := &prompt{shown: make(chan struct{})}
+	clients["a shell"].Stdout = at
 	clients["sftp"].Stdin = strings.NewReader("get " + s.client.folder + "/large " + filepath.Join(t.TempDir(), "got") + "\n")
 	clients["smbclient"].Env = append(os.Environ(), "USER="+server.user, "PASSWD="+server.password)
 	for _, name := range []string{"a shell", "tail -f"} { // stays open
@@ -248,6 +266,11 @@ func (s *session) busy(t *testing.T) (closed func(deadline time.Time), said *byt
 	}
 	go func() { io.Copy(io.Discard, nfs); ended <- ending{"NFS", time.Now()} }()
 	time.Sleep(time.Second) // they are at work
+	select {
+	case <-at.shown:
+	case <-time.After(patience):
+		t.Fatal("the shell does not answer")
+	}
 	if err := hung.Process.Signal(syscall.SIGSTOP); err != nil {
 		t.Fatal(err)
 	}

@@ -39,14 +39,14 @@ func (s *Server) ServeConn(ctx context.Context, raw net.Conn, id protocol.Sessio
 		return fmt.Errorf("SSH login failed: %w", err)
 	}
 	raw.SetDeadline(time.Now().Add(maxLifetime))
-	c := &connection{ServerConn: sc, server: s, session: one, terminals: make(map[*terminal]bool)}
+	c := &connection{ServerConn: sc, raw: raw, server: s, session: one, terminals: make(map[*terminal]bool)}
 	var answers sync.WaitGroup
 	defer answers.Wait()
 	defer cancel()
 	defer sc.Close()
 	answers.Go(func() { c.refuseAll(requests) })
 
-	if err := s.join(one, raw); err != nil {
+	if err := s.join(c); err != nil {
 		return err
 	}
 	if c.sitting, err = s.sit(ctx, one); err != nil {
@@ -109,12 +109,13 @@ func (s *Server) admit(id protocol.SessionID, raw net.Conn) (Session, error) {
 		return Session{}, err
 	}
 	s.handlers.Add(1)
-	one.conns[raw] = false
+	one.conns[raw] = nil
 	return one.Session, nil
 }
 
 // join says that somebody has logged in, unless that came too late.
-func (s *Server) join(in Session, raw net.Conn) error {
+func (s *Server) join(c *connection) error {
+	in := c.session
 	lease, unlocked := s.cfg.Lock.Lease()
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -126,7 +127,7 @@ func (s *Server) join(in Session, raw net.Conn) error {
 		return protocol.Errorf(protocol.CodeForbidden, "the node was unlocked for somebody else")
 	}
 	one.failures = nil
-	one.conns[raw] = true
+	one.conns[c.raw] = c
 	return nil
 }
 
@@ -235,9 +236,13 @@ func (c *connection) refuseAll(requests <-chan *ssh.Request) {
 // connection is one SSH connection of a session, logged in.
 type connection struct {
 	*ssh.ServerConn
+	raw     net.Conn // below it
 	server  *Server
 	session Session
 	sitting *sitting
+
+	ended   string    // why; "" while it is served. Guarded by the server's mu
+	parting sync.Once // its client has been told
 
 	mu        sync.Mutex // guards what follows
 	terminals map[*terminal]bool

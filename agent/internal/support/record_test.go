@@ -250,3 +250,59 @@ func TestFilesAreTold(t *testing.T) {
 		t.Errorf("told: %+v\nrecorded: %+v", files.list, s.events())
 	}
 }
+
+// TestToldWhy: whoever is put out is told why, once, on every channel of a stock
+// client, and a client that does not listen holds nothing up.
+func TestToldWhy(t *testing.T) {
+	for name, tt := range map[string]struct {
+		end  func(*Server)
+		want string
+	}{
+		"killed":   {func(s *Server) { s.Disable("ses-1", "killed") }, "killed by the customer"},
+		"revoked":  {func(s *Server) { s.Kick(recording.EndRevoked); s.Disable("ses-1", "revoked") }, "the approval was revoked"},
+		"relocked": {func(s *Server) { s.Kick(recording.EndLease) }, "the disks are locked again"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newScene(t)
+			s.unlock(approval.ReadOnly, s.session.Key)
+			s.write("big", strings.Repeat("x", 8<<20))
+			hung := s.client()
+			deaf := must(hung.NewSession())
+			stdout := must(deaf.StdoutPipe())
+			if err := deaf.Start("cat /shares/contoso_BlockBlob/big"); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := io.ReadFull(stdout, make([]byte, 100)); err != nil {
+				t.Fatal(err)
+			}
+			shell, _, left := s.sitDown()
+			shell.await(t, "[unlocked]> ")
+			var out, errs watchedBuffer
+			exec := s.command(s.login(), "tail -f /shares/contoso_BlockBlob/photos/a.txt")
+			exec.Stdout, exec.Stderr = &out, &errs
+			if err := exec.Start(); err != nil {
+				t.Fatal(err)
+			}
+			out.await(t, "alpha")
+
+			began := time.Now()
+			tt.end(s.server)
+			if took := time.Since(began); took > partWithin/2 {
+				t.Errorf("to end it took %s", took)
+			}
+			line := "*** session ses-1 ended: " + tt.want
+			shell.await(t, line)
+			left()
+			exec.Wait()
+			ends(t, hung, partWithin+500*time.Millisecond)
+			for channel, said := range map[string]string{"the shell": shell.String(), "the command": errs.String()} {
+				if strings.Count(said, line) != 1 || strings.Count(said, "***") != 1 {
+					t.Errorf("%s was told %q", channel, said)
+				}
+			}
+			if out.String() != "alpha" {
+				t.Errorf("among the output: %q", out.String())
+			}
+		})
+	}
+}

@@ -136,8 +136,37 @@ func (s *Server) giveUp(c *connection) {
 		why = err.Error()
 	}
 	defer time.AfterFunc(sayWithin, func() { c.Close() }).Stop()
-	c.say("*** " + shell.Visible(why))
+	c.parting.Do(func() { c.say("*** " + shell.Visible(why)) })
 	c.Close()
+}
+
+// partWithin is how long clients that are put out may take to hear why: no longer
+// than those who end it would notice.
+const partWithin = 100 * time.Millisecond
+
+// partings say to clients how their session ended.
+var partings = map[recording.Reason]string{
+	recording.EndKilled:   "killed by the customer or an admin",
+	recording.EndDisabled: "it was disabled",
+	recording.EndRevoked:  "the approval was revoked",
+	recording.EndLease:    "the disks are locked again",
+	recording.EndDeadMan:  "the node heard nothing of the control plane, or of its peer, and locked",
+	recording.EndDone:     "the work is done, or the agent stops",
+}
+
+// part tells the clients of a connection why it ends, and closes it. A client that
+// does not listen costs [partWithin].
+func (c *connection) part(why string) {
+	defer c.raw.Close()
+	said := make(chan struct{})
+	c.server.handlers.Go(func() { // ends with the connection; that holds handlers above zero
+		defer close(said)
+		c.parting.Do(func() { c.say(fmt.Sprintf("*** session %s ended: %s", c.session.ID, why)) })
+	})
+	select {
+	case <-said:
+	case <-time.After(partWithin):
+	}
 }
 
 // say writes a line on every channel of a connection.

@@ -19,6 +19,7 @@
 package support
 
 import (
+	"cmp"
 	"context"
 	"crypto"
 	"errors"
@@ -120,12 +121,12 @@ type Server struct {
 
 type session struct {
 	Session
-	ended    bool              // it expired; kept for whoever disables it
-	conns    map[net.Conn]bool // whether somebody has logged in on it
-	sitting  *sitting          // nil before the first login, and after everybody was put out
-	failures []time.Duration   // of the newest failed logins, since boot
-	refuse   time.Duration     // nobody may log in before; since boot
-	paced    time.Duration     // when the newest thing to be recorded is due; since boot
+	ended    bool                     // it expired; kept for whoever disables it
+	conns    map[net.Conn]*connection // nil before somebody has logged in on it
+	sitting  *sitting                 // nil before the first login, and after everybody was put out
+	failures []time.Duration          // of the newest failed logins, since boot
+	refuse   time.Duration            // nobody may log in before; since boot
+	paced    time.Duration            // when the newest thing to be recorded is due; since boot
 }
 
 // New returns a server. It starts nothing: connections are served by whoever
@@ -197,7 +198,7 @@ func (s *Server) Enable(ctx context.Context, in Session, authorities [][]byte) e
 		old.Session, old.ended = in, false
 		return nil
 	}
-	s.sessions[in.ID] = &session{Session: in, conns: make(map[net.Conn]bool)}
+	s.sessions[in.ID] = &session{Session: in, conns: make(map[net.Conn]*connection)}
 	return nil
 }
 
@@ -240,7 +241,8 @@ func (s *Server) Disable(id protocol.SessionID, reason string) {
 		s.mu.Unlock()
 		return
 	}
-	s.endLocked(one, endOfSession(reason))
+	end := endOfSession(reason)
+	s.endLocked(one, end, partings[end])
 	s.mu.Unlock()
 	s.recordEnd(one.Session, reason)
 }
@@ -266,16 +268,22 @@ func (s *Server) Kick(reason recording.Reason) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, one := range s.sessions {
-		s.endLocked(one, reason)
+		s.endLocked(one, reason, partings[reason])
 	}
 }
 
-// endLocked closes the connections of a session. Closing the transport frees
-// every channel, whatever its command waits for; it may itself wait for a
-// network that is stuck, and nobody waits for that.
-func (s *Server) endLocked(one *session, reason recording.Reason) {
-	for raw := range one.conns { // each holds handlers above zero
-		s.handlers.Go(func() { raw.Close() })
+// endLocked closes the connections of a session, and says why on those that listen.
+// Closing the transport frees every channel, whatever its command waits for; it may
+// itself wait for a network that is stuck, and nobody waits for that.
+func (s *Server) endLocked(one *session, reason recording.Reason, why string) {
+	for raw, c := range one.conns { // each holds handlers above zero
+		if c == nil {
+			s.handlers.Go(func() { raw.Close() })
+			continue
+		}
+		c.ended = cmp.Or(c.ended, why) // the first reason counts
+		first := c.ended
+		s.handlers.Go(func() { c.part(first) })
 	}
 	s.closeLocked(one, reason)
 }
@@ -290,8 +298,8 @@ func (s *Server) Status() []*devicev1.SessionStatus {
 			continue
 		}
 		n := int32(0)
-		for _, in := range one.conns {
-			if in {
+		for _, c := range one.conns {
+			if c != nil {
 				n++
 			}
 		}
@@ -328,7 +336,7 @@ func (s *Server) stop() error {
 	s.mu.Lock()
 	s.stopped = true
 	for _, one := range s.sessions {
-		s.endLocked(one, recording.EndDone)
+		s.endLocked(one, recording.EndDone, "the agent stops")
 	}
 	s.mu.Unlock()
 	done := make(chan struct{})
@@ -359,9 +367,9 @@ func (s *Server) watch() {
 		case s.over(one.Session):
 			one.ended = true
 			expired = append(expired, one.Session)
-			s.endLocked(one, recording.EndDone)
+			s.endLocked(one, recording.EndDone, "its time is over")
 		case unlocked && !letsIn(lease, one.Session):
-			s.endLocked(one, recording.EndDone)
+			s.endLocked(one, recording.EndDone, "the node was unlocked for somebody else")
 		}
 	}
 	s.mu.Unlock()

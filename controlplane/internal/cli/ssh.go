@@ -1,7 +1,6 @@
 package cli
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -10,7 +9,6 @@ import (
 	"os/exec"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -243,27 +241,9 @@ name as ProxyCommand.`,
 			if err != nil {
 				return err
 			}
-			err = carry(ctx, conn, cmd.InOrStdin(), cmd.OutOrStdout())
-			a.sayEnd(ctx, c, cmd, s.Id)
-			return err
+			return carry(ctx, conn, cmd.InOrStdin(), cmd.OutOrStdout())
 		}),
 	}
-}
-
-// askEnd is how long ssh waits to be told why its connection was closed.
-const askEnd = 2 * time.Second
-
-// sayEnd says that a session is over, if it is, to whom ssh would only say that the
-// connection is.
-func (a *app) sayEnd(ctx context.Context, c *client.Client, cmd *cobra.Command, id string) {
-	ctx, cancel := context.WithTimeout(ctx, askEnd)
-	defer cancel()
-	s, err := c.Sessions.GetSession(ctx, &lockboxv1.GetSessionRequest{Id: id})
-	if err != nil || s.State == "enabled" {
-		return
-	}
-	how := map[string]string{"killed": "was ended by the customer or an admin", "disabled": "was disabled", "expired": "has expired"}[s.State]
-	fmt.Fprintf(cmd.ErrOrStderr(), "\r\nlockbox: support session %s %s\r\n", s.Id, cmp.Or(how, "is "+s.State))
 }
 
 // carryBuffer is what is carried at once, in bytes: as much as a pipe holds.
