@@ -80,6 +80,7 @@ type Manifest struct {
 	Previous   string           // digest of the bill before; "" for the first
 	Difference manifest.Changes // from the bill before
 	Left       []string         // paths of what is no regular file: no bill lists it
+	Timeless   []string         // paths of files whose time of modification no destination keeps
 }
 
 // PrepareToShip writes a new bill of materials for every share and keeps the one
@@ -111,8 +112,8 @@ func prepareShare(ctx context.Context, s Share) (Manifest, error) {
 	if before != nil {
 		bom.Previous = manifest.Digest(before)
 	}
-	var left []string
-	if bom.Files, left, err = checksums(ctx, s); err != nil {
+	m := Manifest{Share: s, Previous: bom.Previous}
+	if bom.Files, err = m.checksums(ctx); err != nil {
 		return Manifest{}, err
 	}
 	data, err := bom.Encode()
@@ -123,15 +124,16 @@ func prepareShare(ctx context.Context, s Share) (Manifest, error) {
 		return Manifest{}, err
 	}
 	old, _ := manifest.ParseBOM(before) // one that cannot be understood lists nothing
-	return Manifest{s, data, manifest.Digest(data), bom.Previous, manifest.Diff(old, bom), left}, nil
+	m.BOM, m.Digest, m.Difference = data, manifest.Digest(data), manifest.Diff(old, bom)
+	return m, nil
 }
 
-// checksums lists the regular files of a share with the CRC64 of each, and the
-// paths of what is there beside them and folders.
-func checksums(ctx context.Context, s Share) (files []manifest.File, left []string, err error) {
-	root, err := s.open()
+// checksums lists the regular files of the share with the CRC64 of each. It notes
+// what is there beside them and folders, and whose time will not be kept.
+func (m *Manifest) checksums(ctx context.Context) (files []manifest.File, err error) {
+	root, err := m.Share.open()
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	defer root.Close()
 	err = walk(root, ".", func(found found) error {
@@ -139,14 +141,16 @@ func checksums(ctx context.Context, s Share) (files []manifest.File, left []stri
 		case found.err != nil:
 			return found.err
 		case !found.regular:
-			left = append(left, found.path)
+			m.Left = append(m.Left, found.path)
 			return nil
+		case !TimeIsKept(found.changed):
+			m.Timeless = append(m.Timeless, found.path)
 		}
 		f, err := checksum(ctx, root, found.path)
 		files = append(files, f)
 		return err
 	})
-	return files, left, err
+	return files, err
 }
 
 func checksum(ctx context.Context, root *os.Root, name string) (manifest.File, error) {

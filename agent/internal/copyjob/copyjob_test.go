@@ -19,6 +19,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
 
 	"github.com/databox-lockbox/lockbox/protocol"
 	"github.com/databox-lockbox/lockbox/protocol/approval"
@@ -288,7 +289,7 @@ func (c *countingStore) Put(ctx context.Context, o Object, r io.Reader, sent fun
 // Check and Open make the store the one of every https:// endpoint.
 func (c *countingStore) Check(approval.Destination) error               { return nil }
 func (c *countingStore) Open(approval.Destination) (ObjectStore, error) { return c, nil }
-func (c *countingStore) Close() error                                   { return nil }
+func (c *countingStore) Close() error                     { return nil }
 
 // into makes the job upload to a folder through a countingStore.
 func (w *world) into(t *testing.T) *countingStore {
@@ -381,7 +382,10 @@ func TestNothingIsOverwritten(t *testing.T) {
 	}
 	for _, run := range []string{"first", "second"} { // only the second asks beforehand
 		r := w.run(t)
-		want := map[string][]manifest.ErrorCode{"contosodata_BlockBlob/photos/other": {AlreadyExists}}
+		want := map[string][]manifest.ErrorCode{
+			"contosodata_BlockBlob/photos/other": {AlreadyExists},
+			"contosodata_BlockBlob/photos/same":  {TimeNotKept}, // it is there since another time
+		}
 		if diff := cmp.Diff(want, codesOf(t, r)); r.State != Halted || r.Progress.FilesDone != 1 || diff != "" {
 			t.Errorf("%s run: %s %+v (-want +got):\n%s", run, r.State, r.Progress, diff)
 		}
@@ -411,6 +415,45 @@ func TestTimeIsKept(t *testing.T) {
 	r := w.run(t)
 	if r.State != CompletedWithWarnings || r.Progress.FilesErrored != 0 || r.Progress.FilesDone != 1 || !slices.Equal(r.Codes, []manifest.ErrorCode{TimeNotKept}) {
 		t.Errorf("%s %v %+v", r.State, r.Codes, r.Progress)
+	}
+}
+
+// A time that cannot be kept is foretold by prepare-to-ship, and is a warning of
+// the copy job, also if the job is resumed.
+func TestTimeIsNotKept(t *testing.T) {
+	w := newWorld(t, nil)
+	disk, err := os.MkdirTemp("/dev/shm", "lockbox-copyjob-") // few file systems know such times
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(disk) })
+	w.disk = disk
+	w.write(t, "contosodata_BlockBlob/photos/late", "late")
+	w.write(t, "contosodata_BlockBlob/photos/now", "now")
+	late := time.Date(12000, 1, 1, 0, 0, 0, 0, time.UTC)
+	name := filepath.Join(disk, "contosodata_BlockBlob/photos/late")
+	when := unix.Timespec{Sec: late.Unix()}
+	if err := unix.UtimesNanoAt(unix.AT_FDCWD, name, []unix.Timespec{when, when}, 0); err != nil {
+		t.Fatal(err)
+	}
+	if info, err := os.Stat(name); err != nil || !info.ModTime().Equal(late) {
+		t.Fatalf("this file system cannot keep it either: %v, %v", info.ModTime(), err)
+	}
+	for _, m := range w.ship(t) {
+		if !slices.Equal(m.Timeless, []string{"photos/late"}) || len(m.Left) > 0 {
+			t.Errorf("prepare-to-ship foretells %q, %q", m.Timeless, m.Left)
+		}
+	}
+	for range 2 { // the second one finds it there
+		r := w.run(t)
+		log, err := manifest.ParseCopyLog(r.CopyLog)
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := []manifest.ErroredEntity{{Path: "contosodata_BlockBlob/photos/late", Codes: []manifest.ErrorCode{TimeNotKept}}}
+		if r.State != CompletedWithWarnings || r.Progress.FilesDone != 2 || log.Status != manifest.CompletedWithWarnings || !cmp.Equal(want, log.Errored) {
+			t.Errorf("%s %+v %+v", r.State, r.Progress, log)
+		}
 	}
 }
 
@@ -484,8 +527,9 @@ func TestFolderStore(t *testing.T) {
 	defer f.Close()
 	data := []byte("content")
 	crc := manifest.ChecksumCRC64(data)
+	now := time.Now()
 	object := func(name string, size int64, crc uint64) Object {
-		return Object{Account: "contosodata", Container: "photos", Name: name, Size: size, CRC64: crc, Modified: time.Now()}
+		return Object{Account: "contosodata", Container: "photos", Name: name, Size: size, CRC64: crc, Modified: now}
 	}
 	put := func(o Object) error { return f.Put(t.Context(), o, bytes.NewReader(data), func(int64) {}) }
 	for name, err := range map[string]error{

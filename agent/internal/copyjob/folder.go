@@ -125,7 +125,18 @@ func (f *Folder) Find(ctx context.Context, o Object) (bool, error) {
 	if err == nil && crc != o.CRC64 {
 		err = fmt.Errorf("%w: %q", ErrExists, name)
 	}
-	return err == nil, err
+	if err != nil {
+		return false, err
+	}
+	return true, timeKept(info, o)
+}
+
+// timeKept is [ErrNotKept] if a stored file has another time of modification.
+func timeKept(info fs.FileInfo, o Object) error {
+	if !info.ModTime().Equal(o.Modified) {
+		return fmt.Errorf("%w: it is %s, not %s", ErrNotKept, info.ModTime(), o.Modified)
+	}
+	return nil
 }
 
 func (f *Folder) readBack(ctx context.Context, name string) (size int64, crc64 uint64, err error) {
@@ -156,7 +167,11 @@ func (f *Folder) Put(ctx context.Context, o Object, r io.Reader, sent func(int64
 	if size != o.Size || crc != o.CRC64 {
 		return fmt.Errorf("object %q is not as it was written: %d bytes with CRC64 %016x", name, size, crc)
 	}
-	kept := f.root.Chtimes(temp, o.Modified, o.Modified)
+	_ = f.root.Chtimes(temp, o.Modified, o.Modified) // what it does not keep is found below, as what the file system cuts off is
+	info, err := f.root.Lstat(temp)
+	if err != nil {
+		return err
+	}
 	if err := f.makeDir(path.Dir(name)); err != nil {
 		return err
 	}
@@ -169,10 +184,7 @@ func (f *Folder) Put(ctx context.Context, o Object, r io.Reader, sent func(int64
 	if err := syncDir(f.root, path.Dir(name)); err != nil {
 		return err
 	}
-	if kept != nil {
-		return fmt.Errorf("%w: %v", ErrNotKept, kept)
-	}
-	return nil
+	return timeKept(info, o)
 }
 
 // receive writes and syncs what r yields, and refuses what was not announced.

@@ -36,6 +36,14 @@ var (
 	ErrNotKept = errors.New("the time of modification was not kept")
 )
 
+// TimeIsKept reports whether a time of modification can be kept with an object:
+// one beyond the years that are written with four digits cannot, and NTFS knows
+// such.
+func TimeIsKept(modified time.Time) bool {
+	year := modified.UTC().Year()
+	return 1 <= year && year <= 9999
+}
+
 // ObjectStore is one destination account. It is used concurrently. It retries
 // what may pass by itself, and its errors quote no secret.
 type ObjectStore interface {

@@ -115,7 +115,8 @@ func prepareToShip(ctx context.Context, t *task, args []string) error {
 		for line := range strings.Lines(b.Difference) {
 			fmt.Fprintf(t.out, "    %s\n", Visible(strings.TrimSuffix(line, "\n")))
 		}
-		t.showIssues(b.Issues)
+		t.showFiles("the copy job will not take these as they are:", b.Issues)
+		t.showFiles("of these, not all that is known will be kept:", b.Warnings)
 	}
 	if state != "" {
 		fmt.Fprintf(t.out, "prepare-to-ship: %s\n", state)
@@ -123,19 +124,19 @@ func prepareToShip(ctx context.Context, t *task, args []string) error {
 	return err
 }
 
-// maxIssues is how many files of one share are named that will not be copied.
-const maxIssues = 100
+// maxNamed is how many files of one share are named that something is wrong with.
+const maxNamed = 100
 
-func (t *task) showIssues(issues []string) {
-	if len(issues) > 0 {
-		fmt.Fprintf(t.out, "  the copy job will not take these as they are:\n")
+func (t *task) showFiles(what string, files []string) {
+	if len(files) > 0 {
+		fmt.Fprintf(t.out, "  %s\n", what)
 	}
-	for i, issue := range issues {
-		if i == maxIssues {
-			fmt.Fprintf(t.out, "    … and %d more\n", len(issues)-i)
+	for i, file := range files {
+		if i == maxNamed {
+			fmt.Fprintf(t.out, "    … and %d more\n", len(files)-i)
 			return
 		}
-		fmt.Fprintf(t.out, "    %s\n", Visible(issue))
+		fmt.Fprintf(t.out, "    %s\n", Visible(file))
 	}
 }
 

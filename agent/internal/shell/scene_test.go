@@ -95,7 +95,7 @@ func (s *scene) Status() *devicev1.NodeStatus {
 // Ship implements [Node].
 func (s *scene) Ship(context.Context) (string, []Bill, error) {
 	s.shipped++
-	return "ScanCompletedWithIssues", []Bill{{"contoso_BlockBlob", "disk1", "sha256:new", "sha256:old", "+ photos/a.txt\n", []string{"ERROR_X  Bad/f"}}}, nil
+	return "ScanCompletedWithIssues", []Bill{{"contoso_BlockBlob", "disk1", "sha256:new", "sha256:old", "+ photos/a.txt\n", []string{"ERROR_X  Bad/f"}, []string{"WARNING_Y  good/g"}}}, nil
 }
 
 // Record implements [Session].

@@ -77,4 +77,5 @@ type Bill struct {
 	Previous   string   // digest of the bill before; "" for the first
 	Difference string   // from the bill before, a line a file
 	Issues     []string // files that the copy job will not take as they are: code and path
+	Warnings   []string // files that it will copy without all that is known of them: code and path
 }

@@ -133,7 +133,7 @@ func TestRepair(t *testing.T) {
 	s.wants("mv /shares/contoso_BlockBlob /shares/x", 1, "", "mv: ")
 	s.wants(in+"mv photos photos/x", 1, "", "cannot go into itself")
 	s.wants(in+"rm photos/b.txt", 1, "", "(forbidden)")
-	s.wants("prepare-to-ship", 0, "contoso_BlockBlob on disk1\n  sha256:new\n  previous sha256:old\n    + photos/a.txt\n  the copy job will not take these as they are:\n    ERROR_X  Bad/f\nprepare-to-ship: ScanCompletedWithIssues\n", "")
+	s.wants("prepare-to-ship", 0, "contoso_BlockBlob on disk1\n  sha256:new\n  previous sha256:old\n    + photos/a.txt\n  the copy job will not take these as they are:\n    ERROR_X  Bad/f\n  of these, not all that is known will be kept:\n    WARNING_Y  good/g\nprepare-to-ship: ScanCompletedWithIssues\n", "")
 
 	s.unlock(approval.Delete)
 	s.wants(in+"rm photos", 1, "", "rm: photos: Is a directory")

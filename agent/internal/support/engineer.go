@@ -79,11 +79,15 @@ func (c *connection) Ship(ctx context.Context) (state string, bills []shell.Bill
 	}
 	made, failure := copyjob.PrepareToShip(ctx, lease.Shares)
 	report := &devicev1.ReportManifestRequest{Order: string(lease.Order), Request: string(lease.RequestID)}
-	issues := 0
+	issues, warnings := 0, 0
 	for _, m := range made {
-		b := shell.Bill{Share: m.Share.Share.String(), Disk: m.Share.Disk, Digest: m.Digest, Previous: m.Previous, Difference: m.Difference.String(), Issues: uncopied(m)}
+		b := shell.Bill{
+			Share: m.Share.Share.String(), Disk: m.Share.Disk, Digest: m.Digest, Previous: m.Previous, Difference: m.Difference.String(),
+			Issues: uncopied(m), Warnings: unkept(m),
+		}
 		bills = append(bills, b)
 		issues += len(b.Issues)
+		warnings += len(b.Warnings)
 		properties["digest."+shareName(lease.Shares, m.Share)] = m.Digest
 		report.Manifests = append(report.Manifests, &devicev1.Manifest{
 			Disk: string(b.Disk), Share: b.Share, Bom: m.BOM, Digest: b.Digest, PreviousDigest: b.Previous, Difference: b.Difference,
@@ -93,14 +97,15 @@ func (c *connection) Ship(ctx context.Context) (state string, bills []shell.Bill
 	if failure != nil { // what was written until then stays
 		result = auditlog.Failure
 	}
-	report.State = shipState(ctx, failure, issues)
+	report.State = shipState(ctx, failure, issues, warnings)
 	properties["state"] = report.State
 	c.server.cfg.Manifests(report)
 	return report.State, bills, errors.Join(failure, c.Record(context.WithoutCancel(ctx), auditlog.OpPrepareToShip, result, properties))
 }
 
-// shipState names how prepare-to-ship ended, as devices do.
-func shipState(ctx context.Context, failure error, issues int) string {
+// shipState names how prepare-to-ship ended, as devices do: with issues if the
+// copy job would halt, with warnings if it would complete with warnings.
+func shipState(ctx context.Context, failure error, issues, warnings int) string {
 	switch {
 	case failure != nil && ctx.Err() != nil:
 		return "Canceled"
@@ -108,6 +113,8 @@ func shipState(ctx context.Context, failure error, issues int) string {
 		return "Failed"
 	case issues > 0:
 		return "ScanCompletedWithIssues"
+	case warnings > 0:
+		return "SucceededWithWarnings"
 	}
 	return "Succeeded"
 }
@@ -126,6 +133,15 @@ func uncopied(m copyjob.Manifest) (list []string) {
 	}
 	for _, path := range m.Left {
 		list = append(list, string(manifest.TypeUnsupported)+"  "+path)
+	}
+	return list
+}
+
+// unkept lists the files of a bill that will be copied without all that is known
+// of them, with the copy job's codes.
+func unkept(m copyjob.Manifest) (list []string) {
+	for _, path := range m.Timeless {
+		list = append(list, string(copyjob.TimeNotKept)+"  "+path)
 	}
 	return list
 }

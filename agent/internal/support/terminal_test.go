@@ -2,6 +2,7 @@ package support
 
 import (
 	"bytes"
+	"context"
 	"io"
 	"os"
 	"path/filepath"
@@ -11,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/databox-lockbox/lockbox/agent/internal/copyjob"
 	"github.com/databox-lockbox/lockbox/protocol/approval"
 	"github.com/databox-lockbox/lockbox/protocol/auditlog"
 )
@@ -61,6 +63,26 @@ func TestWhatASessionMay(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.wants("prepare-to-ship", 0, "ERROR_BLOB_OR_FILE_TYPE_UNSUPPORTED  photos/link\nprepare-to-ship: ScanCompletedWithIssues\n", "")
+}
+
+func TestShipState(t *testing.T) {
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	for want, got := range map[string]string{
+		"Succeeded":               shipState(t.Context(), nil, 0, 0),
+		"SucceededWithWarnings":   shipState(t.Context(), nil, 0, 2),
+		"ScanCompletedWithIssues": shipState(t.Context(), nil, 1, 2),
+		"Failed":                  shipState(t.Context(), io.ErrUnexpectedEOF, 1, 2),
+		"Canceled":                shipState(ended, ended.Err(), 1, 2),
+	} {
+		if got != want {
+			t.Errorf("%s, not %s", got, want)
+		}
+	}
+	m := copyjob.Manifest{Timeless: []string{"photos/old"}}
+	if got := unkept(m); !slices.Equal(got, []string{"WARNING_MODIFICATION_TIME_NOT_KEPT  photos/old"}) {
+		t.Errorf("warnings: %q", got)
+	}
 }
 
 func TestBigOutput(t *testing.T) {

@@ -25,18 +25,17 @@ const (
 
 var yes = "true"
 
-// describe returns the metadata of an object, and whether its time of
-// modification can be told.
-func describe(o copyjob.Object) (map[string]*string, bool) {
+// describe returns the metadata of an object, with its time of modification if
+// that can be kept.
+func describe(o copyjob.Object) map[string]*string {
 	crc := fmt.Sprintf("%016x", o.CRC64)
 	metadata := map[string]*string{keyCRC64: &crc}
-	utc := o.Modified.UTC()
-	if utc.Year() < 1 || utc.Year() > 9999 {
-		return metadata, false
+	if !copyjob.TimeIsKept(o.Modified) {
+		return metadata
 	}
-	modified := utc.Format(time.RFC3339Nano)
+	modified := o.Modified.UTC().Format(time.RFC3339Nano)
 	metadata[keyModified] = &modified
-	return metadata, true
+	return metadata
 }
 
 // What is at the place of an object.
@@ -66,7 +65,7 @@ func (s *store) Find(ctx context.Context, o copyjob.Object) (bool, error) {
 // kept is [copyjob.ErrNotKept] of an object whose time of modification metadata
 // cannot tell.
 func kept(o copyjob.Object) error {
-	if _, ok := describe(o); !ok {
+	if !copyjob.TimeIsKept(o.Modified) {
 		return fmt.Errorf("%w: it lies beyond the years that are written with four digits", copyjob.ErrNotKept)
 	}
 	return nil

@@ -40,7 +40,7 @@ func (s *store) putPages(ctx context.Context, o copyjob.Object, r io.Reader, sen
 	if err != nil {
 		return err
 	}
-	metadata, _ := describe(o)
+	metadata := describe(o)
 	_, err = client.SetMetadata(ctx, metadata, nil)
 	return err
 }
@@ -61,7 +61,7 @@ func (s *store) beginPages(ctx context.Context, o copyjob.Object, client *pagebl
 			return nil, err
 		}
 	}
-	metadata, _ := describe(o)
+	metadata := describe(o)
 	metadata[keyIncomplete] = &yes
 	_, err = client.Create(ctx, o.Size, &pageblob.CreateOptions{Metadata: metadata, AccessConditions: absent()})
 	if status(err) == http.StatusConflict { // perhaps made by us, and the answer got lost

@@ -66,7 +66,7 @@ func (s *store) putWhole(ctx context.Context, o copyjob.Object, r io.Reader, sen
 		return err
 	}
 	return s.split(ctx, o, r, max(o.Size, 1), func(ctx context.Context, c chunk) error {
-		metadata, _ := describe(o)
+		metadata := describe(o)
 		resp, err := client.Upload(ctx, c.body(), &blockblob.UploadOptions{
 			Metadata: metadata, AccessConditions: absent(), TransactionalValidation: blob.TransferValidationTypeCRC64(c.crc64),
 		})
@@ -108,7 +108,7 @@ func (s *store) putBlocks(ctx context.Context, o copyjob.Object, r io.Reader, se
 	if err != nil {
 		return err
 	}
-	metadata, _ := describe(o)
+	metadata := describe(o)
 	_, err = client.CommitBlockList(ctx, ids, &blockblob.CommitBlockListOptions{Metadata: metadata, AccessConditions: absent()})
 	return err
 }
