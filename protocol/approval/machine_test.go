@@ -221,6 +221,31 @@ func TestMachinesReturnWhatWasSigned(t *testing.T) {
 	}
 }
 
+// Access to destinations is for the copy job, and said once for an account.
+func TestOrderWithAccess(t *testing.T) {
+	one := SealedAccess{Account: "contosodata", Endpoint: "https://contosodata.blob.core.windows.net", KeyType: "azure-storage-credential", Ciphertext: make([]byte, 3184)}
+	m := newMachines(t)
+	m.order.Purpose, m.order.Access = protocol.DataCopy, []SealedAccess{one}
+	if err := m.verify(t, "order"); err != nil {
+		t.Error(err)
+	}
+	for name, change := range map[string]func(o *Order){
+		"for support": func(o *Order) { o.Purpose = protocol.SupportAccess },
+		"twice":       func(o *Order) { o.Access = append(o.Access, one) },
+		"no account":  func(o *Order) { o.Access[0].Account = "" },
+		"no endpoint": func(o *Order) { o.Access[0].Endpoint = "" },
+		"no key type": func(o *Order) { o.Access[0].KeyType = "" },
+		"too long":    func(o *Order) { o.Access[0].Ciphertext = make([]byte, 4097) },
+	} {
+		o := m.order
+		o.Access = []SealedAccess{one}
+		change(&o)
+		if _, err := o.Encode(); err == nil {
+			t.Errorf("%s: encoded", name)
+		}
+	}
+}
+
 // TestOrderForManyDisks checks that the order of one node of the largest
 // device fits: 70 disks, sealed with the hybrid key.
 func TestOrderForManyDisks(t *testing.T) {

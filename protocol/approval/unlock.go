@@ -56,20 +56,30 @@ type SealedKey struct {
 	Ciphertext []byte          `json:"ciphertext"`
 }
 
+// SealedAccess is what lets into one destination of a consent, sealed to one
+// challenge.
+type SealedAccess struct {
+	Account    string `json:"account"`
+	Endpoint   string `json:"endpoint"`
+	KeyType    string `json:"keyType"` // a key type of package sealing
+	Ciphertext []byte `json:"ciphertext"`
+}
+
 // Order is the service's order to one node to open disks. It answers one
 // challenge; the service signs it, and with it the time.
 type Order struct {
 	Header
 	Purpose         protocol.Purpose `json:"purpose"`
 	Node            NodeName         `json:"node"`
-	RequestDigest   Digest           `json:"requestDigest"`   // of the statement or the consent
-	DecisionsDigest Digest           `json:"decisionsDigest"` // of a Grant or a CopyGrant
-	Nonce           []byte           `json:"nonce"`           // of the challenge
-	IssuedAt        int64            `json:"issuedAt"`        // Unix seconds
-	Keys            []SealedKey      `json:"keys"`            // one for each disk of the node
-	LogCheckpoint   []byte           `json:"logCheckpoint"`   // signed note
-	LogRecord       []byte           `json:"logRecord"`       // the recorded intent
-	LogIndex        int64            `json:"logIndex"`        // of LogRecord
+	RequestDigest   Digest           `json:"requestDigest"`    // of the statement or the consent
+	DecisionsDigest Digest           `json:"decisionsDigest"`  // of a Grant or a CopyGrant
+	Nonce           []byte           `json:"nonce"`            // of the challenge
+	IssuedAt        int64            `json:"issuedAt"`         // Unix seconds
+	Keys            []SealedKey      `json:"keys"`             // one for each disk of the node
+	Access          []SealedAccess   `json:"access,omitempty"` // to destinations, for data-copy only
+	LogCheckpoint   []byte           `json:"logCheckpoint"`    // signed note
+	LogRecord       []byte           `json:"logRecord"`        // the recorded intent
+	LogIndex        int64            `json:"logIndex"`         // of LogRecord
 	LogProof        [][]byte         `json:"logProof,omitempty"`
 	LogConsistency  [][]byte         `json:"logConsistency,omitempty"` // from the last checkpoint the node has seen
 }
@@ -97,6 +107,7 @@ func (o Order) check() error {
 		checkBytes("nonce", o.Nonce, NonceSize),
 		checkTime("issuedAt", o.IssuedAt),
 		checkKeys(o.Keys),
+		checkAccess(o.Purpose, o.Access),
 		checkCount("logCheckpoint", len(o.LogCheckpoint), MaxDocument),
 		checkCount("logRecord", len(o.LogRecord), MaxDocument),
 		checkIndex(o.LogIndex),
@@ -122,6 +133,30 @@ func checkKeys(keys []SealedKey) error {
 		}
 	}
 	return checkUnique("keys", keys, func(k SealedKey) protocol.DiskID { return k.Disk })
+}
+
+func checkAccess(purpose protocol.Purpose, list []SealedAccess) error {
+	if len(list) == 0 {
+		return nil
+	}
+	if purpose != protocol.DataCopy {
+		return fmt.Errorf("access is for %s only, not for %s", protocol.DataCopy, purpose)
+	}
+	for _, a := range list {
+		err := cmp.Or(
+			checkName("access.account", a.Account),
+			checkName("access.endpoint", a.Endpoint),
+			checkForm("access.keyType", a.KeyType, tokenForm),
+			checkCount("access.ciphertext", len(a.Ciphertext), maxKey),
+		)
+		if err != nil {
+			return err
+		}
+	}
+	return cmp.Or(
+		checkCount("access", len(list), maxList),
+		checkUnique("access", list, func(a SealedAccess) string { return a.Account }),
+	)
 }
 
 func checkIndex(i int64) error {

@@ -126,6 +126,8 @@ const (
 	OpMoveToCustomerKey      Operation = "Move To Customer-Managed Key"
 	OpMoveToServiceKey       Operation = "Move To Microsoft-Managed Key"
 	OpDeleteDiskKeys         Operation = "Delete Disk Keys"
+	OpStoreAccess            Operation = "Store Destination Credential"
+	OpDeleteAccess           Operation = "Delete Destination Credential"
 	OpSanitizeDisk           Operation = "Sanitize Disk"
 	OpRegisterApproverKey    Operation = "Register Approver Key"
 	OpRemoveApproverKey      Operation = "Remove Approver Key"
@@ -190,7 +192,7 @@ var categories = table(map[Category][]Operation{
 		OpReadUnderAccess, OpCreateJoinToken, OpEnrolDevice, OpRefuseEnrolment, OpRevokeDevice, OpRenewCertificate,
 		OpSignConsent, OpRevokeConsent,
 		OpStoreDiskKeys, OpSealDiskKeys, OpExportRecoveryPassword, OpRotateMasterKey, OpMoveToCustomerKey, OpMoveToServiceKey,
-		OpDeleteDiskKeys, OpSanitizeDisk, OpRegisterApproverKey, OpRemoveApproverKey,
+		OpDeleteDiskKeys, OpStoreAccess, OpDeleteAccess, OpSanitizeDisk, OpRegisterApproverKey, OpRemoveApproverKey,
 		OpPruneLog, OpPlaceHold, OpReleaseHold,
 		OpLogin, OpRefuseLogin, OpLogout, OpCreateLoginToken, OpRenewLogin, OpAssignRole, OpRemoveRole, OpRefuseCall,
 	},

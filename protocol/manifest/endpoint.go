@@ -1,8 +1,11 @@
 package manifest
 
 import (
+	"bytes"
 	"net/netip"
 	"net/url"
+	"slices"
+	"strings"
 )
 
 // CheckEndpoint returns what is wrong with the URL of an account's blob service:
@@ -21,3 +24,22 @@ func CheckEndpoint(endpoint string) error {
 	}
 	return invalid("%.200q is not safe: want https://, or http:// with an address of the loopback interface", endpoint)
 }
+
+// signatureParameters are those that a shared access signature of a container, a
+// blob or an account has.
+var signatureParameters = strings.Fields("sv ss srt sr sp st se sip spr si sig ses skoid sktid skt ske sks skv saoid suoid scid sdd")
+
+// CheckSignature returns what is wrong with a shared access signature, which is a
+// URL's query as it stands in a request, without question mark: it says who may
+// do something, and nothing of what is done. The error does not quote it.
+func CheckSignature(query []byte) error {
+	for parameter := range bytes.SplitSeq(query, []byte("&")) {
+		name, value, _ := bytes.Cut(parameter, []byte("="))
+		if !slices.Contains(signatureParameters, string(name)) || bytes.ContainsFunc(value, isNoQuery) {
+			return invalid("this is no shared access signature: it has other parameters than those, or characters that no query has")
+		}
+	}
+	return nil
+}
+
+func isNoQuery(r rune) bool { return r <= ' ' || r >= 0x7f || strings.ContainsRune("#\"<>\\", r) }

@@ -497,3 +497,16 @@ func TestCheckEndpoint(t *testing.T) {
 		}
 	}
 }
+
+func TestCheckSignature(t *testing.T) {
+	for query, ok := range map[string]bool{
+		"sv=2023-11-03&ss=b&srt=co&sp=rwdc&se=2050-01-01T00%3A00%3A00Z&spr=https&sig=c2ln%2B%3D": true,
+		"si=policy&sr=c&sv=1&sig=a+b/c=": true, "sig=x": true,
+		"": false, "sig=x\r\nHost: evil": false, "sig=x y": false, "sig=x#": false, "sig=x\x00": false, "sig=\xff": false,
+		"sig=x&comp=acl": false, "sig=x&restype=container": false, "sig=x&": false, "?sig=x": false, "SIG=x": false,
+	} {
+		if err := CheckSignature([]byte(query)); (err == nil) != ok || err != nil && strings.Contains(err.Error(), "evil") {
+			t.Errorf("%q: %v", query, err)
+		}
+	}
+}

@@ -102,6 +102,57 @@ func TestContextIsBound(t *testing.T) {
 	}
 }
 
+// What lets into an account is sealed for that account, at that endpoint, for the
+// copy job, and for nothing else.
+func TestAccess(t *testing.T) {
+	k := generate(t)
+	ctx := context()
+	ctx.KeyType, ctx.Purpose = sealing.AccessToStorage, protocol.DataCopy
+	ctx.Disk, ctx.Account, ctx.Endpoint = "", "contosodata", "https://contosodata.blob.core.windows.net"
+	for _, size := range []int{1, 300, sealing.MaxAccess} {
+		access := bytes.Repeat([]byte("s"), size)
+		sealed, err := sealing.Seal(k.Public(), ctx, access)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, err := k.Open(ctx, sealed); err != nil || !bytes.Equal(got, access) {
+			t.Errorf("%d bytes: opened %d, %v", size, len(got), err)
+		}
+		for name, change := range map[string]func(*sealing.Context){
+			"account":      func(c *sealing.Context) { c.Account = "contosodata2" },
+			"endpoint":     func(c *sealing.Context) { c.Endpoint += "/" },
+			"border moved": func(c *sealing.Context) { c.Account, c.Endpoint = "contosodat", "a "+c.Endpoint },
+			"node":         func(c *sealing.Context) { c.Node.Node = 2 },
+			"nonce":        func(c *sealing.Context) { c.Nonce[0] ^= 1 },
+			"key type": func(c *sealing.Context) {
+				c.KeyType, c.Disk, c.Account, c.Endpoint = sealing.ExternalKey, "contosodata https://contosodata.blob.core.windows.net", "", ""
+			},
+		} {
+			other := ctx
+			other.Nonce = bytes.Clone(ctx.Nonce)
+			change(&other)
+			if _, err := k.Open(other, sealed); err != sealing.ErrOpen {
+				t.Errorf("other %s: %v", name, err)
+			}
+		}
+	}
+	for name, change := range map[string]func(*sealing.Context){
+		"no account": func(c *sealing.Context) { c.Account = "" }, "no endpoint": func(c *sealing.Context) { c.Endpoint = "" },
+		"a disk too": func(c *sealing.Context) { c.Disk = "disk1" }, "for support": func(c *sealing.Context) { c.Purpose = protocol.SupportAccess },
+	} {
+		other := ctx
+		change(&other)
+		if _, err := sealing.Seal(k.Public(), other, []byte("x")); err == nil {
+			t.Errorf("%s: sealed", name)
+		}
+	}
+	for _, size := range []int{0, sealing.MaxAccess + 1} {
+		if _, err := sealing.Seal(k.Public(), ctx, make([]byte, size)); err == nil {
+			t.Errorf("%d bytes: sealed", size)
+		}
+	}
+}
+
 // incomplete takes one field from a context.
 var incomplete = map[string]func(*sealing.Context){
 	"request digest":   func(c *sealing.Context) { c.RequestDigest = "" },
