@@ -71,6 +71,8 @@ var catalogue = []operation{
 	{name: "Look After Keys", what: "See which keys wrap the disks' keys, and wrap them anew.",
 		calls: []string{keys + "ListKeys", keys + "GetKeyStatus", keys + "GetOrderKey", keys + "RotateKey"}},
 	{name: "Move To Customer-Managed Key", what: "Wrap an order's keys with one of the customer's, for good.", calls: []string{keys + "SetOrderKey"}},
+	{name: "Hand Over Destination Credentials", what: "Give into custody what lets the copy job into the customer's storage accounts, or have it destroyed.",
+		right: "an owner's own word: it is used under their consent only, and shown to nobody", calls: []string{order + "SetDestinationAccess", order + "RemoveDestinationAccess"}},
 	{name: "Export Recovery Password", what: "Reveal what opens a disk in hand; recorded before it is shown.", data: true,
 		right: "for recovery outside of support, by an admin: no request opens a disk that way", calls: []string{keys + "ExportRecoveryPassword"}},
 	{name: "Manage Tenant", what: "Tenants, subscriptions, and whether Lockbox is on.",

@@ -103,6 +103,8 @@ func publicRoutes(s Services) []route {
 		unary(order+"DraftConsent", customers, s.Orders.DraftConsent),
 		unary(order+"SubmitConsent", customers, s.Orders.SubmitConsent),
 		unary(order+"RevokeConsent", customers, s.Orders.RevokeConsent),
+		unary(order+"SetDestinationAccess", []auth.Role{auth.TenantAdmin, auth.Owner}, s.Orders.SetDestinationAccess),
+		unary(order+"RemoveDestinationAccess", []auth.Role{auth.TenantAdmin, auth.Owner}, s.Orders.RemoveDestinationAccess),
 		unary(order+"CreateJoinToken", staff, s.Orders.CreateJoinToken),
 		progress(order+"StartJob", jobs, s.Orders.StartJob),
 		unary(order+"GetCopyLog", filenames, s.Orders.GetCopyLog),

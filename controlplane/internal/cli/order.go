@@ -19,7 +19,7 @@ import (
 func (a *app) orderCommand() *cobra.Command {
 	return group("order", "Import orders, from placing to completion",
 		a.orderPlace(), a.orderShow(), a.orderList(), a.orderPrepare(), a.orderAdvance(),
-		a.orderStartJob(), a.orderLog(), a.orderManifest(), a.orderErase(), a.orderCertificate(), a.orderKeyCommand())
+		a.orderStartJob(), a.orderLog(), a.orderManifest(), a.orderErase(), a.orderCertificate(), a.orderKeyCommand(), a.orderDestinationCommand())
 }
 
 func (a *app) orderPlace() *cobra.Command {
@@ -98,7 +98,7 @@ func (a *app) showOrder(cmd *cobra.Command, o *lockboxv1.Order, err error) error
 			"Device", o.Serial, "Trust policy", o.TrustPolicyDigest, "Consent", o.ConsentDigest,
 			"Errors", strings.Join(o.ErrorCodes, ", "), "Job", jobProgress(o)}
 		for _, d := range o.Destinations {
-			shown = append(shown, "Destination", d.Account+" = "+d.Endpoint)
+			shown = append(shown, "Destination", d.Account+" = "+d.Endpoint, "  Credential", credential(d))
 		}
 		for _, n := range o.Nodes {
 			shown = append(shown, fmt.Sprintf("Node %d", n.Node), strings.TrimSpace("disks "+strings.Join(n.Disks, " ")+"  key "+n.KeyFingerprint))
@@ -181,12 +181,8 @@ func readPrepared(file string) (*lockboxv1.PrepareDeviceRequest, error) {
 	if file == "" {
 		return nil, usagef("--from is missing: name the file that provisioning wrote")
 	}
-	info, err := os.Stat(file)
-	if err != nil {
+	if err := mustBePrivate(file); err != nil {
 		return nil, err
-	}
-	if info.Mode().Perm()&0o077 != 0 {
-		return nil, fmt.Errorf("%s holds keys and others can read it: run 'chmod 600 %s'", file, file)
 	}
 	data, err := os.ReadFile(file)
 	if err != nil {

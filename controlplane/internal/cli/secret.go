@@ -28,10 +28,19 @@ func readSecret(cmd *cobra.Command, file, prompt string) (string, error) {
 		data, err = io.ReadAll(io.LimitReader(cmd.InOrStdin(), 4<<10))
 	}
 	if err != nil {
-		return "", fmt.Errorf("cannot read the login token: %w", err)
+		return "", fmt.Errorf("cannot read the secret: %w", err)
 	}
 	defer clear(data)
 	return strings.TrimSpace(string(data)), nil
+}
+
+// mustBePrivate refuses a file of secrets that others can read.
+func mustBePrivate(file string) error {
+	info, err := os.Stat(file)
+	if err == nil && info.Mode().Perm()&0o077 != 0 {
+		err = fmt.Errorf("%s holds secrets and others can read it: run 'chmod 600 %s'", file, file)
+	}
+	return err
 }
 
 // secretFile is a new file that waits for a secret. It is made before the secret

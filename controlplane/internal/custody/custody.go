@@ -1,5 +1,6 @@
-// Package custody holds the BitLocker keys of every disk, and hands them to
-// devices in one way only: the unlock saga.
+// Package custody holds the BitLocker keys of every disk, and what lets the copy
+// job into the customer's storage accounts, and hands them to devices in one way
+// only: the unlock saga.
 //
 // Its rules:
 //
@@ -11,6 +12,10 @@
 //     a refusal.
 //   - An order moves to its customer's key for good. What the key before it
 //     wrapped is erased from the store's files, also after a crash.
+//   - What lets into an account is kept like a disk's key. It goes along with an
+//     unlock for the copy job only, to the nodes and for the account and endpoint
+//     that the customer's consent names. The key of an account never leaves: what
+//     goes is a signature made with it, which ends with the lease.
 //   - Custody trusts no state of a request: before it unwraps anything it
 //     verifies the approvals itself, against the customer's trust policy.
 //   - Recorded before opened: the intent is on disk in the activity log before

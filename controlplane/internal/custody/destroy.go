@@ -11,7 +11,8 @@ import (
 	"github.com/databox-lockbox/lockbox/protocol/auditlog"
 )
 
-// DestroyKeys destroys all keys of an order's disks and the key of the order, in
+// DestroyKeys destroys all keys of an order's disks, the key of the order and what
+// lets into its accounts, in
 // the store's files too: the caller has verified that the disks are erased. It is
 // recorded before. What is gone already is left alone; what cannot be erased from
 // the files now is left to [Service.Run].
@@ -48,6 +49,11 @@ func (s *Service) wrappings(ctx context.Context, o store.Order) (gone [][]byte, 
 		for _, d := range disks {
 			gone = append(gone, d.Wrapped)
 		}
+		access, err := tx.DestinationAccess(ctx, o.ID)
+		if err != nil {
+			return err
+		}
+		gone = append(gone, wrappedAccess(access)...)
 		k, err := tx.OrderKey(ctx, o.ID)
 		if errors.Is(err, store.ErrNotFound) {
 			return nil
@@ -62,6 +68,10 @@ func (s *Service) wrappings(ctx context.Context, o store.Order) (gone [][]byte, 
 func (s *Service) KeysDestroyed(ctx context.Context, tx *store.Tx, o store.Order) (bool, error) {
 	disks, err := tx.DiskKeys(ctx, o.ID)
 	if err != nil || len(disks) > 0 {
+		return false, err
+	}
+	access, err := tx.DestinationAccess(ctx, o.ID)
+	if err != nil || len(access) > 0 {
 		return false, err
 	}
 	_, err = tx.OrderKey(ctx, o.ID)

@@ -44,6 +44,7 @@ type fakeNode struct {
 	request approval.Digest
 	seen    *auditlog.Checkpoint // of the activity log
 	locks   []*devicev1.LockRequest
+	access  map[string]string // by account, that came with the last order
 	calls   []string
 	offline bool
 	stale   bool                    // proves opening under an earlier order
@@ -207,6 +208,17 @@ func (n *fakeNode) open(in *devicev1.UnlockRequest) ([]byte, error) {
 	}
 	if len(order.Keys) != len(n.disks) {
 		return nil, protocol.Errorf(protocol.CodeDisks, "%d keys for %d disks", len(order.Keys), len(n.disks))
+	}
+	n.access = make(map[string]string)
+	for _, a := range order.Access {
+		query, err := n.hpke.Open(sealing.Context{
+			RequestDigest: string(subject), DecisionsDigest: string(decisions), Nonce: n.nonce, Node: n.id, Account: a.Account, Endpoint: a.Endpoint,
+			Purpose: order.Purpose, KeyType: sealing.KeyType(a.KeyType),
+		}, a.Ciphertext)
+		if err != nil {
+			return nil, err
+		}
+		n.access[a.Account] = string(query)
 	}
 	n.state, n.order, n.intent, n.request = protocol.Opened, digest, order.IntentDigest(), subject
 	if n.stale {

@@ -28,6 +28,7 @@ func (s *Service) rewrap(ctx context.Context, in rewrapIn) (gone [][]byte, err e
 	defer old.Wipe()
 	next := &OrderKey{row: store.OrderKey{Order: in.order}}
 	var disks []store.DiskKey
+	var access []store.DestinationAccess
 	err = s.Store.View(ctx, func(tx *store.Tx) error {
 		o, err := tx.Order(ctx, in.order)
 		if err != nil {
@@ -37,7 +38,10 @@ func (s *Service) rewrap(ctx context.Context, in rewrapIn) (gone [][]byte, err e
 		if next.rotation, err = lastRotation(ctx, tx); err != nil {
 			return err
 		}
-		disks, err = tx.DiskKeys(ctx, in.order)
+		if disks, err = tx.DiskKeys(ctx, in.order); err != nil {
+			return err
+		}
+		access, err = tx.DestinationAccess(ctx, in.order)
 		return err
 	})
 	if err != nil {
@@ -57,6 +61,11 @@ func (s *Service) rewrap(ctx context.Context, in rewrapIn) (gone [][]byte, err e
 	for _, d := range disks {
 		gone = append(gone, d.Wrapped)
 	}
+	resealed, err := resealAccess(old, next, access)
+	if err != nil {
+		return nil, err
+	}
+	gone = append(gone, wrappedAccess(access)...)
 	return gone, s.Store.Tx(ctx, func(tx *store.Tx) error {
 		if err := next.replace(ctx, tx, old); err != nil {
 			return err
@@ -66,11 +75,32 @@ func (s *Service) rewrap(ctx context.Context, in rewrapIn) (gone [][]byte, err e
 				return err
 			}
 		}
+		for i := range resealed {
+			row := resealed[i] // the transaction may be run for nothing
+			if err := tx.UpdateDestinationAccess(ctx, &row); err != nil {
+				return err
+			}
+		}
 		if in.also == nil {
 			return nil
 		}
 		return in.also(tx)
 	})
+}
+
+// resealAccess encrypts what lets into accounts under another key of their order.
+func resealAccess(old, next *OrderKey, access []store.DestinationAccess) ([]store.DestinationAccess, error) {
+	var out []store.DestinationAccess
+	for _, row := range access {
+		secret, err := old.openAccess(row)
+		if err != nil {
+			return nil, err
+		}
+		row.Wrapped = next.sealAccess(secret, row)
+		clear(secret)
+		out = append(out, row)
+	}
+	return out, nil
 }
 
 // reseal encrypts the keys of disks under another key of their order.

@@ -68,6 +68,13 @@ func (w *world) wrappings() (all [][]byte) {
 		for _, r := range rows {
 			all = append(all, r.Wrapped)
 		}
+		if err != nil {
+			return err
+		}
+		access, err := tx.DestinationAccess(w.t.Context(), storetest.Order)
+		for _, r := range access {
+			all = append(all, r.Wrapped)
+		}
 		return err
 	})
 	if err != nil {

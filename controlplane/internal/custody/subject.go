@@ -32,8 +32,9 @@ type subject struct {
 
 // grant is what the approvals allow.
 type grant struct {
-	decisions approval.Digest
-	end       time.Time
+	decisions    approval.Digest
+	end          time.Time
+	destinations []approval.Destination // of a consent
 }
 
 func (s *Service) load(ctx context.Context, in UnlockIn) (sub subject, err error) {
@@ -177,12 +178,12 @@ func (sub *subject) authorize(now time.Time) (grant, error) {
 		if err == nil && g.ConsentDigest != sub.digest {
 			err = protocol.Errorf(protocol.CodeSignatureInvalid, "what the customer signed is not consent %s", sub.id)
 		}
-		return grant{g.DecisionsDigest, g.End}, err
+		return grant{g.DecisionsDigest, g.End, g.Destinations}, err
 	}
 	g, err := sub.policy.Authorize(approval.Request{
 		Statement: sub.statement, Decisions: sub.decisions, Revocations: sub.revocations, Now: now,
 	})
-	return grant{g.DecisionsDigest, g.End}, err
+	return grant{decisions: g.DecisionsDigest, end: g.End}, err
 }
 
 // nodeKeys returns the enrolled keys of the subject's nodes, as DER, in their

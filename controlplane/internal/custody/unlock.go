@@ -106,6 +106,7 @@ type saga struct {
 	attempt store.Attempt
 	nodes   []*sagaNode
 	grant   grant
+	access  []store.DestinationAccess // to the destinations of the grant
 	out     UnlockOut
 
 	mu     sync.Mutex
@@ -163,6 +164,9 @@ func (g *saga) unlock(ctx context.Context) error {
 		return err
 	}
 	if g.grant, err = g.subject.authorize(g.s.Now()); err != nil {
+		return err
+	}
+	if g.access, err = g.s.accessFor(ctx, g.subject.order.ID, g.grant); err != nil {
 		return err
 	}
 	if err := g.recordIntent(ctx); err != nil {
@@ -260,6 +264,9 @@ func (g *saga) recordIntent(ctx context.Context) error {
 	if x := g.subject.exclusion; x != "" {
 		rec.Properties[auditlog.PropertyExclusion] = string(x)
 	}
+	if len(g.access) > 0 {
+		rec.Properties["access"] = accountsOf(g.access)
+	}
 	for _, n := range g.nodes {
 		rec.Properties[auditlog.PropertyNonce(n.ref.ID())] = hex.EncodeToString(n.challenge.Nonce)
 	}
@@ -309,11 +316,15 @@ func (g *saga) makeOrder(ctx context.Context, n *sagaNode, k *OrderKey) error {
 	if err != nil {
 		return err
 	}
+	access, err := g.sealAccess(ctx, n, k)
+	if err != nil {
+		return err
+	}
 	n.logSize = proof.Size
 	n.order, err = approval.SignEd25519(approval.Order{
 		Purpose: g.subject.purpose, Node: approval.NameOf(n.ref.ID()),
 		RequestDigest: g.subject.digest, DecisionsDigest: g.grant.decisions,
-		Nonce: n.challenge.Nonce, IssuedAt: g.s.Now().Unix(), Keys: sealed,
+		Nonce: n.challenge.Nonce, IssuedAt: g.s.Now().Unix(), Keys: sealed, Access: access,
 		LogCheckpoint: proof.Checkpoint, LogRecord: proof.Record, LogIndex: proof.Index,
 		LogProof: proof.Inclusion, LogConsistency: proof.Consistency,
 	}, g.s.Signer)

@@ -50,7 +50,7 @@ func (s *Service) StartJob(ctx context.Context, caller auth.Caller, in *lockboxv
 		if err != nil {
 			return o, err
 		}
-		return o, mayCopy(o)
+		return o, s.mayCopy(ctx, tx, o)
 	})
 	if err != nil {
 		return err
@@ -70,14 +70,14 @@ func (s *Service) StartJob(ctx context.Context, caller auth.Caller, in *lockboxv
 	return nil
 }
 
-func mayCopy(o store.Order) error {
+func (s *Service) mayCopy(ctx context.Context, tx *store.Tx, o store.Order) error {
 	switch {
 	case o.Stage != AtAzureDC && o.Stage != DataCopy:
 		return conflict("order %s is at stage %s: its data is copied at %s or %s", o.ID, o.Stage, AtAzureDC, DataCopy)
 	case o.Consent == "":
 		return protocol.Errorf(protocol.CodeNotApproved, "order %s has no data-copy consent: the customer has to sign one", o.ID)
 	}
-	return nil
+	return s.hasAccess(ctx, tx, o)
 }
 
 // jobStarted notes that the job runs. before is the order as it was when the
@@ -121,6 +121,7 @@ func (s *Service) ReportJob(ctx context.Context, node protocol.NodeID, in *devic
 	if err != nil {
 		return nil, err
 	}
+	eraseAccess := func(context.Context) {}
 	err = s.cfg.Store.Tx(ctx, func(tx *store.Tx) error {
 		o, err := s.orderOfNode(ctx, tx, node, in.Order)
 		if err != nil {
@@ -132,11 +133,16 @@ func (s *Service) ReportJob(ctx context.Context, node protocol.NodeID, in *devic
 		if o.Stage != AtAzureDC && o.Stage != DataCopy {
 			return conflict("order %s is at stage %s: no copy job can run", o.ID, o.Stage)
 		}
-		return s.takeJob(ctx, tx, o, job, in)
+		if err := s.takeJob(ctx, tx, o, job, in); err != nil {
+			return err
+		}
+		eraseAccess, err = s.dropAccess(ctx, tx, o.ID)
+		return err
 	})
 	if err != nil {
 		return nil, err
 	}
+	eraseAccess(ctx)
 	return &devicev1.ReportJobResponse{}, nil
 }
 

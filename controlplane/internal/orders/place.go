@@ -218,10 +218,8 @@ func showOrder(ctx context.Context, tx *store.Tx, o store.Order, whole bool) (*l
 			out.BytesPerSecond += j.Rate
 		}
 	}
-	for _, d := range o.Destinations {
-		out.Destinations = append(out.Destinations, &lockboxv1.Destination{Account: d.Account, Endpoint: d.Endpoint, Shares: d.Shares})
-	}
-	return out, nil
+	out.Destinations, err = showDestinations(ctx, tx, o)
+	return out, err
 }
 
 func showNodes(ctx context.Context, tx *store.Tx, o store.Order) ([]*lockboxv1.OrderNode, error) {

@@ -33,9 +33,13 @@ func (tx *Tx) ErasureCertificates(ctx context.Context, order protocol.OrderID) (
 	return list[ErasureCertificate](ctx, tx, erasureCertificates, `WHERE order_id = $1 ORDER BY node`, order)
 }
 
-// DeleteKeys deletes the key of an order and those of its disks.
+// DeleteKeys deletes the key of an order, those of its disks, and what lets into
+// its accounts.
 func (tx *Tx) DeleteKeys(ctx context.Context, order protocol.OrderID) error {
 	if _, err := exec(ctx, tx, `DELETE FROM disk_keys WHERE order_id = $1`, order); err != nil {
+		return err
+	}
+	if _, err := exec(ctx, tx, `DELETE FROM destination_access WHERE order_id = $1`, order); err != nil {
 		return err
 	}
 	_, err := exec(ctx, tx, `DELETE FROM order_keys WHERE order_id = $1`, order)

@@ -108,6 +108,11 @@ func TestRecordsComeBackAsTheyWere(t *testing.T) {
 	same(t, s, store.OrderKey{Order: "o", Tenant: "t", Customer: true, Wrapper: "w", Wrapped: []byte{9}, Created: at(1)},
 		func(c ctx, x tx, r *store.OrderKey) error { return x.InsertOrderKey(c, r) },
 		func(c ctx, x tx) (store.OrderKey, error) { return x.OrderKey(c, "o") })
+	same(t, s, store.DestinationAccess{
+		Order: "o", Account: "a", Endpoint: "https://a", Tenant: "t", Kind: store.AccountKey, Detail: "d", Expires: at(1), Person: "p", Created: at(2), Wrapped: []byte{9},
+	},
+		func(c ctx, x tx, r *store.DestinationAccess) error { return x.InsertDestinationAccess(c, r) },
+		func(c ctx, x tx) (store.DestinationAccess, error) { return first(x.DestinationAccess(c, "o")) })
 	same(t, s, store.Erasure{Order: "o", Since: at(1)},
 		func(c ctx, x tx, r *store.Erasure) error { return x.AddErasure(c, r.Order, r.Since) },
 		func(c ctx, x tx) (store.Erasure, error) { return first(x.Erasures(c)) })

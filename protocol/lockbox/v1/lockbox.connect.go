@@ -134,6 +134,12 @@ const (
 	OrderServiceSubmitConsentProcedure = "/lockbox.v1.OrderService/SubmitConsent"
 	// OrderServiceRevokeConsentProcedure is the procedure name of the OrderService's RevokeConsent RPC.
 	OrderServiceRevokeConsentProcedure = "/lockbox.v1.OrderService/RevokeConsent"
+	// OrderServiceSetDestinationAccessProcedure is the procedure name of the OrderService's
+	// SetDestinationAccess RPC.
+	OrderServiceSetDestinationAccessProcedure = "/lockbox.v1.OrderService/SetDestinationAccess"
+	// OrderServiceRemoveDestinationAccessProcedure is the procedure name of the OrderService's
+	// RemoveDestinationAccess RPC.
+	OrderServiceRemoveDestinationAccessProcedure = "/lockbox.v1.OrderService/RemoveDestinationAccess"
 	// OrderServiceCreateJoinTokenProcedure is the procedure name of the OrderService's CreateJoinToken
 	// RPC.
 	OrderServiceCreateJoinTokenProcedure = "/lockbox.v1.OrderService/CreateJoinToken"
@@ -1200,6 +1206,20 @@ var (
 			Procedure:  OrderServiceRevokeConsentProcedure,
 		}
 	})
+	orderServiceSetDestinationAccessSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeUnary,
+			Schema:     File_lockbox_v1_lockbox_proto.Services().ByName("OrderService").Methods().ByName("SetDestinationAccess"),
+			Procedure:  OrderServiceSetDestinationAccessProcedure,
+		}
+	})
+	orderServiceRemoveDestinationAccessSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeUnary,
+			Schema:     File_lockbox_v1_lockbox_proto.Services().ByName("OrderService").Methods().ByName("RemoveDestinationAccess"),
+			Procedure:  OrderServiceRemoveDestinationAccessProcedure,
+		}
+	})
 	orderServiceCreateJoinTokenSpec = sync.OnceValue(func() connect.Spec {
 		return connect.Spec{
 			StreamType: connect.StreamTypeUnary,
@@ -1269,6 +1289,10 @@ type OrderServiceClient interface {
 	SubmitConsent(context.Context, *SubmitConsentRequest) (*Document, error)
 	// RevokeConsent ends the data-copy consent at once.
 	RevokeConsent(context.Context, *RevokeConsentRequest) (*Order, error)
+	// SetDestinationAccess takes into custody what lets the copy job into one of the
+	// order's accounts. No call gives it back.
+	SetDestinationAccess(context.Context, *SetDestinationAccessRequest) (*Order, error)
+	RemoveDestinationAccess(context.Context, *RemoveDestinationAccessRequest) (*Order, error)
 	CreateJoinToken(context.Context, *CreateJoinTokenRequest) (*CreateJoinTokenResponse, error)
 	// StartJob starts or resumes the copy job under the signed consent.
 	StartJob(context.Context, *StartJobRequest) (OrderServiceStartJobClientStream, error)
@@ -1332,6 +1356,10 @@ type OrderServiceHandler interface {
 	SubmitConsent(context.Context, *SubmitConsentRequest) (*Document, error)
 	// RevokeConsent ends the data-copy consent at once.
 	RevokeConsent(context.Context, *RevokeConsentRequest) (*Order, error)
+	// SetDestinationAccess takes into custody what lets the copy job into one of the
+	// order's accounts. No call gives it back.
+	SetDestinationAccess(context.Context, *SetDestinationAccessRequest) (*Order, error)
+	RemoveDestinationAccess(context.Context, *RemoveDestinationAccessRequest) (*Order, error)
 	CreateJoinToken(context.Context, *CreateJoinTokenRequest) (*CreateJoinTokenResponse, error)
 	// StartJob starts or resumes the copy job under the signed consent.
 	StartJob(context.Context, *StartJobRequest, OrderServiceStartJobServerStream) error
@@ -1362,6 +1390,8 @@ func RegisterOrderServiceHandler(server *connect.Server, svc OrderServiceHandler
 		connect.Method{Spec: orderServiceDraftConsentSpec(), Handler: adapter.draftConsent},
 		connect.Method{Spec: orderServiceSubmitConsentSpec(), Handler: adapter.submitConsent},
 		connect.Method{Spec: orderServiceRevokeConsentSpec(), Handler: adapter.revokeConsent},
+		connect.Method{Spec: orderServiceSetDestinationAccessSpec(), Handler: adapter.setDestinationAccess},
+		connect.Method{Spec: orderServiceRemoveDestinationAccessSpec(), Handler: adapter.removeDestinationAccess},
 		connect.Method{Spec: orderServiceCreateJoinTokenSpec(), Handler: adapter.createJoinToken},
 		connect.Method{Spec: orderServiceStartJobSpec(), Handler: adapter.startJob},
 		connect.Method{Spec: orderServiceGetCopyLogSpec(), Handler: adapter.getCopyLog},
@@ -1439,6 +1469,14 @@ func (UnimplementedOrderServiceHandler) SubmitConsent(context.Context, *SubmitCo
 
 func (UnimplementedOrderServiceHandler) RevokeConsent(context.Context, *RevokeConsentRequest) (*Order, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "lockbox.v1.OrderService.RevokeConsent is not implemented")
+}
+
+func (UnimplementedOrderServiceHandler) SetDestinationAccess(context.Context, *SetDestinationAccessRequest) (*Order, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "lockbox.v1.OrderService.SetDestinationAccess is not implemented")
+}
+
+func (UnimplementedOrderServiceHandler) RemoveDestinationAccess(context.Context, *RemoveDestinationAccessRequest) (*Order, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "lockbox.v1.OrderService.RemoveDestinationAccess is not implemented")
 }
 
 func (UnimplementedOrderServiceHandler) CreateJoinToken(context.Context, *CreateJoinTokenRequest) (*CreateJoinTokenResponse, error) {
@@ -1568,6 +1606,22 @@ func (c *orderServiceClient) SubmitConsent(ctx context.Context, req *SubmitConse
 func (c *orderServiceClient) RevokeConsent(ctx context.Context, req *RevokeConsentRequest) (*Order, error) {
 	var res Order
 	if err := c.client.CallUnary(ctx, orderServiceRevokeConsentSpec(), req, &res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+func (c *orderServiceClient) SetDestinationAccess(ctx context.Context, req *SetDestinationAccessRequest) (*Order, error) {
+	var res Order
+	if err := c.client.CallUnary(ctx, orderServiceSetDestinationAccessSpec(), req, &res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+func (c *orderServiceClient) RemoveDestinationAccess(ctx context.Context, req *RemoveDestinationAccessRequest) (*Order, error) {
+	var res Order
+	if err := c.client.CallUnary(ctx, orderServiceRemoveDestinationAccessSpec(), req, &res); err != nil {
 		return nil, err
 	}
 	return &res, nil
@@ -1773,6 +1827,30 @@ func (h orderServiceHandler) revokeConsent(ctx context.Context, _ connect.Spec, 
 		return err
 	}
 	res, err := h.svc.RevokeConsent(ctx, &req)
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
+}
+
+func (h orderServiceHandler) setDestinationAccess(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req SetDestinationAccessRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	res, err := h.svc.SetDestinationAccess(ctx, &req)
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
+}
+
+func (h orderServiceHandler) removeDestinationAccess(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req RemoveDestinationAccessRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	res, err := h.svc.RemoveDestinationAccess(ctx, &req)
 	if err != nil {
 		return err
 	}

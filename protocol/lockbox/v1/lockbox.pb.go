@@ -2359,6 +2359,7 @@ type Destination struct {
 	Account       string                 `protobuf:"bytes,1,opt,name=account,proto3" json:"account,omitempty"`
 	Endpoint      string                 `protobuf:"bytes,2,opt,name=endpoint,proto3" json:"endpoint,omitempty"` // URL: https://… or file:///… of the folder store
 	Shares        []string               `protobuf:"bytes,3,rep,name=shares,proto3" json:"shares,omitempty"`     // <account>_BlockBlob …
+	Access        *DestinationAccess     `protobuf:"bytes,4,opt,name=access,proto3" json:"access,omitempty"`     // what lets the copy job in; set by the service, if it has any
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2414,6 +2415,203 @@ func (x *Destination) GetShares() []string {
 	return nil
 }
 
+func (x *Destination) GetAccess() *DestinationAccess {
+	if x != nil {
+		return x.Access
+	}
+	return nil
+}
+
+// DestinationAccess describes what lets into an account without revealing it.
+type DestinationAccess struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Kind          string                 `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"` // SharedAccessSignature or AccountKey
+	Allows        string                 `protobuf:"bytes,2,opt,name=allows,proto3" json:"allows,omitempty"`
+	Expires       int64                  `protobuf:"varint,3,opt,name=expires,proto3" json:"expires,omitempty"` // 0: it does not say
+	Person        string                 `protobuf:"bytes,4,opt,name=person,proto3" json:"person,omitempty"`    // who handed it over
+	Created       int64                  `protobuf:"varint,5,opt,name=created,proto3" json:"created,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DestinationAccess) Reset() {
+	*x = DestinationAccess{}
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[41]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DestinationAccess) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DestinationAccess) ProtoMessage() {}
+
+func (x *DestinationAccess) ProtoReflect() protoreflect.Message {
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[41]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DestinationAccess.ProtoReflect.Descriptor instead.
+func (*DestinationAccess) Descriptor() ([]byte, []int) {
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{41}
+}
+
+func (x *DestinationAccess) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *DestinationAccess) GetAllows() string {
+	if x != nil {
+		return x.Allows
+	}
+	return ""
+}
+
+func (x *DestinationAccess) GetExpires() int64 {
+	if x != nil {
+		return x.Expires
+	}
+	return 0
+}
+
+func (x *DestinationAccess) GetPerson() string {
+	if x != nil {
+		return x.Person
+	}
+	return ""
+}
+
+func (x *DestinationAccess) GetCreated() int64 {
+	if x != nil {
+		return x.Created
+	}
+	return 0
+}
+
+type SetDestinationAccessRequest struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Order   string                 `protobuf:"bytes,1,opt,name=order,proto3" json:"order,omitempty"`
+	Account string                 `protobuf:"bytes,2,opt,name=account,proto3" json:"account,omitempty"`
+	// SharedAccessSignature=sv=…&sig=… or AccountKey=<base64>.
+	Credential    []byte `protobuf:"bytes,3,opt,name=credential,proto3" json:"credential,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetDestinationAccessRequest) Reset() {
+	*x = SetDestinationAccessRequest{}
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[42]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetDestinationAccessRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetDestinationAccessRequest) ProtoMessage() {}
+
+func (x *SetDestinationAccessRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[42]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetDestinationAccessRequest.ProtoReflect.Descriptor instead.
+func (*SetDestinationAccessRequest) Descriptor() ([]byte, []int) {
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{42}
+}
+
+func (x *SetDestinationAccessRequest) GetOrder() string {
+	if x != nil {
+		return x.Order
+	}
+	return ""
+}
+
+func (x *SetDestinationAccessRequest) GetAccount() string {
+	if x != nil {
+		return x.Account
+	}
+	return ""
+}
+
+func (x *SetDestinationAccessRequest) GetCredential() []byte {
+	if x != nil {
+		return x.Credential
+	}
+	return nil
+}
+
+type RemoveDestinationAccessRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Order         string                 `protobuf:"bytes,1,opt,name=order,proto3" json:"order,omitempty"`
+	Account       string                 `protobuf:"bytes,2,opt,name=account,proto3" json:"account,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveDestinationAccessRequest) Reset() {
+	*x = RemoveDestinationAccessRequest{}
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[43]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveDestinationAccessRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveDestinationAccessRequest) ProtoMessage() {}
+
+func (x *RemoveDestinationAccessRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[43]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveDestinationAccessRequest.ProtoReflect.Descriptor instead.
+func (*RemoveDestinationAccessRequest) Descriptor() ([]byte, []int) {
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{43}
+}
+
+func (x *RemoveDestinationAccessRequest) GetOrder() string {
+	if x != nil {
+		return x.Order
+	}
+	return ""
+}
+
+func (x *RemoveDestinationAccessRequest) GetAccount() string {
+	if x != nil {
+		return x.Account
+	}
+	return ""
+}
+
 type HistoryLine struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Time          int64                  `protobuf:"varint,1,opt,name=time,proto3" json:"time,omitempty"`
@@ -2425,7 +2623,7 @@ type HistoryLine struct {
 
 func (x *HistoryLine) Reset() {
 	*x = HistoryLine{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[41]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2437,7 +2635,7 @@ func (x *HistoryLine) String() string {
 func (*HistoryLine) ProtoMessage() {}
 
 func (x *HistoryLine) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[41]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2450,7 +2648,7 @@ func (x *HistoryLine) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HistoryLine.ProtoReflect.Descriptor instead.
 func (*HistoryLine) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{41}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *HistoryLine) GetTime() int64 {
@@ -2486,7 +2684,7 @@ type PlaceOrderRequest struct {
 
 func (x *PlaceOrderRequest) Reset() {
 	*x = PlaceOrderRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[42]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2498,7 +2696,7 @@ func (x *PlaceOrderRequest) String() string {
 func (*PlaceOrderRequest) ProtoMessage() {}
 
 func (x *PlaceOrderRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[42]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2511,7 +2709,7 @@ func (x *PlaceOrderRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlaceOrderRequest.ProtoReflect.Descriptor instead.
 func (*PlaceOrderRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{42}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *PlaceOrderRequest) GetId() string {
@@ -2551,7 +2749,7 @@ type GetOrderRequest struct {
 
 func (x *GetOrderRequest) Reset() {
 	*x = GetOrderRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[43]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2563,7 +2761,7 @@ func (x *GetOrderRequest) String() string {
 func (*GetOrderRequest) ProtoMessage() {}
 
 func (x *GetOrderRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[43]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2576,7 +2774,7 @@ func (x *GetOrderRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetOrderRequest.ProtoReflect.Descriptor instead.
 func (*GetOrderRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{43}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *GetOrderRequest) GetId() string {
@@ -2595,7 +2793,7 @@ type ListOrdersRequest struct {
 
 func (x *ListOrdersRequest) Reset() {
 	*x = ListOrdersRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[44]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2607,7 +2805,7 @@ func (x *ListOrdersRequest) String() string {
 func (*ListOrdersRequest) ProtoMessage() {}
 
 func (x *ListOrdersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[44]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2620,7 +2818,7 @@ func (x *ListOrdersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListOrdersRequest.ProtoReflect.Descriptor instead.
 func (*ListOrdersRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{44}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *ListOrdersRequest) GetTenant() string {
@@ -2639,7 +2837,7 @@ type ListOrdersResponse struct {
 
 func (x *ListOrdersResponse) Reset() {
 	*x = ListOrdersResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[45]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2651,7 +2849,7 @@ func (x *ListOrdersResponse) String() string {
 func (*ListOrdersResponse) ProtoMessage() {}
 
 func (x *ListOrdersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[45]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2664,7 +2862,7 @@ func (x *ListOrdersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListOrdersResponse.ProtoReflect.Descriptor instead.
 func (*ListOrdersResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{45}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *ListOrdersResponse) GetOrders() []*Order {
@@ -2685,7 +2883,7 @@ type PrepareDeviceRequest struct {
 
 func (x *PrepareDeviceRequest) Reset() {
 	*x = PrepareDeviceRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[46]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2697,7 +2895,7 @@ func (x *PrepareDeviceRequest) String() string {
 func (*PrepareDeviceRequest) ProtoMessage() {}
 
 func (x *PrepareDeviceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[46]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2710,7 +2908,7 @@ func (x *PrepareDeviceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PrepareDeviceRequest.ProtoReflect.Descriptor instead.
 func (*PrepareDeviceRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{46}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *PrepareDeviceRequest) GetOrder() string {
@@ -2748,7 +2946,7 @@ type PreparedDisk struct {
 
 func (x *PreparedDisk) Reset() {
 	*x = PreparedDisk{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[47]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2760,7 +2958,7 @@ func (x *PreparedDisk) String() string {
 func (*PreparedDisk) ProtoMessage() {}
 
 func (x *PreparedDisk) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[47]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2773,7 +2971,7 @@ func (x *PreparedDisk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PreparedDisk.ProtoReflect.Descriptor instead.
 func (*PreparedDisk) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{47}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *PreparedDisk) GetNode() int32 {
@@ -2828,7 +3026,7 @@ type PreparedManifest struct {
 
 func (x *PreparedManifest) Reset() {
 	*x = PreparedManifest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[48]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2840,7 +3038,7 @@ func (x *PreparedManifest) String() string {
 func (*PreparedManifest) ProtoMessage() {}
 
 func (x *PreparedManifest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[48]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2853,7 +3051,7 @@ func (x *PreparedManifest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PreparedManifest.ProtoReflect.Descriptor instead.
 func (*PreparedManifest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{48}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *PreparedManifest) GetShare() string {
@@ -2880,7 +3078,7 @@ type AdvanceOrderRequest struct {
 
 func (x *AdvanceOrderRequest) Reset() {
 	*x = AdvanceOrderRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[49]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2892,7 +3090,7 @@ func (x *AdvanceOrderRequest) String() string {
 func (*AdvanceOrderRequest) ProtoMessage() {}
 
 func (x *AdvanceOrderRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[49]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2905,7 +3103,7 @@ func (x *AdvanceOrderRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AdvanceOrderRequest.ProtoReflect.Descriptor instead.
 func (*AdvanceOrderRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{49}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *AdvanceOrderRequest) GetOrder() string {
@@ -2937,7 +3135,7 @@ type DraftTrustPolicyRequest struct {
 
 func (x *DraftTrustPolicyRequest) Reset() {
 	*x = DraftTrustPolicyRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[50]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2949,7 +3147,7 @@ func (x *DraftTrustPolicyRequest) String() string {
 func (*DraftTrustPolicyRequest) ProtoMessage() {}
 
 func (x *DraftTrustPolicyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[50]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2962,7 +3160,7 @@ func (x *DraftTrustPolicyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DraftTrustPolicyRequest.ProtoReflect.Descriptor instead.
 func (*DraftTrustPolicyRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{50}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *DraftTrustPolicyRequest) GetOrder() string {
@@ -3027,7 +3225,7 @@ type PolicyExclusion struct {
 
 func (x *PolicyExclusion) Reset() {
 	*x = PolicyExclusion{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[51]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3039,7 +3237,7 @@ func (x *PolicyExclusion) String() string {
 func (*PolicyExclusion) ProtoMessage() {}
 
 func (x *PolicyExclusion) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[51]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3052,7 +3250,7 @@ func (x *PolicyExclusion) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PolicyExclusion.ProtoReflect.Descriptor instead.
 func (*PolicyExclusion) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{51}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *PolicyExclusion) GetKind() string {
@@ -3094,7 +3292,7 @@ type PolicyGroup struct {
 
 func (x *PolicyGroup) Reset() {
 	*x = PolicyGroup{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[52]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3106,7 +3304,7 @@ func (x *PolicyGroup) String() string {
 func (*PolicyGroup) ProtoMessage() {}
 
 func (x *PolicyGroup) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[52]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3119,7 +3317,7 @@ func (x *PolicyGroup) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PolicyGroup.ProtoReflect.Descriptor instead.
 func (*PolicyGroup) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{52}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *PolicyGroup) GetName() string {
@@ -3160,7 +3358,7 @@ type Document struct {
 
 func (x *Document) Reset() {
 	*x = Document{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[53]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3172,7 +3370,7 @@ func (x *Document) String() string {
 func (*Document) ProtoMessage() {}
 
 func (x *Document) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[53]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3185,7 +3383,7 @@ func (x *Document) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Document.ProtoReflect.Descriptor instead.
 func (*Document) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{53}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *Document) GetKind() string {
@@ -3253,7 +3451,7 @@ type GetPolicyDeliveryRequest struct {
 
 func (x *GetPolicyDeliveryRequest) Reset() {
 	*x = GetPolicyDeliveryRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[54]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3265,7 +3463,7 @@ func (x *GetPolicyDeliveryRequest) String() string {
 func (*GetPolicyDeliveryRequest) ProtoMessage() {}
 
 func (x *GetPolicyDeliveryRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[54]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3278,7 +3476,7 @@ func (x *GetPolicyDeliveryRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetPolicyDeliveryRequest.ProtoReflect.Descriptor instead.
 func (*GetPolicyDeliveryRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{54}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *GetPolicyDeliveryRequest) GetOrder() string {
@@ -3299,7 +3497,7 @@ type GetPolicyDeliveryResponse struct {
 
 func (x *GetPolicyDeliveryResponse) Reset() {
 	*x = GetPolicyDeliveryResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[55]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3311,7 +3509,7 @@ func (x *GetPolicyDeliveryResponse) String() string {
 func (*GetPolicyDeliveryResponse) ProtoMessage() {}
 
 func (x *GetPolicyDeliveryResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[55]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3324,7 +3522,7 @@ func (x *GetPolicyDeliveryResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetPolicyDeliveryResponse.ProtoReflect.Descriptor instead.
 func (*GetPolicyDeliveryResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{55}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *GetPolicyDeliveryResponse) GetDigest() string {
@@ -3365,7 +3563,7 @@ type NodePolicy struct {
 
 func (x *NodePolicy) Reset() {
 	*x = NodePolicy{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[56]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3377,7 +3575,7 @@ func (x *NodePolicy) String() string {
 func (*NodePolicy) ProtoMessage() {}
 
 func (x *NodePolicy) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[56]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3390,7 +3588,7 @@ func (x *NodePolicy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodePolicy.ProtoReflect.Descriptor instead.
 func (*NodePolicy) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{56}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *NodePolicy) GetNode() string {
@@ -3458,7 +3656,7 @@ type ListPendingDocumentsRequest struct {
 
 func (x *ListPendingDocumentsRequest) Reset() {
 	*x = ListPendingDocumentsRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[57]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3470,7 +3668,7 @@ func (x *ListPendingDocumentsRequest) String() string {
 func (*ListPendingDocumentsRequest) ProtoMessage() {}
 
 func (x *ListPendingDocumentsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[57]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3483,7 +3681,7 @@ func (x *ListPendingDocumentsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPendingDocumentsRequest.ProtoReflect.Descriptor instead.
 func (*ListPendingDocumentsRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{57}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *ListPendingDocumentsRequest) GetOrder() string {
@@ -3502,7 +3700,7 @@ type ListPendingDocumentsResponse struct {
 
 func (x *ListPendingDocumentsResponse) Reset() {
 	*x = ListPendingDocumentsResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[58]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3514,7 +3712,7 @@ func (x *ListPendingDocumentsResponse) String() string {
 func (*ListPendingDocumentsResponse) ProtoMessage() {}
 
 func (x *ListPendingDocumentsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[58]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3527,7 +3725,7 @@ func (x *ListPendingDocumentsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPendingDocumentsResponse.ProtoReflect.Descriptor instead.
 func (*ListPendingDocumentsResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{58}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *ListPendingDocumentsResponse) GetDocuments() []*Document {
@@ -3547,7 +3745,7 @@ type SubmitTrustPolicyRequest struct {
 
 func (x *SubmitTrustPolicyRequest) Reset() {
 	*x = SubmitTrustPolicyRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[59]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3559,7 +3757,7 @@ func (x *SubmitTrustPolicyRequest) String() string {
 func (*SubmitTrustPolicyRequest) ProtoMessage() {}
 
 func (x *SubmitTrustPolicyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[59]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3572,7 +3770,7 @@ func (x *SubmitTrustPolicyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SubmitTrustPolicyRequest.ProtoReflect.Descriptor instead.
 func (*SubmitTrustPolicyRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{59}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *SubmitTrustPolicyRequest) GetOrder() string {
@@ -3599,7 +3797,7 @@ type GetTrustPolicyRequest struct {
 
 func (x *GetTrustPolicyRequest) Reset() {
 	*x = GetTrustPolicyRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[60]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3611,7 +3809,7 @@ func (x *GetTrustPolicyRequest) String() string {
 func (*GetTrustPolicyRequest) ProtoMessage() {}
 
 func (x *GetTrustPolicyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[60]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3624,7 +3822,7 @@ func (x *GetTrustPolicyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetTrustPolicyRequest.ProtoReflect.Descriptor instead.
 func (*GetTrustPolicyRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{60}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *GetTrustPolicyRequest) GetOrder() string {
@@ -3651,7 +3849,7 @@ type DraftConsentRequest struct {
 
 func (x *DraftConsentRequest) Reset() {
 	*x = DraftConsentRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[61]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3663,7 +3861,7 @@ func (x *DraftConsentRequest) String() string {
 func (*DraftConsentRequest) ProtoMessage() {}
 
 func (x *DraftConsentRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[61]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3676,7 +3874,7 @@ func (x *DraftConsentRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DraftConsentRequest.ProtoReflect.Descriptor instead.
 func (*DraftConsentRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{61}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *DraftConsentRequest) GetOrder() string {
@@ -3703,7 +3901,7 @@ type SubmitConsentRequest struct {
 
 func (x *SubmitConsentRequest) Reset() {
 	*x = SubmitConsentRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[62]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3715,7 +3913,7 @@ func (x *SubmitConsentRequest) String() string {
 func (*SubmitConsentRequest) ProtoMessage() {}
 
 func (x *SubmitConsentRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[62]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3728,7 +3926,7 @@ func (x *SubmitConsentRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SubmitConsentRequest.ProtoReflect.Descriptor instead.
 func (*SubmitConsentRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{62}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *SubmitConsentRequest) GetOrder() string {
@@ -3755,7 +3953,7 @@ type RevokeConsentRequest struct {
 
 func (x *RevokeConsentRequest) Reset() {
 	*x = RevokeConsentRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[63]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3767,7 +3965,7 @@ func (x *RevokeConsentRequest) String() string {
 func (*RevokeConsentRequest) ProtoMessage() {}
 
 func (x *RevokeConsentRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[63]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3780,7 +3978,7 @@ func (x *RevokeConsentRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeConsentRequest.ProtoReflect.Descriptor instead.
 func (*RevokeConsentRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{63}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *RevokeConsentRequest) GetOrder() string {
@@ -3809,7 +4007,7 @@ type CreateJoinTokenRequest struct {
 
 func (x *CreateJoinTokenRequest) Reset() {
 	*x = CreateJoinTokenRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[64]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3821,7 +4019,7 @@ func (x *CreateJoinTokenRequest) String() string {
 func (*CreateJoinTokenRequest) ProtoMessage() {}
 
 func (x *CreateJoinTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[64]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3834,7 +4032,7 @@ func (x *CreateJoinTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateJoinTokenRequest.ProtoReflect.Descriptor instead.
 func (*CreateJoinTokenRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{64}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *CreateJoinTokenRequest) GetOrder() string {
@@ -3875,7 +4073,7 @@ type CreateJoinTokenResponse struct {
 
 func (x *CreateJoinTokenResponse) Reset() {
 	*x = CreateJoinTokenResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[65]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3887,7 +4085,7 @@ func (x *CreateJoinTokenResponse) String() string {
 func (*CreateJoinTokenResponse) ProtoMessage() {}
 
 func (x *CreateJoinTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[65]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3900,7 +4098,7 @@ func (x *CreateJoinTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateJoinTokenResponse.ProtoReflect.Descriptor instead.
 func (*CreateJoinTokenResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{65}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *CreateJoinTokenResponse) GetToken() string {
@@ -3926,7 +4124,7 @@ type StartJobRequest struct {
 
 func (x *StartJobRequest) Reset() {
 	*x = StartJobRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[66]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3938,7 +4136,7 @@ func (x *StartJobRequest) String() string {
 func (*StartJobRequest) ProtoMessage() {}
 
 func (x *StartJobRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[66]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3951,7 +4149,7 @@ func (x *StartJobRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartJobRequest.ProtoReflect.Descriptor instead.
 func (*StartJobRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{66}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *StartJobRequest) GetOrder() string {
@@ -3976,7 +4174,7 @@ type ProgressEvent struct {
 
 func (x *ProgressEvent) Reset() {
 	*x = ProgressEvent{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[67]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3988,7 +4186,7 @@ func (x *ProgressEvent) String() string {
 func (*ProgressEvent) ProtoMessage() {}
 
 func (x *ProgressEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[67]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4001,7 +4199,7 @@ func (x *ProgressEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProgressEvent.ProtoReflect.Descriptor instead.
 func (*ProgressEvent) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{67}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *ProgressEvent) GetTime() int64 {
@@ -4055,7 +4253,7 @@ type GetCopyLogRequest struct {
 
 func (x *GetCopyLogRequest) Reset() {
 	*x = GetCopyLogRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[68]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4067,7 +4265,7 @@ func (x *GetCopyLogRequest) String() string {
 func (*GetCopyLogRequest) ProtoMessage() {}
 
 func (x *GetCopyLogRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[68]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4080,7 +4278,7 @@ func (x *GetCopyLogRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetCopyLogRequest.ProtoReflect.Descriptor instead.
 func (*GetCopyLogRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{68}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *GetCopyLogRequest) GetOrder() string {
@@ -4099,7 +4297,7 @@ type GetCopyLogResponse struct {
 
 func (x *GetCopyLogResponse) Reset() {
 	*x = GetCopyLogResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[69]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4111,7 +4309,7 @@ func (x *GetCopyLogResponse) String() string {
 func (*GetCopyLogResponse) ProtoMessage() {}
 
 func (x *GetCopyLogResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[69]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4124,7 +4322,7 @@ func (x *GetCopyLogResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetCopyLogResponse.ProtoReflect.Descriptor instead.
 func (*GetCopyLogResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{69}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *GetCopyLogResponse) GetCopyLogs() [][]byte {
@@ -4143,7 +4341,7 @@ type EraseOrderRequest struct {
 
 func (x *EraseOrderRequest) Reset() {
 	*x = EraseOrderRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[70]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4155,7 +4353,7 @@ func (x *EraseOrderRequest) String() string {
 func (*EraseOrderRequest) ProtoMessage() {}
 
 func (x *EraseOrderRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[70]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4168,7 +4366,7 @@ func (x *EraseOrderRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EraseOrderRequest.ProtoReflect.Descriptor instead.
 func (*EraseOrderRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{70}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *EraseOrderRequest) GetOrder() string {
@@ -4187,7 +4385,7 @@ type GetErasureRequest struct {
 
 func (x *GetErasureRequest) Reset() {
 	*x = GetErasureRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[71]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4199,7 +4397,7 @@ func (x *GetErasureRequest) String() string {
 func (*GetErasureRequest) ProtoMessage() {}
 
 func (x *GetErasureRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[71]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4212,7 +4410,7 @@ func (x *GetErasureRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetErasureRequest.ProtoReflect.Descriptor instead.
 func (*GetErasureRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{71}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *GetErasureRequest) GetOrder() string {
@@ -4233,7 +4431,7 @@ type GetErasureResponse struct {
 
 func (x *GetErasureResponse) Reset() {
 	*x = GetErasureResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[72]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4245,7 +4443,7 @@ func (x *GetErasureResponse) String() string {
 func (*GetErasureResponse) ProtoMessage() {}
 
 func (x *GetErasureResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[72]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4258,7 +4456,7 @@ func (x *GetErasureResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetErasureResponse.ProtoReflect.Descriptor instead.
 func (*GetErasureResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{72}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *GetErasureResponse) GetOrder() string {
@@ -4294,7 +4492,7 @@ type ErasureCertificate struct {
 
 func (x *ErasureCertificate) Reset() {
 	*x = ErasureCertificate{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[73]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4306,7 +4504,7 @@ func (x *ErasureCertificate) String() string {
 func (*ErasureCertificate) ProtoMessage() {}
 
 func (x *ErasureCertificate) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[73]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4319,7 +4517,7 @@ func (x *ErasureCertificate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ErasureCertificate.ProtoReflect.Descriptor instead.
 func (*ErasureCertificate) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{73}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *ErasureCertificate) GetNode() int32 {
@@ -4359,7 +4557,7 @@ type GetManifestRequest struct {
 
 func (x *GetManifestRequest) Reset() {
 	*x = GetManifestRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[74]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4371,7 +4569,7 @@ func (x *GetManifestRequest) String() string {
 func (*GetManifestRequest) ProtoMessage() {}
 
 func (x *GetManifestRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[74]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4384,7 +4582,7 @@ func (x *GetManifestRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetManifestRequest.ProtoReflect.Descriptor instead.
 func (*GetManifestRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{74}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *GetManifestRequest) GetOrder() string {
@@ -4403,7 +4601,7 @@ type GetManifestResponse struct {
 
 func (x *GetManifestResponse) Reset() {
 	*x = GetManifestResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[75]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4415,7 +4613,7 @@ func (x *GetManifestResponse) String() string {
 func (*GetManifestResponse) ProtoMessage() {}
 
 func (x *GetManifestResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[75]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4428,7 +4626,7 @@ func (x *GetManifestResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetManifestResponse.ProtoReflect.Descriptor instead.
 func (*GetManifestResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{75}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *GetManifestResponse) GetManifests() []*ManifestVersion {
@@ -4456,7 +4654,7 @@ type ManifestVersion struct {
 
 func (x *ManifestVersion) Reset() {
 	*x = ManifestVersion{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[76]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4468,7 +4666,7 @@ func (x *ManifestVersion) String() string {
 func (*ManifestVersion) ProtoMessage() {}
 
 func (x *ManifestVersion) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[76]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4481,7 +4679,7 @@ func (x *ManifestVersion) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ManifestVersion.ProtoReflect.Descriptor instead.
 func (*ManifestVersion) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{76}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{79}
 }
 
 func (x *ManifestVersion) GetNode() int32 {
@@ -4563,7 +4761,7 @@ type ListDevicesRequest struct {
 
 func (x *ListDevicesRequest) Reset() {
 	*x = ListDevicesRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[77]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4575,7 +4773,7 @@ func (x *ListDevicesRequest) String() string {
 func (*ListDevicesRequest) ProtoMessage() {}
 
 func (x *ListDevicesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[77]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4588,7 +4786,7 @@ func (x *ListDevicesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDevicesRequest.ProtoReflect.Descriptor instead.
 func (*ListDevicesRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{77}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{80}
 }
 
 func (x *ListDevicesRequest) GetOrder() string {
@@ -4607,7 +4805,7 @@ type ListDevicesResponse struct {
 
 func (x *ListDevicesResponse) Reset() {
 	*x = ListDevicesResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[78]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4619,7 +4817,7 @@ func (x *ListDevicesResponse) String() string {
 func (*ListDevicesResponse) ProtoMessage() {}
 
 func (x *ListDevicesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[78]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4632,7 +4830,7 @@ func (x *ListDevicesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDevicesResponse.ProtoReflect.Descriptor instead.
 func (*ListDevicesResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{78}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{81}
 }
 
 func (x *ListDevicesResponse) GetDevices() []*Device {
@@ -4651,7 +4849,7 @@ type GetDeviceRequest struct {
 
 func (x *GetDeviceRequest) Reset() {
 	*x = GetDeviceRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[79]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4663,7 +4861,7 @@ func (x *GetDeviceRequest) String() string {
 func (*GetDeviceRequest) ProtoMessage() {}
 
 func (x *GetDeviceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[79]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4676,7 +4874,7 @@ func (x *GetDeviceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetDeviceRequest.ProtoReflect.Descriptor instead.
 func (*GetDeviceRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{79}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{82}
 }
 
 func (x *GetDeviceRequest) GetSerial() string {
@@ -4697,7 +4895,7 @@ type RevokeDeviceRequest struct {
 
 func (x *RevokeDeviceRequest) Reset() {
 	*x = RevokeDeviceRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[80]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4709,7 +4907,7 @@ func (x *RevokeDeviceRequest) String() string {
 func (*RevokeDeviceRequest) ProtoMessage() {}
 
 func (x *RevokeDeviceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[80]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4722,7 +4920,7 @@ func (x *RevokeDeviceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeDeviceRequest.ProtoReflect.Descriptor instead.
 func (*RevokeDeviceRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{80}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{83}
 }
 
 func (x *RevokeDeviceRequest) GetSerial() string {
@@ -4759,7 +4957,7 @@ type Device struct {
 
 func (x *Device) Reset() {
 	*x = Device{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[81]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[84]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4771,7 +4969,7 @@ func (x *Device) String() string {
 func (*Device) ProtoMessage() {}
 
 func (x *Device) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[81]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[84]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4784,7 +4982,7 @@ func (x *Device) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Device.ProtoReflect.Descriptor instead.
 func (*Device) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{81}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{84}
 }
 
 func (x *Device) GetSerial() string {
@@ -4845,7 +5043,7 @@ type DeviceNode struct {
 
 func (x *DeviceNode) Reset() {
 	*x = DeviceNode{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[82]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[85]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4857,7 +5055,7 @@ func (x *DeviceNode) String() string {
 func (*DeviceNode) ProtoMessage() {}
 
 func (x *DeviceNode) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[82]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[85]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4870,7 +5068,7 @@ func (x *DeviceNode) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeviceNode.ProtoReflect.Descriptor instead.
 func (*DeviceNode) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{82}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{85}
 }
 
 func (x *DeviceNode) GetNode() int32 {
@@ -4991,7 +5189,7 @@ type DeviceDisk struct {
 
 func (x *DeviceDisk) Reset() {
 	*x = DeviceDisk{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[83]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[86]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5003,7 +5201,7 @@ func (x *DeviceDisk) String() string {
 func (*DeviceDisk) ProtoMessage() {}
 
 func (x *DeviceDisk) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[83]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[86]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5016,7 +5214,7 @@ func (x *DeviceDisk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeviceDisk.ProtoReflect.Descriptor instead.
 func (*DeviceDisk) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{83}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{86}
 }
 
 func (x *DeviceDisk) GetDisk() string {
@@ -5067,7 +5265,7 @@ type DeviceShare struct {
 
 func (x *DeviceShare) Reset() {
 	*x = DeviceShare{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[84]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[87]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5079,7 +5277,7 @@ func (x *DeviceShare) String() string {
 func (*DeviceShare) ProtoMessage() {}
 
 func (x *DeviceShare) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[84]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[87]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5092,7 +5290,7 @@ func (x *DeviceShare) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeviceShare.ProtoReflect.Descriptor instead.
 func (*DeviceShare) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{84}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{87}
 }
 
 func (x *DeviceShare) GetName() string {
@@ -5146,7 +5344,7 @@ type Ticket struct {
 
 func (x *Ticket) Reset() {
 	*x = Ticket{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[85]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[88]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5158,7 +5356,7 @@ func (x *Ticket) String() string {
 func (*Ticket) ProtoMessage() {}
 
 func (x *Ticket) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[85]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[88]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5171,7 +5369,7 @@ func (x *Ticket) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ticket.ProtoReflect.Descriptor instead.
 func (*Ticket) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{85}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{88}
 }
 
 func (x *Ticket) GetId() string {
@@ -5242,7 +5440,7 @@ type FileTicketRequest struct {
 
 func (x *FileTicketRequest) Reset() {
 	*x = FileTicketRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[86]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[89]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5254,7 +5452,7 @@ func (x *FileTicketRequest) String() string {
 func (*FileTicketRequest) ProtoMessage() {}
 
 func (x *FileTicketRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[86]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[89]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5267,7 +5465,7 @@ func (x *FileTicketRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FileTicketRequest.ProtoReflect.Descriptor instead.
 func (*FileTicketRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{86}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{89}
 }
 
 func (x *FileTicketRequest) GetOrder() string {
@@ -5307,7 +5505,7 @@ type GetTicketRequest struct {
 
 func (x *GetTicketRequest) Reset() {
 	*x = GetTicketRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[87]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[90]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5319,7 +5517,7 @@ func (x *GetTicketRequest) String() string {
 func (*GetTicketRequest) ProtoMessage() {}
 
 func (x *GetTicketRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[87]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[90]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5332,7 +5530,7 @@ func (x *GetTicketRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetTicketRequest.ProtoReflect.Descriptor instead.
 func (*GetTicketRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{87}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{90}
 }
 
 func (x *GetTicketRequest) GetId() string {
@@ -5351,7 +5549,7 @@ type ListTicketsRequest struct {
 
 func (x *ListTicketsRequest) Reset() {
 	*x = ListTicketsRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[88]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[91]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5363,7 +5561,7 @@ func (x *ListTicketsRequest) String() string {
 func (*ListTicketsRequest) ProtoMessage() {}
 
 func (x *ListTicketsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[88]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[91]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5376,7 +5574,7 @@ func (x *ListTicketsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTicketsRequest.ProtoReflect.Descriptor instead.
 func (*ListTicketsRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{88}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{91}
 }
 
 func (x *ListTicketsRequest) GetOrder() string {
@@ -5395,7 +5593,7 @@ type ListTicketsResponse struct {
 
 func (x *ListTicketsResponse) Reset() {
 	*x = ListTicketsResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[89]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[92]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5407,7 +5605,7 @@ func (x *ListTicketsResponse) String() string {
 func (*ListTicketsResponse) ProtoMessage() {}
 
 func (x *ListTicketsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[89]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[92]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5420,7 +5618,7 @@ func (x *ListTicketsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTicketsResponse.ProtoReflect.Descriptor instead.
 func (*ListTicketsResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{89}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{92}
 }
 
 func (x *ListTicketsResponse) GetTickets() []*Ticket {
@@ -5440,7 +5638,7 @@ type CommentTicketRequest struct {
 
 func (x *CommentTicketRequest) Reset() {
 	*x = CommentTicketRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[90]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[93]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5452,7 +5650,7 @@ func (x *CommentTicketRequest) String() string {
 func (*CommentTicketRequest) ProtoMessage() {}
 
 func (x *CommentTicketRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[90]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[93]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5465,7 +5663,7 @@ func (x *CommentTicketRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CommentTicketRequest.ProtoReflect.Descriptor instead.
 func (*CommentTicketRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{90}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{93}
 }
 
 func (x *CommentTicketRequest) GetId() string {
@@ -5493,7 +5691,7 @@ type AssignTicketRequest struct {
 
 func (x *AssignTicketRequest) Reset() {
 	*x = AssignTicketRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[91]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[94]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5505,7 +5703,7 @@ func (x *AssignTicketRequest) String() string {
 func (*AssignTicketRequest) ProtoMessage() {}
 
 func (x *AssignTicketRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[91]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[94]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5518,7 +5716,7 @@ func (x *AssignTicketRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AssignTicketRequest.ProtoReflect.Descriptor instead.
 func (*AssignTicketRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{91}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{94}
 }
 
 func (x *AssignTicketRequest) GetId() string {
@@ -5559,7 +5757,7 @@ type Session struct {
 
 func (x *Session) Reset() {
 	*x = Session{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[92]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[95]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5571,7 +5769,7 @@ func (x *Session) String() string {
 func (*Session) ProtoMessage() {}
 
 func (x *Session) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[92]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[95]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5584,7 +5782,7 @@ func (x *Session) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Session.ProtoReflect.Descriptor instead.
 func (*Session) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{92}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{95}
 }
 
 func (x *Session) GetId() string {
@@ -5662,7 +5860,7 @@ type EnableSessionRequest struct {
 
 func (x *EnableSessionRequest) Reset() {
 	*x = EnableSessionRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[93]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[96]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5674,7 +5872,7 @@ func (x *EnableSessionRequest) String() string {
 func (*EnableSessionRequest) ProtoMessage() {}
 
 func (x *EnableSessionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[93]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[96]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5687,7 +5885,7 @@ func (x *EnableSessionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EnableSessionRequest.ProtoReflect.Descriptor instead.
 func (*EnableSessionRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{93}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{96}
 }
 
 func (x *EnableSessionRequest) GetSerial() string {
@@ -5727,7 +5925,7 @@ type GetSessionRequest struct {
 
 func (x *GetSessionRequest) Reset() {
 	*x = GetSessionRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[94]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[97]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5739,7 +5937,7 @@ func (x *GetSessionRequest) String() string {
 func (*GetSessionRequest) ProtoMessage() {}
 
 func (x *GetSessionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[94]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[97]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5752,7 +5950,7 @@ func (x *GetSessionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetSessionRequest.ProtoReflect.Descriptor instead.
 func (*GetSessionRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{94}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{97}
 }
 
 func (x *GetSessionRequest) GetId() string {
@@ -5773,7 +5971,7 @@ type ListSessionsRequest struct {
 
 func (x *ListSessionsRequest) Reset() {
 	*x = ListSessionsRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[95]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[98]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5785,7 +5983,7 @@ func (x *ListSessionsRequest) String() string {
 func (*ListSessionsRequest) ProtoMessage() {}
 
 func (x *ListSessionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[95]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[98]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5798,7 +5996,7 @@ func (x *ListSessionsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSessionsRequest.ProtoReflect.Descriptor instead.
 func (*ListSessionsRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{95}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{98}
 }
 
 func (x *ListSessionsRequest) GetSerial() string {
@@ -5831,7 +6029,7 @@ type ListSessionsResponse struct {
 
 func (x *ListSessionsResponse) Reset() {
 	*x = ListSessionsResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[96]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[99]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5843,7 +6041,7 @@ func (x *ListSessionsResponse) String() string {
 func (*ListSessionsResponse) ProtoMessage() {}
 
 func (x *ListSessionsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[96]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[99]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5856,7 +6054,7 @@ func (x *ListSessionsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSessionsResponse.ProtoReflect.Descriptor instead.
 func (*ListSessionsResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{96}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{99}
 }
 
 func (x *ListSessionsResponse) GetSessions() []*Session {
@@ -5876,7 +6074,7 @@ type DisableSessionRequest struct {
 
 func (x *DisableSessionRequest) Reset() {
 	*x = DisableSessionRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[97]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[100]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5888,7 +6086,7 @@ func (x *DisableSessionRequest) String() string {
 func (*DisableSessionRequest) ProtoMessage() {}
 
 func (x *DisableSessionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[97]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[100]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5901,7 +6099,7 @@ func (x *DisableSessionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DisableSessionRequest.ProtoReflect.Descriptor instead.
 func (*DisableSessionRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{97}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{100}
 }
 
 func (x *DisableSessionRequest) GetId() string {
@@ -5928,7 +6126,7 @@ type DisableSessionResponse struct {
 
 func (x *DisableSessionResponse) Reset() {
 	*x = DisableSessionResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[98]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[101]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5940,7 +6138,7 @@ func (x *DisableSessionResponse) String() string {
 func (*DisableSessionResponse) ProtoMessage() {}
 
 func (x *DisableSessionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[98]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[101]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5953,7 +6151,7 @@ func (x *DisableSessionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DisableSessionResponse.ProtoReflect.Descriptor instead.
 func (*DisableSessionResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{98}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{101}
 }
 
 func (x *DisableSessionResponse) GetSession() *Session {
@@ -5985,7 +6183,7 @@ type RelockResult struct {
 
 func (x *RelockResult) Reset() {
 	*x = RelockResult{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[99]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[102]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5997,7 +6195,7 @@ func (x *RelockResult) String() string {
 func (*RelockResult) ProtoMessage() {}
 
 func (x *RelockResult) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[99]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[102]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6010,7 +6208,7 @@ func (x *RelockResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RelockResult.ProtoReflect.Descriptor instead.
 func (*RelockResult) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{99}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{102}
 }
 
 func (x *RelockResult) GetNode() string {
@@ -6065,7 +6263,7 @@ type IssueCertificateRequest struct {
 
 func (x *IssueCertificateRequest) Reset() {
 	*x = IssueCertificateRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[100]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[103]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6077,7 +6275,7 @@ func (x *IssueCertificateRequest) String() string {
 func (*IssueCertificateRequest) ProtoMessage() {}
 
 func (x *IssueCertificateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[100]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[103]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6090,7 +6288,7 @@ func (x *IssueCertificateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueCertificateRequest.ProtoReflect.Descriptor instead.
 func (*IssueCertificateRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{100}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{103}
 }
 
 func (x *IssueCertificateRequest) GetSession() string {
@@ -6119,7 +6317,7 @@ type IssueCertificateResponse struct {
 
 func (x *IssueCertificateResponse) Reset() {
 	*x = IssueCertificateResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[101]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[104]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6131,7 +6329,7 @@ func (x *IssueCertificateResponse) String() string {
 func (*IssueCertificateResponse) ProtoMessage() {}
 
 func (x *IssueCertificateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[101]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[104]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6144,7 +6342,7 @@ func (x *IssueCertificateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueCertificateResponse.ProtoReflect.Descriptor instead.
 func (*IssueCertificateResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{101}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{104}
 }
 
 func (x *IssueCertificateResponse) GetCertificate() string {
@@ -6206,7 +6404,7 @@ type Recording struct {
 
 func (x *Recording) Reset() {
 	*x = Recording{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[102]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[105]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6218,7 +6416,7 @@ func (x *Recording) String() string {
 func (*Recording) ProtoMessage() {}
 
 func (x *Recording) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[102]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[105]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6231,7 +6429,7 @@ func (x *Recording) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Recording.ProtoReflect.Descriptor instead.
 func (*Recording) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{102}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{105}
 }
 
 func (x *Recording) GetId() string {
@@ -6401,7 +6599,7 @@ type ListRecordingsRequest struct {
 
 func (x *ListRecordingsRequest) Reset() {
 	*x = ListRecordingsRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[103]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[106]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6413,7 +6611,7 @@ func (x *ListRecordingsRequest) String() string {
 func (*ListRecordingsRequest) ProtoMessage() {}
 
 func (x *ListRecordingsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[103]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[106]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6426,7 +6624,7 @@ func (x *ListRecordingsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRecordingsRequest.ProtoReflect.Descriptor instead.
 func (*ListRecordingsRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{103}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{106}
 }
 
 func (x *ListRecordingsRequest) GetSerial() string {
@@ -6473,7 +6671,7 @@ type ListRecordingsResponse struct {
 
 func (x *ListRecordingsResponse) Reset() {
 	*x = ListRecordingsResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[104]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[107]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6485,7 +6683,7 @@ func (x *ListRecordingsResponse) String() string {
 func (*ListRecordingsResponse) ProtoMessage() {}
 
 func (x *ListRecordingsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[104]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[107]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6498,7 +6696,7 @@ func (x *ListRecordingsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRecordingsResponse.ProtoReflect.Descriptor instead.
 func (*ListRecordingsResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{104}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{107}
 }
 
 func (x *ListRecordingsResponse) GetRecordings() []*Recording {
@@ -6517,7 +6715,7 @@ type GetRecordingRequest struct {
 
 func (x *GetRecordingRequest) Reset() {
 	*x = GetRecordingRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[105]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[108]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6529,7 +6727,7 @@ func (x *GetRecordingRequest) String() string {
 func (*GetRecordingRequest) ProtoMessage() {}
 
 func (x *GetRecordingRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[105]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[108]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6542,7 +6740,7 @@ func (x *GetRecordingRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetRecordingRequest.ProtoReflect.Descriptor instead.
 func (*GetRecordingRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{105}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{108}
 }
 
 func (x *GetRecordingRequest) GetId() string {
@@ -6563,7 +6761,7 @@ type ReadRecordingRequest struct {
 
 func (x *ReadRecordingRequest) Reset() {
 	*x = ReadRecordingRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[106]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[109]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6575,7 +6773,7 @@ func (x *ReadRecordingRequest) String() string {
 func (*ReadRecordingRequest) ProtoMessage() {}
 
 func (x *ReadRecordingRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[106]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[109]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6588,7 +6786,7 @@ func (x *ReadRecordingRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadRecordingRequest.ProtoReflect.Descriptor instead.
 func (*ReadRecordingRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{106}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{109}
 }
 
 func (x *ReadRecordingRequest) GetId() string {
@@ -6623,7 +6821,7 @@ type ReadRecordingResponse struct {
 
 func (x *ReadRecordingResponse) Reset() {
 	*x = ReadRecordingResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[107]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[110]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6635,7 +6833,7 @@ func (x *ReadRecordingResponse) String() string {
 func (*ReadRecordingResponse) ProtoMessage() {}
 
 func (x *ReadRecordingResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[107]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[110]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6648,7 +6846,7 @@ func (x *ReadRecordingResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadRecordingResponse.ProtoReflect.Descriptor instead.
 func (*ReadRecordingResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{107}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{110}
 }
 
 func (x *ReadRecordingResponse) GetOffset() int64 {
@@ -6682,7 +6880,7 @@ type KillSessionRequest struct {
 
 func (x *KillSessionRequest) Reset() {
 	*x = KillSessionRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[108]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[111]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6694,7 +6892,7 @@ func (x *KillSessionRequest) String() string {
 func (*KillSessionRequest) ProtoMessage() {}
 
 func (x *KillSessionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[108]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[111]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6707,7 +6905,7 @@ func (x *KillSessionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KillSessionRequest.ProtoReflect.Descriptor instead.
 func (*KillSessionRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{108}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{111}
 }
 
 func (x *KillSessionRequest) GetSession() string {
@@ -6734,7 +6932,7 @@ type KillSessionResponse struct {
 
 func (x *KillSessionResponse) Reset() {
 	*x = KillSessionResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[109]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[112]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6746,7 +6944,7 @@ func (x *KillSessionResponse) String() string {
 func (*KillSessionResponse) ProtoMessage() {}
 
 func (x *KillSessionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[109]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[112]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6759,7 +6957,7 @@ func (x *KillSessionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KillSessionResponse.ProtoReflect.Descriptor instead.
 func (*KillSessionResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{109}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{112}
 }
 
 func (x *KillSessionResponse) GetSession() *Session {
@@ -6827,7 +7025,7 @@ type Request struct {
 
 func (x *Request) Reset() {
 	*x = Request{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[110]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[113]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6839,7 +7037,7 @@ func (x *Request) String() string {
 func (*Request) ProtoMessage() {}
 
 func (x *Request) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[110]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[113]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6852,7 +7050,7 @@ func (x *Request) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Request.ProtoReflect.Descriptor instead.
 func (*Request) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{110}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{113}
 }
 
 func (x *Request) GetId() string {
@@ -7173,7 +7371,7 @@ type RequestComment struct {
 
 func (x *RequestComment) Reset() {
 	*x = RequestComment{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[111]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[114]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7185,7 +7383,7 @@ func (x *RequestComment) String() string {
 func (*RequestComment) ProtoMessage() {}
 
 func (x *RequestComment) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[111]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[114]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7198,7 +7396,7 @@ func (x *RequestComment) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RequestComment.ProtoReflect.Descriptor instead.
 func (*RequestComment) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{111}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{114}
 }
 
 func (x *RequestComment) GetNumber() int64 {
@@ -7275,7 +7473,7 @@ type Evaluation struct {
 
 func (x *Evaluation) Reset() {
 	*x = Evaluation{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[112]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[115]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7287,7 +7485,7 @@ func (x *Evaluation) String() string {
 func (*Evaluation) ProtoMessage() {}
 
 func (x *Evaluation) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[112]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[115]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7300,7 +7498,7 @@ func (x *Evaluation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Evaluation.ProtoReflect.Descriptor instead.
 func (*Evaluation) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{112}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{115}
 }
 
 func (x *Evaluation) GetFactors() []*Factor {
@@ -7386,7 +7584,7 @@ type Factor struct {
 
 func (x *Factor) Reset() {
 	*x = Factor{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[113]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[116]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7398,7 +7596,7 @@ func (x *Factor) String() string {
 func (*Factor) ProtoMessage() {}
 
 func (x *Factor) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[113]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[116]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7411,7 +7609,7 @@ func (x *Factor) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Factor.ProtoReflect.Descriptor instead.
 func (*Factor) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{113}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{116}
 }
 
 func (x *Factor) GetName() string {
@@ -7456,7 +7654,7 @@ type RequestDecision struct {
 
 func (x *RequestDecision) Reset() {
 	*x = RequestDecision{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[114]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[117]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7468,7 +7666,7 @@ func (x *RequestDecision) String() string {
 func (*RequestDecision) ProtoMessage() {}
 
 func (x *RequestDecision) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[114]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[117]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7481,7 +7679,7 @@ func (x *RequestDecision) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RequestDecision.ProtoReflect.Descriptor instead.
 func (*RequestDecision) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{114}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{117}
 }
 
 func (x *RequestDecision) GetRole() string {
@@ -7547,7 +7745,7 @@ type CreateRequestRequest struct {
 
 func (x *CreateRequestRequest) Reset() {
 	*x = CreateRequestRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[115]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[118]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7559,7 +7757,7 @@ func (x *CreateRequestRequest) String() string {
 func (*CreateRequestRequest) ProtoMessage() {}
 
 func (x *CreateRequestRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[115]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[118]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7572,7 +7770,7 @@ func (x *CreateRequestRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateRequestRequest.ProtoReflect.Descriptor instead.
 func (*CreateRequestRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{115}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{118}
 }
 
 func (x *CreateRequestRequest) GetAction() string {
@@ -7675,7 +7873,7 @@ type GetRequestRequest struct {
 
 func (x *GetRequestRequest) Reset() {
 	*x = GetRequestRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[116]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[119]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7687,7 +7885,7 @@ func (x *GetRequestRequest) String() string {
 func (*GetRequestRequest) ProtoMessage() {}
 
 func (x *GetRequestRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[116]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[119]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7700,7 +7898,7 @@ func (x *GetRequestRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetRequestRequest.ProtoReflect.Descriptor instead.
 func (*GetRequestRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{116}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{119}
 }
 
 func (x *GetRequestRequest) GetId() string {
@@ -7728,7 +7926,7 @@ type ListRequestsRequest struct {
 
 func (x *ListRequestsRequest) Reset() {
 	*x = ListRequestsRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[117]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[120]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7740,7 +7938,7 @@ func (x *ListRequestsRequest) String() string {
 func (*ListRequestsRequest) ProtoMessage() {}
 
 func (x *ListRequestsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[117]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[120]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7753,7 +7951,7 @@ func (x *ListRequestsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRequestsRequest.ProtoReflect.Descriptor instead.
 func (*ListRequestsRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{117}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{120}
 }
 
 func (x *ListRequestsRequest) GetPending() bool {
@@ -7836,7 +8034,7 @@ type ListRequestsResponse struct {
 
 func (x *ListRequestsResponse) Reset() {
 	*x = ListRequestsResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[118]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[121]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7848,7 +8046,7 @@ func (x *ListRequestsResponse) String() string {
 func (*ListRequestsResponse) ProtoMessage() {}
 
 func (x *ListRequestsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[118]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[121]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7861,7 +8059,7 @@ func (x *ListRequestsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRequestsResponse.ProtoReflect.Descriptor instead.
 func (*ListRequestsResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{118}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{121}
 }
 
 func (x *ListRequestsResponse) GetRequests() []*Request {
@@ -7891,7 +8089,7 @@ type DraftDecisionRequest struct {
 
 func (x *DraftDecisionRequest) Reset() {
 	*x = DraftDecisionRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[119]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[122]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7903,7 +8101,7 @@ func (x *DraftDecisionRequest) String() string {
 func (*DraftDecisionRequest) ProtoMessage() {}
 
 func (x *DraftDecisionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[119]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[122]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7916,7 +8114,7 @@ func (x *DraftDecisionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DraftDecisionRequest.ProtoReflect.Descriptor instead.
 func (*DraftDecisionRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{119}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{122}
 }
 
 func (x *DraftDecisionRequest) GetId() string {
@@ -7964,7 +8162,7 @@ type DecideRequest struct {
 
 func (x *DecideRequest) Reset() {
 	*x = DecideRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[120]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[123]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7976,7 +8174,7 @@ func (x *DecideRequest) String() string {
 func (*DecideRequest) ProtoMessage() {}
 
 func (x *DecideRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[120]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[123]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7989,7 +8187,7 @@ func (x *DecideRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DecideRequest.ProtoReflect.Descriptor instead.
 func (*DecideRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{120}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{123}
 }
 
 func (x *DecideRequest) GetId() string {
@@ -8016,7 +8214,7 @@ type CancelRequestRequest struct {
 
 func (x *CancelRequestRequest) Reset() {
 	*x = CancelRequestRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[121]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[124]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8028,7 +8226,7 @@ func (x *CancelRequestRequest) String() string {
 func (*CancelRequestRequest) ProtoMessage() {}
 
 func (x *CancelRequestRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[121]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[124]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8041,7 +8239,7 @@ func (x *CancelRequestRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelRequestRequest.ProtoReflect.Descriptor instead.
 func (*CancelRequestRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{121}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{124}
 }
 
 func (x *CancelRequestRequest) GetId() string {
@@ -8067,7 +8265,7 @@ type ExecuteRequestRequest struct {
 
 func (x *ExecuteRequestRequest) Reset() {
 	*x = ExecuteRequestRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[122]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[125]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8079,7 +8277,7 @@ func (x *ExecuteRequestRequest) String() string {
 func (*ExecuteRequestRequest) ProtoMessage() {}
 
 func (x *ExecuteRequestRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[122]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[125]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8092,7 +8290,7 @@ func (x *ExecuteRequestRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecuteRequestRequest.ProtoReflect.Descriptor instead.
 func (*ExecuteRequestRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{122}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{125}
 }
 
 func (x *ExecuteRequestRequest) GetId() string {
@@ -8112,7 +8310,7 @@ type RevokeRequestRequest struct {
 
 func (x *RevokeRequestRequest) Reset() {
 	*x = RevokeRequestRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[123]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[126]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8124,7 +8322,7 @@ func (x *RevokeRequestRequest) String() string {
 func (*RevokeRequestRequest) ProtoMessage() {}
 
 func (x *RevokeRequestRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[123]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[126]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8137,7 +8335,7 @@ func (x *RevokeRequestRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeRequestRequest.ProtoReflect.Descriptor instead.
 func (*RevokeRequestRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{123}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{126}
 }
 
 func (x *RevokeRequestRequest) GetId() string {
@@ -8165,7 +8363,7 @@ type RevokeRequestResponse struct {
 
 func (x *RevokeRequestResponse) Reset() {
 	*x = RevokeRequestResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[124]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[127]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8177,7 +8375,7 @@ func (x *RevokeRequestResponse) String() string {
 func (*RevokeRequestResponse) ProtoMessage() {}
 
 func (x *RevokeRequestResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[124]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[127]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8190,7 +8388,7 @@ func (x *RevokeRequestResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeRequestResponse.ProtoReflect.Descriptor instead.
 func (*RevokeRequestResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{124}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{127}
 }
 
 func (x *RevokeRequestResponse) GetRequest() *Request {
@@ -8226,7 +8424,7 @@ type CommentRequestRequest struct {
 
 func (x *CommentRequestRequest) Reset() {
 	*x = CommentRequestRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[125]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[128]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8238,7 +8436,7 @@ func (x *CommentRequestRequest) String() string {
 func (*CommentRequestRequest) ProtoMessage() {}
 
 func (x *CommentRequestRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[125]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[128]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8251,7 +8449,7 @@ func (x *CommentRequestRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CommentRequestRequest.ProtoReflect.Descriptor instead.
 func (*CommentRequestRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{125}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{128}
 }
 
 func (x *CommentRequestRequest) GetId() string {
@@ -8293,7 +8491,7 @@ type ExtendRequestRequest struct {
 
 func (x *ExtendRequestRequest) Reset() {
 	*x = ExtendRequestRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[126]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[129]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8305,7 +8503,7 @@ func (x *ExtendRequestRequest) String() string {
 func (*ExtendRequestRequest) ProtoMessage() {}
 
 func (x *ExtendRequestRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[126]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[129]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8318,7 +8516,7 @@ func (x *ExtendRequestRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExtendRequestRequest.ProtoReflect.Descriptor instead.
 func (*ExtendRequestRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{126}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{129}
 }
 
 func (x *ExtendRequestRequest) GetId() string {
@@ -8352,7 +8550,7 @@ type GetChangesRequest struct {
 
 func (x *GetChangesRequest) Reset() {
 	*x = GetChangesRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[127]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[130]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8364,7 +8562,7 @@ func (x *GetChangesRequest) String() string {
 func (*GetChangesRequest) ProtoMessage() {}
 
 func (x *GetChangesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[127]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[130]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8377,7 +8575,7 @@ func (x *GetChangesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetChangesRequest.ProtoReflect.Descriptor instead.
 func (*GetChangesRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{127}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{130}
 }
 
 func (x *GetChangesRequest) GetId() string {
@@ -8404,7 +8602,7 @@ type GetChangesResponse struct {
 
 func (x *GetChangesResponse) Reset() {
 	*x = GetChangesResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[128]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[131]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8416,7 +8614,7 @@ func (x *GetChangesResponse) String() string {
 func (*GetChangesResponse) ProtoMessage() {}
 
 func (x *GetChangesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[128]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[131]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8429,7 +8627,7 @@ func (x *GetChangesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetChangesResponse.ProtoReflect.Descriptor instead.
 func (*GetChangesResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{128}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{131}
 }
 
 func (x *GetChangesResponse) GetParts() []*ChangesPart {
@@ -8457,7 +8655,7 @@ type ChangesPart struct {
 
 func (x *ChangesPart) Reset() {
 	*x = ChangesPart{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[129]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[132]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8469,7 +8667,7 @@ func (x *ChangesPart) String() string {
 func (*ChangesPart) ProtoMessage() {}
 
 func (x *ChangesPart) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[129]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[132]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8482,7 +8680,7 @@ func (x *ChangesPart) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChangesPart.ProtoReflect.Descriptor instead.
 func (*ChangesPart) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{129}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{132}
 }
 
 func (x *ChangesPart) GetNode() int32 {
@@ -8516,7 +8714,7 @@ type RaiseRequestAgainRequest struct {
 
 func (x *RaiseRequestAgainRequest) Reset() {
 	*x = RaiseRequestAgainRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[130]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[133]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8528,7 +8726,7 @@ func (x *RaiseRequestAgainRequest) String() string {
 func (*RaiseRequestAgainRequest) ProtoMessage() {}
 
 func (x *RaiseRequestAgainRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[130]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[133]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8541,7 +8739,7 @@ func (x *RaiseRequestAgainRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RaiseRequestAgainRequest.ProtoReflect.Descriptor instead.
 func (*RaiseRequestAgainRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{130}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{133}
 }
 
 func (x *RaiseRequestAgainRequest) GetId() string {
@@ -8572,7 +8770,7 @@ type DraftStandingConsentRequest struct {
 
 func (x *DraftStandingConsentRequest) Reset() {
 	*x = DraftStandingConsentRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[131]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[134]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8584,7 +8782,7 @@ func (x *DraftStandingConsentRequest) String() string {
 func (*DraftStandingConsentRequest) ProtoMessage() {}
 
 func (x *DraftStandingConsentRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[131]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[134]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8597,7 +8795,7 @@ func (x *DraftStandingConsentRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DraftStandingConsentRequest.ProtoReflect.Descriptor instead.
 func (*DraftStandingConsentRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{131}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{134}
 }
 
 func (x *DraftStandingConsentRequest) GetOrder() string {
@@ -8652,7 +8850,7 @@ type SubmitStandingConsentRequest struct {
 
 func (x *SubmitStandingConsentRequest) Reset() {
 	*x = SubmitStandingConsentRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[132]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[135]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8664,7 +8862,7 @@ func (x *SubmitStandingConsentRequest) String() string {
 func (*SubmitStandingConsentRequest) ProtoMessage() {}
 
 func (x *SubmitStandingConsentRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[132]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[135]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8677,7 +8875,7 @@ func (x *SubmitStandingConsentRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SubmitStandingConsentRequest.ProtoReflect.Descriptor instead.
 func (*SubmitStandingConsentRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{132}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{135}
 }
 
 func (x *SubmitStandingConsentRequest) GetOrder() string {
@@ -8703,7 +8901,7 @@ type ListStandingConsentsRequest struct {
 
 func (x *ListStandingConsentsRequest) Reset() {
 	*x = ListStandingConsentsRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[133]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[136]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8715,7 +8913,7 @@ func (x *ListStandingConsentsRequest) String() string {
 func (*ListStandingConsentsRequest) ProtoMessage() {}
 
 func (x *ListStandingConsentsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[133]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[136]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8728,7 +8926,7 @@ func (x *ListStandingConsentsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListStandingConsentsRequest.ProtoReflect.Descriptor instead.
 func (*ListStandingConsentsRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{133}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{136}
 }
 
 func (x *ListStandingConsentsRequest) GetOrder() string {
@@ -8747,7 +8945,7 @@ type ListStandingConsentsResponse struct {
 
 func (x *ListStandingConsentsResponse) Reset() {
 	*x = ListStandingConsentsResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[134]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[137]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8759,7 +8957,7 @@ func (x *ListStandingConsentsResponse) String() string {
 func (*ListStandingConsentsResponse) ProtoMessage() {}
 
 func (x *ListStandingConsentsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[134]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[137]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8772,7 +8970,7 @@ func (x *ListStandingConsentsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListStandingConsentsResponse.ProtoReflect.Descriptor instead.
 func (*ListStandingConsentsResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{134}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{137}
 }
 
 func (x *ListStandingConsentsResponse) GetConsents() []*StandingConsent {
@@ -8796,7 +8994,7 @@ type StandingConsent struct {
 
 func (x *StandingConsent) Reset() {
 	*x = StandingConsent{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[135]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[138]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8808,7 +9006,7 @@ func (x *StandingConsent) String() string {
 func (*StandingConsent) ProtoMessage() {}
 
 func (x *StandingConsent) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[135]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[138]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8821,7 +9019,7 @@ func (x *StandingConsent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StandingConsent.ProtoReflect.Descriptor instead.
 func (*StandingConsent) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{135}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{138}
 }
 
 func (x *StandingConsent) GetId() string {
@@ -8876,7 +9074,7 @@ type RevokeStandingConsentRequest struct {
 
 func (x *RevokeStandingConsentRequest) Reset() {
 	*x = RevokeStandingConsentRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[136]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[139]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8888,7 +9086,7 @@ func (x *RevokeStandingConsentRequest) String() string {
 func (*RevokeStandingConsentRequest) ProtoMessage() {}
 
 func (x *RevokeStandingConsentRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[136]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[139]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8901,7 +9099,7 @@ func (x *RevokeStandingConsentRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeStandingConsentRequest.ProtoReflect.Descriptor instead.
 func (*RevokeStandingConsentRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{136}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{139}
 }
 
 func (x *RevokeStandingConsentRequest) GetId() string {
@@ -8927,7 +9125,7 @@ type ListKeysRequest struct {
 
 func (x *ListKeysRequest) Reset() {
 	*x = ListKeysRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[137]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[140]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8939,7 +9137,7 @@ func (x *ListKeysRequest) String() string {
 func (*ListKeysRequest) ProtoMessage() {}
 
 func (x *ListKeysRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[137]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[140]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8952,7 +9150,7 @@ func (x *ListKeysRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListKeysRequest.ProtoReflect.Descriptor instead.
 func (*ListKeysRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{137}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{140}
 }
 
 func (x *ListKeysRequest) GetOrder() string {
@@ -8971,7 +9169,7 @@ type ListKeysResponse struct {
 
 func (x *ListKeysResponse) Reset() {
 	*x = ListKeysResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[138]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[141]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8983,7 +9181,7 @@ func (x *ListKeysResponse) String() string {
 func (*ListKeysResponse) ProtoMessage() {}
 
 func (x *ListKeysResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[138]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[141]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8996,7 +9194,7 @@ func (x *ListKeysResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListKeysResponse.ProtoReflect.Descriptor instead.
 func (*ListKeysResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{138}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{141}
 }
 
 func (x *ListKeysResponse) GetKeys() []*KeyInfo {
@@ -9021,7 +9219,7 @@ type KeyInfo struct {
 
 func (x *KeyInfo) Reset() {
 	*x = KeyInfo{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[139]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[142]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9033,7 +9231,7 @@ func (x *KeyInfo) String() string {
 func (*KeyInfo) ProtoMessage() {}
 
 func (x *KeyInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[139]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[142]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9046,7 +9244,7 @@ func (x *KeyInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeyInfo.ProtoReflect.Descriptor instead.
 func (*KeyInfo) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{139}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{142}
 }
 
 func (x *KeyInfo) GetSerial() string {
@@ -9103,7 +9301,7 @@ type ExportRecoveryPasswordRequest struct {
 
 func (x *ExportRecoveryPasswordRequest) Reset() {
 	*x = ExportRecoveryPasswordRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[140]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[143]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9115,7 +9313,7 @@ func (x *ExportRecoveryPasswordRequest) String() string {
 func (*ExportRecoveryPasswordRequest) ProtoMessage() {}
 
 func (x *ExportRecoveryPasswordRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[140]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[143]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9128,7 +9326,7 @@ func (x *ExportRecoveryPasswordRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportRecoveryPasswordRequest.ProtoReflect.Descriptor instead.
 func (*ExportRecoveryPasswordRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{140}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{143}
 }
 
 func (x *ExportRecoveryPasswordRequest) GetSerial() string {
@@ -9168,7 +9366,7 @@ type ExportRecoveryPasswordResponse struct {
 
 func (x *ExportRecoveryPasswordResponse) Reset() {
 	*x = ExportRecoveryPasswordResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[141]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[144]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9180,7 +9378,7 @@ func (x *ExportRecoveryPasswordResponse) String() string {
 func (*ExportRecoveryPasswordResponse) ProtoMessage() {}
 
 func (x *ExportRecoveryPasswordResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[141]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[144]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9193,7 +9391,7 @@ func (x *ExportRecoveryPasswordResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportRecoveryPasswordResponse.ProtoReflect.Descriptor instead.
 func (*ExportRecoveryPasswordResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{141}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{144}
 }
 
 func (x *ExportRecoveryPasswordResponse) GetRecoveryPassword() string {
@@ -9211,7 +9409,7 @@ type GetKeyStatusRequest struct {
 
 func (x *GetKeyStatusRequest) Reset() {
 	*x = GetKeyStatusRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[142]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[145]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9223,7 +9421,7 @@ func (x *GetKeyStatusRequest) String() string {
 func (*GetKeyStatusRequest) ProtoMessage() {}
 
 func (x *GetKeyStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[142]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[145]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9236,7 +9434,7 @@ func (x *GetKeyStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetKeyStatusRequest.ProtoReflect.Descriptor instead.
 func (*GetKeyStatusRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{142}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{145}
 }
 
 type RotateKeyRequest struct {
@@ -9247,7 +9445,7 @@ type RotateKeyRequest struct {
 
 func (x *RotateKeyRequest) Reset() {
 	*x = RotateKeyRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[143]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[146]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9259,7 +9457,7 @@ func (x *RotateKeyRequest) String() string {
 func (*RotateKeyRequest) ProtoMessage() {}
 
 func (x *RotateKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[143]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[146]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9272,7 +9470,7 @@ func (x *RotateKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateKeyRequest.ProtoReflect.Descriptor instead.
 func (*RotateKeyRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{143}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{146}
 }
 
 type KeyStatus struct {
@@ -9287,7 +9485,7 @@ type KeyStatus struct {
 
 func (x *KeyStatus) Reset() {
 	*x = KeyStatus{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[144]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[147]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9299,7 +9497,7 @@ func (x *KeyStatus) String() string {
 func (*KeyStatus) ProtoMessage() {}
 
 func (x *KeyStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[144]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[147]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9312,7 +9510,7 @@ func (x *KeyStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeyStatus.ProtoReflect.Descriptor instead.
 func (*KeyStatus) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{144}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{147}
 }
 
 func (x *KeyStatus) GetCurrent() string {
@@ -9355,7 +9553,7 @@ type WrappingKey struct {
 
 func (x *WrappingKey) Reset() {
 	*x = WrappingKey{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[145]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[148]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9367,7 +9565,7 @@ func (x *WrappingKey) String() string {
 func (*WrappingKey) ProtoMessage() {}
 
 func (x *WrappingKey) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[145]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[148]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9380,7 +9578,7 @@ func (x *WrappingKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WrappingKey.ProtoReflect.Descriptor instead.
 func (*WrappingKey) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{145}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{148}
 }
 
 func (x *WrappingKey) GetId() string {
@@ -9419,7 +9617,7 @@ type KeyRotation struct {
 
 func (x *KeyRotation) Reset() {
 	*x = KeyRotation{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[146]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[149]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9431,7 +9629,7 @@ func (x *KeyRotation) String() string {
 func (*KeyRotation) ProtoMessage() {}
 
 func (x *KeyRotation) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[146]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[149]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9444,7 +9642,7 @@ func (x *KeyRotation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeyRotation.ProtoReflect.Descriptor instead.
 func (*KeyRotation) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{146}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{149}
 }
 
 func (x *KeyRotation) GetTarget() string {
@@ -9505,7 +9703,7 @@ type GetOrderKeyRequest struct {
 
 func (x *GetOrderKeyRequest) Reset() {
 	*x = GetOrderKeyRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[147]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[150]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9517,7 +9715,7 @@ func (x *GetOrderKeyRequest) String() string {
 func (*GetOrderKeyRequest) ProtoMessage() {}
 
 func (x *GetOrderKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[147]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[150]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9530,7 +9728,7 @@ func (x *GetOrderKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetOrderKeyRequest.ProtoReflect.Descriptor instead.
 func (*GetOrderKeyRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{147}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{150}
 }
 
 func (x *GetOrderKeyRequest) GetOrder() string {
@@ -9553,7 +9751,7 @@ type SetOrderKeyRequest struct {
 
 func (x *SetOrderKeyRequest) Reset() {
 	*x = SetOrderKeyRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[148]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[151]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9565,7 +9763,7 @@ func (x *SetOrderKeyRequest) String() string {
 func (*SetOrderKeyRequest) ProtoMessage() {}
 
 func (x *SetOrderKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[148]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[151]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9578,7 +9776,7 @@ func (x *SetOrderKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetOrderKeyRequest.ProtoReflect.Descriptor instead.
 func (*SetOrderKeyRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{148}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{151}
 }
 
 func (x *SetOrderKeyRequest) GetOrder() string {
@@ -9616,7 +9814,7 @@ type OrderKey struct {
 
 func (x *OrderKey) Reset() {
 	*x = OrderKey{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[149]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[152]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9628,7 +9826,7 @@ func (x *OrderKey) String() string {
 func (*OrderKey) ProtoMessage() {}
 
 func (x *OrderKey) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[149]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[152]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9641,7 +9839,7 @@ func (x *OrderKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OrderKey.ProtoReflect.Descriptor instead.
 func (*OrderKey) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{149}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{152}
 }
 
 func (x *OrderKey) GetOrder() string {
@@ -9695,7 +9893,7 @@ type ListRecordsRequest struct {
 
 func (x *ListRecordsRequest) Reset() {
 	*x = ListRecordsRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[150]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[153]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9707,7 +9905,7 @@ func (x *ListRecordsRequest) String() string {
 func (*ListRecordsRequest) ProtoMessage() {}
 
 func (x *ListRecordsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[150]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[153]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9720,7 +9918,7 @@ func (x *ListRecordsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRecordsRequest.ProtoReflect.Descriptor instead.
 func (*ListRecordsRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{150}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{153}
 }
 
 func (x *ListRecordsRequest) GetOperation() string {
@@ -9789,7 +9987,7 @@ type AuditRecord struct {
 
 func (x *AuditRecord) Reset() {
 	*x = AuditRecord{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[151]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[154]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9801,7 +9999,7 @@ func (x *AuditRecord) String() string {
 func (*AuditRecord) ProtoMessage() {}
 
 func (x *AuditRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[151]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[154]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9814,7 +10012,7 @@ func (x *AuditRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuditRecord.ProtoReflect.Descriptor instead.
 func (*AuditRecord) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{151}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{154}
 }
 
 func (x *AuditRecord) GetIndex() int64 {
@@ -9841,7 +10039,7 @@ type ListRecordsResponse struct {
 
 func (x *ListRecordsResponse) Reset() {
 	*x = ListRecordsResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[152]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[155]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9853,7 +10051,7 @@ func (x *ListRecordsResponse) String() string {
 func (*ListRecordsResponse) ProtoMessage() {}
 
 func (x *ListRecordsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[152]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[155]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9866,7 +10064,7 @@ func (x *ListRecordsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRecordsResponse.ProtoReflect.Descriptor instead.
 func (*ListRecordsResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{152}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{155}
 }
 
 func (x *ListRecordsResponse) GetRecords() []*AuditRecord {
@@ -9902,7 +10100,7 @@ type LegalHold struct {
 
 func (x *LegalHold) Reset() {
 	*x = LegalHold{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[153]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[156]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9914,7 +10112,7 @@ func (x *LegalHold) String() string {
 func (*LegalHold) ProtoMessage() {}
 
 func (x *LegalHold) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[153]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[156]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9927,7 +10125,7 @@ func (x *LegalHold) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LegalHold.ProtoReflect.Descriptor instead.
 func (*LegalHold) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{153}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{156}
 }
 
 func (x *LegalHold) GetId() string {
@@ -10005,7 +10203,7 @@ type PlaceHoldRequest struct {
 
 func (x *PlaceHoldRequest) Reset() {
 	*x = PlaceHoldRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[154]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[157]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10017,7 +10215,7 @@ func (x *PlaceHoldRequest) String() string {
 func (*PlaceHoldRequest) ProtoMessage() {}
 
 func (x *PlaceHoldRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[154]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[157]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10030,7 +10228,7 @@ func (x *PlaceHoldRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlaceHoldRequest.ProtoReflect.Descriptor instead.
 func (*PlaceHoldRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{154}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{157}
 }
 
 func (x *PlaceHoldRequest) GetTenant() string {
@@ -10071,7 +10269,7 @@ type ReleaseHoldRequest struct {
 
 func (x *ReleaseHoldRequest) Reset() {
 	*x = ReleaseHoldRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[155]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[158]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10083,7 +10281,7 @@ func (x *ReleaseHoldRequest) String() string {
 func (*ReleaseHoldRequest) ProtoMessage() {}
 
 func (x *ReleaseHoldRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[155]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[158]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10096,7 +10294,7 @@ func (x *ReleaseHoldRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReleaseHoldRequest.ProtoReflect.Descriptor instead.
 func (*ReleaseHoldRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{155}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{158}
 }
 
 func (x *ReleaseHoldRequest) GetId() string {
@@ -10121,7 +10319,7 @@ type ListHoldsRequest struct {
 
 func (x *ListHoldsRequest) Reset() {
 	*x = ListHoldsRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[156]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[159]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10133,7 +10331,7 @@ func (x *ListHoldsRequest) String() string {
 func (*ListHoldsRequest) ProtoMessage() {}
 
 func (x *ListHoldsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[156]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[159]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10146,7 +10344,7 @@ func (x *ListHoldsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListHoldsRequest.ProtoReflect.Descriptor instead.
 func (*ListHoldsRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{156}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{159}
 }
 
 type ListHoldsResponse struct {
@@ -10159,7 +10357,7 @@ type ListHoldsResponse struct {
 
 func (x *ListHoldsResponse) Reset() {
 	*x = ListHoldsResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[157]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[160]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10171,7 +10369,7 @@ func (x *ListHoldsResponse) String() string {
 func (*ListHoldsResponse) ProtoMessage() {}
 
 func (x *ListHoldsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[157]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[160]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10184,7 +10382,7 @@ func (x *ListHoldsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListHoldsResponse.ProtoReflect.Descriptor instead.
 func (*ListHoldsResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{157}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{160}
 }
 
 func (x *ListHoldsResponse) GetHolds() []*LegalHold {
@@ -10219,7 +10417,7 @@ type Sink struct {
 
 func (x *Sink) Reset() {
 	*x = Sink{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[158]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[161]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10231,7 +10429,7 @@ func (x *Sink) String() string {
 func (*Sink) ProtoMessage() {}
 
 func (x *Sink) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[158]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[161]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10244,7 +10442,7 @@ func (x *Sink) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Sink.ProtoReflect.Descriptor instead.
 func (*Sink) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{158}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{161}
 }
 
 func (x *Sink) GetName() string {
@@ -10318,7 +10516,7 @@ type ListSinksRequest struct {
 
 func (x *ListSinksRequest) Reset() {
 	*x = ListSinksRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[159]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[162]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10330,7 +10528,7 @@ func (x *ListSinksRequest) String() string {
 func (*ListSinksRequest) ProtoMessage() {}
 
 func (x *ListSinksRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[159]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[162]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10343,7 +10541,7 @@ func (x *ListSinksRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSinksRequest.ProtoReflect.Descriptor instead.
 func (*ListSinksRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{159}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{162}
 }
 
 type ListSinksResponse struct {
@@ -10355,7 +10553,7 @@ type ListSinksResponse struct {
 
 func (x *ListSinksResponse) Reset() {
 	*x = ListSinksResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[160]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[163]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10367,7 +10565,7 @@ func (x *ListSinksResponse) String() string {
 func (*ListSinksResponse) ProtoMessage() {}
 
 func (x *ListSinksResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[160]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[163]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10380,7 +10578,7 @@ func (x *ListSinksResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSinksResponse.ProtoReflect.Descriptor instead.
 func (*ListSinksResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{160}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{163}
 }
 
 func (x *ListSinksResponse) GetSinks() []*Sink {
@@ -10398,7 +10596,7 @@ type ExportLogRequest struct {
 
 func (x *ExportLogRequest) Reset() {
 	*x = ExportLogRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[161]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[164]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10410,7 +10608,7 @@ func (x *ExportLogRequest) String() string {
 func (*ExportLogRequest) ProtoMessage() {}
 
 func (x *ExportLogRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[161]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[164]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10423,7 +10621,7 @@ func (x *ExportLogRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportLogRequest.ProtoReflect.Descriptor instead.
 func (*ExportLogRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{161}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{164}
 }
 
 type ExportLogResponse struct {
@@ -10435,7 +10633,7 @@ type ExportLogResponse struct {
 
 func (x *ExportLogResponse) Reset() {
 	*x = ExportLogResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[162]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[165]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10447,7 +10645,7 @@ func (x *ExportLogResponse) String() string {
 func (*ExportLogResponse) ProtoMessage() {}
 
 func (x *ExportLogResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[162]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[165]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10460,7 +10658,7 @@ func (x *ExportLogResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportLogResponse.ProtoReflect.Descriptor instead.
 func (*ExportLogResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{162}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{165}
 }
 
 func (x *ExportLogResponse) GetData() []byte {
@@ -10479,7 +10677,7 @@ type GetCheckpointRequest struct {
 
 func (x *GetCheckpointRequest) Reset() {
 	*x = GetCheckpointRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[163]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[166]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10491,7 +10689,7 @@ func (x *GetCheckpointRequest) String() string {
 func (*GetCheckpointRequest) ProtoMessage() {}
 
 func (x *GetCheckpointRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[163]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[166]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10504,7 +10702,7 @@ func (x *GetCheckpointRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetCheckpointRequest.ProtoReflect.Descriptor instead.
 func (*GetCheckpointRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{163}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{166}
 }
 
 func (x *GetCheckpointRequest) GetConsistentWith() int64 {
@@ -10525,7 +10723,7 @@ type GetCheckpointResponse struct {
 
 func (x *GetCheckpointResponse) Reset() {
 	*x = GetCheckpointResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[164]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[167]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10537,7 +10735,7 @@ func (x *GetCheckpointResponse) String() string {
 func (*GetCheckpointResponse) ProtoMessage() {}
 
 func (x *GetCheckpointResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[164]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[167]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10550,7 +10748,7 @@ func (x *GetCheckpointResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetCheckpointResponse.ProtoReflect.Descriptor instead.
 func (*GetCheckpointResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{164}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{167}
 }
 
 func (x *GetCheckpointResponse) GetCheckpoint() []byte {
@@ -10598,7 +10796,7 @@ type Delivery struct {
 
 func (x *Delivery) Reset() {
 	*x = Delivery{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[165]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[168]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10610,7 +10808,7 @@ func (x *Delivery) String() string {
 func (*Delivery) ProtoMessage() {}
 
 func (x *Delivery) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[165]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[168]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10623,7 +10821,7 @@ func (x *Delivery) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Delivery.ProtoReflect.Descriptor instead.
 func (*Delivery) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{165}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{168}
 }
 
 func (x *Delivery) GetId() string {
@@ -10744,7 +10942,7 @@ type ListNoticesRequest struct {
 
 func (x *ListNoticesRequest) Reset() {
 	*x = ListNoticesRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[166]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[169]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10756,7 +10954,7 @@ func (x *ListNoticesRequest) String() string {
 func (*ListNoticesRequest) ProtoMessage() {}
 
 func (x *ListNoticesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[166]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[169]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10769,7 +10967,7 @@ func (x *ListNoticesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNoticesRequest.ProtoReflect.Descriptor instead.
 func (*ListNoticesRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{166}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{169}
 }
 
 func (x *ListNoticesRequest) GetTenant() string {
@@ -10816,7 +11014,7 @@ type ListNoticesResponse struct {
 
 func (x *ListNoticesResponse) Reset() {
 	*x = ListNoticesResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[167]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[170]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10828,7 +11026,7 @@ func (x *ListNoticesResponse) String() string {
 func (*ListNoticesResponse) ProtoMessage() {}
 
 func (x *ListNoticesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[167]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[170]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10841,7 +11039,7 @@ func (x *ListNoticesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNoticesResponse.ProtoReflect.Descriptor instead.
 func (*ListNoticesResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{167}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{170}
 }
 
 func (x *ListNoticesResponse) GetDeliveries() []*Delivery {
@@ -10861,7 +11059,7 @@ type RetryNoticesRequest struct {
 
 func (x *RetryNoticesRequest) Reset() {
 	*x = RetryNoticesRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[168]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[171]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10873,7 +11071,7 @@ func (x *RetryNoticesRequest) String() string {
 func (*RetryNoticesRequest) ProtoMessage() {}
 
 func (x *RetryNoticesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[168]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[171]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10886,7 +11084,7 @@ func (x *RetryNoticesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RetryNoticesRequest.ProtoReflect.Descriptor instead.
 func (*RetryNoticesRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{168}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{171}
 }
 
 func (x *RetryNoticesRequest) GetIds() []string {
@@ -10912,7 +11110,7 @@ type RetryNoticesResponse struct {
 
 func (x *RetryNoticesResponse) Reset() {
 	*x = RetryNoticesResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[169]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[172]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10924,7 +11122,7 @@ func (x *RetryNoticesResponse) String() string {
 func (*RetryNoticesResponse) ProtoMessage() {}
 
 func (x *RetryNoticesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[169]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[172]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10937,7 +11135,7 @@ func (x *RetryNoticesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RetryNoticesResponse.ProtoReflect.Descriptor instead.
 func (*RetryNoticesResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{169}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{172}
 }
 
 func (x *RetryNoticesResponse) GetRetried() int32 {
@@ -10960,7 +11158,7 @@ type Webhook struct {
 
 func (x *Webhook) Reset() {
 	*x = Webhook{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[170]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[173]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10972,7 +11170,7 @@ func (x *Webhook) String() string {
 func (*Webhook) ProtoMessage() {}
 
 func (x *Webhook) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[170]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[173]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10985,7 +11183,7 @@ func (x *Webhook) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Webhook.ProtoReflect.Descriptor instead.
 func (*Webhook) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{170}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{173}
 }
 
 func (x *Webhook) GetId() string {
@@ -11034,7 +11232,7 @@ type CreateWebhookRequest struct {
 
 func (x *CreateWebhookRequest) Reset() {
 	*x = CreateWebhookRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[171]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[174]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -11046,7 +11244,7 @@ func (x *CreateWebhookRequest) String() string {
 func (*CreateWebhookRequest) ProtoMessage() {}
 
 func (x *CreateWebhookRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[171]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[174]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -11059,7 +11257,7 @@ func (x *CreateWebhookRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateWebhookRequest.ProtoReflect.Descriptor instead.
 func (*CreateWebhookRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{171}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{174}
 }
 
 func (x *CreateWebhookRequest) GetTenant() string {
@@ -11093,7 +11291,7 @@ type CreateWebhookResponse struct {
 
 func (x *CreateWebhookResponse) Reset() {
 	*x = CreateWebhookResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[172]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[175]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -11105,7 +11303,7 @@ func (x *CreateWebhookResponse) String() string {
 func (*CreateWebhookResponse) ProtoMessage() {}
 
 func (x *CreateWebhookResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[172]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[175]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -11118,7 +11316,7 @@ func (x *CreateWebhookResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateWebhookResponse.ProtoReflect.Descriptor instead.
 func (*CreateWebhookResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{172}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{175}
 }
 
 func (x *CreateWebhookResponse) GetWebhook() *Webhook {
@@ -11144,7 +11342,7 @@ type ListWebhooksRequest struct {
 
 func (x *ListWebhooksRequest) Reset() {
 	*x = ListWebhooksRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[173]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[176]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -11156,7 +11354,7 @@ func (x *ListWebhooksRequest) String() string {
 func (*ListWebhooksRequest) ProtoMessage() {}
 
 func (x *ListWebhooksRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[173]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[176]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -11169,7 +11367,7 @@ func (x *ListWebhooksRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListWebhooksRequest.ProtoReflect.Descriptor instead.
 func (*ListWebhooksRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{173}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{176}
 }
 
 func (x *ListWebhooksRequest) GetTenant() string {
@@ -11188,7 +11386,7 @@ type ListWebhooksResponse struct {
 
 func (x *ListWebhooksResponse) Reset() {
 	*x = ListWebhooksResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[174]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[177]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -11200,7 +11398,7 @@ func (x *ListWebhooksResponse) String() string {
 func (*ListWebhooksResponse) ProtoMessage() {}
 
 func (x *ListWebhooksResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[174]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[177]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -11213,7 +11411,7 @@ func (x *ListWebhooksResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListWebhooksResponse.ProtoReflect.Descriptor instead.
 func (*ListWebhooksResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{174}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{177}
 }
 
 func (x *ListWebhooksResponse) GetWebhooks() []*Webhook {
@@ -11232,7 +11430,7 @@ type RemoveWebhookRequest struct {
 
 func (x *RemoveWebhookRequest) Reset() {
 	*x = RemoveWebhookRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[175]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[178]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -11244,7 +11442,7 @@ func (x *RemoveWebhookRequest) String() string {
 func (*RemoveWebhookRequest) ProtoMessage() {}
 
 func (x *RemoveWebhookRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[175]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[178]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -11257,7 +11455,7 @@ func (x *RemoveWebhookRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveWebhookRequest.ProtoReflect.Descriptor instead.
 func (*RemoveWebhookRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{175}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{178}
 }
 
 func (x *RemoveWebhookRequest) GetId() string {
@@ -11276,7 +11474,7 @@ type TestWebhookRequest struct {
 
 func (x *TestWebhookRequest) Reset() {
 	*x = TestWebhookRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[176]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[179]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -11288,7 +11486,7 @@ func (x *TestWebhookRequest) String() string {
 func (*TestWebhookRequest) ProtoMessage() {}
 
 func (x *TestWebhookRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[176]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[179]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -11301,7 +11499,7 @@ func (x *TestWebhookRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TestWebhookRequest.ProtoReflect.Descriptor instead.
 func (*TestWebhookRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{176}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{179}
 }
 
 func (x *TestWebhookRequest) GetId() string {
@@ -11321,7 +11519,7 @@ type TestWebhookResponse struct {
 
 func (x *TestWebhookResponse) Reset() {
 	*x = TestWebhookResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[177]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[180]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -11333,7 +11531,7 @@ func (x *TestWebhookResponse) String() string {
 func (*TestWebhookResponse) ProtoMessage() {}
 
 func (x *TestWebhookResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[177]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[180]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -11346,7 +11544,7 @@ func (x *TestWebhookResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TestWebhookResponse.ProtoReflect.Descriptor instead.
 func (*TestWebhookResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{177}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{180}
 }
 
 func (x *TestWebhookResponse) GetDelivered() bool {
@@ -11372,7 +11570,7 @@ type GetPoliciesRequest struct {
 
 func (x *GetPoliciesRequest) Reset() {
 	*x = GetPoliciesRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[178]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[181]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -11384,7 +11582,7 @@ func (x *GetPoliciesRequest) String() string {
 func (*GetPoliciesRequest) ProtoMessage() {}
 
 func (x *GetPoliciesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[178]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[181]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -11397,7 +11595,7 @@ func (x *GetPoliciesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetPoliciesRequest.ProtoReflect.Descriptor instead.
 func (*GetPoliciesRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{178}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{181}
 }
 
 func (x *GetPoliciesRequest) GetDigest() string {
@@ -11422,7 +11620,7 @@ type Policies struct {
 
 func (x *Policies) Reset() {
 	*x = Policies{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[179]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[182]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -11434,7 +11632,7 @@ func (x *Policies) String() string {
 func (*Policies) ProtoMessage() {}
 
 func (x *Policies) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[179]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[182]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -11447,7 +11645,7 @@ func (x *Policies) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Policies.ProtoReflect.Descriptor instead.
 func (*Policies) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{179}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{182}
 }
 
 func (x *Policies) GetDigest() string {
@@ -11514,7 +11712,7 @@ type PolicyRule struct {
 
 func (x *PolicyRule) Reset() {
 	*x = PolicyRule{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[180]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[183]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -11526,7 +11724,7 @@ func (x *PolicyRule) String() string {
 func (*PolicyRule) ProtoMessage() {}
 
 func (x *PolicyRule) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[180]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[183]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -11539,7 +11737,7 @@ func (x *PolicyRule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PolicyRule.ProtoReflect.Descriptor instead.
 func (*PolicyRule) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{180}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{183}
 }
 
 func (x *PolicyRule) GetId() string {
@@ -11601,7 +11799,7 @@ type PolicyFile struct {
 
 func (x *PolicyFile) Reset() {
 	*x = PolicyFile{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[181]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[184]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -11613,7 +11811,7 @@ func (x *PolicyFile) String() string {
 func (*PolicyFile) ProtoMessage() {}
 
 func (x *PolicyFile) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[181]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[184]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -11626,7 +11824,7 @@ func (x *PolicyFile) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PolicyFile.ProtoReflect.Descriptor instead.
 func (*PolicyFile) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{181}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{184}
 }
 
 func (x *PolicyFile) GetName() string {
@@ -11654,7 +11852,7 @@ type RefusedPolicies struct {
 
 func (x *RefusedPolicies) Reset() {
 	*x = RefusedPolicies{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[182]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[185]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -11666,7 +11864,7 @@ func (x *RefusedPolicies) String() string {
 func (*RefusedPolicies) ProtoMessage() {}
 
 func (x *RefusedPolicies) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[182]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[185]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -11679,7 +11877,7 @@ func (x *RefusedPolicies) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RefusedPolicies.ProtoReflect.Descriptor instead.
 func (*RefusedPolicies) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{182}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{185}
 }
 
 func (x *RefusedPolicies) GetTime() int64 {
@@ -11712,7 +11910,7 @@ type WhyRequestRequest struct {
 
 func (x *WhyRequestRequest) Reset() {
 	*x = WhyRequestRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[183]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[186]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -11724,7 +11922,7 @@ func (x *WhyRequestRequest) String() string {
 func (*WhyRequestRequest) ProtoMessage() {}
 
 func (x *WhyRequestRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[183]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[186]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -11737,7 +11935,7 @@ func (x *WhyRequestRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhyRequestRequest.ProtoReflect.Descriptor instead.
 func (*WhyRequestRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{183}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{186}
 }
 
 func (x *WhyRequestRequest) GetId() string {
@@ -11758,7 +11956,7 @@ type WhyRequestResponse struct {
 
 func (x *WhyRequestResponse) Reset() {
 	*x = WhyRequestResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[184]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[187]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -11770,7 +11968,7 @@ func (x *WhyRequestResponse) String() string {
 func (*WhyRequestResponse) ProtoMessage() {}
 
 func (x *WhyRequestResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[184]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[187]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -11783,7 +11981,7 @@ func (x *WhyRequestResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhyRequestResponse.ProtoReflect.Descriptor instead.
 func (*WhyRequestResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{184}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{187}
 }
 
 func (x *WhyRequestResponse) GetThen() *Evaluation {
@@ -11816,7 +12014,7 @@ type WhoCouldUnlockRequest struct {
 
 func (x *WhoCouldUnlockRequest) Reset() {
 	*x = WhoCouldUnlockRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[185]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[188]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -11828,7 +12026,7 @@ func (x *WhoCouldUnlockRequest) String() string {
 func (*WhoCouldUnlockRequest) ProtoMessage() {}
 
 func (x *WhoCouldUnlockRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[185]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[188]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -11841,7 +12039,7 @@ func (x *WhoCouldUnlockRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhoCouldUnlockRequest.ProtoReflect.Descriptor instead.
 func (*WhoCouldUnlockRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{185}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{188}
 }
 
 func (x *WhoCouldUnlockRequest) GetSerial() string {
@@ -11864,7 +12062,7 @@ type WhoCouldUnlockResponse struct {
 
 func (x *WhoCouldUnlockResponse) Reset() {
 	*x = WhoCouldUnlockResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[186]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[189]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -11876,7 +12074,7 @@ func (x *WhoCouldUnlockResponse) String() string {
 func (*WhoCouldUnlockResponse) ProtoMessage() {}
 
 func (x *WhoCouldUnlockResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[186]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[189]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -11889,7 +12087,7 @@ func (x *WhoCouldUnlockResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhoCouldUnlockResponse.ProtoReflect.Descriptor instead.
 func (*WhoCouldUnlockResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{186}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{189}
 }
 
 func (x *WhoCouldUnlockResponse) GetSerial() string {
@@ -11942,7 +12140,7 @@ type Candidate struct {
 
 func (x *Candidate) Reset() {
 	*x = Candidate{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[187]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[190]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -11954,7 +12152,7 @@ func (x *Candidate) String() string {
 func (*Candidate) ProtoMessage() {}
 
 func (x *Candidate) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[187]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[190]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -11967,7 +12165,7 @@ func (x *Candidate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Candidate.ProtoReflect.Descriptor instead.
 func (*Candidate) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{187}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{190}
 }
 
 func (x *Candidate) GetEngineer() string {
@@ -12030,7 +12228,7 @@ type AskContactRequest struct {
 
 func (x *AskContactRequest) Reset() {
 	*x = AskContactRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[188]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[191]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -12042,7 +12240,7 @@ func (x *AskContactRequest) String() string {
 func (*AskContactRequest) ProtoMessage() {}
 
 func (x *AskContactRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[188]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[191]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -12055,7 +12253,7 @@ func (x *AskContactRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AskContactRequest.ProtoReflect.Descriptor instead.
 func (*AskContactRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{188}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{191}
 }
 
 func (x *AskContactRequest) GetOrder() string {
@@ -12098,7 +12296,7 @@ type ContactRequest struct {
 
 func (x *ContactRequest) Reset() {
 	*x = ContactRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[189]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[192]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -12110,7 +12308,7 @@ func (x *ContactRequest) String() string {
 func (*ContactRequest) ProtoMessage() {}
 
 func (x *ContactRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[189]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[192]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -12123,7 +12321,7 @@ func (x *ContactRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ContactRequest.ProtoReflect.Descriptor instead.
 func (*ContactRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{189}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{192}
 }
 
 func (x *ContactRequest) GetId() string {
@@ -12213,7 +12411,7 @@ type DecideContactRequest struct {
 
 func (x *DecideContactRequest) Reset() {
 	*x = DecideContactRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[190]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[193]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -12225,7 +12423,7 @@ func (x *DecideContactRequest) String() string {
 func (*DecideContactRequest) ProtoMessage() {}
 
 func (x *DecideContactRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[190]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[193]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -12238,7 +12436,7 @@ func (x *DecideContactRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DecideContactRequest.ProtoReflect.Descriptor instead.
 func (*DecideContactRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{190}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{193}
 }
 
 func (x *DecideContactRequest) GetId() string {
@@ -12264,7 +12462,7 @@ type ReadContactRequest struct {
 
 func (x *ReadContactRequest) Reset() {
 	*x = ReadContactRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[191]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[194]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -12276,7 +12474,7 @@ func (x *ReadContactRequest) String() string {
 func (*ReadContactRequest) ProtoMessage() {}
 
 func (x *ReadContactRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[191]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[194]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -12289,7 +12487,7 @@ func (x *ReadContactRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadContactRequest.ProtoReflect.Descriptor instead.
 func (*ReadContactRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{191}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{194}
 }
 
 func (x *ReadContactRequest) GetId() string {
@@ -12309,7 +12507,7 @@ type ReadContactResponse struct {
 
 func (x *ReadContactResponse) Reset() {
 	*x = ReadContactResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[192]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[195]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -12321,7 +12519,7 @@ func (x *ReadContactResponse) String() string {
 func (*ReadContactResponse) ProtoMessage() {}
 
 func (x *ReadContactResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[192]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[195]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -12334,7 +12532,7 @@ func (x *ReadContactResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadContactResponse.ProtoReflect.Descriptor instead.
 func (*ReadContactResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{192}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{195}
 }
 
 func (x *ReadContactResponse) GetRequest() *ContactRequest {
@@ -12360,7 +12558,7 @@ type ListContactsRequest struct {
 
 func (x *ListContactsRequest) Reset() {
 	*x = ListContactsRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[193]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[196]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -12372,7 +12570,7 @@ func (x *ListContactsRequest) String() string {
 func (*ListContactsRequest) ProtoMessage() {}
 
 func (x *ListContactsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[193]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[196]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -12385,7 +12583,7 @@ func (x *ListContactsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListContactsRequest.ProtoReflect.Descriptor instead.
 func (*ListContactsRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{193}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{196}
 }
 
 func (x *ListContactsRequest) GetPending() bool {
@@ -12404,7 +12602,7 @@ type ListContactsResponse struct {
 
 func (x *ListContactsResponse) Reset() {
 	*x = ListContactsResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[194]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[197]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -12416,7 +12614,7 @@ func (x *ListContactsResponse) String() string {
 func (*ListContactsResponse) ProtoMessage() {}
 
 func (x *ListContactsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[194]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[197]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -12429,7 +12627,7 @@ func (x *ListContactsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListContactsResponse.ProtoReflect.Descriptor instead.
 func (*ListContactsResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{194}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{197}
 }
 
 func (x *ListContactsResponse) GetRequests() []*ContactRequest {
@@ -12447,7 +12645,7 @@ type ListOperationsRequest struct {
 
 func (x *ListOperationsRequest) Reset() {
 	*x = ListOperationsRequest{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[195]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[198]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -12459,7 +12657,7 @@ func (x *ListOperationsRequest) String() string {
 func (*ListOperationsRequest) ProtoMessage() {}
 
 func (x *ListOperationsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[195]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[198]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -12472,7 +12670,7 @@ func (x *ListOperationsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListOperationsRequest.ProtoReflect.Descriptor instead.
 func (*ListOperationsRequest) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{195}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{198}
 }
 
 type ListOperationsResponse struct {
@@ -12484,7 +12682,7 @@ type ListOperationsResponse struct {
 
 func (x *ListOperationsResponse) Reset() {
 	*x = ListOperationsResponse{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[196]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[199]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -12496,7 +12694,7 @@ func (x *ListOperationsResponse) String() string {
 func (*ListOperationsResponse) ProtoMessage() {}
 
 func (x *ListOperationsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[196]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[199]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -12509,7 +12707,7 @@ func (x *ListOperationsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListOperationsResponse.ProtoReflect.Descriptor instead.
 func (*ListOperationsResponse) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{196}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{199}
 }
 
 func (x *ListOperationsResponse) GetOperations() []*Operation {
@@ -12536,7 +12734,7 @@ type Operation struct {
 
 func (x *Operation) Reset() {
 	*x = Operation{}
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[197]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[200]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -12548,7 +12746,7 @@ func (x *Operation) String() string {
 func (*Operation) ProtoMessage() {}
 
 func (x *Operation) ProtoReflect() protoreflect.Message {
-	mi := &file_lockbox_v1_lockbox_proto_msgTypes[197]
+	mi := &file_lockbox_v1_lockbox_proto_msgTypes[200]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -12561,7 +12759,7 @@ func (x *Operation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Operation.ProtoReflect.Descriptor instead.
 func (*Operation) Descriptor() ([]byte, []int) {
-	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{197}
+	return file_lockbox_v1_lockbox_proto_rawDescGZIP(), []int{200}
 }
 
 func (x *Operation) GetName() string {
@@ -12786,11 +12984,27 @@ const file_lockbox_v1_lockbox_proto_rawDesc = "" +
 	"\tOrderNode\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\x05R\x04node\x12'\n" +
 	"\x0fkey_fingerprint\x18\x02 \x01(\tR\x0ekeyFingerprint\x12\x14\n" +
-	"\x05disks\x18\x03 \x03(\tR\x05disks\"[\n" +
+	"\x05disks\x18\x03 \x03(\tR\x05disks\"\x92\x01\n" +
 	"\vDestination\x12\x18\n" +
 	"\aaccount\x18\x01 \x01(\tR\aaccount\x12\x1a\n" +
 	"\bendpoint\x18\x02 \x01(\tR\bendpoint\x12\x16\n" +
-	"\x06shares\x18\x03 \x03(\tR\x06shares\"M\n" +
+	"\x06shares\x18\x03 \x03(\tR\x06shares\x125\n" +
+	"\x06access\x18\x04 \x01(\v2\x1d.lockbox.v1.DestinationAccessR\x06access\"\x8b\x01\n" +
+	"\x11DestinationAccess\x12\x12\n" +
+	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x16\n" +
+	"\x06allows\x18\x02 \x01(\tR\x06allows\x12\x18\n" +
+	"\aexpires\x18\x03 \x01(\x03R\aexpires\x12\x16\n" +
+	"\x06person\x18\x04 \x01(\tR\x06person\x12\x18\n" +
+	"\acreated\x18\x05 \x01(\x03R\acreated\"m\n" +
+	"\x1bSetDestinationAccessRequest\x12\x14\n" +
+	"\x05order\x18\x01 \x01(\tR\x05order\x12\x18\n" +
+	"\aaccount\x18\x02 \x01(\tR\aaccount\x12\x1e\n" +
+	"\n" +
+	"credential\x18\x03 \x01(\fR\n" +
+	"credential\"P\n" +
+	"\x1eRemoveDestinationAccessRequest\x12\x14\n" +
+	"\x05order\x18\x01 \x01(\tR\x05order\x12\x18\n" +
+	"\aaccount\x18\x02 \x01(\tR\aaccount\"M\n" +
 	"\vHistoryLine\x12\x12\n" +
 	"\x04time\x18\x01 \x01(\x03R\x04time\x12\x12\n" +
 	"\x04what\x18\x02 \x01(\tR\x04what\x12\x16\n" +
@@ -13588,7 +13802,7 @@ const file_lockbox_v1_lockbox_proto_rawDesc = "" +
 	"\rEnableLockbox\x12 .lockbox.v1.EnableLockboxRequest\x1a\x12.lockbox.v1.Tenant\x12G\n" +
 	"\x0eDisableLockbox\x12!.lockbox.v1.DisableLockboxRequest\x1a\x12.lockbox.v1.Tenant\x12=\n" +
 	"\tSetTenant\x12\x1c.lockbox.v1.SetTenantRequest\x1a\x12.lockbox.v1.Tenant\x12f\n" +
-	"\x13ReportApplicability\x12&.lockbox.v1.ReportApplicabilityRequest\x1a'.lockbox.v1.ReportApplicabilityResponse2\xc8\v\n" +
+	"\x13ReportApplicability\x12&.lockbox.v1.ReportApplicabilityRequest\x1a'.lockbox.v1.ReportApplicabilityResponse2\xf6\f\n" +
 	"\fOrderService\x12>\n" +
 	"\n" +
 	"PlaceOrder\x12\x1d.lockbox.v1.PlaceOrderRequest\x1a\x11.lockbox.v1.Order\x12:\n" +
@@ -13604,7 +13818,9 @@ const file_lockbox_v1_lockbox_proto_rawDesc = "" +
 	"\x14ListPendingDocuments\x12'.lockbox.v1.ListPendingDocumentsRequest\x1a(.lockbox.v1.ListPendingDocumentsResponse\x12E\n" +
 	"\fDraftConsent\x12\x1f.lockbox.v1.DraftConsentRequest\x1a\x14.lockbox.v1.Document\x12G\n" +
 	"\rSubmitConsent\x12 .lockbox.v1.SubmitConsentRequest\x1a\x14.lockbox.v1.Document\x12D\n" +
-	"\rRevokeConsent\x12 .lockbox.v1.RevokeConsentRequest\x1a\x11.lockbox.v1.Order\x12Z\n" +
+	"\rRevokeConsent\x12 .lockbox.v1.RevokeConsentRequest\x1a\x11.lockbox.v1.Order\x12R\n" +
+	"\x14SetDestinationAccess\x12'.lockbox.v1.SetDestinationAccessRequest\x1a\x11.lockbox.v1.Order\x12X\n" +
+	"\x17RemoveDestinationAccess\x12*.lockbox.v1.RemoveDestinationAccessRequest\x1a\x11.lockbox.v1.Order\x12Z\n" +
 	"\x0fCreateJoinToken\x12\".lockbox.v1.CreateJoinTokenRequest\x1a#.lockbox.v1.CreateJoinTokenResponse\x12D\n" +
 	"\bStartJob\x12\x1b.lockbox.v1.StartJobRequest\x1a\x19.lockbox.v1.ProgressEvent0\x01\x12K\n" +
 	"\n" +
@@ -13706,7 +13922,7 @@ func file_lockbox_v1_lockbox_proto_rawDescGZIP() []byte {
 	return file_lockbox_v1_lockbox_proto_rawDescData
 }
 
-var file_lockbox_v1_lockbox_proto_msgTypes = make([]protoimpl.MessageInfo, 198)
+var file_lockbox_v1_lockbox_proto_msgTypes = make([]protoimpl.MessageInfo, 201)
 var file_lockbox_v1_lockbox_proto_goTypes = []any{
 	(*ErrorInfo)(nil),                      // 0: lockbox.v1.ErrorInfo
 	(*Person)(nil),                         // 1: lockbox.v1.Person
@@ -13749,163 +13965,166 @@ var file_lockbox_v1_lockbox_proto_goTypes = []any{
 	(*Order)(nil),                          // 38: lockbox.v1.Order
 	(*OrderNode)(nil),                      // 39: lockbox.v1.OrderNode
 	(*Destination)(nil),                    // 40: lockbox.v1.Destination
-	(*HistoryLine)(nil),                    // 41: lockbox.v1.HistoryLine
-	(*PlaceOrderRequest)(nil),              // 42: lockbox.v1.PlaceOrderRequest
-	(*GetOrderRequest)(nil),                // 43: lockbox.v1.GetOrderRequest
-	(*ListOrdersRequest)(nil),              // 44: lockbox.v1.ListOrdersRequest
-	(*ListOrdersResponse)(nil),             // 45: lockbox.v1.ListOrdersResponse
-	(*PrepareDeviceRequest)(nil),           // 46: lockbox.v1.PrepareDeviceRequest
-	(*PreparedDisk)(nil),                   // 47: lockbox.v1.PreparedDisk
-	(*PreparedManifest)(nil),               // 48: lockbox.v1.PreparedManifest
-	(*AdvanceOrderRequest)(nil),            // 49: lockbox.v1.AdvanceOrderRequest
-	(*DraftTrustPolicyRequest)(nil),        // 50: lockbox.v1.DraftTrustPolicyRequest
-	(*PolicyExclusion)(nil),                // 51: lockbox.v1.PolicyExclusion
-	(*PolicyGroup)(nil),                    // 52: lockbox.v1.PolicyGroup
-	(*Document)(nil),                       // 53: lockbox.v1.Document
-	(*GetPolicyDeliveryRequest)(nil),       // 54: lockbox.v1.GetPolicyDeliveryRequest
-	(*GetPolicyDeliveryResponse)(nil),      // 55: lockbox.v1.GetPolicyDeliveryResponse
-	(*NodePolicy)(nil),                     // 56: lockbox.v1.NodePolicy
-	(*ListPendingDocumentsRequest)(nil),    // 57: lockbox.v1.ListPendingDocumentsRequest
-	(*ListPendingDocumentsResponse)(nil),   // 58: lockbox.v1.ListPendingDocumentsResponse
-	(*SubmitTrustPolicyRequest)(nil),       // 59: lockbox.v1.SubmitTrustPolicyRequest
-	(*GetTrustPolicyRequest)(nil),          // 60: lockbox.v1.GetTrustPolicyRequest
-	(*DraftConsentRequest)(nil),            // 61: lockbox.v1.DraftConsentRequest
-	(*SubmitConsentRequest)(nil),           // 62: lockbox.v1.SubmitConsentRequest
-	(*RevokeConsentRequest)(nil),           // 63: lockbox.v1.RevokeConsentRequest
-	(*CreateJoinTokenRequest)(nil),         // 64: lockbox.v1.CreateJoinTokenRequest
-	(*CreateJoinTokenResponse)(nil),        // 65: lockbox.v1.CreateJoinTokenResponse
-	(*StartJobRequest)(nil),                // 66: lockbox.v1.StartJobRequest
-	(*ProgressEvent)(nil),                  // 67: lockbox.v1.ProgressEvent
-	(*GetCopyLogRequest)(nil),              // 68: lockbox.v1.GetCopyLogRequest
-	(*GetCopyLogResponse)(nil),             // 69: lockbox.v1.GetCopyLogResponse
-	(*EraseOrderRequest)(nil),              // 70: lockbox.v1.EraseOrderRequest
-	(*GetErasureRequest)(nil),              // 71: lockbox.v1.GetErasureRequest
-	(*GetErasureResponse)(nil),             // 72: lockbox.v1.GetErasureResponse
-	(*ErasureCertificate)(nil),             // 73: lockbox.v1.ErasureCertificate
-	(*GetManifestRequest)(nil),             // 74: lockbox.v1.GetManifestRequest
-	(*GetManifestResponse)(nil),            // 75: lockbox.v1.GetManifestResponse
-	(*ManifestVersion)(nil),                // 76: lockbox.v1.ManifestVersion
-	(*ListDevicesRequest)(nil),             // 77: lockbox.v1.ListDevicesRequest
-	(*ListDevicesResponse)(nil),            // 78: lockbox.v1.ListDevicesResponse
-	(*GetDeviceRequest)(nil),               // 79: lockbox.v1.GetDeviceRequest
-	(*RevokeDeviceRequest)(nil),            // 80: lockbox.v1.RevokeDeviceRequest
-	(*Device)(nil),                         // 81: lockbox.v1.Device
-	(*DeviceNode)(nil),                     // 82: lockbox.v1.DeviceNode
-	(*DeviceDisk)(nil),                     // 83: lockbox.v1.DeviceDisk
-	(*DeviceShare)(nil),                    // 84: lockbox.v1.DeviceShare
-	(*Ticket)(nil),                         // 85: lockbox.v1.Ticket
-	(*FileTicketRequest)(nil),              // 86: lockbox.v1.FileTicketRequest
-	(*GetTicketRequest)(nil),               // 87: lockbox.v1.GetTicketRequest
-	(*ListTicketsRequest)(nil),             // 88: lockbox.v1.ListTicketsRequest
-	(*ListTicketsResponse)(nil),            // 89: lockbox.v1.ListTicketsResponse
-	(*CommentTicketRequest)(nil),           // 90: lockbox.v1.CommentTicketRequest
-	(*AssignTicketRequest)(nil),            // 91: lockbox.v1.AssignTicketRequest
-	(*Session)(nil),                        // 92: lockbox.v1.Session
-	(*EnableSessionRequest)(nil),           // 93: lockbox.v1.EnableSessionRequest
-	(*GetSessionRequest)(nil),              // 94: lockbox.v1.GetSessionRequest
-	(*ListSessionsRequest)(nil),            // 95: lockbox.v1.ListSessionsRequest
-	(*ListSessionsResponse)(nil),           // 96: lockbox.v1.ListSessionsResponse
-	(*DisableSessionRequest)(nil),          // 97: lockbox.v1.DisableSessionRequest
-	(*DisableSessionResponse)(nil),         // 98: lockbox.v1.DisableSessionResponse
-	(*RelockResult)(nil),                   // 99: lockbox.v1.RelockResult
-	(*IssueCertificateRequest)(nil),        // 100: lockbox.v1.IssueCertificateRequest
-	(*IssueCertificateResponse)(nil),       // 101: lockbox.v1.IssueCertificateResponse
-	(*Recording)(nil),                      // 102: lockbox.v1.Recording
-	(*ListRecordingsRequest)(nil),          // 103: lockbox.v1.ListRecordingsRequest
-	(*ListRecordingsResponse)(nil),         // 104: lockbox.v1.ListRecordingsResponse
-	(*GetRecordingRequest)(nil),            // 105: lockbox.v1.GetRecordingRequest
-	(*ReadRecordingRequest)(nil),           // 106: lockbox.v1.ReadRecordingRequest
-	(*ReadRecordingResponse)(nil),          // 107: lockbox.v1.ReadRecordingResponse
-	(*KillSessionRequest)(nil),             // 108: lockbox.v1.KillSessionRequest
-	(*KillSessionResponse)(nil),            // 109: lockbox.v1.KillSessionResponse
-	(*Request)(nil),                        // 110: lockbox.v1.Request
-	(*RequestComment)(nil),                 // 111: lockbox.v1.RequestComment
-	(*Evaluation)(nil),                     // 112: lockbox.v1.Evaluation
-	(*Factor)(nil),                         // 113: lockbox.v1.Factor
-	(*RequestDecision)(nil),                // 114: lockbox.v1.RequestDecision
-	(*CreateRequestRequest)(nil),           // 115: lockbox.v1.CreateRequestRequest
-	(*GetRequestRequest)(nil),              // 116: lockbox.v1.GetRequestRequest
-	(*ListRequestsRequest)(nil),            // 117: lockbox.v1.ListRequestsRequest
-	(*ListRequestsResponse)(nil),           // 118: lockbox.v1.ListRequestsResponse
-	(*DraftDecisionRequest)(nil),           // 119: lockbox.v1.DraftDecisionRequest
-	(*DecideRequest)(nil),                  // 120: lockbox.v1.DecideRequest
-	(*CancelRequestRequest)(nil),           // 121: lockbox.v1.CancelRequestRequest
-	(*ExecuteRequestRequest)(nil),          // 122: lockbox.v1.ExecuteRequestRequest
-	(*RevokeRequestRequest)(nil),           // 123: lockbox.v1.RevokeRequestRequest
-	(*RevokeRequestResponse)(nil),          // 124: lockbox.v1.RevokeRequestResponse
-	(*CommentRequestRequest)(nil),          // 125: lockbox.v1.CommentRequestRequest
-	(*ExtendRequestRequest)(nil),           // 126: lockbox.v1.ExtendRequestRequest
-	(*GetChangesRequest)(nil),              // 127: lockbox.v1.GetChangesRequest
-	(*GetChangesResponse)(nil),             // 128: lockbox.v1.GetChangesResponse
-	(*ChangesPart)(nil),                    // 129: lockbox.v1.ChangesPart
-	(*RaiseRequestAgainRequest)(nil),       // 130: lockbox.v1.RaiseRequestAgainRequest
-	(*DraftStandingConsentRequest)(nil),    // 131: lockbox.v1.DraftStandingConsentRequest
-	(*SubmitStandingConsentRequest)(nil),   // 132: lockbox.v1.SubmitStandingConsentRequest
-	(*ListStandingConsentsRequest)(nil),    // 133: lockbox.v1.ListStandingConsentsRequest
-	(*ListStandingConsentsResponse)(nil),   // 134: lockbox.v1.ListStandingConsentsResponse
-	(*StandingConsent)(nil),                // 135: lockbox.v1.StandingConsent
-	(*RevokeStandingConsentRequest)(nil),   // 136: lockbox.v1.RevokeStandingConsentRequest
-	(*ListKeysRequest)(nil),                // 137: lockbox.v1.ListKeysRequest
-	(*ListKeysResponse)(nil),               // 138: lockbox.v1.ListKeysResponse
-	(*KeyInfo)(nil),                        // 139: lockbox.v1.KeyInfo
-	(*ExportRecoveryPasswordRequest)(nil),  // 140: lockbox.v1.ExportRecoveryPasswordRequest
-	(*ExportRecoveryPasswordResponse)(nil), // 141: lockbox.v1.ExportRecoveryPasswordResponse
-	(*GetKeyStatusRequest)(nil),            // 142: lockbox.v1.GetKeyStatusRequest
-	(*RotateKeyRequest)(nil),               // 143: lockbox.v1.RotateKeyRequest
-	(*KeyStatus)(nil),                      // 144: lockbox.v1.KeyStatus
-	(*WrappingKey)(nil),                    // 145: lockbox.v1.WrappingKey
-	(*KeyRotation)(nil),                    // 146: lockbox.v1.KeyRotation
-	(*GetOrderKeyRequest)(nil),             // 147: lockbox.v1.GetOrderKeyRequest
-	(*SetOrderKeyRequest)(nil),             // 148: lockbox.v1.SetOrderKeyRequest
-	(*OrderKey)(nil),                       // 149: lockbox.v1.OrderKey
-	(*ListRecordsRequest)(nil),             // 150: lockbox.v1.ListRecordsRequest
-	(*AuditRecord)(nil),                    // 151: lockbox.v1.AuditRecord
-	(*ListRecordsResponse)(nil),            // 152: lockbox.v1.ListRecordsResponse
-	(*LegalHold)(nil),                      // 153: lockbox.v1.LegalHold
-	(*PlaceHoldRequest)(nil),               // 154: lockbox.v1.PlaceHoldRequest
-	(*ReleaseHoldRequest)(nil),             // 155: lockbox.v1.ReleaseHoldRequest
-	(*ListHoldsRequest)(nil),               // 156: lockbox.v1.ListHoldsRequest
-	(*ListHoldsResponse)(nil),              // 157: lockbox.v1.ListHoldsResponse
-	(*Sink)(nil),                           // 158: lockbox.v1.Sink
-	(*ListSinksRequest)(nil),               // 159: lockbox.v1.ListSinksRequest
-	(*ListSinksResponse)(nil),              // 160: lockbox.v1.ListSinksResponse
-	(*ExportLogRequest)(nil),               // 161: lockbox.v1.ExportLogRequest
-	(*ExportLogResponse)(nil),              // 162: lockbox.v1.ExportLogResponse
-	(*GetCheckpointRequest)(nil),           // 163: lockbox.v1.GetCheckpointRequest
-	(*GetCheckpointResponse)(nil),          // 164: lockbox.v1.GetCheckpointResponse
-	(*Delivery)(nil),                       // 165: lockbox.v1.Delivery
-	(*ListNoticesRequest)(nil),             // 166: lockbox.v1.ListNoticesRequest
-	(*ListNoticesResponse)(nil),            // 167: lockbox.v1.ListNoticesResponse
-	(*RetryNoticesRequest)(nil),            // 168: lockbox.v1.RetryNoticesRequest
-	(*RetryNoticesResponse)(nil),           // 169: lockbox.v1.RetryNoticesResponse
-	(*Webhook)(nil),                        // 170: lockbox.v1.Webhook
-	(*CreateWebhookRequest)(nil),           // 171: lockbox.v1.CreateWebhookRequest
-	(*CreateWebhookResponse)(nil),          // 172: lockbox.v1.CreateWebhookResponse
-	(*ListWebhooksRequest)(nil),            // 173: lockbox.v1.ListWebhooksRequest
-	(*ListWebhooksResponse)(nil),           // 174: lockbox.v1.ListWebhooksResponse
-	(*RemoveWebhookRequest)(nil),           // 175: lockbox.v1.RemoveWebhookRequest
-	(*TestWebhookRequest)(nil),             // 176: lockbox.v1.TestWebhookRequest
-	(*TestWebhookResponse)(nil),            // 177: lockbox.v1.TestWebhookResponse
-	(*GetPoliciesRequest)(nil),             // 178: lockbox.v1.GetPoliciesRequest
-	(*Policies)(nil),                       // 179: lockbox.v1.Policies
-	(*PolicyRule)(nil),                     // 180: lockbox.v1.PolicyRule
-	(*PolicyFile)(nil),                     // 181: lockbox.v1.PolicyFile
-	(*RefusedPolicies)(nil),                // 182: lockbox.v1.RefusedPolicies
-	(*WhyRequestRequest)(nil),              // 183: lockbox.v1.WhyRequestRequest
-	(*WhyRequestResponse)(nil),             // 184: lockbox.v1.WhyRequestResponse
-	(*WhoCouldUnlockRequest)(nil),          // 185: lockbox.v1.WhoCouldUnlockRequest
-	(*WhoCouldUnlockResponse)(nil),         // 186: lockbox.v1.WhoCouldUnlockResponse
-	(*Candidate)(nil),                      // 187: lockbox.v1.Candidate
-	(*AskContactRequest)(nil),              // 188: lockbox.v1.AskContactRequest
-	(*ContactRequest)(nil),                 // 189: lockbox.v1.ContactRequest
-	(*DecideContactRequest)(nil),           // 190: lockbox.v1.DecideContactRequest
-	(*ReadContactRequest)(nil),             // 191: lockbox.v1.ReadContactRequest
-	(*ReadContactResponse)(nil),            // 192: lockbox.v1.ReadContactResponse
-	(*ListContactsRequest)(nil),            // 193: lockbox.v1.ListContactsRequest
-	(*ListContactsResponse)(nil),           // 194: lockbox.v1.ListContactsResponse
-	(*ListOperationsRequest)(nil),          // 195: lockbox.v1.ListOperationsRequest
-	(*ListOperationsResponse)(nil),         // 196: lockbox.v1.ListOperationsResponse
-	(*Operation)(nil),                      // 197: lockbox.v1.Operation
+	(*DestinationAccess)(nil),              // 41: lockbox.v1.DestinationAccess
+	(*SetDestinationAccessRequest)(nil),    // 42: lockbox.v1.SetDestinationAccessRequest
+	(*RemoveDestinationAccessRequest)(nil), // 43: lockbox.v1.RemoveDestinationAccessRequest
+	(*HistoryLine)(nil),                    // 44: lockbox.v1.HistoryLine
+	(*PlaceOrderRequest)(nil),              // 45: lockbox.v1.PlaceOrderRequest
+	(*GetOrderRequest)(nil),                // 46: lockbox.v1.GetOrderRequest
+	(*ListOrdersRequest)(nil),              // 47: lockbox.v1.ListOrdersRequest
+	(*ListOrdersResponse)(nil),             // 48: lockbox.v1.ListOrdersResponse
+	(*PrepareDeviceRequest)(nil),           // 49: lockbox.v1.PrepareDeviceRequest
+	(*PreparedDisk)(nil),                   // 50: lockbox.v1.PreparedDisk
+	(*PreparedManifest)(nil),               // 51: lockbox.v1.PreparedManifest
+	(*AdvanceOrderRequest)(nil),            // 52: lockbox.v1.AdvanceOrderRequest
+	(*DraftTrustPolicyRequest)(nil),        // 53: lockbox.v1.DraftTrustPolicyRequest
+	(*PolicyExclusion)(nil),                // 54: lockbox.v1.PolicyExclusion
+	(*PolicyGroup)(nil),                    // 55: lockbox.v1.PolicyGroup
+	(*Document)(nil),                       // 56: lockbox.v1.Document
+	(*GetPolicyDeliveryRequest)(nil),       // 57: lockbox.v1.GetPolicyDeliveryRequest
+	(*GetPolicyDeliveryResponse)(nil),      // 58: lockbox.v1.GetPolicyDeliveryResponse
+	(*NodePolicy)(nil),                     // 59: lockbox.v1.NodePolicy
+	(*ListPendingDocumentsRequest)(nil),    // 60: lockbox.v1.ListPendingDocumentsRequest
+	(*ListPendingDocumentsResponse)(nil),   // 61: lockbox.v1.ListPendingDocumentsResponse
+	(*SubmitTrustPolicyRequest)(nil),       // 62: lockbox.v1.SubmitTrustPolicyRequest
+	(*GetTrustPolicyRequest)(nil),          // 63: lockbox.v1.GetTrustPolicyRequest
+	(*DraftConsentRequest)(nil),            // 64: lockbox.v1.DraftConsentRequest
+	(*SubmitConsentRequest)(nil),           // 65: lockbox.v1.SubmitConsentRequest
+	(*RevokeConsentRequest)(nil),           // 66: lockbox.v1.RevokeConsentRequest
+	(*CreateJoinTokenRequest)(nil),         // 67: lockbox.v1.CreateJoinTokenRequest
+	(*CreateJoinTokenResponse)(nil),        // 68: lockbox.v1.CreateJoinTokenResponse
+	(*StartJobRequest)(nil),                // 69: lockbox.v1.StartJobRequest
+	(*ProgressEvent)(nil),                  // 70: lockbox.v1.ProgressEvent
+	(*GetCopyLogRequest)(nil),              // 71: lockbox.v1.GetCopyLogRequest
+	(*GetCopyLogResponse)(nil),             // 72: lockbox.v1.GetCopyLogResponse
+	(*EraseOrderRequest)(nil),              // 73: lockbox.v1.EraseOrderRequest
+	(*GetErasureRequest)(nil),              // 74: lockbox.v1.GetErasureRequest
+	(*GetErasureResponse)(nil),             // 75: lockbox.v1.GetErasureResponse
+	(*ErasureCertificate)(nil),             // 76: lockbox.v1.ErasureCertificate
+	(*GetManifestRequest)(nil),             // 77: lockbox.v1.GetManifestRequest
+	(*GetManifestResponse)(nil),            // 78: lockbox.v1.GetManifestResponse
+	(*ManifestVersion)(nil),                // 79: lockbox.v1.ManifestVersion
+	(*ListDevicesRequest)(nil),             // 80: lockbox.v1.ListDevicesRequest
+	(*ListDevicesResponse)(nil),            // 81: lockbox.v1.ListDevicesResponse
+	(*GetDeviceRequest)(nil),               // 82: lockbox.v1.GetDeviceRequest
+	(*RevokeDeviceRequest)(nil),            // 83: lockbox.v1.RevokeDeviceRequest
+	(*Device)(nil),                         // 84: lockbox.v1.Device
+	(*DeviceNode)(nil),                     // 85: lockbox.v1.DeviceNode
+	(*DeviceDisk)(nil),                     // 86: lockbox.v1.DeviceDisk
+	(*DeviceShare)(nil),                    // 87: lockbox.v1.DeviceShare
+	(*Ticket)(nil),                         // 88: lockbox.v1.Ticket
+	(*FileTicketRequest)(nil),              // 89: lockbox.v1.FileTicketRequest
+	(*GetTicketRequest)(nil),               // 90: lockbox.v1.GetTicketRequest
+	(*ListTicketsRequest)(nil),             // 91: lockbox.v1.ListTicketsRequest
+	(*ListTicketsResponse)(nil),            // 92: lockbox.v1.ListTicketsResponse
+	(*CommentTicketRequest)(nil),           // 93: lockbox.v1.CommentTicketRequest
+	(*AssignTicketRequest)(nil),            // 94: lockbox.v1.AssignTicketRequest
+	(*Session)(nil),                        // 95: lockbox.v1.Session
+	(*EnableSessionRequest)(nil),           // 96: lockbox.v1.EnableSessionRequest
+	(*GetSessionRequest)(nil),              // 97: lockbox.v1.GetSessionRequest
+	(*ListSessionsRequest)(nil),            // 98: lockbox.v1.ListSessionsRequest
+	(*ListSessionsResponse)(nil),           // 99: lockbox.v1.ListSessionsResponse
+	(*DisableSessionRequest)(nil),          // 100: lockbox.v1.DisableSessionRequest
+	(*DisableSessionResponse)(nil),         // 101: lockbox.v1.DisableSessionResponse
+	(*RelockResult)(nil),                   // 102: lockbox.v1.RelockResult
+	(*IssueCertificateRequest)(nil),        // 103: lockbox.v1.IssueCertificateRequest
+	(*IssueCertificateResponse)(nil),       // 104: lockbox.v1.IssueCertificateResponse
+	(*Recording)(nil),                      // 105: lockbox.v1.Recording
+	(*ListRecordingsRequest)(nil),          // 106: lockbox.v1.ListRecordingsRequest
+	(*ListRecordingsResponse)(nil),         // 107: lockbox.v1.ListRecordingsResponse
+	(*GetRecordingRequest)(nil),            // 108: lockbox.v1.GetRecordingRequest
+	(*ReadRecordingRequest)(nil),           // 109: lockbox.v1.ReadRecordingRequest
+	(*ReadRecordingResponse)(nil),          // 110: lockbox.v1.ReadRecordingResponse
+	(*KillSessionRequest)(nil),             // 111: lockbox.v1.KillSessionRequest
+	(*KillSessionResponse)(nil),            // 112: lockbox.v1.KillSessionResponse
+	(*Request)(nil),                        // 113: lockbox.v1.Request
+	(*RequestComment)(nil),                 // 114: lockbox.v1.RequestComment
+	(*Evaluation)(nil),                     // 115: lockbox.v1.Evaluation
+	(*Factor)(nil),                         // 116: lockbox.v1.Factor
+	(*RequestDecision)(nil),                // 117: lockbox.v1.RequestDecision
+	(*CreateRequestRequest)(nil),           // 118: lockbox.v1.CreateRequestRequest
+	(*GetRequestRequest)(nil),              // 119: lockbox.v1.GetRequestRequest
+	(*ListRequestsRequest)(nil),            // 120: lockbox.v1.ListRequestsRequest
+	(*ListRequestsResponse)(nil),           // 121: lockbox.v1.ListRequestsResponse
+	(*DraftDecisionRequest)(nil),           // 122: lockbox.v1.DraftDecisionRequest
+	(*DecideRequest)(nil),                  // 123: lockbox.v1.DecideRequest
+	(*CancelRequestRequest)(nil),           // 124: lockbox.v1.CancelRequestRequest
+	(*ExecuteRequestRequest)(nil),          // 125: lockbox.v1.ExecuteRequestRequest
+	(*RevokeRequestRequest)(nil),           // 126: lockbox.v1.RevokeRequestRequest
+	(*RevokeRequestResponse)(nil),          // 127: lockbox.v1.RevokeRequestResponse
+	(*CommentRequestRequest)(nil),          // 128: lockbox.v1.CommentRequestRequest
+	(*ExtendRequestRequest)(nil),           // 129: lockbox.v1.ExtendRequestRequest
+	(*GetChangesRequest)(nil),              // 130: lockbox.v1.GetChangesRequest
+	(*GetChangesResponse)(nil),             // 131: lockbox.v1.GetChangesResponse
+	(*ChangesPart)(nil),                    // 132: lockbox.v1.ChangesPart
+	(*RaiseRequestAgainRequest)(nil),       // 133: lockbox.v1.RaiseRequestAgainRequest
+	(*DraftStandingConsentRequest)(nil),    // 134: lockbox.v1.DraftStandingConsentRequest
+	(*SubmitStandingConsentRequest)(nil),   // 135: lockbox.v1.SubmitStandingConsentRequest
+	(*ListStandingConsentsRequest)(nil),    // 136: lockbox.v1.ListStandingConsentsRequest
+	(*ListStandingConsentsResponse)(nil),   // 137: lockbox.v1.ListStandingConsentsResponse
+	(*StandingConsent)(nil),                // 138: lockbox.v1.StandingConsent
+	(*RevokeStandingConsentRequest)(nil),   // 139: lockbox.v1.RevokeStandingConsentRequest
+	(*ListKeysRequest)(nil),                // 140: lockbox.v1.ListKeysRequest
+	(*ListKeysResponse)(nil),               // 141: lockbox.v1.ListKeysResponse
+	(*KeyInfo)(nil),                        // 142: lockbox.v1.KeyInfo
+	(*ExportRecoveryPasswordRequest)(nil),  // 143: lockbox.v1.ExportRecoveryPasswordRequest
+	(*ExportRecoveryPasswordResponse)(nil), // 144: lockbox.v1.ExportRecoveryPasswordResponse
+	(*GetKeyStatusRequest)(nil),            // 145: lockbox.v1.GetKeyStatusRequest
+	(*RotateKeyRequest)(nil),               // 146: lockbox.v1.RotateKeyRequest
+	(*KeyStatus)(nil),                      // 147: lockbox.v1.KeyStatus
+	(*WrappingKey)(nil),                    // 148: lockbox.v1.WrappingKey
+	(*KeyRotation)(nil),                    // 149: lockbox.v1.KeyRotation
+	(*GetOrderKeyRequest)(nil),             // 150: lockbox.v1.GetOrderKeyRequest
+	(*SetOrderKeyRequest)(nil),             // 151: lockbox.v1.SetOrderKeyRequest
+	(*OrderKey)(nil),                       // 152: lockbox.v1.OrderKey
+	(*ListRecordsRequest)(nil),             // 153: lockbox.v1.ListRecordsRequest
+	(*AuditRecord)(nil),                    // 154: lockbox.v1.AuditRecord
+	(*ListRecordsResponse)(nil),            // 155: lockbox.v1.ListRecordsResponse
+	(*LegalHold)(nil),                      // 156: lockbox.v1.LegalHold
+	(*PlaceHoldRequest)(nil),               // 157: lockbox.v1.PlaceHoldRequest
+	(*ReleaseHoldRequest)(nil),             // 158: lockbox.v1.ReleaseHoldRequest
+	(*ListHoldsRequest)(nil),               // 159: lockbox.v1.ListHoldsRequest
+	(*ListHoldsResponse)(nil),              // 160: lockbox.v1.ListHoldsResponse
+	(*Sink)(nil),                           // 161: lockbox.v1.Sink
+	(*ListSinksRequest)(nil),               // 162: lockbox.v1.ListSinksRequest
+	(*ListSinksResponse)(nil),              // 163: lockbox.v1.ListSinksResponse
+	(*ExportLogRequest)(nil),               // 164: lockbox.v1.ExportLogRequest
+	(*ExportLogResponse)(nil),              // 165: lockbox.v1.ExportLogResponse
+	(*GetCheckpointRequest)(nil),           // 166: lockbox.v1.GetCheckpointRequest
+	(*GetCheckpointResponse)(nil),          // 167: lockbox.v1.GetCheckpointResponse
+	(*Delivery)(nil),                       // 168: lockbox.v1.Delivery
+	(*ListNoticesRequest)(nil),             // 169: lockbox.v1.ListNoticesRequest
+	(*ListNoticesResponse)(nil),            // 170: lockbox.v1.ListNoticesResponse
+	(*RetryNoticesRequest)(nil),            // 171: lockbox.v1.RetryNoticesRequest
+	(*RetryNoticesResponse)(nil),           // 172: lockbox.v1.RetryNoticesResponse
+	(*Webhook)(nil),                        // 173: lockbox.v1.Webhook
+	(*CreateWebhookRequest)(nil),           // 174: lockbox.v1.CreateWebhookRequest
+	(*CreateWebhookResponse)(nil),          // 175: lockbox.v1.CreateWebhookResponse
+	(*ListWebhooksRequest)(nil),            // 176: lockbox.v1.ListWebhooksRequest
+	(*ListWebhooksResponse)(nil),           // 177: lockbox.v1.ListWebhooksResponse
+	(*RemoveWebhookRequest)(nil),           // 178: lockbox.v1.RemoveWebhookRequest
+	(*TestWebhookRequest)(nil),             // 179: lockbox.v1.TestWebhookRequest
+	(*TestWebhookResponse)(nil),            // 180: lockbox.v1.TestWebhookResponse
+	(*GetPoliciesRequest)(nil),             // 181: lockbox.v1.GetPoliciesRequest
+	(*Policies)(nil),                       // 182: lockbox.v1.Policies
+	(*PolicyRule)(nil),                     // 183: lockbox.v1.PolicyRule
+	(*PolicyFile)(nil),                     // 184: lockbox.v1.PolicyFile
+	(*RefusedPolicies)(nil),                // 185: lockbox.v1.RefusedPolicies
+	(*WhyRequestRequest)(nil),              // 186: lockbox.v1.WhyRequestRequest
+	(*WhyRequestResponse)(nil),             // 187: lockbox.v1.WhyRequestResponse
+	(*WhoCouldUnlockRequest)(nil),          // 188: lockbox.v1.WhoCouldUnlockRequest
+	(*WhoCouldUnlockResponse)(nil),         // 189: lockbox.v1.WhoCouldUnlockResponse
+	(*Candidate)(nil),                      // 190: lockbox.v1.Candidate
+	(*AskContactRequest)(nil),              // 191: lockbox.v1.AskContactRequest
+	(*ContactRequest)(nil),                 // 192: lockbox.v1.ContactRequest
+	(*DecideContactRequest)(nil),           // 193: lockbox.v1.DecideContactRequest
+	(*ReadContactRequest)(nil),             // 194: lockbox.v1.ReadContactRequest
+	(*ReadContactResponse)(nil),            // 195: lockbox.v1.ReadContactResponse
+	(*ListContactsRequest)(nil),            // 196: lockbox.v1.ListContactsRequest
+	(*ListContactsResponse)(nil),           // 197: lockbox.v1.ListContactsResponse
+	(*ListOperationsRequest)(nil),          // 198: lockbox.v1.ListOperationsRequest
+	(*ListOperationsResponse)(nil),         // 199: lockbox.v1.ListOperationsResponse
+	(*Operation)(nil),                      // 200: lockbox.v1.Operation
 }
 var file_lockbox_v1_lockbox_proto_depIdxs = []int32{
 	1,   // 0: lockbox.v1.LoginResponse.person:type_name -> lockbox.v1.Person
@@ -13918,269 +14137,274 @@ var file_lockbox_v1_lockbox_proto_depIdxs = []int32{
 	28,  // 7: lockbox.v1.ListTenantsResponse.tenants:type_name -> lockbox.v1.Tenant
 	39,  // 8: lockbox.v1.Order.nodes:type_name -> lockbox.v1.OrderNode
 	40,  // 9: lockbox.v1.Order.destinations:type_name -> lockbox.v1.Destination
-	41,  // 10: lockbox.v1.Order.history:type_name -> lockbox.v1.HistoryLine
-	40,  // 11: lockbox.v1.PlaceOrderRequest.destinations:type_name -> lockbox.v1.Destination
-	38,  // 12: lockbox.v1.ListOrdersResponse.orders:type_name -> lockbox.v1.Order
-	47,  // 13: lockbox.v1.PrepareDeviceRequest.disks:type_name -> lockbox.v1.PreparedDisk
-	48,  // 14: lockbox.v1.PreparedDisk.manifests:type_name -> lockbox.v1.PreparedManifest
-	52,  // 15: lockbox.v1.DraftTrustPolicyRequest.customer_groups:type_name -> lockbox.v1.PolicyGroup
-	52,  // 16: lockbox.v1.DraftTrustPolicyRequest.provider_groups:type_name -> lockbox.v1.PolicyGroup
-	51,  // 17: lockbox.v1.DraftTrustPolicyRequest.exclusions:type_name -> lockbox.v1.PolicyExclusion
-	52,  // 18: lockbox.v1.PolicyExclusion.groups:type_name -> lockbox.v1.PolicyGroup
-	56,  // 19: lockbox.v1.GetPolicyDeliveryResponse.nodes:type_name -> lockbox.v1.NodePolicy
-	53,  // 20: lockbox.v1.ListPendingDocumentsResponse.documents:type_name -> lockbox.v1.Document
-	73,  // 21: lockbox.v1.GetErasureResponse.certificates:type_name -> lockbox.v1.ErasureCertificate
-	76,  // 22: lockbox.v1.GetManifestResponse.manifests:type_name -> lockbox.v1.ManifestVersion
-	81,  // 23: lockbox.v1.ListDevicesResponse.devices:type_name -> lockbox.v1.Device
-	82,  // 24: lockbox.v1.Device.nodes:type_name -> lockbox.v1.DeviceNode
-	83,  // 25: lockbox.v1.DeviceNode.disks:type_name -> lockbox.v1.DeviceDisk
-	84,  // 26: lockbox.v1.DeviceNode.shares:type_name -> lockbox.v1.DeviceShare
-	41,  // 27: lockbox.v1.Ticket.history:type_name -> lockbox.v1.HistoryLine
-	85,  // 28: lockbox.v1.ListTicketsResponse.tickets:type_name -> lockbox.v1.Ticket
-	92,  // 29: lockbox.v1.ListSessionsResponse.sessions:type_name -> lockbox.v1.Session
-	92,  // 30: lockbox.v1.DisableSessionResponse.session:type_name -> lockbox.v1.Session
-	99,  // 31: lockbox.v1.DisableSessionResponse.relocked:type_name -> lockbox.v1.RelockResult
-	102, // 32: lockbox.v1.ListRecordingsResponse.recordings:type_name -> lockbox.v1.Recording
-	92,  // 33: lockbox.v1.KillSessionResponse.session:type_name -> lockbox.v1.Session
-	99,  // 34: lockbox.v1.KillSessionResponse.nodes:type_name -> lockbox.v1.RelockResult
-	112, // 35: lockbox.v1.Request.evaluation:type_name -> lockbox.v1.Evaluation
-	53,  // 36: lockbox.v1.Request.statement:type_name -> lockbox.v1.Document
-	114, // 37: lockbox.v1.Request.decisions:type_name -> lockbox.v1.RequestDecision
-	41,  // 38: lockbox.v1.Request.history:type_name -> lockbox.v1.HistoryLine
-	111, // 39: lockbox.v1.Request.comments:type_name -> lockbox.v1.RequestComment
-	165, // 40: lockbox.v1.Request.told:type_name -> lockbox.v1.Delivery
-	113, // 41: lockbox.v1.Evaluation.factors:type_name -> lockbox.v1.Factor
-	110, // 42: lockbox.v1.ListRequestsResponse.requests:type_name -> lockbox.v1.Request
-	110, // 43: lockbox.v1.RevokeRequestResponse.request:type_name -> lockbox.v1.Request
-	99,  // 44: lockbox.v1.RevokeRequestResponse.relocked:type_name -> lockbox.v1.RelockResult
-	92,  // 45: lockbox.v1.RevokeRequestResponse.sessions:type_name -> lockbox.v1.Session
-	129, // 46: lockbox.v1.GetChangesResponse.parts:type_name -> lockbox.v1.ChangesPart
-	135, // 47: lockbox.v1.ListStandingConsentsResponse.consents:type_name -> lockbox.v1.StandingConsent
-	53,  // 48: lockbox.v1.StandingConsent.document:type_name -> lockbox.v1.Document
-	139, // 49: lockbox.v1.ListKeysResponse.keys:type_name -> lockbox.v1.KeyInfo
-	145, // 50: lockbox.v1.KeyStatus.keys:type_name -> lockbox.v1.WrappingKey
-	146, // 51: lockbox.v1.KeyStatus.rotation:type_name -> lockbox.v1.KeyRotation
-	151, // 52: lockbox.v1.ListRecordsResponse.records:type_name -> lockbox.v1.AuditRecord
-	153, // 53: lockbox.v1.ListHoldsResponse.holds:type_name -> lockbox.v1.LegalHold
-	158, // 54: lockbox.v1.ListSinksResponse.sinks:type_name -> lockbox.v1.Sink
-	165, // 55: lockbox.v1.ListNoticesResponse.deliveries:type_name -> lockbox.v1.Delivery
-	170, // 56: lockbox.v1.CreateWebhookResponse.webhook:type_name -> lockbox.v1.Webhook
-	170, // 57: lockbox.v1.ListWebhooksResponse.webhooks:type_name -> lockbox.v1.Webhook
-	180, // 58: lockbox.v1.Policies.rules:type_name -> lockbox.v1.PolicyRule
-	181, // 59: lockbox.v1.Policies.files:type_name -> lockbox.v1.PolicyFile
-	182, // 60: lockbox.v1.Policies.refused:type_name -> lockbox.v1.RefusedPolicies
-	112, // 61: lockbox.v1.WhyRequestResponse.then:type_name -> lockbox.v1.Evaluation
-	112, // 62: lockbox.v1.WhyRequestResponse.now:type_name -> lockbox.v1.Evaluation
-	187, // 63: lockbox.v1.WhoCouldUnlockResponse.engineers:type_name -> lockbox.v1.Candidate
-	112, // 64: lockbox.v1.Candidate.evaluation:type_name -> lockbox.v1.Evaluation
-	189, // 65: lockbox.v1.ReadContactResponse.request:type_name -> lockbox.v1.ContactRequest
-	189, // 66: lockbox.v1.ListContactsResponse.requests:type_name -> lockbox.v1.ContactRequest
-	197, // 67: lockbox.v1.ListOperationsResponse.operations:type_name -> lockbox.v1.Operation
-	3,   // 68: lockbox.v1.AccountService.Login:input_type -> lockbox.v1.LoginRequest
-	7,   // 69: lockbox.v1.AccountService.ListSignIns:input_type -> lockbox.v1.ListSignInsRequest
-	10,  // 70: lockbox.v1.AccountService.SignIn:input_type -> lockbox.v1.SignInRequest
-	11,  // 71: lockbox.v1.AccountService.Logout:input_type -> lockbox.v1.LogoutRequest
-	5,   // 72: lockbox.v1.AccountService.WhoAmI:input_type -> lockbox.v1.WhoAmIRequest
-	13,  // 73: lockbox.v1.AccountService.RenewCertificate:input_type -> lockbox.v1.RenewCertificateRequest
-	15,  // 74: lockbox.v1.AccountService.CreatePerson:input_type -> lockbox.v1.CreatePersonRequest
-	17,  // 75: lockbox.v1.AccountService.ListPeople:input_type -> lockbox.v1.ListPeopleRequest
-	19,  // 76: lockbox.v1.AccountService.RemovePerson:input_type -> lockbox.v1.RemovePersonRequest
-	21,  // 77: lockbox.v1.AccountService.AddKey:input_type -> lockbox.v1.AddKeyRequest
-	22,  // 78: lockbox.v1.AccountService.RemoveKey:input_type -> lockbox.v1.RemoveKeyRequest
-	23,  // 79: lockbox.v1.AccountService.CreateLoginToken:input_type -> lockbox.v1.CreateLoginTokenRequest
-	2,   // 80: lockbox.v1.AccountService.SetGroups:input_type -> lockbox.v1.SetGroupsRequest
-	30,  // 81: lockbox.v1.TenantService.CreateTenant:input_type -> lockbox.v1.CreateTenantRequest
-	31,  // 82: lockbox.v1.TenantService.GetTenant:input_type -> lockbox.v1.GetTenantRequest
-	32,  // 83: lockbox.v1.TenantService.ListTenants:input_type -> lockbox.v1.ListTenantsRequest
-	34,  // 84: lockbox.v1.TenantService.CreateSubscription:input_type -> lockbox.v1.CreateSubscriptionRequest
-	35,  // 85: lockbox.v1.TenantService.EnableLockbox:input_type -> lockbox.v1.EnableLockboxRequest
-	36,  // 86: lockbox.v1.TenantService.DisableLockbox:input_type -> lockbox.v1.DisableLockboxRequest
-	37,  // 87: lockbox.v1.TenantService.SetTenant:input_type -> lockbox.v1.SetTenantRequest
-	25,  // 88: lockbox.v1.TenantService.ReportApplicability:input_type -> lockbox.v1.ReportApplicabilityRequest
-	42,  // 89: lockbox.v1.OrderService.PlaceOrder:input_type -> lockbox.v1.PlaceOrderRequest
-	43,  // 90: lockbox.v1.OrderService.GetOrder:input_type -> lockbox.v1.GetOrderRequest
-	44,  // 91: lockbox.v1.OrderService.ListOrders:input_type -> lockbox.v1.ListOrdersRequest
-	46,  // 92: lockbox.v1.OrderService.PrepareDevice:input_type -> lockbox.v1.PrepareDeviceRequest
-	49,  // 93: lockbox.v1.OrderService.AdvanceOrder:input_type -> lockbox.v1.AdvanceOrderRequest
-	50,  // 94: lockbox.v1.OrderService.DraftTrustPolicy:input_type -> lockbox.v1.DraftTrustPolicyRequest
-	59,  // 95: lockbox.v1.OrderService.SubmitTrustPolicy:input_type -> lockbox.v1.SubmitTrustPolicyRequest
-	60,  // 96: lockbox.v1.OrderService.GetTrustPolicy:input_type -> lockbox.v1.GetTrustPolicyRequest
-	54,  // 97: lockbox.v1.OrderService.GetPolicyDelivery:input_type -> lockbox.v1.GetPolicyDeliveryRequest
-	57,  // 98: lockbox.v1.OrderService.ListPendingDocuments:input_type -> lockbox.v1.ListPendingDocumentsRequest
-	61,  // 99: lockbox.v1.OrderService.DraftConsent:input_type -> lockbox.v1.DraftConsentRequest
-	62,  // 100: lockbox.v1.OrderService.SubmitConsent:input_type -> lockbox.v1.SubmitConsentRequest
-	63,  // 101: lockbox.v1.OrderService.RevokeConsent:input_type -> lockbox.v1.RevokeConsentRequest
-	64,  // 102: lockbox.v1.OrderService.CreateJoinToken:input_type -> lockbox.v1.CreateJoinTokenRequest
-	66,  // 103: lockbox.v1.OrderService.StartJob:input_type -> lockbox.v1.StartJobRequest
-	68,  // 104: lockbox.v1.OrderService.GetCopyLog:input_type -> lockbox.v1.GetCopyLogRequest
-	74,  // 105: lockbox.v1.OrderService.GetManifest:input_type -> lockbox.v1.GetManifestRequest
-	70,  // 106: lockbox.v1.OrderService.EraseOrder:input_type -> lockbox.v1.EraseOrderRequest
-	71,  // 107: lockbox.v1.OrderService.GetErasure:input_type -> lockbox.v1.GetErasureRequest
-	77,  // 108: lockbox.v1.DeviceService.ListDevices:input_type -> lockbox.v1.ListDevicesRequest
-	79,  // 109: lockbox.v1.DeviceService.GetDevice:input_type -> lockbox.v1.GetDeviceRequest
-	80,  // 110: lockbox.v1.DeviceService.RevokeDevice:input_type -> lockbox.v1.RevokeDeviceRequest
-	86,  // 111: lockbox.v1.TicketService.FileTicket:input_type -> lockbox.v1.FileTicketRequest
-	87,  // 112: lockbox.v1.TicketService.GetTicket:input_type -> lockbox.v1.GetTicketRequest
-	88,  // 113: lockbox.v1.TicketService.ListTickets:input_type -> lockbox.v1.ListTicketsRequest
-	90,  // 114: lockbox.v1.TicketService.CommentTicket:input_type -> lockbox.v1.CommentTicketRequest
-	91,  // 115: lockbox.v1.TicketService.AssignTicket:input_type -> lockbox.v1.AssignTicketRequest
-	93,  // 116: lockbox.v1.SessionService.EnableSession:input_type -> lockbox.v1.EnableSessionRequest
-	94,  // 117: lockbox.v1.SessionService.GetSession:input_type -> lockbox.v1.GetSessionRequest
-	95,  // 118: lockbox.v1.SessionService.ListSessions:input_type -> lockbox.v1.ListSessionsRequest
-	97,  // 119: lockbox.v1.SessionService.DisableSession:input_type -> lockbox.v1.DisableSessionRequest
-	100, // 120: lockbox.v1.SessionService.IssueCertificate:input_type -> lockbox.v1.IssueCertificateRequest
-	103, // 121: lockbox.v1.RecordingService.ListRecordings:input_type -> lockbox.v1.ListRecordingsRequest
-	105, // 122: lockbox.v1.RecordingService.GetRecording:input_type -> lockbox.v1.GetRecordingRequest
-	106, // 123: lockbox.v1.RecordingService.ReadRecording:input_type -> lockbox.v1.ReadRecordingRequest
-	108, // 124: lockbox.v1.RecordingService.KillSession:input_type -> lockbox.v1.KillSessionRequest
-	115, // 125: lockbox.v1.RequestService.CreateRequest:input_type -> lockbox.v1.CreateRequestRequest
-	116, // 126: lockbox.v1.RequestService.GetRequest:input_type -> lockbox.v1.GetRequestRequest
-	117, // 127: lockbox.v1.RequestService.ListRequests:input_type -> lockbox.v1.ListRequestsRequest
-	119, // 128: lockbox.v1.RequestService.DraftDecision:input_type -> lockbox.v1.DraftDecisionRequest
-	120, // 129: lockbox.v1.RequestService.Decide:input_type -> lockbox.v1.DecideRequest
-	121, // 130: lockbox.v1.RequestService.CancelRequest:input_type -> lockbox.v1.CancelRequestRequest
-	122, // 131: lockbox.v1.RequestService.ExecuteRequest:input_type -> lockbox.v1.ExecuteRequestRequest
-	123, // 132: lockbox.v1.RequestService.RevokeRequest:input_type -> lockbox.v1.RevokeRequestRequest
-	125, // 133: lockbox.v1.RequestService.CommentRequest:input_type -> lockbox.v1.CommentRequestRequest
-	126, // 134: lockbox.v1.RequestService.ExtendRequest:input_type -> lockbox.v1.ExtendRequestRequest
-	130, // 135: lockbox.v1.RequestService.RaiseRequestAgain:input_type -> lockbox.v1.RaiseRequestAgainRequest
-	127, // 136: lockbox.v1.RequestService.GetChanges:input_type -> lockbox.v1.GetChangesRequest
-	131, // 137: lockbox.v1.StandingService.DraftStandingConsent:input_type -> lockbox.v1.DraftStandingConsentRequest
-	132, // 138: lockbox.v1.StandingService.SubmitStandingConsent:input_type -> lockbox.v1.SubmitStandingConsentRequest
-	133, // 139: lockbox.v1.StandingService.ListStandingConsents:input_type -> lockbox.v1.ListStandingConsentsRequest
-	136, // 140: lockbox.v1.StandingService.RevokeStandingConsent:input_type -> lockbox.v1.RevokeStandingConsentRequest
-	137, // 141: lockbox.v1.KeyService.ListKeys:input_type -> lockbox.v1.ListKeysRequest
-	140, // 142: lockbox.v1.KeyService.ExportRecoveryPassword:input_type -> lockbox.v1.ExportRecoveryPasswordRequest
-	142, // 143: lockbox.v1.KeyService.GetKeyStatus:input_type -> lockbox.v1.GetKeyStatusRequest
-	143, // 144: lockbox.v1.KeyService.RotateKey:input_type -> lockbox.v1.RotateKeyRequest
-	147, // 145: lockbox.v1.KeyService.GetOrderKey:input_type -> lockbox.v1.GetOrderKeyRequest
-	148, // 146: lockbox.v1.KeyService.SetOrderKey:input_type -> lockbox.v1.SetOrderKeyRequest
-	150, // 147: lockbox.v1.AuditService.ListRecords:input_type -> lockbox.v1.ListRecordsRequest
-	161, // 148: lockbox.v1.AuditService.ExportLog:input_type -> lockbox.v1.ExportLogRequest
-	163, // 149: lockbox.v1.AuditService.GetCheckpoint:input_type -> lockbox.v1.GetCheckpointRequest
-	154, // 150: lockbox.v1.AuditService.PlaceHold:input_type -> lockbox.v1.PlaceHoldRequest
-	155, // 151: lockbox.v1.AuditService.ReleaseHold:input_type -> lockbox.v1.ReleaseHoldRequest
-	156, // 152: lockbox.v1.AuditService.ListHolds:input_type -> lockbox.v1.ListHoldsRequest
-	159, // 153: lockbox.v1.AuditService.ListSinks:input_type -> lockbox.v1.ListSinksRequest
-	166, // 154: lockbox.v1.NoticeService.ListNotices:input_type -> lockbox.v1.ListNoticesRequest
-	168, // 155: lockbox.v1.NoticeService.RetryNotices:input_type -> lockbox.v1.RetryNoticesRequest
-	171, // 156: lockbox.v1.NoticeService.CreateWebhook:input_type -> lockbox.v1.CreateWebhookRequest
-	173, // 157: lockbox.v1.NoticeService.ListWebhooks:input_type -> lockbox.v1.ListWebhooksRequest
-	175, // 158: lockbox.v1.NoticeService.RemoveWebhook:input_type -> lockbox.v1.RemoveWebhookRequest
-	176, // 159: lockbox.v1.NoticeService.TestWebhook:input_type -> lockbox.v1.TestWebhookRequest
-	178, // 160: lockbox.v1.PolicyService.GetPolicies:input_type -> lockbox.v1.GetPoliciesRequest
-	183, // 161: lockbox.v1.PolicyService.WhyRequest:input_type -> lockbox.v1.WhyRequestRequest
-	185, // 162: lockbox.v1.PolicyService.WhoCouldUnlock:input_type -> lockbox.v1.WhoCouldUnlockRequest
-	188, // 163: lockbox.v1.ContactService.AskContact:input_type -> lockbox.v1.AskContactRequest
-	190, // 164: lockbox.v1.ContactService.DecideContact:input_type -> lockbox.v1.DecideContactRequest
-	191, // 165: lockbox.v1.ContactService.ReadContact:input_type -> lockbox.v1.ReadContactRequest
-	193, // 166: lockbox.v1.ContactService.ListContacts:input_type -> lockbox.v1.ListContactsRequest
-	195, // 167: lockbox.v1.CatalogueService.ListOperations:input_type -> lockbox.v1.ListOperationsRequest
-	4,   // 168: lockbox.v1.AccountService.Login:output_type -> lockbox.v1.LoginResponse
-	8,   // 169: lockbox.v1.AccountService.ListSignIns:output_type -> lockbox.v1.ListSignInsResponse
-	4,   // 170: lockbox.v1.AccountService.SignIn:output_type -> lockbox.v1.LoginResponse
-	12,  // 171: lockbox.v1.AccountService.Logout:output_type -> lockbox.v1.LogoutResponse
-	6,   // 172: lockbox.v1.AccountService.WhoAmI:output_type -> lockbox.v1.WhoAmIResponse
-	14,  // 173: lockbox.v1.AccountService.RenewCertificate:output_type -> lockbox.v1.RenewCertificateResponse
-	16,  // 174: lockbox.v1.AccountService.CreatePerson:output_type -> lockbox.v1.CreatePersonResponse
-	18,  // 175: lockbox.v1.AccountService.ListPeople:output_type -> lockbox.v1.ListPeopleResponse
-	20,  // 176: lockbox.v1.AccountService.RemovePerson:output_type -> lockbox.v1.RemovePersonResponse
-	1,   // 177: lockbox.v1.AccountService.AddKey:output_type -> lockbox.v1.Person
-	1,   // 178: lockbox.v1.AccountService.RemoveKey:output_type -> lockbox.v1.Person
-	24,  // 179: lockbox.v1.AccountService.CreateLoginToken:output_type -> lockbox.v1.CreateLoginTokenResponse
-	1,   // 180: lockbox.v1.AccountService.SetGroups:output_type -> lockbox.v1.Person
-	28,  // 181: lockbox.v1.TenantService.CreateTenant:output_type -> lockbox.v1.Tenant
-	28,  // 182: lockbox.v1.TenantService.GetTenant:output_type -> lockbox.v1.Tenant
-	33,  // 183: lockbox.v1.TenantService.ListTenants:output_type -> lockbox.v1.ListTenantsResponse
-	29,  // 184: lockbox.v1.TenantService.CreateSubscription:output_type -> lockbox.v1.Subscription
-	28,  // 185: lockbox.v1.TenantService.EnableLockbox:output_type -> lockbox.v1.Tenant
-	28,  // 186: lockbox.v1.TenantService.DisableLockbox:output_type -> lockbox.v1.Tenant
-	28,  // 187: lockbox.v1.TenantService.SetTenant:output_type -> lockbox.v1.Tenant
-	27,  // 188: lockbox.v1.TenantService.ReportApplicability:output_type -> lockbox.v1.ReportApplicabilityResponse
-	38,  // 189: lockbox.v1.OrderService.PlaceOrder:output_type -> lockbox.v1.Order
-	38,  // 190: lockbox.v1.OrderService.GetOrder:output_type -> lockbox.v1.Order
-	45,  // 191: lockbox.v1.OrderService.ListOrders:output_type -> lockbox.v1.ListOrdersResponse
-	38,  // 192: lockbox.v1.OrderService.PrepareDevice:output_type -> lockbox.v1.Order
-	38,  // 193: lockbox.v1.OrderService.AdvanceOrder:output_type -> lockbox.v1.Order
-	53,  // 194: lockbox.v1.OrderService.DraftTrustPolicy:output_type -> lockbox.v1.Document
-	53,  // 195: lockbox.v1.OrderService.SubmitTrustPolicy:output_type -> lockbox.v1.Document
-	53,  // 196: lockbox.v1.OrderService.GetTrustPolicy:output_type -> lockbox.v1.Document
-	55,  // 197: lockbox.v1.OrderService.GetPolicyDelivery:output_type -> lockbox.v1.GetPolicyDeliveryResponse
-	58,  // 198: lockbox.v1.OrderService.ListPendingDocuments:output_type -> lockbox.v1.ListPendingDocumentsResponse
-	53,  // 199: lockbox.v1.OrderService.DraftConsent:output_type -> lockbox.v1.Document
-	53,  // 200: lockbox.v1.OrderService.SubmitConsent:output_type -> lockbox.v1.Document
-	38,  // 201: lockbox.v1.OrderService.RevokeConsent:output_type -> lockbox.v1.Order
-	65,  // 202: lockbox.v1.OrderService.CreateJoinToken:output_type -> lockbox.v1.CreateJoinTokenResponse
-	67,  // 203: lockbox.v1.OrderService.StartJob:output_type -> lockbox.v1.ProgressEvent
-	69,  // 204: lockbox.v1.OrderService.GetCopyLog:output_type -> lockbox.v1.GetCopyLogResponse
-	75,  // 205: lockbox.v1.OrderService.GetManifest:output_type -> lockbox.v1.GetManifestResponse
-	72,  // 206: lockbox.v1.OrderService.EraseOrder:output_type -> lockbox.v1.GetErasureResponse
-	72,  // 207: lockbox.v1.OrderService.GetErasure:output_type -> lockbox.v1.GetErasureResponse
-	78,  // 208: lockbox.v1.DeviceService.ListDevices:output_type -> lockbox.v1.ListDevicesResponse
-	81,  // 209: lockbox.v1.DeviceService.GetDevice:output_type -> lockbox.v1.Device
-	81,  // 210: lockbox.v1.DeviceService.RevokeDevice:output_type -> lockbox.v1.Device
-	85,  // 211: lockbox.v1.TicketService.FileTicket:output_type -> lockbox.v1.Ticket
-	85,  // 212: lockbox.v1.TicketService.GetTicket:output_type -> lockbox.v1.Ticket
-	89,  // 213: lockbox.v1.TicketService.ListTickets:output_type -> lockbox.v1.ListTicketsResponse
-	85,  // 214: lockbox.v1.TicketService.CommentTicket:output_type -> lockbox.v1.Ticket
-	85,  // 215: lockbox.v1.TicketService.AssignTicket:output_type -> lockbox.v1.Ticket
-	92,  // 216: lockbox.v1.SessionService.EnableSession:output_type -> lockbox.v1.Session
-	92,  // 217: lockbox.v1.SessionService.GetSession:output_type -> lockbox.v1.Session
-	96,  // 218: lockbox.v1.SessionService.ListSessions:output_type -> lockbox.v1.ListSessionsResponse
-	98,  // 219: lockbox.v1.SessionService.DisableSession:output_type -> lockbox.v1.DisableSessionResponse
-	101, // 220: lockbox.v1.SessionService.IssueCertificate:output_type -> lockbox.v1.IssueCertificateResponse
-	104, // 221: lockbox.v1.RecordingService.ListRecordings:output_type -> lockbox.v1.ListRecordingsResponse
-	102, // 222: lockbox.v1.RecordingService.GetRecording:output_type -> lockbox.v1.Recording
-	107, // 223: lockbox.v1.RecordingService.ReadRecording:output_type -> lockbox.v1.ReadRecordingResponse
-	109, // 224: lockbox.v1.RecordingService.KillSession:output_type -> lockbox.v1.KillSessionResponse
-	110, // 225: lockbox.v1.RequestService.CreateRequest:output_type -> lockbox.v1.Request
-	110, // 226: lockbox.v1.RequestService.GetRequest:output_type -> lockbox.v1.Request
-	118, // 227: lockbox.v1.RequestService.ListRequests:output_type -> lockbox.v1.ListRequestsResponse
-	53,  // 228: lockbox.v1.RequestService.DraftDecision:output_type -> lockbox.v1.Document
-	110, // 229: lockbox.v1.RequestService.Decide:output_type -> lockbox.v1.Request
-	110, // 230: lockbox.v1.RequestService.CancelRequest:output_type -> lockbox.v1.Request
-	67,  // 231: lockbox.v1.RequestService.ExecuteRequest:output_type -> lockbox.v1.ProgressEvent
-	124, // 232: lockbox.v1.RequestService.RevokeRequest:output_type -> lockbox.v1.RevokeRequestResponse
-	110, // 233: lockbox.v1.RequestService.CommentRequest:output_type -> lockbox.v1.Request
-	110, // 234: lockbox.v1.RequestService.ExtendRequest:output_type -> lockbox.v1.Request
-	110, // 235: lockbox.v1.RequestService.RaiseRequestAgain:output_type -> lockbox.v1.Request
-	128, // 236: lockbox.v1.RequestService.GetChanges:output_type -> lockbox.v1.GetChangesResponse
-	53,  // 237: lockbox.v1.StandingService.DraftStandingConsent:output_type -> lockbox.v1.Document
-	53,  // 238: lockbox.v1.StandingService.SubmitStandingConsent:output_type -> lockbox.v1.Document
-	134, // 239: lockbox.v1.StandingService.ListStandingConsents:output_type -> lockbox.v1.ListStandingConsentsResponse
-	135, // 240: lockbox.v1.StandingService.RevokeStandingConsent:output_type -> lockbox.v1.StandingConsent
-	138, // 241: lockbox.v1.KeyService.ListKeys:output_type -> lockbox.v1.ListKeysResponse
-	141, // 242: lockbox.v1.KeyService.ExportRecoveryPassword:output_type -> lockbox.v1.ExportRecoveryPasswordResponse
-	144, // 243: lockbox.v1.KeyService.GetKeyStatus:output_type -> lockbox.v1.KeyStatus
-	144, // 244: lockbox.v1.KeyService.RotateKey:output_type -> lockbox.v1.KeyStatus
-	149, // 245: lockbox.v1.KeyService.GetOrderKey:output_type -> lockbox.v1.OrderKey
-	149, // 246: lockbox.v1.KeyService.SetOrderKey:output_type -> lockbox.v1.OrderKey
-	152, // 247: lockbox.v1.AuditService.ListRecords:output_type -> lockbox.v1.ListRecordsResponse
-	162, // 248: lockbox.v1.AuditService.ExportLog:output_type -> lockbox.v1.ExportLogResponse
-	164, // 249: lockbox.v1.AuditService.GetCheckpoint:output_type -> lockbox.v1.GetCheckpointResponse
-	153, // 250: lockbox.v1.AuditService.PlaceHold:output_type -> lockbox.v1.LegalHold
-	153, // 251: lockbox.v1.AuditService.ReleaseHold:output_type -> lockbox.v1.LegalHold
-	157, // 252: lockbox.v1.AuditService.ListHolds:output_type -> lockbox.v1.ListHoldsResponse
-	160, // 253: lockbox.v1.AuditService.ListSinks:output_type -> lockbox.v1.ListSinksResponse
-	167, // 254: lockbox.v1.NoticeService.ListNotices:output_type -> lockbox.v1.ListNoticesResponse
-	169, // 255: lockbox.v1.NoticeService.RetryNotices:output_type -> lockbox.v1.RetryNoticesResponse
-	172, // 256: lockbox.v1.NoticeService.CreateWebhook:output_type -> lockbox.v1.CreateWebhookResponse
-	174, // 257: lockbox.v1.NoticeService.ListWebhooks:output_type -> lockbox.v1.ListWebhooksResponse
-	170, // 258: lockbox.v1.NoticeService.RemoveWebhook:output_type -> lockbox.v1.Webhook
-	177, // 259: lockbox.v1.NoticeService.TestWebhook:output_type -> lockbox.v1.TestWebhookResponse
-	179, // 260: lockbox.v1.PolicyService.GetPolicies:output_type -> lockbox.v1.Policies
-	184, // 261: lockbox.v1.PolicyService.WhyRequest:output_type -> lockbox.v1.WhyRequestResponse
-	186, // 262: lockbox.v1.PolicyService.WhoCouldUnlock:output_type -> lockbox.v1.WhoCouldUnlockResponse
-	189, // 263: lockbox.v1.ContactService.AskContact:output_type -> lockbox.v1.ContactRequest
-	189, // 264: lockbox.v1.ContactService.DecideContact:output_type -> lockbox.v1.ContactRequest
-	192, // 265: lockbox.v1.ContactService.ReadContact:output_type -> lockbox.v1.ReadContactResponse
-	194, // 266: lockbox.v1.ContactService.ListContacts:output_type -> lockbox.v1.ListContactsResponse
-	196, // 267: lockbox.v1.CatalogueService.ListOperations:output_type -> lockbox.v1.ListOperationsResponse
-	168, // [168:268] is the sub-list for method output_type
-	68,  // [68:168] is the sub-list for method input_type
-	68,  // [68:68] is the sub-list for extension type_name
-	68,  // [68:68] is the sub-list for extension extendee
-	0,   // [0:68] is the sub-list for field type_name
+	44,  // 10: lockbox.v1.Order.history:type_name -> lockbox.v1.HistoryLine
+	41,  // 11: lockbox.v1.Destination.access:type_name -> lockbox.v1.DestinationAccess
+	40,  // 12: lockbox.v1.PlaceOrderRequest.destinations:type_name -> lockbox.v1.Destination
+	38,  // 13: lockbox.v1.ListOrdersResponse.orders:type_name -> lockbox.v1.Order
+	50,  // 14: lockbox.v1.PrepareDeviceRequest.disks:type_name -> lockbox.v1.PreparedDisk
+	51,  // 15: lockbox.v1.PreparedDisk.manifests:type_name -> lockbox.v1.PreparedManifest
+	55,  // 16: lockbox.v1.DraftTrustPolicyRequest.customer_groups:type_name -> lockbox.v1.PolicyGroup
+	55,  // 17: lockbox.v1.DraftTrustPolicyRequest.provider_groups:type_name -> lockbox.v1.PolicyGroup
+	54,  // 18: lockbox.v1.DraftTrustPolicyRequest.exclusions:type_name -> lockbox.v1.PolicyExclusion
+	55,  // 19: lockbox.v1.PolicyExclusion.groups:type_name -> lockbox.v1.PolicyGroup
+	59,  // 20: lockbox.v1.GetPolicyDeliveryResponse.nodes:type_name -> lockbox.v1.NodePolicy
+	56,  // 21: lockbox.v1.ListPendingDocumentsResponse.documents:type_name -> lockbox.v1.Document
+	76,  // 22: lockbox.v1.GetErasureResponse.certificates:type_name -> lockbox.v1.ErasureCertificate
+	79,  // 23: lockbox.v1.GetManifestResponse.manifests:type_name -> lockbox.v1.ManifestVersion
+	84,  // 24: lockbox.v1.ListDevicesResponse.devices:type_name -> lockbox.v1.Device
+	85,  // 25: lockbox.v1.Device.nodes:type_name -> lockbox.v1.DeviceNode
+	86,  // 26: lockbox.v1.DeviceNode.disks:type_name -> lockbox.v1.DeviceDisk
+	87,  // 27: lockbox.v1.DeviceNode.shares:type_name -> lockbox.v1.DeviceShare
+	44,  // 28: lockbox.v1.Ticket.history:type_name -> lockbox.v1.HistoryLine
+	88,  // 29: lockbox.v1.ListTicketsResponse.tickets:type_name -> lockbox.v1.Ticket
+	95,  // 30: lockbox.v1.ListSessionsResponse.sessions:type_name -> lockbox.v1.Session
+	95,  // 31: lockbox.v1.DisableSessionResponse.session:type_name -> lockbox.v1.Session
+	102, // 32: lockbox.v1.DisableSessionResponse.relocked:type_name -> lockbox.v1.RelockResult
+	105, // 33: lockbox.v1.ListRecordingsResponse.recordings:type_name -> lockbox.v1.Recording
+	95,  // 34: lockbox.v1.KillSessionResponse.session:type_name -> lockbox.v1.Session
+	102, // 35: lockbox.v1.KillSessionResponse.nodes:type_name -> lockbox.v1.RelockResult
+	115, // 36: lockbox.v1.Request.evaluation:type_name -> lockbox.v1.Evaluation
+	56,  // 37: lockbox.v1.Request.statement:type_name -> lockbox.v1.Document
+	117, // 38: lockbox.v1.Request.decisions:type_name -> lockbox.v1.RequestDecision
+	44,  // 39: lockbox.v1.Request.history:type_name -> lockbox.v1.HistoryLine
+	114, // 40: lockbox.v1.Request.comments:type_name -> lockbox.v1.RequestComment
+	168, // 41: lockbox.v1.Request.told:type_name -> lockbox.v1.Delivery
+	116, // 42: lockbox.v1.Evaluation.factors:type_name -> lockbox.v1.Factor
+	113, // 43: lockbox.v1.ListRequestsResponse.requests:type_name -> lockbox.v1.Request
+	113, // 44: lockbox.v1.RevokeRequestResponse.request:type_name -> lockbox.v1.Request
+	102, // 45: lockbox.v1.RevokeRequestResponse.relocked:type_name -> lockbox.v1.RelockResult
+	95,  // 46: lockbox.v1.RevokeRequestResponse.sessions:type_name -> lockbox.v1.Session
+	132, // 47: lockbox.v1.GetChangesResponse.parts:type_name -> lockbox.v1.ChangesPart
+	138, // 48: lockbox.v1.ListStandingConsentsResponse.consents:type_name -> lockbox.v1.StandingConsent
+	56,  // 49: lockbox.v1.StandingConsent.document:type_name -> lockbox.v1.Document
+	142, // 50: lockbox.v1.ListKeysResponse.keys:type_name -> lockbox.v1.KeyInfo
+	148, // 51: lockbox.v1.KeyStatus.keys:type_name -> lockbox.v1.WrappingKey
+	149, // 52: lockbox.v1.KeyStatus.rotation:type_name -> lockbox.v1.KeyRotation
+	154, // 53: lockbox.v1.ListRecordsResponse.records:type_name -> lockbox.v1.AuditRecord
+	156, // 54: lockbox.v1.ListHoldsResponse.holds:type_name -> lockbox.v1.LegalHold
+	161, // 55: lockbox.v1.ListSinksResponse.sinks:type_name -> lockbox.v1.Sink
+	168, // 56: lockbox.v1.ListNoticesResponse.deliveries:type_name -> lockbox.v1.Delivery
+	173, // 57: lockbox.v1.CreateWebhookResponse.webhook:type_name -> lockbox.v1.Webhook
+	173, // 58: lockbox.v1.ListWebhooksResponse.webhooks:type_name -> lockbox.v1.Webhook
+	183, // 59: lockbox.v1.Policies.rules:type_name -> lockbox.v1.PolicyRule
+	184, // 60: lockbox.v1.Policies.files:type_name -> lockbox.v1.PolicyFile
+	185, // 61: lockbox.v1.Policies.refused:type_name -> lockbox.v1.RefusedPolicies
+	115, // 62: lockbox.v1.WhyRequestResponse.then:type_name -> lockbox.v1.Evaluation
+	115, // 63: lockbox.v1.WhyRequestResponse.now:type_name -> lockbox.v1.Evaluation
+	190, // 64: lockbox.v1.WhoCouldUnlockResponse.engineers:type_name -> lockbox.v1.Candidate
+	115, // 65: lockbox.v1.Candidate.evaluation:type_name -> lockbox.v1.Evaluation
+	192, // 66: lockbox.v1.ReadContactResponse.request:type_name -> lockbox.v1.ContactRequest
+	192, // 67: lockbox.v1.ListContactsResponse.requests:type_name -> lockbox.v1.ContactRequest
+	200, // 68: lockbox.v1.ListOperationsResponse.operations:type_name -> lockbox.v1.Operation
+	3,   // 69: lockbox.v1.AccountService.Login:input_type -> lockbox.v1.LoginRequest
+	7,   // 70: lockbox.v1.AccountService.ListSignIns:input_type -> lockbox.v1.ListSignInsRequest
+	10,  // 71: lockbox.v1.AccountService.SignIn:input_type -> lockbox.v1.SignInRequest
+	11,  // 72: lockbox.v1.AccountService.Logout:input_type -> lockbox.v1.LogoutRequest
+	5,   // 73: lockbox.v1.AccountService.WhoAmI:input_type -> lockbox.v1.WhoAmIRequest
+	13,  // 74: lockbox.v1.AccountService.RenewCertificate:input_type -> lockbox.v1.RenewCertificateRequest
+	15,  // 75: lockbox.v1.AccountService.CreatePerson:input_type -> lockbox.v1.CreatePersonRequest
+	17,  // 76: lockbox.v1.AccountService.ListPeople:input_type -> lockbox.v1.ListPeopleRequest
+	19,  // 77: lockbox.v1.AccountService.RemovePerson:input_type -> lockbox.v1.RemovePersonRequest
+	21,  // 78: lockbox.v1.AccountService.AddKey:input_type -> lockbox.v1.AddKeyRequest
+	22,  // 79: lockbox.v1.AccountService.RemoveKey:input_type -> lockbox.v1.RemoveKeyRequest
+	23,  // 80: lockbox.v1.AccountService.CreateLoginToken:input_type -> lockbox.v1.CreateLoginTokenRequest
+	2,   // 81: lockbox.v1.AccountService.SetGroups:input_type -> lockbox.v1.SetGroupsRequest
+	30,  // 82: lockbox.v1.TenantService.CreateTenant:input_type -> lockbox.v1.CreateTenantRequest
+	31,  // 83: lockbox.v1.TenantService.GetTenant:input_type -> lockbox.v1.GetTenantRequest
+	32,  // 84: lockbox.v1.TenantService.ListTenants:input_type -> lockbox.v1.ListTenantsRequest
+	34,  // 85: lockbox.v1.TenantService.CreateSubscription:input_type -> lockbox.v1.CreateSubscriptionRequest
+	35,  // 86: lockbox.v1.TenantService.EnableLockbox:input_type -> lockbox.v1.EnableLockboxRequest
+	36,  // 87: lockbox.v1.TenantService.DisableLockbox:input_type -> lockbox.v1.DisableLockboxRequest
+	37,  // 88: lockbox.v1.TenantService.SetTenant:input_type -> lockbox.v1.SetTenantRequest
+	25,  // 89: lockbox.v1.TenantService.ReportApplicability:input_type -> lockbox.v1.ReportApplicabilityRequest
+	45,  // 90: lockbox.v1.OrderService.PlaceOrder:input_type -> lockbox.v1.PlaceOrderRequest
+	46,  // 91: lockbox.v1.OrderService.GetOrder:input_type -> lockbox.v1.GetOrderRequest
+	47,  // 92: lockbox.v1.OrderService.ListOrders:input_type -> lockbox.v1.ListOrdersRequest
+	49,  // 93: lockbox.v1.OrderService.PrepareDevice:input_type -> lockbox.v1.PrepareDeviceRequest
+	52,  // 94: lockbox.v1.OrderService.AdvanceOrder:input_type -> lockbox.v1.AdvanceOrderRequest
+	53,  // 95: lockbox.v1.OrderService.DraftTrustPolicy:input_type -> lockbox.v1.DraftTrustPolicyRequest
+	62,  // 96: lockbox.v1.OrderService.SubmitTrustPolicy:input_type -> lockbox.v1.SubmitTrustPolicyRequest
+	63,  // 97: lockbox.v1.OrderService.GetTrustPolicy:input_type -> lockbox.v1.GetTrustPolicyRequest
+	57,  // 98: lockbox.v1.OrderService.GetPolicyDelivery:input_type -> lockbox.v1.GetPolicyDeliveryRequest
+	60,  // 99: lockbox.v1.OrderService.ListPendingDocuments:input_type -> lockbox.v1.ListPendingDocumentsRequest
+	64,  // 100: lockbox.v1.OrderService.DraftConsent:input_type -> lockbox.v1.DraftConsentRequest
+	65,  // 101: lockbox.v1.OrderService.SubmitConsent:input_type -> lockbox.v1.SubmitConsentRequest
+	66,  // 102: lockbox.v1.OrderService.RevokeConsent:input_type -> lockbox.v1.RevokeConsentRequest
+	42,  // 103: lockbox.v1.OrderService.SetDestinationAccess:input_type -> lockbox.v1.SetDestinationAccessRequest
+	43,  // 104: lockbox.v1.OrderService.RemoveDestinationAccess:input_type -> lockbox.v1.RemoveDestinationAccessRequest
+	67,  // 105: lockbox.v1.OrderService.CreateJoinToken:input_type -> lockbox.v1.CreateJoinTokenRequest
+	69,  // 106: lockbox.v1.OrderService.StartJob:input_type -> lockbox.v1.StartJobRequest
+	71,  // 107: lockbox.v1.OrderService.GetCopyLog:input_type -> lockbox.v1.GetCopyLogRequest
+	77,  // 108: lockbox.v1.OrderService.GetManifest:input_type -> lockbox.v1.GetManifestRequest
+	73,  // 109: lockbox.v1.OrderService.EraseOrder:input_type -> lockbox.v1.EraseOrderRequest
+	74,  // 110: lockbox.v1.OrderService.GetErasure:input_type -> lockbox.v1.GetErasureRequest
+	80,  // 111: lockbox.v1.DeviceService.ListDevices:input_type -> lockbox.v1.ListDevicesRequest
+	82,  // 112: lockbox.v1.DeviceService.GetDevice:input_type -> lockbox.v1.GetDeviceRequest
+	83,  // 113: lockbox.v1.DeviceService.RevokeDevice:input_type -> lockbox.v1.RevokeDeviceRequest
+	89,  // 114: lockbox.v1.TicketService.FileTicket:input_type -> lockbox.v1.FileTicketRequest
+	90,  // 115: lockbox.v1.TicketService.GetTicket:input_type -> lockbox.v1.GetTicketRequest
+	91,  // 116: lockbox.v1.TicketService.ListTickets:input_type -> lockbox.v1.ListTicketsRequest
+	93,  // 117: lockbox.v1.TicketService.CommentTicket:input_type -> lockbox.v1.CommentTicketRequest
+	94,  // 118: lockbox.v1.TicketService.AssignTicket:input_type -> lockbox.v1.AssignTicketRequest
+	96,  // 119: lockbox.v1.SessionService.EnableSession:input_type -> lockbox.v1.EnableSessionRequest
+	97,  // 120: lockbox.v1.SessionService.GetSession:input_type -> lockbox.v1.GetSessionRequest
+	98,  // 121: lockbox.v1.SessionService.ListSessions:input_type -> lockbox.v1.ListSessionsRequest
+	100, // 122: lockbox.v1.SessionService.DisableSession:input_type -> lockbox.v1.DisableSessionRequest
+	103, // 123: lockbox.v1.SessionService.IssueCertificate:input_type -> lockbox.v1.IssueCertificateRequest
+	106, // 124: lockbox.v1.RecordingService.ListRecordings:input_type -> lockbox.v1.ListRecordingsRequest
+	108, // 125: lockbox.v1.RecordingService.GetRecording:input_type -> lockbox.v1.GetRecordingRequest
+	109, // 126: lockbox.v1.RecordingService.ReadRecording:input_type -> lockbox.v1.ReadRecordingRequest
+	111, // 127: lockbox.v1.RecordingService.KillSession:input_type -> lockbox.v1.KillSessionRequest
+	118, // 128: lockbox.v1.RequestService.CreateRequest:input_type -> lockbox.v1.CreateRequestRequest
+	119, // 129: lockbox.v1.RequestService.GetRequest:input_type -> lockbox.v1.GetRequestRequest
+	120, // 130: lockbox.v1.RequestService.ListRequests:input_type -> lockbox.v1.ListRequestsRequest
+	122, // 131: lockbox.v1.RequestService.DraftDecision:input_type -> lockbox.v1.DraftDecisionRequest
+	123, // 132: lockbox.v1.RequestService.Decide:input_type -> lockbox.v1.DecideRequest
+	124, // 133: lockbox.v1.RequestService.CancelRequest:input_type -> lockbox.v1.CancelRequestRequest
+	125, // 134: lockbox.v1.RequestService.ExecuteRequest:input_type -> lockbox.v1.ExecuteRequestRequest
+	126, // 135: lockbox.v1.RequestService.RevokeRequest:input_type -> lockbox.v1.RevokeRequestRequest
+	128, // 136: lockbox.v1.RequestService.CommentRequest:input_type -> lockbox.v1.CommentRequestRequest
+	129, // 137: lockbox.v1.RequestService.ExtendRequest:input_type -> lockbox.v1.ExtendRequestRequest
+	133, // 138: lockbox.v1.RequestService.RaiseRequestAgain:input_type -> lockbox.v1.RaiseRequestAgainRequest
+	130, // 139: lockbox.v1.RequestService.GetChanges:input_type -> lockbox.v1.GetChangesRequest
+	134, // 140: lockbox.v1.StandingService.DraftStandingConsent:input_type -> lockbox.v1.DraftStandingConsentRequest
+	135, // 141: lockbox.v1.StandingService.SubmitStandingConsent:input_type -> lockbox.v1.SubmitStandingConsentRequest
+	136, // 142: lockbox.v1.StandingService.ListStandingConsents:input_type -> lockbox.v1.ListStandingConsentsRequest
+	139, // 143: lockbox.v1.StandingService.RevokeStandingConsent:input_type -> lockbox.v1.RevokeStandingConsentRequest
+	140, // 144: lockbox.v1.KeyService.ListKeys:input_type -> lockbox.v1.ListKeysRequest
+	143, // 145: lockbox.v1.KeyService.ExportRecoveryPassword:input_type -> lockbox.v1.ExportRecoveryPasswordRequest
+	145, // 146: lockbox.v1.KeyService.GetKeyStatus:input_type -> lockbox.v1.GetKeyStatusRequest
+	146, // 147: lockbox.v1.KeyService.RotateKey:input_type -> lockbox.v1.RotateKeyRequest
+	150, // 148: lockbox.v1.KeyService.GetOrderKey:input_type -> lockbox.v1.GetOrderKeyRequest
+	151, // 149: lockbox.v1.KeyService.SetOrderKey:input_type -> lockbox.v1.SetOrderKeyRequest
+	153, // 150: lockbox.v1.AuditService.ListRecords:input_type -> lockbox.v1.ListRecordsRequest
+	164, // 151: lockbox.v1.AuditService.ExportLog:input_type -> lockbox.v1.ExportLogRequest
+	166, // 152: lockbox.v1.AuditService.GetCheckpoint:input_type -> lockbox.v1.GetCheckpointRequest
+	157, // 153: lockbox.v1.AuditService.PlaceHold:input_type -> lockbox.v1.PlaceHoldRequest
+	158, // 154: lockbox.v1.AuditService.ReleaseHold:input_type -> lockbox.v1.ReleaseHoldRequest
+	159, // 155: lockbox.v1.AuditService.ListHolds:input_type -> lockbox.v1.ListHoldsRequest
+	162, // 156: lockbox.v1.AuditService.ListSinks:input_type -> lockbox.v1.ListSinksRequest
+	169, // 157: lockbox.v1.NoticeService.ListNotices:input_type -> lockbox.v1.ListNoticesRequest
+	171, // 158: lockbox.v1.NoticeService.RetryNotices:input_type -> lockbox.v1.RetryNoticesRequest
+	174, // 159: lockbox.v1.NoticeService.CreateWebhook:input_type -> lockbox.v1.CreateWebhookRequest
+	176, // 160: lockbox.v1.NoticeService.ListWebhooks:input_type -> lockbox.v1.ListWebhooksRequest
+	178, // 161: lockbox.v1.NoticeService.RemoveWebhook:input_type -> lockbox.v1.RemoveWebhookRequest
+	179, // 162: lockbox.v1.NoticeService.TestWebhook:input_type -> lockbox.v1.TestWebhookRequest
+	181, // 163: lockbox.v1.PolicyService.GetPolicies:input_type -> lockbox.v1.GetPoliciesRequest
+	186, // 164: lockbox.v1.PolicyService.WhyRequest:input_type -> lockbox.v1.WhyRequestRequest
+	188, // 165: lockbox.v1.PolicyService.WhoCouldUnlock:input_type -> lockbox.v1.WhoCouldUnlockRequest
+	191, // 166: lockbox.v1.ContactService.AskContact:input_type -> lockbox.v1.AskContactRequest
+	193, // 167: lockbox.v1.ContactService.DecideContact:input_type -> lockbox.v1.DecideContactRequest
+	194, // 168: lockbox.v1.ContactService.ReadContact:input_type -> lockbox.v1.ReadContactRequest
+	196, // 169: lockbox.v1.ContactService.ListContacts:input_type -> lockbox.v1.ListContactsRequest
+	198, // 170: lockbox.v1.CatalogueService.ListOperations:input_type -> lockbox.v1.ListOperationsRequest
+	4,   // 171: lockbox.v1.AccountService.Login:output_type -> lockbox.v1.LoginResponse
+	8,   // 172: lockbox.v1.AccountService.ListSignIns:output_type -> lockbox.v1.ListSignInsResponse
+	4,   // 173: lockbox.v1.AccountService.SignIn:output_type -> lockbox.v1.LoginResponse
+	12,  // 174: lockbox.v1.AccountService.Logout:output_type -> lockbox.v1.LogoutResponse
+	6,   // 175: lockbox.v1.AccountService.WhoAmI:output_type -> lockbox.v1.WhoAmIResponse
+	14,  // 176: lockbox.v1.AccountService.RenewCertificate:output_type -> lockbox.v1.RenewCertificateResponse
+	16,  // 177: lockbox.v1.AccountService.CreatePerson:output_type -> lockbox.v1.CreatePersonResponse
+	18,  // 178: lockbox.v1.AccountService.ListPeople:output_type -> lockbox.v1.ListPeopleResponse
+	20,  // 179: lockbox.v1.AccountService.RemovePerson:output_type -> lockbox.v1.RemovePersonResponse
+	1,   // 180: lockbox.v1.AccountService.AddKey:output_type -> lockbox.v1.Person
+	1,   // 181: lockbox.v1.AccountService.RemoveKey:output_type -> lockbox.v1.Person
+	24,  // 182: lockbox.v1.AccountService.CreateLoginToken:output_type -> lockbox.v1.CreateLoginTokenResponse
+	1,   // 183: lockbox.v1.AccountService.SetGroups:output_type -> lockbox.v1.Person
+	28,  // 184: lockbox.v1.TenantService.CreateTenant:output_type -> lockbox.v1.Tenant
+	28,  // 185: lockbox.v1.TenantService.GetTenant:output_type -> lockbox.v1.Tenant
+	33,  // 186: lockbox.v1.TenantService.ListTenants:output_type -> lockbox.v1.ListTenantsResponse
+	29,  // 187: lockbox.v1.TenantService.CreateSubscription:output_type -> lockbox.v1.Subscription
+	28,  // 188: lockbox.v1.TenantService.EnableLockbox:output_type -> lockbox.v1.Tenant
+	28,  // 189: lockbox.v1.TenantService.DisableLockbox:output_type -> lockbox.v1.Tenant
+	28,  // 190: lockbox.v1.TenantService.SetTenant:output_type -> lockbox.v1.Tenant
+	27,  // 191: lockbox.v1.TenantService.ReportApplicability:output_type -> lockbox.v1.ReportApplicabilityResponse
+	38,  // 192: lockbox.v1.OrderService.PlaceOrder:output_type -> lockbox.v1.Order
+	38,  // 193: lockbox.v1.OrderService.GetOrder:output_type -> lockbox.v1.Order
+	48,  // 194: lockbox.v1.OrderService.ListOrders:output_type -> lockbox.v1.ListOrdersResponse
+	38,  // 195: lockbox.v1.OrderService.PrepareDevice:output_type -> lockbox.v1.Order
+	38,  // 196: lockbox.v1.OrderService.AdvanceOrder:output_type -> lockbox.v1.Order
+	56,  // 197: lockbox.v1.OrderService.DraftTrustPolicy:output_type -> lockbox.v1.Document
+	56,  // 198: lockbox.v1.OrderService.SubmitTrustPolicy:output_type -> lockbox.v1.Document
+	56,  // 199: lockbox.v1.OrderService.GetTrustPolicy:output_type -> lockbox.v1.Document
+	58,  // 200: lockbox.v1.OrderService.GetPolicyDelivery:output_type -> lockbox.v1.GetPolicyDeliveryResponse
+	61,  // 201: lockbox.v1.OrderService.ListPendingDocuments:output_type -> lockbox.v1.ListPendingDocumentsResponse
+	56,  // 202: lockbox.v1.OrderService.DraftConsent:output_type -> lockbox.v1.Document
+	56,  // 203: lockbox.v1.OrderService.SubmitConsent:output_type -> lockbox.v1.Document
+	38,  // 204: lockbox.v1.OrderService.RevokeConsent:output_type -> lockbox.v1.Order
+	38,  // 205: lockbox.v1.OrderService.SetDestinationAccess:output_type -> lockbox.v1.Order
+	38,  // 206: lockbox.v1.OrderService.RemoveDestinationAccess:output_type -> lockbox.v1.Order
+	68,  // 207: lockbox.v1.OrderService.CreateJoinToken:output_type -> lockbox.v1.CreateJoinTokenResponse
+	70,  // 208: lockbox.v1.OrderService.StartJob:output_type -> lockbox.v1.ProgressEvent
+	72,  // 209: lockbox.v1.OrderService.GetCopyLog:output_type -> lockbox.v1.GetCopyLogResponse
+	78,  // 210: lockbox.v1.OrderService.GetManifest:output_type -> lockbox.v1.GetManifestResponse
+	75,  // 211: lockbox.v1.OrderService.EraseOrder:output_type -> lockbox.v1.GetErasureResponse
+	75,  // 212: lockbox.v1.OrderService.GetErasure:output_type -> lockbox.v1.GetErasureResponse
+	81,  // 213: lockbox.v1.DeviceService.ListDevices:output_type -> lockbox.v1.ListDevicesResponse
+	84,  // 214: lockbox.v1.DeviceService.GetDevice:output_type -> lockbox.v1.Device
+	84,  // 215: lockbox.v1.DeviceService.RevokeDevice:output_type -> lockbox.v1.Device
+	88,  // 216: lockbox.v1.TicketService.FileTicket:output_type -> lockbox.v1.Ticket
+	88,  // 217: lockbox.v1.TicketService.GetTicket:output_type -> lockbox.v1.Ticket
+	92,  // 218: lockbox.v1.TicketService.ListTickets:output_type -> lockbox.v1.ListTicketsResponse
+	88,  // 219: lockbox.v1.TicketService.CommentTicket:output_type -> lockbox.v1.Ticket
+	88,  // 220: lockbox.v1.TicketService.AssignTicket:output_type -> lockbox.v1.Ticket
+	95,  // 221: lockbox.v1.SessionService.EnableSession:output_type -> lockbox.v1.Session
+	95,  // 222: lockbox.v1.SessionService.GetSession:output_type -> lockbox.v1.Session
+	99,  // 223: lockbox.v1.SessionService.ListSessions:output_type -> lockbox.v1.ListSessionsResponse
+	101, // 224: lockbox.v1.SessionService.DisableSession:output_type -> lockbox.v1.DisableSessionResponse
+	104, // 225: lockbox.v1.SessionService.IssueCertificate:output_type -> lockbox.v1.IssueCertificateResponse
+	107, // 226: lockbox.v1.RecordingService.ListRecordings:output_type -> lockbox.v1.ListRecordingsResponse
+	105, // 227: lockbox.v1.RecordingService.GetRecording:output_type -> lockbox.v1.Recording
+	110, // 228: lockbox.v1.RecordingService.ReadRecording:output_type -> lockbox.v1.ReadRecordingResponse
+	112, // 229: lockbox.v1.RecordingService.KillSession:output_type -> lockbox.v1.KillSessionResponse
+	113, // 230: lockbox.v1.RequestService.CreateRequest:output_type -> lockbox.v1.Request
+	113, // 231: lockbox.v1.RequestService.GetRequest:output_type -> lockbox.v1.Request
+	121, // 232: lockbox.v1.RequestService.ListRequests:output_type -> lockbox.v1.ListRequestsResponse
+	56,  // 233: lockbox.v1.RequestService.DraftDecision:output_type -> lockbox.v1.Document
+	113, // 234: lockbox.v1.RequestService.Decide:output_type -> lockbox.v1.Request
+	113, // 235: lockbox.v1.RequestService.CancelRequest:output_type -> lockbox.v1.Request
+	70,  // 236: lockbox.v1.RequestService.ExecuteRequest:output_type -> lockbox.v1.ProgressEvent
+	127, // 237: lockbox.v1.RequestService.RevokeRequest:output_type -> lockbox.v1.RevokeRequestResponse
+	113, // 238: lockbox.v1.RequestService.CommentRequest:output_type -> lockbox.v1.Request
+	113, // 239: lockbox.v1.RequestService.ExtendRequest:output_type -> lockbox.v1.Request
+	113, // 240: lockbox.v1.RequestService.RaiseRequestAgain:output_type -> lockbox.v1.Request
+	131, // 241: lockbox.v1.RequestService.GetChanges:output_type -> lockbox.v1.GetChangesResponse
+	56,  // 242: lockbox.v1.StandingService.DraftStandingConsent:output_type -> lockbox.v1.Document
+	56,  // 243: lockbox.v1.StandingService.SubmitStandingConsent:output_type -> lockbox.v1.Document
+	137, // 244: lockbox.v1.StandingService.ListStandingConsents:output_type -> lockbox.v1.ListStandingConsentsResponse
+	138, // 245: lockbox.v1.StandingService.RevokeStandingConsent:output_type -> lockbox.v1.StandingConsent
+	141, // 246: lockbox.v1.KeyService.ListKeys:output_type -> lockbox.v1.ListKeysResponse
+	144, // 247: lockbox.v1.KeyService.ExportRecoveryPassword:output_type -> lockbox.v1.ExportRecoveryPasswordResponse
+	147, // 248: lockbox.v1.KeyService.GetKeyStatus:output_type -> lockbox.v1.KeyStatus
+	147, // 249: lockbox.v1.KeyService.RotateKey:output_type -> lockbox.v1.KeyStatus
+	152, // 250: lockbox.v1.KeyService.GetOrderKey:output_type -> lockbox.v1.OrderKey
+	152, // 251: lockbox.v1.KeyService.SetOrderKey:output_type -> lockbox.v1.OrderKey
+	155, // 252: lockbox.v1.AuditService.ListRecords:output_type -> lockbox.v1.ListRecordsResponse
+	165, // 253: lockbox.v1.AuditService.ExportLog:output_type -> lockbox.v1.ExportLogResponse
+	167, // 254: lockbox.v1.AuditService.GetCheckpoint:output_type -> lockbox.v1.GetCheckpointResponse
+	156, // 255: lockbox.v1.AuditService.PlaceHold:output_type -> lockbox.v1.LegalHold
+	156, // 256: lockbox.v1.AuditService.ReleaseHold:output_type -> lockbox.v1.LegalHold
+	160, // 257: lockbox.v1.AuditService.ListHolds:output_type -> lockbox.v1.ListHoldsResponse
+	163, // 258: lockbox.v1.AuditService.ListSinks:output_type -> lockbox.v1.ListSinksResponse
+	170, // 259: lockbox.v1.NoticeService.ListNotices:output_type -> lockbox.v1.ListNoticesResponse
+	172, // 260: lockbox.v1.NoticeService.RetryNotices:output_type -> lockbox.v1.RetryNoticesResponse
+	175, // 261: lockbox.v1.NoticeService.CreateWebhook:output_type -> lockbox.v1.CreateWebhookResponse
+	177, // 262: lockbox.v1.NoticeService.ListWebhooks:output_type -> lockbox.v1.ListWebhooksResponse
+	173, // 263: lockbox.v1.NoticeService.RemoveWebhook:output_type -> lockbox.v1.Webhook
+	180, // 264: lockbox.v1.NoticeService.TestWebhook:output_type -> lockbox.v1.TestWebhookResponse
+	182, // 265: lockbox.v1.PolicyService.GetPolicies:output_type -> lockbox.v1.Policies
+	187, // 266: lockbox.v1.PolicyService.WhyRequest:output_type -> lockbox.v1.WhyRequestResponse
+	189, // 267: lockbox.v1.PolicyService.WhoCouldUnlock:output_type -> lockbox.v1.WhoCouldUnlockResponse
+	192, // 268: lockbox.v1.ContactService.AskContact:output_type -> lockbox.v1.ContactRequest
+	192, // 269: lockbox.v1.ContactService.DecideContact:output_type -> lockbox.v1.ContactRequest
+	195, // 270: lockbox.v1.ContactService.ReadContact:output_type -> lockbox.v1.ReadContactResponse
+	197, // 271: lockbox.v1.ContactService.ListContacts:output_type -> lockbox.v1.ListContactsResponse
+	199, // 272: lockbox.v1.CatalogueService.ListOperations:output_type -> lockbox.v1.ListOperationsResponse
+	171, // [171:273] is the sub-list for method output_type
+	69,  // [69:171] is the sub-list for method input_type
+	69,  // [69:69] is the sub-list for extension type_name
+	69,  // [69:69] is the sub-list for extension extendee
+	0,   // [0:69] is the sub-list for field type_name
 }
 
 func init() { file_lockbox_v1_lockbox_proto_init() }
@@ -14194,7 +14418,7 @@ func file_lockbox_v1_lockbox_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_lockbox_v1_lockbox_proto_rawDesc), len(file_lockbox_v1_lockbox_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   198,
+			NumMessages:   201,
 			NumExtensions: 0,
 			NumServices:   15,
 		},

@@ -58,6 +58,7 @@ type World struct {
 	Orders    *orders.Service
 	Keys      Keys
 	Nodes     []*Node
+	More      []*lockboxv1.Destination // that the order goes to, beside Endpoint
 	Now       func() time.Time
 	Service   ed25519.PrivateKey // the service key
 
@@ -250,7 +251,7 @@ func (w *World) Place() {
 	}
 	must(w.Orders.PlaceOrder(ctx, Olga, &lockboxv1.PlaceOrderRequest{
 		Id: Order, Subscription: Subscription, Sku: sku,
-		Destinations: []*lockboxv1.Destination{{Account: "contosodata", Endpoint: Endpoint, Shares: []string{Share}}},
+		Destinations: append([]*lockboxv1.Destination{{Account: "contosodata", Endpoint: Endpoint, Shares: []string{Share}}}, w.More...),
 	}))(w.T)
 	must(w.Orders.PrepareDevice(ctx, Staff, w.Prepared()))(w.T)
 }
