@@ -240,9 +240,9 @@ type jobs struct {
 }
 
 // Run implements [lock.Jobs].
-func (j jobs) Run(ctx context.Context, order protocol.OrderID, shares []copyjob.Share, destinations []approval.Destination, progress func(copyjob.Progress)) (copyjob.Result, error) {
+func (j jobs) Run(ctx context.Context, order protocol.OrderID, shares []copyjob.Share, targets []copyjob.Target, progress func(copyjob.Progress)) (copyjob.Result, error) {
 	j.changes.Complete(ctx, changedShares(shares))
-	return j.Job.Run(ctx, order, shares, destinations, progress)
+	return j.Job.Run(ctx, order, shares, targets, progress)
 }
 
 // changedShares are shares as package changes knows them.
@@ -258,7 +258,7 @@ func changedShares(list []copyjob.Share) []changes.Share {
 func newJobs(cfg Config) *copyjob.Job {
 	accounts := make([]azure.Account, len(cfg.Copy.Accounts))
 	for i, a := range cfg.Copy.Accounts {
-		accounts[i] = azure.Account{Name: a.Account, Endpoint: a.Endpoint, CredentialFile: a.CredentialFile}
+		accounts[i] = azure.Account{Name: a.Account, Endpoint: a.Endpoint}
 	}
 	return copyjob.New(copyjob.Config{
 		BlobRoots: cfg.BlobRoots,

@@ -14,12 +14,12 @@ import (
 // measuring what a job costs. No consent is asked for, because whoever has the
 // files and the account needs none.
 type Upload struct {
-	Folder         string // with a folder for each share, as a disk has
-	Account        string // that the shares belong to
-	Endpoint       string // of its blob service
-	CredentialFile string
-	Ledgers        string // folder for what is uploaded already
-	Parallel       int    // files at once
+	Folder    string // with a folder for each share, as a disk has
+	Account   string // that the shares belong to
+	Endpoint  string // of its blob service
+	Signature string // that lets in: the query of a shared access signature
+	Ledgers   string // folder for what is uploaded already
+	Parallel  int    // files at once
 }
 
 // Prepare writes the bills of materials of the shares.
@@ -40,12 +40,14 @@ func (u Upload) Run(ctx context.Context) error {
 	}
 	job := copyjob.New(copyjob.Config{
 		Blobs: azure.New(azure.Config{
-			Accounts: []azure.Account{{Name: u.Account, Endpoint: u.Endpoint, CredentialFile: u.CredentialFile}}, Parallel: u.Parallel,
+			Accounts: []azure.Account{{Name: u.Account, Endpoint: u.Endpoint}}, Parallel: u.Parallel,
 		}),
 		Parallel: u.Parallel,
 		Dir:      u.Ledgers,
 	})
-	to := []approval.Destination{{Account: u.Account, Endpoint: u.Endpoint}}
+	access := copyjob.NewAccess([]byte(u.Signature))
+	defer access.Wipe()
+	to := []copyjob.Target{{Destination: approval.Destination{Account: u.Account, Endpoint: u.Endpoint}, Access: access}}
 	result, err := job.Run(ctx, protocol.OrderID("ORD-1"), shares, to, func(copyjob.Progress) {})
 	if err == nil && result.State != copyjob.Completed {
 		err = fmt.Errorf("the copy job is %s: %v", result.State, result.Codes)

@@ -100,13 +100,11 @@ func Start(ctx context.Context, installed, dir string) (*Service, error) {
 
 // MakeContainer makes a container.
 func (s *Service) MakeContainer(ctx context.Context, name string) error {
-	query, err := sas.AccountSignatureValues{
-		ExpiryTime: time.Now().Add(time.Hour), Permissions: (&sas.AccountPermissions{Create: true}).String(), ResourceTypes: (&sas.AccountResourceTypes{Container: true}).String(),
-	}.SignWithSharedKey(s.key)
+	query, err := s.Sign()
 	if err != nil {
 		return err
 	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodPut, s.Endpoint+"/"+name+"?restype=container&"+query.Encode(), http.NoBody)
+	req, err := http.NewRequestWithContext(ctx, http.MethodPut, s.Endpoint+"/"+name+"?restype=container&"+query, http.NoBody)
 	if err != nil {
 		return err
 	}
@@ -120,6 +118,22 @@ func (s *Service) MakeContainer(ctx context.Context, name string) error {
 	}
 	return nil
 }
+
+// Sign makes a shared access signature, for an hour, for all that a copy job does: the
+// query of a URL.
+func (s *Service) Sign() (string, error) {
+	query, err := sas.AccountSignatureValues{
+		ExpiryTime: time.Now().Add(time.Hour), Permissions: (&sas.AccountPermissions{Create: true, Read: true, Write: true, Delete: true}).String(),
+		ResourceTypes: (&sas.AccountResourceTypes{Container: true, Object: true}).String(),
+	}.SignWithSharedKey(s.key)
+	return query.Encode(), err
+}
+
+// Hang has the service answer nobody, until Wake.
+func (s *Service) Hang() error { return s.cmd.Process.Signal(syscall.SIGSTOP) }
+
+// Wake has the service go on after Hang.
+func (s *Service) Wake() error { return s.cmd.Process.Signal(syscall.SIGCONT) }
 
 // client keeps no connection.
 var client = &http.Client{Timeout: patience, Transport: &http.Transport{DisableKeepAlives: true}}

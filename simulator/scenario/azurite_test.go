@@ -3,6 +3,7 @@ package scenario
 import (
 	"bytes"
 	"context"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -36,11 +37,7 @@ func startAzurite(t *testing.T) (*azurite.Service, world.Blobs) {
 			t.Error(err)
 		}
 	})
-	credential := filepath.Join(t.TempDir(), "account")
-	if err := os.WriteFile(credential, []byte("AccountKey="+azurite.Key+"\n"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	return service, world.Blobs{Endpoint: service.Endpoint, CredentialFile: credential}
+	return service, world.Blobs{Endpoint: service.Endpoint, Credential: "AccountKey=" + azurite.Key}
 }
 
 // A device copies to a blob service that its customer consented to, halts at what
@@ -70,6 +67,20 @@ func TestCopyToBlobService(t *testing.T) {
 		s.hold(len(s.blobs()) == 0, "something was written to the folder")
 	})
 	s.play("6", "7", "9", "10", "11", "12")
+	s.do("what lets into the account is replaced, and leaves the device when it locks", func(ctx context.Context) {
+		query, err := service.Sign()
+		s.must(err)
+		s.handOver(ctx, s.w.Device.Order, "SharedAccessSignature="+query)
+		s.must(service.Hang()) // so that there is time to look
+		defer func() { s.must(service.Wake()) }()
+		s.online(ctx, s.w.Device, "Locked")
+		s.ok(ctx, "sam", "order", "resume-job", string(s.w.Device.Order))
+		s.until(ctx, "the agent has the signature, and not the account's key", func() bool { return slices.Equal(s.accessIn(agentName(s.target())), []string{"signature"}) })
+		s.locksAgain(ctx)
+		found := s.accessIn(agentName(s.target()))
+		s.hold(len(found) == 0, "the locked agent has in its memory: %q", found)
+		s.until(ctx, "the job pauses", func() bool { return s.order(ctx).JobState == "paused" })
+	})
 	s.do("the resumed job completes", func(ctx context.Context) {
 		s.online(ctx, s.w.Device, "Locked")
 		s.ok(ctx, "sam", "order", "resume-job", string(s.w.Device.Order))
@@ -77,7 +88,35 @@ func TestCopyToBlobService(t *testing.T) {
 		log := s.ok(ctx, "sam", "order", "log", string(s.w.Device.Order))
 		s.hold(!strings.Contains(log, "ERROR_"), "the copy log is not clean")
 		s.inService(ctx, service, true)
+		s.accessIsGone(ctx)
 	})
+}
+
+// accessIn searches a program's memory for what lets into the accounts.
+func (s *Story) accessIn(process string) []string {
+	found, err := findInMemory(s.procs.pid(process), s.access)
+	s.must(err)
+	return found
+}
+
+// accessIsGone holds that nothing is left of what lets into the accounts, but in
+// the memory of the control plane, which collects its garbage when it likes.
+func (s *Story) accessIsGone(ctx context.Context) {
+	found := s.accessIn(agentName(s.target()))
+	s.hold(len(found) == 0, "the agent still has in its memory: %q", found)
+	for _, d := range s.order(ctx).Destinations {
+		s.hold(d.Access == nil, "the completed order still has a credential: %v", d.Access)
+	}
+	s.must(filepath.WalkDir(s.w.Dir, func(path string, e fs.DirEntry, err error) error {
+		if err != nil || !e.Type().IsRegular() || filepath.Ext(path) == ".img" {
+			return err
+		}
+		data, err := os.ReadFile(path)
+		for _, one := range s.access {
+			s.hold(!bytes.Contains(data, one.value), "%s is in %s", one.name, path)
+		}
+		return err
+	}))
 }
 
 // inService holds that the account has every file, those that were misplaced only if

@@ -123,6 +123,7 @@ func (s *Story) prepareOrder(ctx context.Context) {
 			args = append(args, "--destination", account+"="+s.w.Endpoint())
 		}
 		s.ok(ctx, "olga", args...)
+		s.handOver(ctx, d.Order, s.w.Credential())
 		s.ok(ctx, "sam", "order", "prepare", string(d.Order), "--from", s.w.PreparedFile(d))
 		s.must(os.Remove(s.w.PreparedFile(d)))
 	}
@@ -139,6 +140,20 @@ func (s *Story) prepareOrder(ctx context.Context) {
 		}
 	}
 	s.ok(ctx, "sam", "order", "show", string(s.w.Device.Order))
+}
+
+// handOver has the customer hand over what lets the copy job into the accounts of an
+// order, if anything is needed.
+func (s *Story) handOver(ctx context.Context, order protocol.OrderID, credential string) {
+	if credential == "" {
+		return
+	}
+	s.access = append(s.access, accessSecrets(credential)...)
+	file := s.secretFile("credential", credential+"\n")
+	for _, account := range s.w.Profile.Accounts() {
+		s.ok(ctx, "olga", "order", "destination", "set-credential", string(order), account, "--from", file)
+	}
+	s.must(os.Remove(file))
 }
 
 // showDisk shows what cryptsetup says of the first disk, and what the customer

@@ -4,12 +4,14 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"encoding/base64"
 	"encoding/hex"
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 
 	"github.com/databox-lockbox/lockbox/simulator/world"
@@ -98,6 +100,19 @@ func searchRange(mem io.ReaderAt, from, to int64, secrets []secret, found map[st
 	}
 }
 
+// accessSecrets are the values of what lets into an account that must be nowhere.
+func accessSecrets(credential string) []secret {
+	const enough = 40 // bytes, to know it by
+	if encoded, ok := strings.CutPrefix(credential, "AccountKey="); ok {
+		raw, err := base64.StdEncoding.DecodeString(encoded)
+		if err == nil && len(raw) >= enough {
+			return []secret{{"account key", raw[:enough]}, {"account key in base64", []byte(encoded[:enough])}}
+		}
+	}
+	_, signature, _ := strings.Cut(credential, "sig=")
+	return []secret{{"signature", []byte(signature[:min(len(signature), enough)])}}
+}
+
 var dumpLine = regexp.MustCompile(`(?m)^(?:MK dump:)?\s+((?:[0-9a-f]{2} )+)\s*$`)
 
 // volumeKey asks cryptsetup, with the recovery password, for the key that
@@ -118,9 +133,10 @@ func volumeKey(ctx context.Context, image, recovery string) ([]byte, error) {
 }
 
 // secretsOf are the key values of a node's disks: the external key, the
-// recovery password, and the halves of the volume key.
+// recovery password, and the halves of the volume key; and what lets into the
+// accounts that it copies to.
 func (s *Story) secretsOf(ctx context.Context, n world.Node) []secret {
-	var list []secret
+	list := slices.Clone(s.access)
 	for _, d := range n.Disks {
 		name := world.KeyName(n.ID, d.ID)
 		k := s.keys[name]

@@ -55,6 +55,7 @@ type Story struct {
 	other        foreignApproval
 	captured     []byte              // an order as it went over the wire
 	volumeKeys   map[string][][]byte // halves of the disks' volume keys
+	access       []secret            // parts of what was handed over that lets into accounts
 	password     string              // recovery password of the first disk, which step 16 makes worthless
 }
 

@@ -61,19 +61,19 @@ func uploaded(folder string) string {
 // folder.
 func (c Config) upload(ctx context.Context, f figure.Figure, folder string, amount float64) (err error) {
 	defer func() { err = errors.Join(err, os.RemoveAll(folder)) }()
-	job := agent.Upload{Folder: folder, Account: azurite.Account, CredentialFile: filepath.Join(c.Dir, "credential"), Parallel: c.Uploads.Parallel}
-	if err := os.WriteFile(job.CredentialFile, []byte("AccountKey="+azurite.Key), 0o600); err != nil {
-		return err
-	}
+	job := agent.Upload{Folder: folder, Account: azurite.Account, Parallel: c.Uploads.Parallel}
 	if err := job.Prepare(ctx); err != nil {
 		return err
 	}
-	uploads := []func(endpoint string) error{
-		func(endpoint string) error {
-			job.Endpoint, job.Ledgers = endpoint, filepath.Join(c.Dir, "ledgers")
+	uploads := []func(s *azurite.Service) error{
+		func(s *azurite.Service) (err error) {
+			job.Endpoint, job.Ledgers = s.Endpoint, filepath.Join(c.Dir, "ledgers")
+			if job.Signature, err = s.Sign(); err != nil {
+				return err
+			}
 			return job.Run(ctx)
 		},
-		func(endpoint string) error { return c.uploadBySDK(ctx, endpoint, uploaded(folder)) },
+		func(s *azurite.Service) error { return c.uploadBySDK(ctx, s.Endpoint, uploaded(folder)) },
 	}
 	var times [2][]float64
 	for run := range c.Runs {
@@ -93,7 +93,7 @@ func (c Config) upload(ctx context.Context, f figure.Figure, folder string, amou
 }
 
 // timed returns how long an upload to a service of its own takes.
-func (c Config) timed(ctx context.Context, upload func(endpoint string) error) (took time.Duration, err error) {
+func (c Config) timed(ctx context.Context, upload func(*azurite.Service) error) (took time.Duration, err error) {
 	s, err := azurite.Start(ctx, c.Uploads.Azurite, filepath.Join(c.Dir, "azurite"))
 	if err != nil {
 		return 0, err
@@ -103,7 +103,7 @@ func (c Config) timed(ctx context.Context, upload func(endpoint string) error) (
 		return 0, err
 	}
 	began := time.Now()
-	err = upload(s.Endpoint)
+	err = upload(s)
 	return time.Since(began), err
 }
 

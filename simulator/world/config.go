@@ -68,7 +68,7 @@ func (w *World) agentConfig(n Node) string {
 	if w.blobs.Endpoint != "" {
 		b.WriteString("copy:\n  accounts:\n")
 		for _, account := range w.Profile.Accounts() {
-			fmt.Fprintf(&b, "    - account: %s\n      endpoint: %s\n      credential_file: %s\n", account, w.blobs.Endpoint, w.blobs.CredentialFile)
+			fmt.Fprintf(&b, "    - account: %s\n      endpoint: %s\n", account, w.blobs.Endpoint)
 		}
 	}
 	fmt.Fprintf(&b, "lock:\n  dead_man: %s\n", w.deadMan)

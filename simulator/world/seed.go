@@ -128,6 +128,9 @@ func (w *World) Destinations() []*lockboxv1.Destination {
 	return out
 }
 
+// Credential is what lets into the storage accounts, "" if they are folders.
+func (w *World) Credential() string { return w.blobs.Credential }
+
 // Order places an order with the device of prepared, whose keys go into custody,
 // and has the customer sign its trust policy, which it returns.
 func (c *Crew) Order(ctx context.Context, sku string, to []*lockboxv1.Destination, prepared *lockboxv1.PrepareDeviceRequest) (policy []byte, err error) {

@@ -54,8 +54,8 @@ type Config struct {
 
 // Blobs is a blob service.
 type Blobs struct {
-	Endpoint       string // of the account
-	CredentialFile string // as agents read it
+	Endpoint   string // of the account
+	Credential string // that its owner hands over: SharedAccessSignature=… or AccountKey=…
 }
 
 // World is one world.

@@ -143,8 +143,9 @@ type Copy struct {
 	// Parallel is how many files are uploaded at once, and how many blocks of 8
 	// MiB are in memory for it, 1 to 64. Default 4.
 	Parallel int `mapstructure:"parallel"`
-	// Accounts are the storage accounts whose blob service may be written to.
-	// Default none: no https:// endpoint may be written to.
+	// Accounts are the storage accounts whose blob service may be written to. What
+	// lets into them comes with an unlock. Default none: no https:// endpoint may be
+	// written to.
 	Accounts []Account `mapstructure:"accounts"`
 }
 
@@ -155,9 +156,6 @@ type Account struct {
 	// Endpoint is the URL of its blob service, as the consent has it. Plain
 	// http:// only on the loopback interface.
 	Endpoint string `mapstructure:"endpoint"`
-	// CredentialFile holds SharedAccessSignature=… or AccountKey=…; only its
-	// owner may read it. Absolute. It is read when a job starts.
-	CredentialFile string `mapstructure:"credential_file"`
 }
 
 // Recording configures the recordings of support sessions and shares, which are
@@ -316,7 +314,6 @@ func (p *problems) accounts(accounts []Account) {
 		p.Check(!seen[a.Account], key+".account", "%q is listed twice: give each account one endpoint", a.Account)
 		err = manifest.CheckEndpoint(a.Endpoint)
 		p.Check(err == nil, key+".endpoint", "%v", err)
-		p.folder(key+".credential_file", a.CredentialFile)
 		seen[a.Account] = true
 	}
 }

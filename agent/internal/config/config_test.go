@@ -27,7 +27,7 @@ func TestExampleIsTheDefaults(t *testing.T) {
 	want.StateDir = "/var/lib/databox-agent"
 	want.RunDir = "/run/databox-agent"
 	want.BlobRoots = []string{"/srv/blobs"}
-	want.Copy.Accounts = []Account{{"contosodata", "https://contosodata.blob.core.windows.net", "/etc/databox-agent/contosodata.sas"}}
+	want.Copy.Accounts = []Account{{"contosodata", "https://contosodata.blob.core.windows.net"}}
 	want.Disks = []Disk{{"disk1", "/srv/databox/DBX0001/disk1.img"}, {"disk2", "/srv/databox/DBX0001/disk2.img"}}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("the example differs from the documented defaults (-want +got):\n%s", diff)
@@ -105,7 +105,7 @@ func TestValidateNamesEveryProblemAtOnce(t *testing.T) {
 			SMBD: "smbd", Address: "localhost", Port: 70000, Allow: []string{"10.0.0.7/24"},
 			NFS: NFS{Enabled: true, Address: "any", Port: -1, Allow: []string{"10.1.2.3/24"}},
 		},
-		Copy: Copy{Accounts: []Account{{"Contoso", "http://example.com", "sas"}, {"Contoso", "", ""}}},
+		Copy: Copy{Accounts: []Account{{"Contoso", "http://example.com"}, {"Contoso", ""}}},
 		Log:  Log{Level: "loud", Format: "xml"},
 	}
 	err := bad.Validate()
@@ -116,7 +116,7 @@ func TestValidateNamesEveryProblemAtOnce(t *testing.T) {
 	for _, key := range strings.Fields(`serial node state_dir run_dir disks[0].id disks[0].image disks[1].id disks[1].image
 		blob_roots[0] local_socket control_plane.tunnel_address lock.dead_man lock.challenge_ttl lock.commit_within
 		lock.max_lease share.smbd share.address share.port share.allow share.nfs.address share.nfs.port share.nfs.allow copy.parallel copy.accounts[0].account copy.accounts[0].endpoint
-		copy.accounts[0].credential_file copy.accounts[1].account copy.accounts[1].endpoint copy.accounts[1].credential_file
+		copy.accounts[1].account copy.accounts[1].endpoint
 		recording.quota_mib recording.part_mib recording.min_free_mib reconnect.min log.level log.format`) {
 		if !strings.Contains("\n"+strings.Join(e.Problems, "\n"), "\n"+key+": ") {
 			t.Errorf("no problem names %s", key)

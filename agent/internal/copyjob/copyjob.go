@@ -88,13 +88,13 @@ func (j *Job) Check(destinations []approval.Destination) error {
 	return nil
 }
 
-// Run uploads the files of the shares to the destinations of the consent, until
+// Run uploads the files of the shares to the destinations of a consent, until
 // all is done or ctx ends; then the job is Paused. progress is called from one
 // goroutine at a time, once a second. Run returns an error if the job
 // cannot run at all: with [protocol.CodeAction] if a share is of an account that
 // the consent does not name.
-func (j *Job) Run(ctx context.Context, order protocol.OrderID, shares []Share, destinations []approval.Destination, progress func(Progress)) (_ Result, err error) {
-	stores, err := j.openStores(shares, destinations)
+func (j *Job) Run(ctx context.Context, order protocol.OrderID, shares []Share, targets []Target, progress func(Progress)) (_ Result, err error) {
+	stores, err := j.openStores(shares, targets)
 	defer closeAll(stores)
 	if err != nil {
 		return Result{}, err
@@ -133,32 +133,32 @@ type store struct {
 }
 
 // openStores opens the store of each account that has a share.
-func (j *Job) openStores(shares []Share, destinations []approval.Destination) (map[string]store, error) {
+func (j *Job) openStores(shares []Share, targets []Target) (map[string]store, error) {
 	stores := make(map[string]store)
 	for _, s := range shares {
 		if _, ok := stores[s.Account]; ok {
 			continue
 		}
-		d, err := destinationOf(s.Account, destinations)
+		t, err := targetOf(s.Account, targets)
 		if err != nil {
 			return stores, err
 		}
-		opened, err := j.open(d)
+		opened, err := j.open(t)
 		if err != nil {
 			return stores, err
 		}
-		stores[s.Account] = store{opened, d.Endpoint}
+		stores[s.Account] = store{opened, t.Endpoint}
 	}
 	return stores, nil
 }
 
-func destinationOf(account string, destinations []approval.Destination) (approval.Destination, error) {
-	for _, d := range destinations {
-		if d.Account == account {
-			return d, nil
+func targetOf(account string, targets []Target) (Target, error) {
+	for _, t := range targets {
+		if t.Account == account {
+			return t, nil
 		}
 	}
-	return approval.Destination{}, protocol.Errorf(protocol.CodeAction,
+	return Target{}, protocol.Errorf(protocol.CodeAction,
 		"the consent names no destination for account %q, which has a share on the disks", account)
 }
 

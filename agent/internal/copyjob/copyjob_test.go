@@ -33,13 +33,13 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 type world struct {
 	disk, blobs string
 	job         *Job
-	to          []approval.Destination
+	to          []Target
 }
 
 func newWorld(t *testing.T, files map[string]string) *world {
 	w := &world{disk: t.TempDir(), blobs: t.TempDir()}
 	w.job = New(Config{BlobRoots: []string{w.blobs}, Parallel: 3, Dir: t.TempDir()})
-	w.to = []approval.Destination{{Account: "contosodata", Endpoint: "file://" + w.blobs + "/store"}}
+	w.to = []Target{{Destination: approval.Destination{Account: "contosodata", Endpoint: "file://" + w.blobs + "/store"}}}
 	for name, content := range files {
 		w.write(t, name, content)
 	}
@@ -287,8 +287,8 @@ func (c *countingStore) Put(ctx context.Context, o Object, r io.Reader, sent fun
 }
 
 // Check and Open make the store the one of every https:// endpoint.
-func (c *countingStore) Check(approval.Destination) error               { return nil }
-func (c *countingStore) Open(approval.Destination) (ObjectStore, error) { return c, nil }
+func (c *countingStore) Check(approval.Destination) error { return nil }
+func (c *countingStore) Open(Target) (ObjectStore, error) { return c, nil }
 func (c *countingStore) Close() error                     { return nil }
 
 // into makes the job upload to a folder through a countingStore.
@@ -509,7 +509,7 @@ func TestDestinations(t *testing.T) {
 		}
 	}
 	// Below the root by its name, but a link leads out.
-	if _, err := job.open(approval.Destination{Account: "contosodata", Endpoint: "file://" + root + "/out/tmp"}); err == nil {
+	if _, err := job.open(Target{Destination: approval.Destination{Account: "contosodata", Endpoint: "file://" + root + "/out/tmp"}}); err == nil {
 		t.Error("a link led out of the blob root")
 	}
 	w := newWorld(t, map[string]string{"otheraccount_BlockBlob/photos/a": "a"})

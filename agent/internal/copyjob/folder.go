@@ -59,8 +59,8 @@ func (roots folders) locate(d approval.Destination) (root, rest string, err erro
 }
 
 // Open implements [Opener].
-func (roots folders) Open(d approval.Destination) (ObjectStore, error) {
-	base, rest, err := roots.locate(d)
+func (roots folders) Open(t Target) (ObjectStore, error) {
+	base, rest, err := roots.locate(t.Destination)
 	if err != nil {
 		return nil, err
 	}

@@ -67,7 +67,7 @@ type Opener interface {
 	// may not write to.
 	Check(d approval.Destination) error
 	// Open opens the store of a destination that Check has passed.
-	Open(d approval.Destination) (ObjectStore, error)
+	Open(t Target) (ObjectStore, error)
 }
 
 // check refuses destinations that this device may not write to.
@@ -80,15 +80,15 @@ func (j *Job) check(d approval.Destination) error {
 }
 
 // open opens the store of a destination.
-func (j *Job) open(d approval.Destination) (ObjectStore, error) {
-	opener, err := j.opener(d)
+func (j *Job) open(t Target) (ObjectStore, error) {
+	opener, err := j.opener(t.Destination)
 	if err != nil {
 		return nil, err
 	}
-	if err := opener.Check(d); err != nil {
+	if err := opener.Check(t.Destination); err != nil {
 		return nil, err
 	}
-	return opener.Open(d)
+	return opener.Open(t)
 }
 
 func (j *Job) opener(d approval.Destination) (Opener, error) {

@@ -49,7 +49,7 @@ func (m *Machine) startJobLocked(ctx context.Context, l *lease) {
 
 func (m *Machine) runJob(ctx context.Context, l *lease) copyjob.Result {
 	var last copyjob.Progress
-	result, err := m.cfg.Jobs.Run(ctx, l.orderID, l.shares, l.destinations, func(p copyjob.Progress) {
+	result, err := m.cfg.Jobs.Run(ctx, l.orderID, l.shares, l.targets, func(p copyjob.Progress) {
 		last = p
 		m.reportJob(l, "progress", copyjob.Running, copyjob.Result{Progress: p})
 	})

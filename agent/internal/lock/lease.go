@@ -26,6 +26,7 @@ type lease struct {
 	ended        bool
 	cancels      []context.CancelFunc // of what is under way
 	disks        []Disk
+	targets      []copyjob.Target // of a consent, with what lets into them
 	mounted      []protocol.DiskID
 	shares       []copyjob.Share
 	folders      []Folder
@@ -91,10 +92,15 @@ func (l *lease) lost(boot, deadMan time.Duration) bool {
 // onDrop has cancel called when the lease ends. The caller holds Machine.mu.
 func (l *lease) onDrop(cancel context.CancelFunc) { l.cancels = append(l.cancels, cancel) }
 
-// end stops what is under way and keeps anything new from beginning. The caller
-// holds Machine.mu.
+// end stops what is under way, keeps anything new from beginning, and wipes what
+// lets into accounts. The caller holds Machine.mu.
 func (l *lease) end() {
 	l.ended = true
+	for _, t := range l.targets {
+		if t.Access != nil {
+			t.Access.Wipe()
+		}
+	}
 	close(l.gone)
 	for _, cancel := range l.cancels {
 		cancel()

@@ -111,7 +111,7 @@ type ShareServer interface {
 // Jobs runs the copy job, as *copyjob.Job does.
 type Jobs interface {
 	Check(destinations []approval.Destination) error
-	Run(ctx context.Context, order protocol.OrderID, shares []copyjob.Share, destinations []approval.Destination, progress func(copyjob.Progress)) (copyjob.Result, error)
+	Run(ctx context.Context, order protocol.OrderID, shares []copyjob.Share, targets []copyjob.Target, progress func(copyjob.Progress)) (copyjob.Result, error)
 }
 
 // Journal is the node's own audit chain. A record is durable when Append

@@ -288,11 +288,16 @@ func (s *fakeServer) Stop(context.Context, Reason) error {
 type fakeJobs struct {
 	end chan copyjob.Result
 	bad error // of Check
+	got chan []copyjob.Target
 }
 
 func (f *fakeJobs) Check([]approval.Destination) error { return f.bad }
 
-func (f *fakeJobs) Run(ctx context.Context, _ protocol.OrderID, _ []copyjob.Share, _ []approval.Destination, tell func(copyjob.Progress)) (copyjob.Result, error) {
+func (f *fakeJobs) Run(ctx context.Context, _ protocol.OrderID, _ []copyjob.Share, targets []copyjob.Target, tell func(copyjob.Progress)) (copyjob.Result, error) {
+	select {
+	case f.got <- targets:
+	default:
+	}
 	tell(copyjob.Progress{FilesTotal: 2, FilesDone: 1})
 	select {
 	case r := <-f.end:
@@ -378,7 +383,7 @@ func newScene(t testing.TB, change ...func(*scene)) *scene {
 	s := &scene{
 		t: t, clock: &testClock{start: time.Now()}, dir: t.TempDir(), log: new(auditlog.Tree),
 		nodes:  []protocol.NodeID{{Serial: "DBX0001", Node: 1}},
-		shares: &fakeShares{}, jobs: &fakeJobs{end: make(chan copyjob.Result)},
+		shares: &fakeShares{}, jobs: &fakeJobs{end: make(chan copyjob.Result), got: make(chan []copyjob.Target, 1)},
 	}
 	for range 3 {
 		s.logRecord(auditlog.NewRecord(time.Now(), auditlog.OpStartService, auditlog.Success))
@@ -528,9 +533,11 @@ type attempt struct {
 	wait         time.Duration          // between challenge and order
 	onRecord     func(*auditlog.Record) // before the intent is logged
 	onSeal       func(*sealing.Context) // before a key is sealed
+	onAccess     func(*sealing.Context) // before access is sealed
 	onOrder      func(*approval.Order)  // before it is signed
 	onRequest    func(*devicev1.UnlockRequest)
 	key          func(protocol.DiskID) []byte
+	access       string // to each destination of the consent
 
 	requestBytes []byte // of the statement
 	consentBytes []byte // envelope
@@ -543,7 +550,8 @@ func (s *scene) newAttempt(purpose protocol.Purpose) *attempt {
 	id := fmt.Sprintf("%08d", s.requests)
 	a := &attempt{
 		s: s, purpose: purpose, service: "service", logKey: "log", consenter: "alice",
-		key: func(d protocol.DiskID) []byte { return diskKey(s.nodes[0], d) },
+		key:    func(d protocol.DiskID) []byte { return diskKey(s.nodes[0], d) },
+		access: "sv=1&sig=c2VjcmV0",
 		statement: approval.Statement{
 			RequestID: protocol.RequestID("LockboxRequest_" + id), Action: approval.UnlockDatabox, TenantID: "contoso",
 			SubscriptionID: "sub", OrderID: "ORD-1001", Nodes: s.nodeRefs(), Disks: s.diskRefs(),
@@ -676,6 +684,20 @@ func (a *attempt) order(c approval.Challenge) *devicev1.UnlockRequest {
 		o.Keys = append(o.Keys, approval.SealedKey{
 			Disk: d, KeyType: string(sealing.ExternalKey), Ciphertext: must(sealing.Seal(c.HPKEKey, ctx, a.key(d))),
 		})
+	}
+	if a.purpose == protocol.DataCopy {
+		for _, d := range a.consent.Destinations {
+			ctx := sealing.Context{
+				RequestDigest: string(a.subject), DecisionsDigest: string(decided), Nonce: c.Nonce,
+				Node: node, Account: d.Account, Endpoint: d.Endpoint, Purpose: a.purpose, KeyType: sealing.AccessToStorage,
+			}
+			if a.onAccess != nil {
+				a.onAccess(&ctx)
+			}
+			o.Access = append(o.Access, approval.SealedAccess{
+				Account: d.Account, Endpoint: d.Endpoint, KeyType: string(sealing.AccessToStorage), Ciphertext: must(sealing.Seal(c.HPKEKey, ctx, []byte(a.access))),
+			})
+		}
 	}
 	if a.onOrder != nil {
 		a.onOrder(&o)

@@ -4,10 +4,12 @@ import (
 	"context"
 
 	"github.com/databox-lockbox/lockbox/agent/bitlocker"
+	"github.com/databox-lockbox/lockbox/agent/internal/copyjob"
 	"github.com/databox-lockbox/lockbox/protocol"
 	"github.com/databox-lockbox/lockbox/protocol/approval"
 	"github.com/databox-lockbox/lockbox/protocol/auditlog"
 	devicev1 "github.com/databox-lockbox/lockbox/protocol/device/v1"
+	"github.com/databox-lockbox/lockbox/protocol/manifest"
 	"github.com/databox-lockbox/lockbox/protocol/sealing"
 )
 
@@ -83,6 +85,9 @@ func (m *Machine) openAll(ctx context.Context, l *lease, c *challenge, v verifie
 			return nil, err
 		}
 		progress(k.Disk, phaseOpen)
+	}
+	if err := m.openAccess(l, c.key, v); err != nil {
+		return nil, err
 	}
 	if err := m.becomeOpened(l); err != nil {
 		return nil, err
@@ -174,6 +179,47 @@ func (m *Machine) openDisk(ctx context.Context, l *lease, key *sealing.PrivateKe
 		return protocol.Errorf(protocol.CodeDisks, "disk %s cannot be opened: %v", sealed.Disk, err)
 	}
 	return m.hold(l, d)
+}
+
+// openAccess gives the lease the destinations of its consent, with what was sealed
+// that lets into them.
+func (m *Machine) openAccess(l *lease, key *sealing.PrivateKey, v verified) error {
+	for _, d := range v.destinations {
+		t := copyjob.Target{Destination: d}
+		for _, sealed := range v.order.Access {
+			if sealed.Account != d.Account {
+				continue
+			}
+			query, err := key.Open(sealing.Context{
+				RequestDigest: string(v.subject), DecisionsDigest: string(v.decisionsDigest), Nonce: v.order.Nonce,
+				Node: m.cfg.Node, Account: d.Account, Endpoint: d.Endpoint, Purpose: v.purpose, KeyType: sealing.AccessToStorage,
+			}, sealed.Ciphertext)
+			if err != nil {
+				return err
+			}
+			if err := manifest.CheckSignature(query); err != nil {
+				clear(query)
+				return protocol.Errorf(protocol.CodeDiskKey, "what lets into account %s: %v", d.Account, err)
+			}
+			t.Access = copyjob.NewAccess(query)
+		}
+		if !m.holdTarget(l, t) {
+			return lockedMeanwhile()
+		}
+	}
+	return nil
+}
+
+// holdTarget gives a destination to the lease. If that has ended, what lets in is
+// wiped.
+func (m *Machine) holdTarget(l *lease, t copyjob.Target) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if l.ended && t.Access != nil {
+		t.Access.Wipe()
+	}
+	l.targets = append(l.targets, t)
+	return !l.ended
 }
 
 // enter says that work for the lease begins, which [Machine.drop] waits for a

@@ -4,9 +4,11 @@ import (
 	"context"
 	"crypto/x509"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -336,6 +338,28 @@ var refusals = []struct {
 	{name: "copy: destination not allowed here", purpose: protocol.DataCopy, code: protocol.CodeAction,
 		fault:  func(a *attempt) { a.s.jobs.bad = protocol.Errorf(protocol.CodeAction, "not below blob_roots") },
 		repair: func(a *attempt) { a.s.jobs.bad = nil }},
+	{name: "copy: access to an account that the consent does not name", purpose: protocol.DataCopy, code: protocol.CodeAction, fault: func(a *attempt) {
+		a.onOrder = func(o *approval.Order) {
+			other := o.Access[0]
+			other.Account = "fabrikamdata"
+			o.Access = append(o.Access, other)
+		}
+	}},
+	{name: "copy: access at an endpoint that the consent does not name", purpose: protocol.DataCopy, code: protocol.CodeAction, fault: func(a *attempt) {
+		a.onOrder = func(o *approval.Order) { o.Access[0].Endpoint = "https://contosodata.blob.example" }
+	}},
+	{name: "copy: access sealed for another account", purpose: protocol.DataCopy, code: protocol.CodeDiskKey, fault: func(a *attempt) {
+		a.onAccess = func(c *sealing.Context) { c.Account = "fabrikamdata" }
+	}},
+	{name: "copy: access sealed for another challenge", purpose: protocol.DataCopy, code: protocol.CodeDiskKey, fault: func(a *attempt) {
+		a.onAccess = func(c *sealing.Context) { c.Nonce = make([]byte, sealing.NonceSize) }
+	}},
+	{name: "copy: access of another type", purpose: protocol.DataCopy, code: protocol.CodeDiskKey, fault: func(a *attempt) {
+		a.onOrder = func(o *approval.Order) { o.Access[0].KeyType = string(sealing.ExternalKey) }
+	}},
+	{name: "copy: access that would break out of its request", purpose: protocol.DataCopy, code: protocol.CodeDiskKey, fault: func(a *attempt) {
+		a.access = "sig=x HTTP/1.1\r\nHost: evil.example"
+	}},
 	{name: "copy: consent over", purpose: protocol.DataCopy, code: protocol.CodeWindow, fault: func(a *attempt) {
 		a.consent.Until = a.consent.Created + 10
 		a.wait = 10 * time.Second
@@ -344,7 +368,7 @@ var refusals = []struct {
 		a.consent.Nodes[0].KeyFingerprint = approval.KeyFingerprint(public("mallory"))
 	}},
 	{name: "copy: order for support", purpose: protocol.DataCopy, code: protocol.CodeAction, fault: func(a *attempt) {
-		a.onOrder = func(o *approval.Order) { o.Purpose = protocol.SupportAccess }
+		a.onOrder = func(o *approval.Order) { o.Purpose, o.Access = protocol.SupportAccess, nil }
 	}},
 }
 
@@ -489,6 +513,34 @@ func TestChallenge(t *testing.T) {
 		a.open()
 		if _, err := s.newAttempt(protocol.SupportAccess).challenge(); protocol.CodeOf(err) != protocol.CodeBusy {
 			t.Errorf("a challenge while unlocked: %v", err)
+		}
+	})
+}
+
+// What lets into the accounts of a consent is the job's while its lease lasts, and
+// gone when the node locks, while the job still runs too.
+func TestAccessIsOfTheLease(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		s := newScene(t)
+		a := s.open(protocol.DataCopy)
+		targets := <-s.jobs.got
+		if len(targets) != 1 || targets[0].Destination != a.consent.Destinations[0] {
+			t.Fatalf("the job goes to %v", targets)
+		}
+		if got, ok := targets[0].Access.AppendTo(nil); !ok || string(got) != a.access {
+			t.Errorf("what lets in is %q, %v", got, ok)
+		}
+		if text := fmt.Sprintf("%v %+v %#v", targets[0].Access, targets[0], targets[0].Access); strings.Contains(text, "sig=") {
+			t.Errorf("it can be printed: %s", text)
+		}
+		must(s.Lock(t.Context(), Operator, "", false))
+		if got, ok := targets[0].Access.AppendTo(nil); ok || len(got) > 0 {
+			t.Errorf("after the relock it is %q", got)
+		}
+		a.onOrder = func(o *approval.Order) { o.Access = nil } // a folder needs none
+		a.open()
+		if targets := <-s.jobs.got; len(targets) != 1 || targets[0].Access != nil {
+			t.Errorf("without access: %v", targets)
 		}
 	})
 }

@@ -17,6 +17,7 @@ import (
 	"github.com/databox-lockbox/lockbox/protocol/approval"
 	"github.com/databox-lockbox/lockbox/protocol/auditlog"
 	devicev1 "github.com/databox-lockbox/lockbox/protocol/device/v1"
+	"github.com/databox-lockbox/lockbox/protocol/sealing"
 )
 
 // maxClockError is how far the wall clock may be from the order's time.
@@ -249,7 +250,24 @@ func (m *Machine) checkOrder(v verified, c *challenge, req *devicev1.UnlockReque
 	if err := checkNodeKeys(req.GetNodeKeys(), v.nodes); err != nil {
 		return err
 	}
+	if err := checkAccess(v.order.Access, v.destinations); err != nil {
+		return err
+	}
 	return checkDisks(v.order.Keys, v.diskIDs)
+}
+
+// checkAccess checks that the order lets into no account but those that a consent
+// names, each at the endpoint that it names.
+func checkAccess(access []approval.SealedAccess, destinations []approval.Destination) error {
+	for _, a := range access {
+		if !slices.ContainsFunc(destinations, func(d approval.Destination) bool { return d.Account == a.Account && d.Endpoint == a.Endpoint }) {
+			return protocol.Errorf(protocol.CodeAction, "the order lets into account %q at %q, which the consent does not name", a.Account, a.Endpoint)
+		}
+		if a.KeyType != string(sealing.AccessToStorage) {
+			return protocol.Errorf(protocol.CodeDiskKey, "what lets into account %s is of type %q: want %s", a.Account, a.KeyType, sealing.AccessToStorage)
+		}
+	}
+	return nil
 }
 
 // checkNodeKeys checks that every key said to be a node's is one of those that

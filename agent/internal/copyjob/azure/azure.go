@@ -6,8 +6,9 @@
 //   - The device writes only to accounts that its own configuration names, at
 //     the very endpoint that the consent names too, over TLS with the server's
 //     name checked. Plain HTTP is for endpoints on the loopback interface.
-//   - The credential of an account lies in a file that only its owner can read.
-//     It is read when a job starts; no error and no log quotes it.
+//   - What lets into an account comes with the unlock, is in memory once, and is
+//     put into a request when that leaves the process ([conn]). Neither the SDK nor
+//     net/http, which keep copies, nor any error or log has it.
 //   - Every request that carries content carries its CRC64, which the service
 //     checks before it stores anything. The CRC64 of the whole object is
 //     compared with the announced one before the object is committed, and kept
@@ -28,7 +29,6 @@ import (
 	"time"
 
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore/policy"
-	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/blob"
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/bloberror"
 
 	"github.com/databox-lockbox/lockbox/agent/internal/copyjob"
@@ -39,9 +39,8 @@ import (
 
 // Account is a storage account that this device may write to.
 type Account struct {
-	Name           string
-	Endpoint       string // see [manifest.CheckEndpoint]
-	CredentialFile string // see [readCredential]
+	Name     string
+	Endpoint string // see [manifest.CheckEndpoint]
 }
 
 // Config says which accounts there are and what an upload may take.
@@ -83,38 +82,31 @@ func (a *Accounts) Check(d approval.Destination) error {
 	return err
 }
 
-// Open implements [copyjob.Opener]. It reads the account's credential and opens
-// no connection.
-func (a *Accounts) Open(d approval.Destination) (copyjob.ObjectStore, error) {
-	account, err := a.find(d)
+// Open implements [copyjob.Opener]. It opens no connection.
+func (a *Accounts) Open(t copyjob.Target) (copyjob.ObjectStore, error) {
+	account, err := a.find(t.Destination)
 	if err != nil {
 		return nil, err
 	}
-	secret, err := readCredential(account.CredentialFile)
-	if err != nil {
-		return nil, protocol.Errorf(protocol.CodeUnavailable, "cannot use the credential of account %s: %v", account.Name, err)
+	if t.Access == nil {
+		return nil, protocol.Errorf(protocol.CodeUnavailable,
+			"nothing that lets into account %s came with the unlock: its owner hands it over with 'lockbox order destination set-credential'", account.Name)
 	}
-	transport := newTransport(a.cfg)
-	s := &store{
-		root: account.Endpoint, slots: a.slots, transport: transport, containers: make(map[string]func() error),
+	p := newPlaceholder(t.Access)
+	transport := newTransport(a.cfg, p)
+	return &store{
+		root: account.Endpoint + "?" + string(p.text), slots: a.slots, transport: transport, containers: make(map[string]func() error),
 		options: policy.ClientOptions{
 			Transport: &http.Client{Transport: guarded{transport}, CheckRedirect: stay},
 			Retry:     retries(a.cfg.Pause),
 			Telemetry: policy.TelemetryOptions{ApplicationID: "databox-agent"},
 		},
-	}
-	if secret.key == "" {
-		s.root += "?" + secret.sas
-	} else if s.key, err = blob.NewSharedKeyCredential(account.Name, secret.key); err != nil {
-		return nil, protocol.Errorf(protocol.CodeUnavailable, "cannot use the credential of account %s: it is malformed", account.Name) // the cause could quote it
-	}
-	return s, nil
+	}, nil
 }
 
 // store is one account. It implements [copyjob.ObjectStore].
 type store struct {
-	root      string                    // URL of the account, with its query if that is the credential
-	key       *blob.SharedKeyCredential // nil: root has the credential
+	root      string // URL of the account, with the placeholder for what lets in
 	options   policy.ClientOptions
 	slots     chan struct{}
 	transport *http.Transport

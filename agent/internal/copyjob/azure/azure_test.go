@@ -21,8 +21,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/blob"
-	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/sas"
 	"github.com/google/go-cmp/cmp"
 	"go.uber.org/goleak"
 
@@ -127,9 +125,9 @@ func (s *line) set(disturb func(http.ResponseWriter, *http.Request) bool, after 
 	s.disturb, s.after = disturb, after
 }
 
-func (s *line) accounts(t *testing.T) *Accounts {
+func (s *line) accounts() *Accounts {
 	return New(Config{
-		Accounts: []Account{{azuretest.Name, s.endpoint, azuretest.CredentialFile(t)}}, Parallel: 2, Pause: 5 * time.Millisecond,
+		Accounts: []Account{{azuretest.Name, s.endpoint}}, Parallel: 2, Pause: 5 * time.Millisecond,
 	})
 }
 
@@ -137,9 +135,14 @@ func (s *line) destination() approval.Destination {
 	return approval.Destination{Account: azuretest.Name, Endpoint: s.endpoint}
 }
 
+// target is the destination, with what lets into it.
+func (s *line) target(t *testing.T) copyjob.Target {
+	return copyjob.Target{Destination: s.destination(), Access: copyjob.NewAccess([]byte(azuretest.Sign(t)))}
+}
+
 func (s *line) open(t *testing.T) *store {
 	t.Helper()
-	opened, err := s.accounts(t).Open(s.destination())
+	opened, err := s.accounts().Open(s.target(t))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -194,7 +197,6 @@ func TestAzurite(t *testing.T) {
 	for name, test := range map[string]func(*testing.T, *line){
 		"Job": testJob, "ResumedBlocks": testResumedBlocks, "ResumedPages": testResumedPages, "Existing": testExisting,
 		"Faults": testFaults, "LostAnswers": testLostAnswers, "Denied": testDenied, "Content": testContent,
-		"SharedAccessSignature": testSharedAccessSignature,
 	} {
 		t.Run(name, func(t *testing.T) {
 			s.set(nil, nil)
@@ -229,9 +231,9 @@ func testJob(t *testing.T, s *line) {
 	if _, err := copyjob.PrepareToShip(t.Context(), shares); err != nil {
 		t.Fatal(err)
 	}
-	job := copyjob.New(copyjob.Config{Blobs: s.accounts(t), Parallel: 3, Dir: t.TempDir()})
+	job := copyjob.New(copyjob.Config{Blobs: s.accounts(), Parallel: 3, Dir: t.TempDir()})
 	run := func() copyjob.Result {
-		r, err := job.Run(t.Context(), "ORD-1001", shares, []approval.Destination{s.destination()}, func(copyjob.Progress) {})
+		r, err := job.Run(t.Context(), "ORD-1001", shares, []copyjob.Target{s.target(t)}, func(copyjob.Progress) {})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -465,64 +467,39 @@ func testLostAnswers(t *testing.T, s *line) {
 }
 
 func testDenied(t *testing.T, s *line) {
-	for _, line := range []string{"AccountKey=c2VjcmV0c2VjcmV0", "SharedAccessSignature=?sv=2024-11-04&sp=rwc&sig=c2VjcmV0c2VjcmV0"} {
-		file := filepath.Join(t.TempDir(), "account")
-		if err := os.WriteFile(file, []byte(line), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		accounts := New(Config{Accounts: []Account{{azuretest.Name, s.endpoint, file}}, Pause: time.Millisecond})
-		opened, err := accounts.Open(s.destination())
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer opened.Close()
-		data := []byte("x")
-		if err := put(t.Context(), opened.(*store), object(manifest.BlockBlob, "denied", data), data); !errors.Is(err, copyjob.ErrDenied) {
-			t.Errorf("%.12s: %v", line, err)
-		}
-		s.set(func(http.ResponseWriter, *http.Request) bool { panic(http.ErrAbortHandler) }, nil)
-		_, err = opened.Find(t.Context(), object(manifest.BlockBlob, "cut", data))
-		if !errors.Is(err, copyjob.ErrUnavailable) || strings.Contains(err.Error(), "c2VjcmV0") || strings.Contains(err.Error(), "sig=") {
-			t.Errorf("%.12s: the error is, or quotes, the wrong thing: %v", line, err)
-		}
-		s.set(nil, nil)
-	}
-}
-
-// A shared access signature is enough to make the container and to store in it.
-func testSharedAccessSignature(t *testing.T, s *line) {
-	key, err := blob.NewSharedKeyCredential(azuretest.Name, azuretest.Key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	query, err := sas.AccountSignatureValues{
-		ExpiryTime: time.Now().Add(time.Hour), Permissions: (&sas.AccountPermissions{Create: true, Read: true, Write: true}).String(),
-		ResourceTypes: (&sas.AccountResourceTypes{Container: true, Object: true}).String(),
-	}.SignWithSharedKey(key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	file := filepath.Join(t.TempDir(), "account")
-	if err := os.WriteFile(file, []byte("SharedAccessSignature="+query.Encode()), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	opened, err := New(Config{Accounts: []Account{{azuretest.Name, s.endpoint, file}}, Pause: time.Millisecond}).Open(s.destination())
+	wrong := copyjob.NewAccess([]byte("sv=2024-11-04&ss=b&srt=co&sp=rwc&se=2050-01-01&sig=c2VjcmV0c2VjcmV0"))
+	opened, err := s.accounts().Open(copyjob.Target{Destination: s.destination(), Access: wrong})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer opened.Close()
-	data := random(blockSize + 512)
-	for _, o := range []copyjob.Object{
-		object(manifest.BlockBlob, "a b/ü%20#?.jpg", data[:7]), object(manifest.BlockBlob, "large", data), object(manifest.PageBlob, "disk.vhd", data),
-	} {
-		o.Container = "signed"
-		if err := put(t.Context(), opened.(*store), o, data[:o.Size]); err != nil {
-			t.Errorf("%s: %v", o.Name, err)
-			continue
-		}
-		if got, _, _ := download(t, opened.(*store), o); !bytes.Equal(got, data[:o.Size]) {
-			t.Errorf("%s: the content differs", o.Name)
-		}
+	data := []byte("x")
+	if err := put(t.Context(), opened.(*store), object(manifest.BlockBlob, "denied", data), data); !errors.Is(err, copyjob.ErrDenied) {
+		t.Errorf("a wrong signature: %v", err)
+	}
+	s.set(func(http.ResponseWriter, *http.Request) bool { panic(http.ErrAbortHandler) }, nil)
+	_, err = opened.Find(t.Context(), object(manifest.BlockBlob, "cut", data))
+	if !errors.Is(err, copyjob.ErrUnavailable) || strings.Contains(err.Error(), "c2VjcmV0") || strings.Contains(err.Error(), "sig=") {
+		t.Errorf("the error is, or quotes, the wrong thing: %v", err)
+	}
+	s.set(nil, nil)
+	if _, err := s.accounts().Open(copyjob.Target{Destination: s.destination()}); protocol.CodeOf(err) != protocol.CodeUnavailable {
+		t.Errorf("with nothing that lets in: %v", err)
+	}
+	// Once it is wiped, nothing goes out any more.
+	access := s.target(t).Access
+	if opened, err = s.accounts().Open(copyjob.Target{Destination: s.destination(), Access: access}); err != nil {
+		t.Fatal(err)
+	}
+	defer opened.Close()
+	if err := put(t.Context(), opened.(*store), object(manifest.BlockBlob, "wiped", data), data); err != nil {
+		t.Fatal(err)
+	}
+	var asked atomic.Int64
+	s.set(func(http.ResponseWriter, *http.Request) bool { asked.Add(1); return false }, nil)
+	access.Wipe()
+	if _, err := opened.Find(t.Context(), object(manifest.BlockBlob, "wiped", data)); err == nil || asked.Load() != 0 {
+		t.Errorf("after the lease: %v, %d requests", err, asked.Load())
 	}
 }
 
@@ -567,8 +544,10 @@ func TestServerIsChecked(t *testing.T) {
 	server.Config.ErrorLog = log.New(io.Discard, "", 0)
 	roots := server.Client().Transport.(*http.Transport).TLSClientConfig.RootCAs
 	for endpoint, trusted := range map[string]bool{server.URL: true, strings.Replace(server.URL, "127.0.0.1", "localhost", 1): false} {
-		accounts := New(Config{Accounts: []Account{{"contosodata", endpoint, azuretest.CredentialFile(t)}}, Roots: roots, Pause: time.Hour})
-		opened, err := accounts.Open(approval.Destination{Account: "contosodata", Endpoint: endpoint})
+		accounts := New(Config{Accounts: []Account{{"contosodata", endpoint}}, Roots: roots, Pause: time.Hour})
+		opened, err := accounts.Open(copyjob.Target{
+			Destination: approval.Destination{Account: "contosodata", Endpoint: endpoint}, Access: copyjob.NewAccess([]byte("sig=x")),
+		})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -585,7 +564,7 @@ func TestServerIsChecked(t *testing.T) {
 
 func TestCheck(t *testing.T) {
 	a := New(Config{Accounts: []Account{
-		{"contosodata", "https://contosodata.blob.core.windows.net", ""}, {"plain", "http://10.0.0.1/plain", ""}, {"devstoreaccount1", "http://127.0.0.1:10000/devstoreaccount1", ""},
+		{"contosodata", "https://contosodata.blob.core.windows.net"}, {"plain", "http://10.0.0.1/plain"}, {"devstoreaccount1", "http://127.0.0.1:10000/devstoreaccount1"},
 	}})
 	for d, ok := range map[approval.Destination]bool{
 		{Account: "contosodata", Endpoint: "https://contosodata.blob.core.windows.net"}:      true,
@@ -599,34 +578,6 @@ func TestCheck(t *testing.T) {
 		if err := a.Check(d); ok != (err == nil) || !ok && protocol.CodeOf(err) != protocol.CodeAction {
 			t.Errorf("%v: %v", d, err)
 		}
-	}
-}
-
-func TestReadCredential(t *testing.T) {
-	write := func(text string, mode os.FileMode) string {
-		name := filepath.Join(t.TempDir(), "c")
-		if err := errors.Join(os.WriteFile(name, []byte(text), mode), os.Chmod(name, mode)); err != nil {
-			t.Fatal(err)
-		}
-		return name
-	}
-	for text, want := range map[string]credential{
-		"AccountKey=a2V5\n": {key: "a2V5"}, "SharedAccessSignature=?sv=1&sig=x%3D\n": {sas: "sv=1&sig=x%3D"}, "SharedAccessSignature=sig=y": {sas: "sig=y"},
-	} {
-		if got, err := readCredential(write(text, 0o600)); got != want || err != nil {
-			t.Errorf("%q: %v, %v", text, got, err)
-		}
-	}
-	for text, mode := range map[string]os.FileMode{
-		"AccountKey=a2V5": 0o640, "AccountKey=not base64": 0o600, "AccountKey=": 0o600, "SharedAccessSignature=sv=1": 0o600, "a2V5": 0o600,
-		"SharedAccessSignature=sig=a\nb": 0o600, "": 0o600,
-	} {
-		if _, err := readCredential(write(text, mode)); err == nil || len(text) > 12 && strings.Contains(err.Error(), text[len(text)-4:]) {
-			t.Errorf("%q with mode %v: %v", text, mode, err)
-		}
-	}
-	if _, err := readCredential(t.TempDir()); err == nil {
-		t.Error("a folder was read")
 	}
 }
 

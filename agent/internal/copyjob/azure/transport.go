@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"net/url"
 	"slices"
@@ -29,12 +28,12 @@ const (
 	maxReply      = 64 << 20 // bytes: a range that is compared; a list of 50,000 blocks has 5 MB
 )
 
-func newTransport(cfg Config) *http.Transport {
+// newTransport goes straight to the account, through no proxy.
+func newTransport(cfg Config, p placeholder) *http.Transport {
+	d := dialer{p, cfg.Roots}
 	return &http.Transport{
-		Proxy:                  http.ProxyFromEnvironment,
-		DialContext:            (&net.Dialer{Timeout: connectWithin, KeepAlive: 15 * time.Second}).DialContext,
-		TLSClientConfig:        &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: cfg.Roots},
-		TLSHandshakeTimeout:    connectWithin,
+		DialContext:            d.dial,
+		DialTLSContext:         d.dialTLS,
 		ResponseHeaderTimeout:  time.Minute,
 		ExpectContinueTimeout:  time.Second,
 		IdleConnTimeout:        time.Minute,
@@ -89,7 +88,7 @@ func retries(pause time.Duration) policy.RetryOptions {
 		ShouldRetry: func(resp *http.Response, err error) bool {
 			if err != nil {
 				_, untrusted := errors.AsType[*tls.CertificateVerificationError](err)
-				return !untrusted
+				return !untrusted && !errors.Is(err, errWiped)
 			}
 			return busy(resp.StatusCode) || slices.Contains(damaged, resp.Header.Get("x-ms-error-code"))
 		},

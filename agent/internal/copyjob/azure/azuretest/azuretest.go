@@ -12,6 +12,9 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/blob"
+	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/sas"
 )
 
 // The account that Azurite has, and its key, which is public.
@@ -36,14 +39,21 @@ func Start(t testing.TB) (endpoint string) {
 	return ""
 }
 
-// CredentialFile writes the account's key as the agent reads it.
-func CredentialFile(t testing.TB) string {
+// Sign makes a shared access signature for all that a copy job does.
+func Sign(t testing.TB) string {
 	t.Helper()
-	name := filepath.Join(t.TempDir(), "account")
-	if err := os.WriteFile(name, []byte("AccountKey="+Key+"\n"), 0o600); err != nil {
+	key, err := blob.NewSharedKeyCredential(Name, Key)
+	if err != nil {
 		t.Fatal(err)
 	}
-	return name
+	query, err := sas.AccountSignatureValues{
+		ExpiryTime: time.Now().Add(time.Hour), Permissions: (&sas.AccountPermissions{Create: true, Read: true, Write: true, Delete: true}).String(),
+		ResourceTypes: (&sas.AccountResourceTypes{Container: true, Object: true}).String(),
+	}.SignWithSharedKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return query.Encode()
 }
 
 func find(t testing.TB) string {
