@@ -53,6 +53,9 @@ func VerifyParts(r io.Reader, key approval.Digest) (parts []Report, err error) {
 			return parts, err
 		case ended:
 			report := in.Part().report()
+			if len(parts) > 0 {
+				key = parts[0].Key
+			}
 			if err := in.Part().expect(report, Expect{Key: key}); err != nil {
 				return parts, err
 			}
@@ -98,6 +101,9 @@ func Join(parts []Report) ([]Report, error) {
 		if m.Whole() == before.Meta.Whole() && m.Part() > before.Meta.Part()+1 {
 			return parts, protocol.Errorf(protocol.CodeRecording, "a part is missing between part %d, %s, and part %d, %s: it goes on in %s",
 				before.Meta.Part(), before.Meta.ID, m.Part(), m.ID, before.End.Next)
+		}
+		if parts[i].Key != before.Key {
+			return parts, protocol.Errorf(protocol.CodeRecording, "part %d, %s, is signed with another key than part %d", m.Part(), m.ID, before.Meta.Part())
 		}
 		if err := m.follows(before); err != nil {
 			return parts, protocol.Errorf(protocol.CodeRecording, "%v", err)

@@ -253,6 +253,16 @@ func args(names ...string) cobra.PositionalArgs {
 	}
 }
 
+// atLeastOne demands one argument or more.
+func atLeastOne(name string) cobra.PositionalArgs {
+	return func(c *cobra.Command, got []string) error {
+		if len(got) == 0 {
+			return usagef("want %s: usage: %s", name, c.UseLine())
+		}
+		return nil
+	}
+}
+
 // optional demands at most one argument.
 func optional(name string) cobra.PositionalArgs {
 	return func(c *cobra.Command, got []string) error {

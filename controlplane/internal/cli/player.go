@@ -39,6 +39,7 @@ type player struct {
 	open    map[string]bool // channels, with whether they have terminals
 	seen    []string        // all that were opened
 	last    time.Time
+	parts   int // that have begun
 }
 
 // newPlayer returns a player to the command's output that shows what comes as it
@@ -82,11 +83,11 @@ var errQuit = errors.New("quit")
 
 // play shows a recording to its end.
 func (p *player) play(ctx context.Context, r io.Reader) error {
-	in := recording.NewReader(r)
+	in := recording.NewParts(r)
 	for {
 		f, b, err := in.Next()
 		if errors.Is(err, io.EOF) {
-			p.line("-- %s", ended(in))
+			p.line("-- %s", ended(in.Part()))
 			return p.missed()
 		}
 		if err != nil {
@@ -199,9 +200,17 @@ func (p *player) key(key byte) (step bool, err error) {
 func (p *player) show(f recording.Frame, b recording.Body) error {
 	switch b := b.(type) {
 	case recording.Meta:
+		if p.parts++; p.parts > 1 { // it goes on, whatever is on the screen
+			return nil
+		}
+		if part := b.Part(); part > 1 {
+			p.line("-- part %d of recording %s", part, b.Whole())
+		}
 		p.line("-- %s %s on %s by %s, ticket %s, from %s", b.Kind, b.Session, b.Node, b.Engineer, b.Ticket, protocol.Stamp(b.Started))
 	case recording.Open:
-		p.open[b.Channel], p.seen = b.Terminal, append(p.seen, b.Channel)
+		if p.open[b.Channel] = b.Terminal; !slices.Contains(p.seen, b.Channel) {
+			p.seen = append(p.seen, b.Channel)
+		}
 		if p.take(b.Channel); p.onScreen(b.Channel) {
 			p.window(b.Columns, b.Rows)
 		}

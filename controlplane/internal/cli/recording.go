@@ -26,6 +26,7 @@ import (
 
 func (a *app) sessionRecordings() *cobra.Command {
 	req := &lockboxv1.ListRecordingsRequest{}
+	var each bool
 	c := &cobra.Command{
 		Use:     "recordings [--device SERIAL] [--request N]",
 		Aliases: []string{"recording"},
@@ -33,7 +34,8 @@ func (a *app) sessionRecordings() *cobra.Command {
 		Long: `List recordings of support sessions and of the use of shares, newest first.
 Customers see those of their own devices, engineers their own. A recording is
 complete when its device has signed its end; broken when what came of it
-contradicts itself, its device, or the activity log.`,
+contradicts itself, its device, or the activity log. A long one comes in parts,
+which are one line, under the id of the first, unless --parts lists them.`,
 		Args: args(),
 		RunE: a.connected(func(ctx context.Context, c *client.Client, cmd *cobra.Command, _ []string) error {
 			resp, err := c.Recordings.ListRecordings(ctx, req)
@@ -42,12 +44,10 @@ contradicts itself, its device, or the activity log.`,
 			}
 			return a.print(cmd, resp, func(w io.Writer) {
 				var rows [][]string
-				for _, r := range resp.Recordings {
-					rows = append(rows, []string{
-						r.Id, r.Kind, r.Session, r.Serial + "/" + strconv.Itoa(int(r.Node)), r.Engineer, when(r.Began), lasted(r), sizeText(r.Size), standing(r),
-					})
+				for _, parts := range wholes(resp.Recordings, each) {
+					rows = append(rows, wholeRow(parts))
 				}
-				table(w, "RECORDING KIND SESSION NODE ENGINEER BEGAN LASTED SIZE STATE", rows)
+				table(w, "RECORDING KIND SESSION NODE ENGINEER BEGAN LASTED SIZE PARTS STATE", rows)
 				for _, r := range resp.Recordings {
 					if r.Problem != "" {
 						fmt.Fprintf(w, "%s: %s\n", printable(r.Id), printable(r.Problem))
@@ -61,28 +61,9 @@ contradicts itself, its device, or the activity log.`,
 	f.StringVar(&req.Session, "session", "", "only this session's")
 	f.StringVar(&req.Request, "request", "", "only what was done under this request")
 	f.StringVar(&req.Engineer, "engineer", "", "only of this engineer")
-	f.Int32Var(&req.Limit, "limit", 100, "at most so many")
+	f.Int32Var(&req.Limit, "limit", 100, "at most so many parts")
+	f.BoolVar(&each, "parts", false, "list each part by itself")
 	return c
-}
-
-func lasted(r *lockboxv1.Recording) string {
-	if r.Ended == 0 {
-		return ""
-	}
-	return (time.Duration(r.Ended-r.Began) * time.Second).String()
-}
-
-// standing says in one word, or a few, how far a recording can be relied on.
-func standing(r *lockboxv1.Recording) string {
-	switch {
-	case r.State == "recording" && len(r.Watchers) > 0:
-		return "recording, watched by " + strings.Join(r.Watchers, ", ")
-	case r.State == "complete" && r.Logged:
-		return "complete (" + r.Reason + ")"
-	case r.State == "complete":
-		return "complete (" + r.Reason + "), not in the activity log yet"
-	}
-	return r.State
 }
 
 func sizeText(n int64) string {
@@ -194,7 +175,11 @@ func (a *app) opened(cmd *cobra.Command, name string, do func(r io.Reader) error
 		return err
 	}
 	return a.connected(func(ctx context.Context, c *client.Client, _ *cobra.Command, _ []string) error {
-		r := readRemote(ctx, c, name, false)
+		first, err := firstPart(ctx, c, name)
+		if err != nil {
+			return err
+		}
+		r := readParts(ctx, c, first, false)
 		defer r.Close()
 		return do(r)
 	})(cmd, nil)
@@ -208,9 +193,11 @@ func (a *app) sessionExport() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "export ID [--format raw|asciicast|events] [--out FILE]",
 		Short: "Write a recording to a file",
-		Long: `Write a recording, named by its id or as the newest one of a session:
+		Long: `Write a recording, named by its id or as the newest one of a session; of one in
+parts all of them, or from the part on that is named:
 
-  raw        as its device signed it: what 'lockbox session verify' and 'play' take
+  raw        as its device signed it, parts one behind the other: what 'lockbox
+             session verify' and 'play' take
   asciicast  one terminal of it as asciicast v2, for asciinema and other players
   events     everything but what terminals showed, a JSON document a line`,
 		Example: `  lockbox session export SES-7bee46424e0c9c64 --out session.rec && lockbox session verify session.rec
@@ -270,7 +257,7 @@ func export(w io.Writer, r io.Reader, format, channel string) error {
 
 // exportEvents writes every frame but output, a line each.
 func exportEvents(w io.Writer, r io.Reader) error {
-	in := recording.NewReader(r)
+	in := recording.NewParts(r)
 	for {
 		f, b, err := in.Next()
 		if errors.Is(err, io.EOF) {
@@ -320,35 +307,31 @@ func kindOf(b recording.Body) string {
 func (a *app) sessionVerify() *cobra.Command {
 	var key string
 	c := &cobra.Command{
-		Use:   "verify FILE [--node-key FINGERPRINT]",
+		Use:   "verify FILE... [--node-key FINGERPRINT]",
 		Short: "Verify an exported recording offline",
 		Long: `Verify a recording that was exported with --format raw, offline: every frame, their
 order, and the signature of its end. --node-key is the fingerprint of the device
 node's key, as the request that was approved names it and 'lockbox device show'
 prints it; without it the recording is only shown to be whole, and whose key
-signed it. Exit status 1 if anything is wrong, with what, and where.`,
-		Args: args("FILE"),
+signed it. Exit status 1 if anything is wrong, with what, and where.
+
+A recording in parts may be one file or several: each part is verified, and that
+it continues the one before, so none is missing between two or exchanged. Parts
+before the first and behind the last are named, with the digest of the one before.`,
+		Args: atLeastOne("FILE"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			f, err := os.Open(args[0])
+			all, err := verifyFiles(args, approval.Digest(strings.Replace(key, "SHA256:", "sha256:", 1)))
 			if err != nil {
 				return err
 			}
-			defer f.Close()
-			report, err := recording.Verify(f, recording.Expect{Key: approval.Digest(strings.Replace(key, "SHA256:", "sha256:", 1))})
-			if err != nil {
-				return brokenError{fmt.Errorf("%s does not verify: %w", args[0], err)}
+			var shown any = slices.Concat(all...)
+			if len(all) == 1 && len(all[0]) == 1 {
+				shown = all[0][0]
 			}
-			return a.printValue(cmd, report, func(w io.Writer) {
-				m, e := report.Meta, report.End
-				signer := string(report.Key)
-				if key == "" {
-					signer += " (compare it with that of the device, or give --node-key)"
+			return a.printValue(cmd, shown, func(w io.Writer) {
+				for _, parts := range all {
+					showVerified(w, parts, key != "")
 				}
-				fields(w, "Recording", m.ID+", whole and signed", "Kind", string(m.Kind), "Node", m.Node, "Session", string(m.Session), "Request", string(m.Request),
-					"Engineer", string(m.Engineer), "Ticket", string(m.Ticket), "Began", protocol.Stamp(m.Started),
-					"Ended", protocol.Stamp(e.Ended)+", "+string(e.Reason),
-					"Holds", fmt.Sprintf("%d channels, %d commands, %d file operations, %d bytes of output", e.Counts.Channels, e.Counts.Commands, e.Counts.Files, e.Counts.Output),
-					"Digest", string(report.Digest), "Signed with", signer)
 			})
 		},
 	}
@@ -388,11 +371,13 @@ or when it locks by itself if it could not be reached.`,
 func (a *app) sessionWatch() *cobra.Command {
 	var channel string
 	var patience time.Duration
+	var all bool
 	c := &cobra.Command{
 		Use:   "watch SESSION",
 		Short: "Watch a session live",
 		Long: `Watch a support session as it happens: the customer's approvers those on their
-devices, an engineer their own. What was shown so far comes first. The engineer
+devices, an engineer their own. What was shown so far comes first, of a recording
+in parts that of the newest, or with --all of all. The engineer
 sees that a customer watches, and it is recorded. Leave with Ctrl-C; approvers end
 the session with 'lockbox session kill'.
 
@@ -402,14 +387,23 @@ A session begins when its engineer connects. Before that this waits for it.`,
 			if err := untilBegun(ctx, c, cmd, args[0], patience); err != nil {
 				return left(ctx, err)
 			}
-			r := readRemote(ctx, c, args[0], true)
+			part, err := c.Recordings.GetRecording(ctx, &lockboxv1.GetRecordingRequest{Id: args[0]})
+			if err != nil {
+				return left(ctx, err)
+			}
+			from := part.Id
+			if all {
+				from = part.Whole
+			}
+			r := readParts(ctx, c, from, true)
 			defer r.Close()
 			p := newPlayer(cmd, channel)
-			err := left(ctx, p.play(ctx, r))
+			err = left(ctx, p.play(ctx, r))
 			return errors.Join(err, p.screen.restore())
 		}),
 	}
 	c.Flags().StringVar(&channel, "channel", "", "only this channel; by default one terminal after the other")
+	c.Flags().BoolVar(&all, "all", false, "from the first part of the recording on")
 	c.Flags().DurationVar(&patience, "wait", 10*time.Minute, "wait at most so long for the session to begin")
 	return c
 }
@@ -461,7 +455,9 @@ func (a *app) sessionPlay() *cobra.Command {
 		Use:   "play ID|FILE [--speed 2x] [--max-idle 2s]",
 		Short: "Play a recording in the terminal",
 		Long: `Play a recording: a file that was exported with --format raw, or what the control
-plane has under the id of a recording or, the newest one, of a session.
+plane has under the id of a recording or, the newest one, of a session. One in
+parts is played to its end: from its beginning, or from the part that is named,
+which begins with the terminals that are open.
 
 One terminal after the other is shown, with commands and file operations of other
 channels between them. What steers your terminal (clipboard, title, links,
@@ -497,7 +493,7 @@ once.`,
 
 // showFiles lists the operations on files.
 func (a *app) showFiles(cmd *cobra.Command, r io.Reader) error {
-	in := recording.NewReader(r)
+	in := recording.NewParts(r)
 	events := []recording.FileEvent{}
 	for {
 		_, b, err := in.Next()
@@ -537,7 +533,11 @@ func pathOf(e recording.FileEvent) string {
 
 // ended says how a recording ended.
 func ended(in *recording.Reader) string {
-	if end := in.End(); end != nil {
+	switch end := in.End(); {
+	case end == nil:
+	case end.Next != "":
+		return fmt.Sprintf("goes on at %s in part %d, recording %s, which is not here", protocol.Stamp(end.Ended), in.Meta().Part()+1, end.Next)
+	default:
 		return fmt.Sprintf("ended at %s: %s", protocol.Stamp(end.Ended), end.Reason)
 	}
 	return "not closed: there is no more of it"

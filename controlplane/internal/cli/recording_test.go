@@ -4,6 +4,8 @@ import (
 	"context"
 	"crypto/ed25519"
 	"fmt"
+	"os"
+	"strings"
 	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
@@ -25,14 +27,56 @@ type recorder struct {
 func recorded(ts *testscript.TestScript, _ bool, args []string) {
 	w := worldOf(ts)
 	ts.Setenv("NODEKEY", string(approval.KeyFingerprint(w.nodeKey.Public().(ed25519.PublicKey))))
-	if args[1] == "open" {
+	switch args[1] {
+	case "open":
 		ts.Check(w.record(protocol.SessionID(args[0])))
-	} else {
+	case "parts":
+		w.recordParts(ts, protocol.SessionID(args[0]))
+		return
+	default:
 		end, err := w.recorder.encoder.End(time.Now(), recording.EndKilled, w.nodeKey)
 		ts.Check(err)
 		w.recorder.data = append(w.recorder.data, end...)
 	}
 	ts.Check(w.bring(args[1] == "closed"))
+}
+
+// recordParts has the device record a session in three parts, which shows a word in
+// each, and bring them. They are files as well, and their ids in the environment.
+func (w *world) recordParts(ts *testscript.TestScript, session protocol.SessionID) {
+	m := recording.Meta{Kind: recording.Session, Node: serial + "/1", Session: session, Engineer: "erin@provider.example", Ticket: "SR-2001"}
+	var ids []string
+	for range 3 {
+		ids = append(ids, fmt.Sprintf("REC-%032x", time.Now().UnixNano()))
+	}
+	for i, word := range []string{"uno", "due", "tre"} {
+		m.ID, m.Started = ids[i], time.Now()
+		if i > 0 {
+			m.Continues = recording.Continues{Recording: ids[0], Part: i + 1, Before: ids[i-1], Digest: approval.DigestOf(w.recorder.data)}
+		}
+		e, data, err := recording.NewEncoder(m)
+		ts.Check(err)
+		w.recorder = &recorder{e, data}
+		add := func(b recording.Body) {
+			frame, err := e.Append(time.Now(), b)
+			ts.Check(err)
+			w.recorder.data = append(w.recorder.data, frame...)
+		}
+		add(recording.Open{Channel: "c1", Terminal: true, Columns: 80, Rows: 24, Continued: i > 0})
+		add(recording.Output{Channel: "c1", Data: []byte("it says " + word + "\r\n")})
+		add(recording.FileEvent{Via: recording.ViaShell, Op: recording.OpRemove, Share: share, Path: word, Size: -1})
+		ts.Check(w.bring(false)) // as it grows
+		finish := func() ([]byte, error) { return e.End(time.Now(), recording.EndDone, w.nodeKey) }
+		if i < 2 {
+			finish = func() ([]byte, error) { return e.Continue(time.Now(), ids[i+1], w.nodeKey) }
+		}
+		end, err := finish()
+		ts.Check(err)
+		w.recorder.data = append(w.recorder.data, end...)
+		ts.Check(w.bring(true))
+		ts.Check(os.WriteFile(ts.MkAbs(word+".rec"), w.recorder.data, 0o600))
+		ts.Setenv(strings.ToUpper(word), ids[i])
+	}
 }
 
 func (w *world) record(session protocol.SessionID) error {

@@ -86,8 +86,8 @@ recordings: how far each can be relied on, and who watches it now.`,
 			}
 			return a.print(cmd, s, func(w io.Writer) {
 				var recorded []string
-				for _, r := range list.GetRecordings() {
-					recorded = append(recorded, "Recorded", fmt.Sprintf("%s from %s, %s, %s", r.Id, when(r.Began), sizeText(r.Size), standing(r)))
+				for _, parts := range wholes(list.GetRecordings(), false) {
+					recorded = append(recorded, "Recorded", fmt.Sprintf("%s from %s, %s, %s", nameOf(parts), when(parts[0].Began), sizeOf(parts), standing(parts)))
 				}
 				showSession(w, s, recorded...)
 			})
