@@ -158,14 +158,17 @@ func (s *session) startSMBD(ctx context.Context) (peer smbServer, end func() err
 	if out, err := add.CombinedOutput(); err != nil {
 		return peer, nil, fmt.Errorf("smbpasswd: %w: %s", err, out)
 	}
-	cmd := exec.Command(smbdProgram, "--foreground", "--no-process-group", "--configfile="+config, "--log-basename="+dir)
+	cmd := exec.CommandContext(ctx, smbdProgram, "--foreground", "--no-process-group", "--configfile="+config, "--log-basename="+dir)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Cloneflags: syscall.CLONE_NEWPID}
 	if err := cmd.Start(); err != nil {
 		return peer, nil, fmt.Errorf("cannot start the peer, is samba installed? %w", err)
 	}
 	end = func() error {
 		err := cmd.Process.Kill()
-		_ = cmd.Wait() // it was killed
+		_ = cmd.Wait() // it was killed, by us or with ctx
+		if errors.Is(err, os.ErrProcessDone) {
+			return nil
+		}
 		return err
 	}
 	for until := time.Now().Add(patience); ; time.Sleep(20 * time.Millisecond) {
@@ -173,7 +176,7 @@ func (s *session) startSMBD(ctx context.Context) (peer smbServer, end func() err
 		if err == nil {
 			return peer, end, nil
 		}
-		if time.Now().After(until) {
+		if ctx.Err() != nil || time.Now().After(until) {
 			return peer, nil, errors.Join(fmt.Errorf("the peer does not answer: %w", err), end())
 		}
 	}
