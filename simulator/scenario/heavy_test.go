@@ -3,7 +3,6 @@ package scenario
 import (
 	"context"
 	"fmt"
-	"io"
 	"net"
 	"os"
 	"slices"
@@ -134,7 +133,7 @@ func (h *heavy) cutAt(dir netfault.Direction, bytes int64, hole bool, lines ...*
 			}
 			close(cut)
 		})
-		wait := h.background(ctx, io.Discard, "erin", "request", "execute", h.number)
+		execution := h.background(ctx, "erin", "request", "execute", h.number)
 		select {
 		case <-cut:
 		case <-time.After(patience):
@@ -142,7 +141,7 @@ func (h *heavy) cutAt(dir netfault.Direction, bytes int64, hole bool, lines ...*
 		}
 		h.t.Logf("seen: %s", strings.Join(h.bothOrNone(ctx), ", "))
 		heal()
-		c := wait()
+		c := execution.wait()
 		h.t.Logf("execute exited with %d: %s", c.code, c.err)
 		h.online(ctx, h.w.Device, protocol.Locked)
 		h.nothingOpen()
@@ -196,6 +195,7 @@ func (h *heavy) bothOrNone(ctx context.Context) []string {
 			return seen
 		}
 		h.hold(waited < 2*shortDeadMan+margin, "%s after the cut, the nodes are %v", waited, states)
+		time.Sleep(50 * time.Millisecond) // looking takes both cores, which others could use
 	}
 }
 

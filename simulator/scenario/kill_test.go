@@ -2,8 +2,8 @@ package scenario
 
 import (
 	"context"
-	"io"
 	"slices"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -71,10 +71,10 @@ func (s *Story) comesBackLocked(ctx context.Context, before []string, chain [][]
 func (s *Story) killInCopyJob(ctx context.Context) {
 	before, chain := s.exported(ctx), s.chain(s.target())
 	s.out.tried("kill -9 of the agent in the middle of the copy job")
-	wait := s.background(ctx, io.Discard, "sam", "order", "start-job", string(s.w.Device.Order))
+	start := s.background(ctx, "sam", "order", "start-job", string(s.w.Device.Order))
 	s.awaitCopyJob(ctx)
 	s.killAgents()
-	wait()
+	start.wait()
 	s.comesBackLocked(ctx, before, chain)
 }
 
@@ -83,27 +83,36 @@ func (s *Story) killInCopyJob(ctx context.Context) {
 func (s *Story) killAgentInUnlock(ctx context.Context, state protocol.LockState) {
 	before, chain := s.exported(ctx), s.chain(s.target())
 	s.out.tried("kill -9 of the agent in the middle of an unlock: once it is %s", state)
-	wait := s.background(ctx, io.Discard, "erin", "request", "execute", s.number)
-	s.awaitState(ctx, state)
+	execution := s.executeTo(ctx, state)
 	s.killAgents()
-	c := wait()
+	c := execution.wait()
 	s.out.back(c.err)
 	s.hold(c.code != 0, "the execution succeeded without an agent")
 	s.comesBackLocked(ctx, before, chain)
 	s.hold(s.request(ctx, s.number).Status == "Approved", "the request is %s", s.request(ctx, s.number).Status)
 }
 
-// awaitState waits until the node under attack is in a state, or beyond it.
-func (s *Story) awaitState(ctx context.Context, state protocol.LockState) {
+// executeTo has the engineer execute, and returns once that has brought the node
+// under attack to a state, or beyond it. While an unlock that was cut before still
+// comes to its end, another is refused as busy: that is tried again.
+func (s *Story) executeTo(ctx context.Context, state protocol.LockState) *task {
 	order := []protocol.LockState{protocol.Challenged, protocol.Opening, protocol.Opened, protocol.Unlocked}
 	enough := order[slices.Index(order, state):]
+	execution := s.background(ctx, "erin", "request", "execute", s.number)
 	for deadline := time.Now().Add(patience); ; {
+		over := execution.isOver()
 		status, err := s.status(ctx, s.target())
 		if err == nil && slices.Contains(enough, protocol.LockState(status.State)) {
 			s.out.held("the node is %s", status.State)
-			return
+			return execution
 		}
 		s.hold(time.Now().Before(deadline), "%s never became %s", s.target().ID, state)
+		if !over {
+			continue
+		}
+		c := execution.wait()
+		s.hold(strings.Contains(c.err, "("+string(protocol.CodeBusy)+")"), "%s never became %s: execute exited with %d: %s", s.target().ID, state, c.code, c.err)
+		execution = s.background(ctx, "erin", "request", "execute", s.number)
 	}
 }
 
@@ -154,10 +163,10 @@ func (s *Story) killControl(ctx context.Context) {
 func (s *Story) killControlInCopyJob(ctx context.Context) {
 	before := s.exported(ctx)
 	s.out.tried("kill -9 of lockboxd while the copy job runs")
-	wait := s.background(ctx, io.Discard, "sam", "order", "start-job", string(s.w.Device.Order))
+	start := s.background(ctx, "sam", "order", "start-job", string(s.w.Device.Order))
 	s.awaitCopyJob(ctx)
 	s.must(s.procs.end(controlPlane, syscall.SIGKILL))
-	wait()
+	start.wait()
 	s.startControl(ctx)
 	s.online(ctx, s.w.Device, protocol.Locked)
 	s.nothingLost(ctx, before)
@@ -169,10 +178,9 @@ func (s *Story) killControlInCopyJob(ctx context.Context) {
 func (s *Story) killControlInUnlock(ctx context.Context, state protocol.LockState) {
 	before := s.exported(ctx)
 	s.out.tried("kill -9 of lockboxd in the middle of an unlock: once the node is %s", state)
-	wait := s.background(ctx, io.Discard, "erin", "request", "execute", s.number)
-	s.awaitState(ctx, state)
+	execution := s.executeTo(ctx, state)
 	s.must(s.procs.end(controlPlane, syscall.SIGKILL))
-	c := wait()
+	c := execution.wait()
 	s.out.back(c.err)
 	s.startControl(ctx)
 	if c.code == 0 {

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"fmt"
-	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -223,17 +222,38 @@ func goneWithin(n world.Node, limit time.Duration) (took time.Duration, left []s
 	}
 }
 
-// background runs a lockbox command whose outcome is read later.
-func (s *Story) background(ctx context.Context, out io.Writer, who string, args ...string) (wait func() command) {
-	cmd := exec.CommandContext(ctx, filepath.Join(s.cfg.Bin, "lockbox"), append([]string{"--home", s.w.People[who].Home()}, args...)...)
-	var errOut bytes.Buffer
-	cmd.Stdout, cmd.Stderr, cmd.WaitDelay = out, &errOut, time.Second
-	s.must(cmd.Start())
-	return func() command {
-		err := cmd.Wait()
-		if cmd.ProcessState == nil {
-			s.must(err)
-		}
-		return command{code: cmd.ProcessState.ExitCode(), err: strings.TrimSpace(errOut.String())}
+// task is a lockbox command under way.
+type task struct {
+	done    chan struct{} // closed when it has ended
+	outcome command       // of it; valid once done
+}
+
+// wait waits until the command has ended.
+func (t *task) wait() command {
+	<-t.done
+	return t.outcome
+}
+
+// isOver reports whether the command has ended.
+func (t *task) isOver() bool {
+	select {
+	case <-t.done:
+		return true
+	default:
+		return false
 	}
+}
+
+// background starts a lockbox command. It ends by itself, or with ctx.
+func (s *Story) background(ctx context.Context, who string, args ...string) *task {
+	t := &task{done: make(chan struct{})}
+	go func() { // ends with the command
+		defer close(t.done)
+		c, err := run(ctx, "", filepath.Join(s.cfg.Bin, "lockbox"), append([]string{"--home", s.w.People[who].Home()}, args...)...)
+		if err != nil {
+			c = command{code: -1, err: err.Error()}
+		}
+		t.outcome = command{code: c.code, out: c.out, err: strings.TrimSpace(c.err)}
+	}()
+	return t
 }
