@@ -16,6 +16,9 @@ func CheckEndpoint(endpoint string) error {
 	if err != nil || u.Host == "" || u.User != nil || u.RawQuery != "" || u.Fragment != "" {
 		return invalid("%.200q is not the endpoint of a blob service: want https://<account>.blob.core.windows.net", endpoint)
 	}
+	if _, rest, _ := strings.Cut(strings.ToLower(u.Hostname()), "."); strings.HasPrefix(rest, "file.core.") {
+		return invalid("%.200q is an endpoint of Azure Files, to which nothing is uploaded: want that of the blob service, https://<account>.blob.core.windows.net", endpoint)
+	}
 	if u.Scheme == "https" {
 		return nil
 	}

@@ -490,7 +490,7 @@ func TestCheckEndpoint(t *testing.T) {
 	for endpoint, ok := range map[string]bool{
 		"https://contosodata.blob.core.windows.net": true, "http://127.0.0.1:10000/devstoreaccount1": true, "http://[::1]:1/a": true,
 		"": false, "https://": false, "https://user@host": false, "https://host?x": false, "https://host#x": false, "http://localhost:1/a": false,
-		"http://10.0.0.1/a": false, "ftp://127.0.0.1/a": false, "//127.0.0.1": false, "file:///srv": false,
+		"http://10.0.0.1/a": false, "ftp://127.0.0.1/a": false, "https://contosodata.file.core.windows.net": false, "https://file.core.example": true, "//127.0.0.1": false, "file:///srv": false,
 	} {
 		if err := CheckEndpoint(endpoint); ok != (err == nil) {
 			t.Errorf("%q: %v", endpoint, err)

@@ -120,10 +120,11 @@ func (w *World) Prepared(d Device) (*lockboxv1.PrepareDeviceRequest, error) {
 func (w *World) Destinations() []*lockboxv1.Destination {
 	var out []*lockboxv1.Destination
 	for _, account := range w.Profile.Accounts() {
-		out = append(out, &lockboxv1.Destination{
-			Account: account, Endpoint: w.Endpoint(),
-			Shares: []string{account + "_BlockBlob", account + "_PageBlob", account + "_AzFile"},
-		})
+		shares := []string{account + "_BlockBlob", account + "_PageBlob"}
+		if w.blobs.Endpoint == "" { // nothing is uploaded to Azure Files
+			shares = append(shares, account+"_AzFile")
+		}
+		out = append(out, &lockboxv1.Destination{Account: account, Endpoint: w.Endpoint(), Shares: shares})
 	}
 	return out
 }

@@ -30,7 +30,9 @@ func (a *app) orderPlace() *cobra.Command {
 		Short: "Place an import order",
 		Long: `Place an import order. Each storage account has up to three shares on the device:
 ACCOUNT_BlockBlob, ACCOUNT_PageBlob and ACCOUNT_AzFile. Without --share it has
-all three.`,
+all that can be copied: nothing is uploaded to Azure Files, so that the third goes
+to a folder only. What lets the copy job into an account in the cloud is handed
+over with 'lockbox order destination set-credential'.`,
 		Args: optional("ORDER"),
 		RunE: a.connected(func(ctx context.Context, c *client.Client, cmd *cobra.Command, args []string) error {
 			if len(args) == 1 {
@@ -41,7 +43,7 @@ all three.`,
 				if !ok {
 					return usagef("--destination %q: want ACCOUNT=URL, as in contosodata=https://contosodata.blob.core.windows.net", d)
 				}
-				req.Destinations = append(req.Destinations, &lockboxv1.Destination{Account: account, Endpoint: endpoint, Shares: sharesOf(account, shares)})
+				req.Destinations = append(req.Destinations, &lockboxv1.Destination{Account: account, Endpoint: endpoint, Shares: sharesOf(account, endpoint, shares)})
 			}
 			if err := need(cmd, "subscription"); err != nil {
 				return err
@@ -59,11 +61,14 @@ all three.`,
 	return c
 }
 
-// sharesOf returns those of shares that belong to an account, or all three
-// kinds if none was named at all.
-func sharesOf(account string, shares []string) []string {
+// sharesOf returns those of shares that belong to an account, or all kinds that
+// can be copied to its endpoint if none was named at all.
+func sharesOf(account, endpoint string, shares []string) []string {
 	if len(shares) == 0 {
-		return []string{account + "_BlockBlob", account + "_PageBlob", account + "_AzFile"}
+		shares = []string{account + "_BlockBlob", account + "_PageBlob"}
+		if strings.HasPrefix(endpoint, "file:") {
+			shares = append(shares, account+"_AzFile")
+		}
 	}
 	return slices.DeleteFunc(slices.Clone(shares), func(s string) bool { return !strings.HasPrefix(s, account+"_") })
 }

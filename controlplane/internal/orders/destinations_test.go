@@ -85,3 +85,27 @@ func TestAccessToDestinations(t *testing.T) {
 	_, err = set(orderstest.Olga, account, signature)
 	wantCode(t, err, protocol.CodeConflict)
 }
+
+// Nothing is uploaded to Azure Files: that is said when the order is placed.
+func TestAzureFilesAreRefused(t *testing.T) {
+	w := newWorld(t, 1)
+	w.People()
+	w.Enable()
+	for _, test := range []struct {
+		endpoint, share string
+		ok              bool
+	}{
+		{"https://contosofiles.blob.core.windows.net", "contosofiles_AzFile", false},
+		{"https://contosofiles.file.core.windows.net", "contosofiles_BlockBlob", false},
+		{"https://contosofiles.blob.core.windows.net", "contosofiles_PageBlob", true},
+		{"file:///srv/files", "contosofiles_AzFile", true},
+	} {
+		_, err := w.Orders.PlaceOrder(t.Context(), orderstest.Olga, &lockboxv1.PlaceOrderRequest{
+			Subscription: orderstest.Subscription, Sku: "databox",
+			Destinations: []*lockboxv1.Destination{{Account: "contosofiles", Endpoint: test.endpoint, Shares: []string{test.share}}},
+		})
+		if test.ok && err != nil || !test.ok && (protocol.CodeOf(err) != protocol.CodeInvalid || !strings.Contains(err.Error(), "Azure Files")) {
+			t.Errorf("%s to %s: %v", test.share, test.endpoint, err)
+		}
+	}
+}

@@ -259,8 +259,12 @@ func (e *enrolment) checkDevice(ctx context.Context, o store.Order) error {
 		return err
 	}
 	for _, d := range disks {
-		if !slices.ContainsFunc(e.in.Disks, func(found *devicev1.DiskStatus) bool { return found.Disk == string(d.ID) }) {
+		i := slices.IndexFunc(e.in.Disks, func(found *devicev1.DiskStatus) bool { return found.Disk == string(d.ID) })
+		if i < 0 {
 			return protocol.Errorf(protocol.CodeDisks, "node %s does not have disk %s, which was prepared for it: is this the right device?", e.node, d.ID)
+		}
+		if found := e.in.Disks[i].VolumeGuid; found != "" && !strings.EqualFold(found, d.VolumeGUID) {
+			return protocol.Errorf(protocol.CodeDisks, "disk %s of node %s holds volume %s, not %s, with which it was prepared: was it exchanged?", d.ID, e.node, found, d.VolumeGUID)
 		}
 	}
 	return nil
@@ -306,6 +310,9 @@ func (e *enrolment) issue(ctx context.Context, o store.Order, n store.Node) (*de
 		return nil, err
 	}
 	if err := e.s.addHistory(ctx, e.tx, o, "DeviceBoot", fmt.Sprintf("node %s enrolled with key %s", e.node, n.KeyFingerprint)); err != nil {
+		return nil, err
+	}
+	if err := e.s.addHistory(ctx, e.tx, o, "AnomalyDetection", fmt.Sprintf("none on node %s: trust policy and disks are as prepared", e.node)); err != nil {
 		return nil, err
 	}
 	return &devicev1.EnrolResponse{

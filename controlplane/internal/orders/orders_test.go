@@ -120,11 +120,11 @@ func TestStoryOfAnOrder(t *testing.T) {
 				t.Errorf("after node %d of %d the order is %s", i+1, nodes, got)
 			}
 		}
-		want := []string{
-			"OrderCreated", "DevicePrepared", "TrustPolicySigned", "ShippingToCustomer", "Delivered", "ShippingToDataCenter",
-			"PhysicalVerification", "DeviceBoot", "ConsentSigned", "DataCopy Started", "Data copy halted",
-			"DataCopy Resumed", "Data copy error resolved", "DataCopy Completed",
-		}
+		want := slices.Concat([]string{
+			"OrderCreated", "DevicePrepared", "TrustPolicySigned", "ShippingToCustomer", "Delivered", "ShippingToDataCenter", "PhysicalVerification",
+		}, slices.Repeat([]string{"DeviceBoot", "AnomalyDetection"}, nodes), []string{
+			"ConsentSigned", "DataCopy Started", "Data copy halted", "DataCopy Resumed", "Data copy error resolved", "DataCopy Completed",
+		})
 		got := slices.Compact(histories(t, w))
 		if !slices.Equal(got, want) {
 			t.Errorf("history %q\nwant    %q", got, want)
@@ -315,6 +315,34 @@ func TestJoinTokens(t *testing.T) {
 	}
 	if n := len(w.Records(auditlog.OpEnrolDevice)); n != 2 {
 		t.Errorf("%d enrolments recorded, want 2", n)
+	}
+}
+
+// A node whose disks hold other volumes than they were prepared with is not the
+// device that was sent.
+func TestExchangedDisksAreFound(t *testing.T) {
+	w := newWorld(t, 1)
+	w.People()
+	w.Enable()
+	w.Place()
+	w.Trust(&lockboxv1.DraftTrustPolicyRequest{}, orderstest.Olga)
+	in := w.EnrolRequest(w.Nodes[0], w.Token(w.Nodes[0]))
+	prepared := make(map[string]string)
+	for _, d := range w.Prepared().Disks {
+		prepared[d.Disk] = d.VolumeGuid
+	}
+	for _, d := range in.Disks {
+		d.VolumeGuid = strings.ToLower(prepared[d.Disk])
+	}
+	in.Disks[0].VolumeGuid = "00000000-0000-0000-0000-000000000000"
+	_, err := w.Orders.Enrol(t.Context(), in)
+	wantCode(t, err, protocol.CodeDisks)
+	in.Disks[0].VolumeGuid = prepared[in.Disks[0].Disk]
+	if _, err := w.Orders.Enrol(t.Context(), in); err != nil {
+		t.Fatalf("the control: %v", err)
+	}
+	if lines := histories(t, w); !slices.Equal(lines[len(lines)-2:], []string{"DeviceBoot", "AnomalyDetection"}) {
+		t.Errorf("history: %q", lines)
 	}
 }
 

@@ -96,8 +96,8 @@ func readDestinations(list []*lockboxv1.Destination) ([]store.Destination, error
 func checkDestination(d *lockboxv1.Destination) error {
 	u, err := url.Parse(d.Endpoint)
 	folder := err == nil && u.Scheme == "file" && u.Host == "" && u.Path != "" && u.User == nil && u.RawQuery == ""
-	if !folder && manifest.CheckEndpoint(d.Endpoint) != nil {
-		return invalid("%q is no endpoint: want https://<host>… or file:///<folder>", d.Endpoint)
+	if err := manifest.CheckEndpoint(d.Endpoint); !folder && err != nil {
+		return invalid("%v, or file:///<folder> of the device", err)
 	}
 	if len(d.Endpoint) > maxName {
 		return invalid("endpoint of account %q is longer than %d bytes", d.Account, maxName)
@@ -112,6 +112,10 @@ func checkDestination(d *lockboxv1.Destination) error {
 		}
 		if share.Account != d.Account {
 			return invalid("share %s does not belong to account %q", name, d.Account)
+		}
+		if share.Kind == manifest.AzFile && !folder {
+			return invalid("nothing is uploaded to Azure Files, so %s cannot go to %s: have the files put on %s_BlockBlob, or send them to file:///<folder> of the device",
+				name, d.Endpoint, d.Account)
 		}
 	}
 	return nil
