@@ -5,9 +5,9 @@
 //     that the control plane enabled.
 //   - It lets in a user certificate of that session only, over the key the
 //     session was enabled for; while the node is unlocked, only of the engineer and
-//     over the key in the request statement, whatever the control plane says. Nobody comes in
-//     while the copy job has the disks. Who is in already and may not stay is
-//     put out within two seconds.
+//     over the key in the request statement, whatever the control plane says. Nobody
+//     comes in while the copy job has the disks. Who is in already and may not stay is
+//     put out within two seconds, and told why on every channel that they read.
 //   - Everything is on record, see [recorder.Store]: what terminals show, command
 //     lines before they run, each operation on a file before its answer. If that
 //     fails, the connection ends. Who does more than is worth recording waits.
