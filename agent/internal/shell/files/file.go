@@ -376,6 +376,9 @@ func (f *File) settle() error {
 		return err
 	}
 	dir, _, err := f.place.parent()
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil // a folder above it was moved meanwhile, and that is durable
+	}
 	if err != nil {
 		return err
 	}

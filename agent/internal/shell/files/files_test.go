@@ -568,6 +568,23 @@ func TestNewNamesAreOfWindows(t *testing.T) {
 	}
 }
 
+// TestMovedWhileMade: a new file is whole, though the folder above it was moved
+// before it was closed.
+func TestMovedWhileMade(t *testing.T) {
+	s := newScene(t, approval.ReadWrite)
+	s.put("one_BlockBlob/dir/other", "")
+	f, err := s.Create("/shares/one_BlockBlob/dir/new")
+	if err == nil {
+		err = s.Rename("/shares/one_BlockBlob/dir", "/shares/two_AzFile/dir", false)
+	}
+	if err := errors.Join(err, write(f, err)("content")); err != nil {
+		t.Error(err)
+	}
+	if got := s.content("two_AzFile/dir/new"); got != "content" {
+		t.Error(got)
+	}
+}
+
 // TestRenamedWhileOpen: what is done with an open file is recorded under where it is
 // by then, whoever moved it, and whatever it is called.
 func TestRenamedWhileOpen(t *testing.T) {
