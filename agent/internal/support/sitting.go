@@ -161,7 +161,7 @@ func (c *connection) part(why string) {
 	said := make(chan struct{})
 	c.server.handlers.Go(func() { // ends with the connection; that holds handlers above zero
 		defer close(said)
-		c.parting.Do(func() { c.say(fmt.Sprintf("*** session %s ended: %s", c.session.ID, why)) })
+		c.parting.Do(func() { c.say(shell.Visible(fmt.Sprintf("*** session %s ended: %s", c.session.ID, why))) })
 	})
 	select {
 	case <-said:
