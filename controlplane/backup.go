@@ -17,7 +17,9 @@ import (
 	"github.com/databox-lockbox/lockbox/certs"
 	"github.com/databox-lockbox/lockbox/controlplane/internal/config"
 	"github.com/databox-lockbox/lockbox/controlplane/internal/custody"
+	"github.com/databox-lockbox/lockbox/controlplane/internal/recordings"
 	"github.com/databox-lockbox/lockbox/controlplane/internal/store"
+	"github.com/databox-lockbox/lockbox/protocol/recording"
 )
 
 // What a backup holds, by name within the archive. The master key is in it, if
@@ -30,6 +32,8 @@ const (
 	backupService   = "service.key"
 	backupLog       = "log.key"
 	backupMaster    = "master.key"
+
+	backupRecordings = "recordings/" // of each, "<id>.rec"
 )
 
 // maxBackupFile bounds one file of an archive, in bytes.
@@ -46,9 +50,15 @@ func backupFiles(cfg Config) map[string]string {
 	}
 }
 
-// Backup writes the store and all keys to a new file, mode 0600, durable on
-// return. The daemon may be running: the store is copied as of one moment.
-func Backup(ctx context.Context, cfg Config, file string) (err error) {
+// BackupOptions say what is left out of a backup. The zero value leaves out nothing.
+type BackupOptions struct {
+	WithoutRecordings bool
+}
+
+// Backup writes the store, all keys and the recordings to a new file, mode 0600,
+// durable on return. The daemon may be running: the store is copied as of one
+// moment, then the recordings that it lists, straight into the file.
+func Backup(ctx context.Context, cfg Config, file string, opts BackupOptions) (err error) {
 	fresh, err := isFresh(cfg)
 	if err != nil {
 		return err
@@ -60,14 +70,14 @@ func Backup(ctx context.Context, cfg Config, file string) (err error) {
 	if err != nil {
 		return fmt.Errorf("cannot make the backup: %w", err)
 	}
-	err = errors.Join(writeBackup(ctx, cfg, out), out.Sync(), out.Close())
+	err = errors.Join(writeBackup(ctx, cfg, opts, out), out.Sync(), out.Close())
 	if err != nil {
 		return errors.Join(fmt.Errorf("cannot make the backup: %w", err), os.Remove(file))
 	}
 	return syncDir(filepath.Dir(file))
 }
 
-func writeBackup(ctx context.Context, cfg Config, out io.Writer) (err error) {
+func writeBackup(ctx context.Context, cfg Config, opts BackupOptions, out io.Writer) (err error) {
 	dir, err := os.MkdirTemp(cfg.DataDir, ".backup-*")
 	if err != nil {
 		return err
@@ -91,7 +101,24 @@ func writeBackup(ctx context.Context, cfg Config, out io.Writer) (err error) {
 			return err
 		}
 	}
+	if !opts.WithoutRecordings {
+		if err := addRecordings(ctx, archive, snapshot, cfg.RecordingsDir()); err != nil {
+			return err
+		}
+	}
 	return archive.Close()
+}
+
+// addRecordings adds the recordings that a snapshot of the store lists.
+func addRecordings(ctx context.Context, archive *tar.Writer, snapshot, dir string) (err error) {
+	s, err := store.Open(ctx, snapshot)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, s.Close()) }()
+	return recordings.Archive(ctx, s, dir, func(id string, size int64, r io.Reader) error {
+		return addPart(archive, backupRecordings+recordings.FileName(id), size, time.Now(), r)
+	})
 }
 
 // copyMaster copies the master key file beside a snapshot of the store and makes
@@ -160,11 +187,15 @@ func addFile(archive *tar.Writer, name, path string) error {
 	if err != nil {
 		return err
 	}
-	header := &tar.Header{Name: name, Mode: 0o600, Size: info.Size(), ModTime: time.Unix(info.ModTime().Unix(), 0), Format: tar.FormatPAX}
+	return addPart(archive, name, info.Size(), info.ModTime(), f)
+}
+
+func addPart(archive *tar.Writer, name string, size int64, modified time.Time, r io.Reader) error {
+	header := &tar.Header{Name: name, Mode: 0o600, Size: size, ModTime: time.Unix(modified.Unix(), 0), Format: tar.FormatPAX}
 	if err := archive.WriteHeader(header); err != nil {
 		return err
 	}
-	_, err = io.CopyN(archive, f, info.Size())
+	_, err := io.CopyN(archive, r, size)
 	return err
 }
 
@@ -186,7 +217,7 @@ func Restore(cfg Config, file string) error {
 	}
 	made, err := makeDirs(cfg, files)
 	if err == nil {
-		err = place(f, files)
+		err = place(f, files, cfg.RecordingsDir())
 	}
 	if err == nil {
 		return nil
@@ -226,7 +257,7 @@ func checkEmpty(dir string, files map[string]string) error {
 // makeDirs makes the directories of files and returns those that were not
 // there, outermost first.
 func makeDirs(cfg Config, files map[string]string) (made []string, err error) {
-	for _, dir := range []string{cfg.DataDir, cfg.AuthorityDir(), filepath.Dir(files[backupMaster])} {
+	for _, dir := range []string{cfg.DataDir, cfg.AuthorityDir(), cfg.RecordingsDir(), filepath.Dir(files[backupMaster])} {
 		if _, err := os.Lstat(dir); errors.Is(err, fs.ErrNotExist) {
 			made = append(made, dir)
 		}
@@ -240,23 +271,32 @@ func makeDirs(cfg Config, files map[string]string) (made []string, err error) {
 // place puts every part in its place: first under other names, until all are
 // there and durable, then under their own; the store last, for with it the
 // control plane is whole.
-func place(archive io.Reader, files map[string]string) error {
-	files, err := unpack(archive, files)
+func place(archive io.Reader, files map[string]string, dir string) error {
+	files, err := unpack(archive, files, dir)
 	if err != nil {
 		return err
 	}
 	if err := prepareStore(files); err != nil {
 		return err
 	}
+	dirs := make(map[string]bool)
 	for _, name := range sortedNames(files) {
-		if err := os.Rename(files[name]+restoring, files[name]); err != nil {
-			return err
+		if name != backupStore {
+			if err := os.Rename(files[name]+restoring, files[name]); err != nil {
+				return err
+			}
+			dirs[filepath.Dir(files[name])] = true
 		}
-		if err := syncDir(filepath.Dir(files[name])); err != nil {
+	}
+	for dir := range dirs {
+		if err := syncDir(dir); err != nil {
 			return err
 		}
 	}
-	return nil
+	if err := os.Rename(files[backupStore]+restoring, files[backupStore]); err != nil {
+		return err
+	}
+	return syncDir(filepath.Dir(files[backupStore]))
 }
 
 // prepareStore makes sure that a restored store has the master keys it needs, and
@@ -287,8 +327,8 @@ func closeTokens(ctx context.Context, path string) (err error) {
 
 // unpack writes the parts of an archive under their temporary names, and returns
 // those of files that are in it: all, but for the master key, which the keys may
-// not need.
-func unpack(r io.Reader, files map[string]string) (map[string]string, error) {
+// not need. The recordings that it finds are added to files.
+func unpack(r io.Reader, files map[string]string, dir string) (map[string]string, error) {
 	got := make(map[string]string)
 	archive := tar.NewReader(r)
 	for {
@@ -298,6 +338,9 @@ func unpack(r io.Reader, files map[string]string) (map[string]string, error) {
 		}
 		if err != nil {
 			return nil, fmt.Errorf("it is not a whole backup of lockboxd: %w", err)
+		}
+		if id, ok := recordingOf(h.Name); ok {
+			files[h.Name] = filepath.Join(dir, recordings.FileName(id))
 		}
 		path := files[h.Name]
 		if path == "" || got[h.Name] != "" || h.Typeflag != tar.TypeReg || h.Size > maxBackupFile {
@@ -318,6 +361,13 @@ func unpack(r io.Reader, files map[string]string) (map[string]string, error) {
 		return nil, fmt.Errorf("it is not a whole backup of lockboxd: %s missing", strings.Join(missing, ", "))
 	}
 	return got, nil
+}
+
+// recordingOf returns the recording that a part of a backup is.
+func recordingOf(name string) (id string, ok bool) {
+	file, ok := strings.CutPrefix(name, backupRecordings)
+	id = strings.TrimSuffix(file, filepath.Ext(file))
+	return id, ok && recording.ValidID(id) && file == recordings.FileName(id)
 }
 
 func writePart(path string, r io.Reader, size int64) (err error) {

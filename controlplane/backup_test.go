@@ -88,7 +88,7 @@ func backedUp(t *testing.T) (p *plane, id *client.Identity, file string) {
 	id = p.admin(t)
 	deposit(t, p.as(t, id))
 	file = filepath.Join(t.TempDir(), "backup.tar")
-	if err := controlplane.Backup(t.Context(), p.cfg, file); err != nil {
+	if err := controlplane.Backup(t.Context(), p.cfg, file, controlplane.BackupOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	return p, id, file
@@ -163,13 +163,13 @@ func TestBackupRefusals(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := controlplane.Backup(t.Context(), p.cfg, file); err == nil {
+	if err := controlplane.Backup(t.Context(), p.cfg, file, controlplane.BackupOptions{}); err == nil {
 		t.Error("a backup was written over")
 	}
 	if after, _ := os.ReadFile(file); !bytes.Equal(after, before) {
 		t.Error("the older backup changed")
 	}
-	if err := controlplane.Backup(t.Context(), config(t), filepath.Join(t.TempDir(), "b")); err == nil || !strings.Contains(err.Error(), "nothing to back up") {
+	if err := controlplane.Backup(t.Context(), config(t), filepath.Join(t.TempDir(), "b"), controlplane.BackupOptions{}); err == nil || !strings.Contains(err.Error(), "nothing to back up") {
 		t.Errorf("nothing was backed up: %v", err)
 	}
 	if left, _ := filepath.Glob(filepath.Join(p.cfg.DataDir, ".backup-*")); len(left) > 0 {
@@ -232,13 +232,18 @@ func TestBadArchivesLeaveNothing(t *testing.T) {
 		t.Fatal(err)
 	}
 	archives := map[string][]byte{
-		"empty":       {},
-		"no archive":  []byte(strings.Repeat("not a tar ", 1000)),
-		"foreign":     archive(t, "etc/passwd"),
-		"outside":     archive(t, "../store.db"),
-		"incomplete":  archive(t, "service.key"),
-		"twice":       archive(t, "service.key", "service.key"),
-		"a directory": archive(t, "store.db/"),
+		"empty":        {},
+		"no archive":   []byte(strings.Repeat("not a tar ", 1000)),
+		"foreign":      archive(t, "etc/passwd"),
+		"outside":      archive(t, "../store.db"),
+		"incomplete":   archive(t, "service.key"),
+		"twice":        archive(t, "service.key", "service.key"),
+		"a directory":  archive(t, "store.db/"),
+		"a recording":  archive(t, "recordings/REC-00000000000000000000000000000001.rec"), // and nothing else
+		"no recording": archive(t, "recordings/REC-1.rec"),
+		"its folder":   archive(t, "recordings/"),
+		"another file": archive(t, "recordings/REC-00000000000000000000000000000001.json"),
+		"a way out":    archive(t, "recordings/../REC-00000000000000000000000000000001.rec"),
 	}
 	for _, cut := range []int{1, 511, 512, 1024, len(whole) / 2, len(whole) - 2048} {
 		archives[fmt.Sprint("cut at ", cut)] = whole[:cut]

@@ -119,16 +119,21 @@ func serveCommand(load func() (Config, error)) *cobra.Command {
 
 func backupCommand(load func() (Config, error)) *cobra.Command {
 	var out string
+	var opts BackupOptions
 	c := &cobra.Command{
 		Use:   "backup --out FILE",
-		Short: "Write the store and all keys to a file; the daemon may be running",
-		Long: `Write the store and all keys to a new file, mode 0600; the daemon may be running.
+		Short: "Write the store, all keys and the recordings to a file; the daemon may be running",
+		Long: `Write the store, all keys and the recordings to a new file, mode 0600; the daemon may
+be running.
 With keys.service local the master key is in it: the file opens every disk in
 custody that is not under its customer's key. Keep it like the disks themselves.
 Keys in a token or in a vault are not in it: back them up as their makers say, or
 the backup opens nothing.
-Recordings are not in it: copy the folder recordings of data_dir after it. Their files
-only grow, until they are deleted for their age.
+Recordings are in it as far as they had come, and go on from there after a restore.
+They make it as large as they are: with --without-recordings they are left out. Then
+copy the folder recordings of data_dir after the backup was made (its files only grow,
+until they are deleted for their age), and put it back before a restored lockboxd serves.
+What a restored one misses, devices send again that still keep it.
 Wrappings that an order's former key made are in backups of before it moved: destroy
 those once the customer relies on it.`,
 		Args: noArgs,
@@ -140,10 +145,11 @@ those once the customer relies on it.`,
 			if out == "" {
 				return usageError{errors.New("--out is missing: name the file to write")}
 			}
-			return Backup(cmd.Context(), cfg, out)
+			return Backup(cmd.Context(), cfg, out, opts)
 		},
 	}
 	c.Flags().StringVar(&out, "out", "", "new file for the backup")
+	c.Flags().BoolVar(&opts.WithoutRecordings, "without-recordings", false, "leave the recordings out")
 	return c
 }
 

@@ -39,7 +39,7 @@ func TestARestoreClosesOpenTokens(t *testing.T) {
 		return nil
 	})
 	file := filepath.Join(t.TempDir(), "backup")
-	if err := Backup(t.Context(), cfg, file); err != nil {
+	if err := Backup(t.Context(), cfg, file, BackupOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	if err := c.close(); err != nil {

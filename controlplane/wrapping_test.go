@@ -63,7 +63,7 @@ func rotated(t *testing.T, c *client.Client) *lockboxv1.KeyStatus {
 func backup(t *testing.T, cfg controlplane.Config) string {
 	t.Helper()
 	file := filepath.Join(t.TempDir(), "backup.tar")
-	if err := controlplane.Backup(t.Context(), cfg, file); err != nil {
+	if err := controlplane.Backup(t.Context(), cfg, file, controlplane.BackupOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	return file
@@ -207,7 +207,7 @@ func TestABackupBelongsToItsMasterKey(t *testing.T) {
 	if err := os.WriteFile(p.cfg.MasterKeyPath(), old, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := controlplane.Backup(t.Context(), p.cfg, filepath.Join(t.TempDir(), "b")); err == nil || !strings.Contains(err.Error(), "service-key/2") {
+	if err := controlplane.Backup(t.Context(), p.cfg, filepath.Join(t.TempDir(), "b"), controlplane.BackupOptions{}); err == nil || !strings.Contains(err.Error(), "service-key/2") {
 		t.Errorf("a backup with the wrong key: %v", err)
 	}
 	if err := os.WriteFile(p.cfg.MasterKeyPath(), now, 0o600); err != nil {

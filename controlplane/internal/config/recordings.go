@@ -5,8 +5,9 @@ import "time"
 // Recordings configures what is kept of support sessions and shares. Sizes are in
 // MiB.
 type Recordings struct {
-	// MaxMiB bounds one recording. Its session ends when the device has no more
-	// room for the rest. Default 1024.
+	// MaxMiB bounds one part of a recording, and is to be above recording.part_mib
+	// of the devices, 256 by default: larger ones stay there, and sessions end
+	// when a device has no more room. Default 1024.
 	MaxMiB int `mapstructure:"max_mib"`
 	// NodeMiB bounds those of one device node. Default 16384.
 	NodeMiB int `mapstructure:"node_mib"`

@@ -472,25 +472,7 @@ func (c *checker) take(frames []byte) error {
 }
 
 // catchUp checks what is there.
-func (c *checker) catchUp(r io.Reader) error {
-	var rest []byte
-	for {
-		piece := make([]byte, maxPiece)
-		n, err := io.ReadFull(r, piece)
-		rest = append(rest, piece[:n]...)
-		whole := recording.Whole(rest)
-		if err := c.take(rest[:whole]); err != nil {
-			return err
-		}
-		rest = rest[whole:]
-		if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-	}
-}
+func (c *checker) catchUp(r io.Reader) error { return wholeFrames(r, c.take) }
 
 // digest is that of all that was taken.
 func (c *checker) digest() string { return string(c.in.Digest()) }

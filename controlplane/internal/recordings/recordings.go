@@ -142,7 +142,7 @@ func (s *Service) countLocked(node protocol.NodeID, n int64) {
 func (s *Service) now() time.Time { return s.cfg.Now().UTC().Truncate(time.Millisecond) }
 
 // path is the file of a recording; ids have been checked.
-func (s *Service) path(id string) string { return filepath.Join(s.cfg.Dir, id+".rec") }
+func (s *Service) path(id string) string { return filepath.Join(s.cfg.Dir, FileName(id)) }
 
 // sizeOf is how much of a recording is there. A file that is missing has nothing.
 func (s *Service) sizeOf(id string) (int64, error) {
