@@ -81,6 +81,9 @@ func (t *task) eachTarget(ctx context.Context, args []string, do func(name, from
 			to = path.Join(target, path.Base(from))
 		}
 		if to == from || strings.HasPrefix(to, from+"/") {
+			if _, err := t.files.Lstat(from); err != nil {
+				return err
+			}
 			return fmt.Errorf("cannot go into itself, '%s'", to)
 		}
 		if _, err := t.files.Lstat(to); err == nil && t.opts.has("n") {

@@ -218,6 +218,7 @@ func TestChanging(t *testing.T) {
 		{"mv -v copy p/q/r", 0, "renamed 'copy' -> '/shares/contoso_BlockBlob/p/q/r/copy'\n", ""},
 		{"mv p/q/r/copy p/q/r/copy", 1, "", "mv: p/q/r/copy: cannot go into itself, '/shares/contoso_BlockBlob/p/q/r/copy'\n"},
 		{"mv nothing x", 1, "", "mv: nothing: No such file or directory\n"},
+		{"mv nothing .", 1, "", "mv: nothing: No such file or directory\n"},
 		{"rm -rf x", 1, "", "rm: the approval does not say delete: raise a request with --access delete (forbidden)\n"},
 		{"cat photos/a.txt | cat > piped; cat piped", 0, "alpha", ""},
 		{"cat nothing > left; ls left", 0, "left\n", "cat: nothing: No such file or directory\n"},

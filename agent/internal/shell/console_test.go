@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"io"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -127,6 +128,7 @@ func TestHistoryAndCompletion(t *testing.T) {
 func TestPager(t *testing.T) {
 	s := newScene(t)
 	s.unlock(approval.ReadOnly)
+	s.write("photos/"+strings.Repeat("n", 100), lines(1, 100))
 	s.write("l", lines(1, 100)+"needle \x1b[2J\n"+lines(102, 1000))
 	term, wait := s.interact()
 	term.typed("cd /shares/contoso_BlockBlob\r", "BlockBlob> ")
@@ -146,6 +148,8 @@ func TestPager(t *testing.T) {
 	term.typed("find . | less\r", "./photos\r\n") // keys are not what it pages
 	term.typed("less l\r", "l, line 1")
 	term.typed("\x03", "less: interrupted")
+	term.typed("less photos/n*\r", "\x1b[7m<"+strings.Repeat("n", 71)+", line 1\x1b[m") // 80 columns
+	term.typed("q", "BlockBlob> ")
 	term.typed("ls\r", "Wrong_Folder/  l              photos/\r\n")
 	term.typed("exit 0\r", "exit 0\r\n")
 	if status := wait(); status != 0 {

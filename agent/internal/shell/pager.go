@@ -137,6 +137,9 @@ func (p *pager) draw(columns, page int, status bool) {
 		if p.note != "" {
 			text, p.note = p.note, ""
 		}
+		if runes := []rune(text); len(runes) > columns {
+			text = "<" + string(runes[len(runes)-max(0, columns-1):]) // where one is stands last
+		}
 		b.WriteString("\x1b[7m" + text + "\x1b[m")
 	}
 	io.WriteString(p.console.keys, b.String())

@@ -301,7 +301,7 @@ func (t *task) complain(what string, err error) {
 	if errors.Is(err, files.ErrUnrecorded) {
 		t.unrecorded.Store(true)
 	}
-	t.say("%s: %s: %s", t.name, what, because(err))
+	t.say("%s: %s: %s", t.name, what, Because(err))
 }
 
 // say writes a line to the errors.
@@ -336,8 +336,8 @@ func (t *task) each(ctx context.Context, names []string, do func(name string) er
 	return nil
 }
 
-// because is why something failed, in the words that people know.
-func because(err error) string {
+// Because is why something failed, in the words that people know.
+func Because(err error) string {
 	cause := err
 	if p, ok := errors.AsType[*fs.PathError](err); ok {
 		cause = p.Err
@@ -364,7 +364,7 @@ type aboutError struct {
 
 func about(name string, err error) error { return &aboutError{name, err} }
 
-func (e *aboutError) Error() string { return e.name + ": " + because(e.err) }
+func (e *aboutError) Error() string { return e.name + ": " + Because(e.err) }
 func (e *aboutError) Unwrap() error { return e.err }
 
 // describe is an error with the path that it is about.
@@ -373,7 +373,7 @@ func describe(err error) string {
 		return a.Error()
 	}
 	if p, ok := errors.AsType[*fs.PathError](err); ok {
-		return p.Path + ": " + because(p)
+		return p.Path + ": " + Because(p)
 	}
 	return err.Error()
 }

@@ -105,7 +105,11 @@ func (s *scp) tell(err error) error {
 		return err
 	}
 	s.failed = true
-	_, werr := fmt.Fprintf(s.w, "\x01scp: %s\n", shell.Visible(err.Error()))
+	text := err.Error()
+	if p, ok := errors.AsType[*fs.PathError](err); ok {
+		text = p.Path + ": " + shell.Because(err)
+	}
+	_, werr := fmt.Fprintf(s.w, "\x01scp: %s\n", shell.Visible(text))
 	return werr
 }
 
