@@ -16,6 +16,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"maps"
 	"os"
 	"reflect"
@@ -43,6 +44,9 @@ func (e *Error) Error() string {
 // LoadFile is [Load] for the file at path.
 func LoadFile[T any](path, envPrefix string, def T) (T, error) {
 	f, err := os.Open(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return def, fmt.Errorf("cannot load configuration: %w: name the file with --config", err)
+	}
 	if err != nil {
 		return def, fmt.Errorf("cannot load configuration: %w", err)
 	}

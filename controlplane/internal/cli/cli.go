@@ -107,9 +107,9 @@ func advise(err error, c *cobra.Command) string {
 		return "Administrators see with 'lockbox key show' what the key service says."
 	case protocol.CodeNotApproved:
 		if c.HasParent() && c.Parent().Name() == "request" && c.Flags().NArg() > 0 {
-			return fmt.Sprintf("'lockbox request show %s' says what is still missing.", printable(c.Flags().Arg(0)))
+			return fmt.Sprintf("'lockbox request show %s' says how it stands.", printable(c.Flags().Arg(0)))
 		}
-		return "'lockbox request list' says how far each request is."
+		return "'lockbox request list' says how each request stands."
 	}
 	return ""
 }

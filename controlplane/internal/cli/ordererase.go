@@ -31,7 +31,7 @@ loss of power or of the tunnel interrupted goes on when the command is given aga
 		Args: args("ORDER"),
 		RunE: a.connected(func(ctx context.Context, c *client.Client, cmd *cobra.Command, args []string) error {
 			if !yes {
-				return usagef("this cannot be undone: say --yes")
+				return usagef("this cannot be undone: say --yes if you mean it: lockbox order erase %s --yes", args[0])
 			}
 			resp, err := c.Orders.EraseOrder(ctx, &lockboxv1.EraseOrderRequest{Order: args[0]})
 			return a.showErasure(ctx, c, cmd, resp, err)
@@ -55,6 +55,9 @@ one a line: DSSE, which anybody can verify with the node's key.`,
 			resp, err := c.Orders.GetErasure(ctx, &lockboxv1.GetErasureRequest{Order: args[0]})
 			if err != nil {
 				return err
+			}
+			if len(resp.Certificates) == 0 {
+				return protocol.Errorf(protocol.CodeNotFound, "no disk of %[1]s is erased: once the order is completed, staff do that with lockbox order erase %[1]s --yes", resp.Order)
 			}
 			if out != "" {
 				var lines []byte
@@ -91,10 +94,6 @@ func (a *app) showErasure(ctx context.Context, c *client.Client, cmd *cobra.Comm
 		list = append(list, e)
 	}
 	return a.print(cmd, resp, func(w io.Writer) {
-		if len(list) == 0 {
-			fmt.Fprintln(w, "The disks are not erased.")
-			return
-		}
 		for _, e := range list {
 			showCertificate(w, e)
 		}

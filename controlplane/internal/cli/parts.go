@@ -6,7 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -208,8 +210,14 @@ func verifyFiles(names []string, key approval.Digest) (all [][]recording.Report,
 	return all, nil
 }
 
+// recordedForm is that of the ids by which recordings are found.
+var recordedForm = regexp.MustCompile(`^(SES|REC)-[0-9a-f]+$`)
+
 func verifyFile(name string, key approval.Digest) ([]recording.Report, error) {
 	f, err := os.Open(name)
+	if errors.Is(err, fs.ErrNotExist) && recordedForm.MatchString(name) {
+		return nil, usagef("what is verified is a file: lockbox session export %[1]s --out %[1]s.rec", name)
+	}
 	if err != nil {
 		return nil, err
 	}

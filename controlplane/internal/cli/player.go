@@ -226,7 +226,9 @@ func (p *player) show(f recording.Frame, b recording.Body) error {
 		delete(p.open, b.Channel)
 		if p.onScreen(b.Channel) {
 			p.current = ""
-			return p.screen.restore()
+			err := p.screen.restore()
+			p.begin()
+			return err
 		}
 	case recording.Command:
 		if (p.current == "" || p.plain && p.onScreen(b.Channel)) && p.wanted(b.Channel) {
@@ -274,15 +276,23 @@ func newlines(data []byte) []byte {
 // line writes a line of the player's own, never behind what a channel left in
 // the line. A terminal may be raw.
 func (p *player) line(format string, args ...any) {
-	end := "\n"
-	if p.tty {
-		end = "\r\n"
-	}
-	begin := ""
+	p.begin()
+	fmt.Fprint(p.screen.out, printable(fmt.Sprintf(format, args...))+p.newline())
+}
+
+// begin ends a line that a channel left.
+func (p *player) begin() {
 	if p.screen.midline {
-		begin, p.screen.midline = end, false
+		p.screen.midline = false
+		fmt.Fprint(p.screen.out, p.newline())
 	}
-	fmt.Fprint(p.screen.out, begin+printable(fmt.Sprintf(format, args...))+end)
+}
+
+func (p *player) newline() string {
+	if p.tty {
+		return "\r\n"
+	}
+	return "\n"
 }
 
 // window says so when a recorded window is larger than the one it is shown in.

@@ -8,6 +8,8 @@ import (
 	"strings"
 	"testing"
 	"unicode/utf8"
+
+	"github.com/databox-lockbox/lockbox/protocol/recording"
 )
 
 // through is what a screen passes on of text, given to it in pieces of n bytes.
@@ -160,7 +162,14 @@ func TestPlayerBeginsALineOfItsOwn(t *testing.T) {
 		}
 		p.line("-- ended")
 	}
-	if want := "prompt> \n-- ended\ndone\n-- ended\n"; out.String() != want {
+	if _, err := p.screen.Write([]byte("prompt> ")); err != nil {
+		t.Fatal(err)
+	}
+	p.current = "1"
+	if err := p.show(recording.Frame{}, recording.Close{Channel: "1"}); err != nil {
+		t.Fatal(err)
+	}
+	if want := "prompt> \n-- ended\ndone\n-- ended\nprompt> \n"; out.String() != want {
 		t.Errorf("shown %q, want %q", out.String(), want)
 	}
 }

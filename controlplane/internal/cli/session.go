@@ -191,9 +191,7 @@ print the command with which stock ssh uses it.`,
 			command = append(command, host)
 			return a.printValue(cmd, map[string][]string{"command": command}, func(w io.Writer) {
 				for i, word := range command {
-					if !plainWord.MatchString(word) {
-						command[i] = shellQuote(word)
-					}
+					command[i] = shellWord(word)
 				}
 				fmt.Fprintln(w, strings.Join(command, " "))
 			})
@@ -205,3 +203,11 @@ print the command with which stock ssh uses it.`,
 
 // plainWord needs no quotes in a shell.
 var plainWord = regexp.MustCompile(`^[A-Za-z0-9_=./:@-]+$`)
+
+// shellWord returns a word as it is typed in a shell.
+func shellWord(word string) string {
+	if plainWord.MatchString(word) {
+		return word
+	}
+	return shellQuote(word)
+}

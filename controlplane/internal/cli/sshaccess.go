@@ -88,11 +88,11 @@ func newestSession(node protocol.NodeID, own []*lockboxv1.Session) (*lockboxv1.S
 	if node.Node != 1 {
 		enable += fmt.Sprintf(" --node %d", node.Node)
 	}
-	enable += " --ticket TICKET"
 	if len(own) == 0 {
-		return nil, protocol.Errorf(protocol.CodeNotFound, "you have no support session on %s: %s", node, enable)
+		return nil, protocol.Errorf(protocol.CodeNotFound, "you have no support session on %s: %s --ticket TICKET", node, enable)
 	}
 	last := own[len(own)-1]
+	enable += " --ticket " + shellWord(last.Ticket)
 	switch {
 	case last.State == "disabled" || last.State == "killed":
 		return nil, protocol.Errorf(protocol.CodeConflict, "your support session %s on %s was %s: %s", last.Id, node, last.State, enable)
