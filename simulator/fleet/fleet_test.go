@@ -2,13 +2,10 @@ package fleet_test
 
 import (
 	"context"
-	"fmt"
 	"io"
 	"os"
-	"os/signal"
 	"strings"
 	"sync/atomic"
-	"syscall"
 	"testing"
 	"time"
 
@@ -24,20 +21,8 @@ import (
 
 // TestMain lets the test's program be started again as a part of a measurement.
 func TestMain(m *testing.M) {
-	if len(os.Args) > 1 && os.Args[1] == fleet.PartCommand {
-		os.Exit(part(os.Args[2:]))
-	}
+	fleet.PartMain()
 	goleak.VerifyTestMain(m)
-}
-
-func part(args []string) int {
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
-	defer stop()
-	if err := fleet.Part(ctx, args, os.Stdin, os.Stdout); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	return 0
 }
 
 // newWorld is a world with a control plane that was never started.

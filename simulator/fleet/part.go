@@ -7,10 +7,12 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/signal"
 	"runtime/debug"
 	"strconv"
 	"strings"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/rs/zerolog"
@@ -66,6 +68,22 @@ func (c *setClock) Now() time.Time { return time.Now().Round(0).Add(time.Duratio
 
 // Boot implements [agent.Clock].
 func (c *setClock) Boot() time.Duration { return time.Since(c.began) }
+
+// PartMain runs a part and does not return, if that is what this process was
+// started as: for the program of a test, which is that of its parts, too.
+func PartMain() {
+	if len(os.Args) < 2 || os.Args[1] != PartCommand {
+		return
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
+	err := Part(ctx, os.Args[2:], os.Stdin, os.Stdout)
+	stop()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	os.Exit(0)
+}
 
 // Part is all that the process of a part does. It ends with ctx, or when in does.
 func Part(ctx context.Context, args []string, in io.Reader, out io.Writer) error {

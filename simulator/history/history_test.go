@@ -1,12 +1,8 @@
 package history_test
 
 import (
-	"context"
-	"fmt"
 	"os"
-	"os/signal"
 	"path/filepath"
-	"syscall"
 	"testing"
 
 	"go.uber.org/goleak"
@@ -17,20 +13,8 @@ import (
 
 // TestMain lets the test's program be started again as the programs of a history.
 func TestMain(m *testing.M) {
-	if len(os.Args) > 1 && os.Args[1] == fleet.PartCommand {
-		os.Exit(part(os.Args[2:]))
-	}
+	fleet.PartMain()
 	goleak.VerifyTestMain(m)
-}
-
-func part(args []string) int {
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
-	defer stop()
-	if err := fleet.Part(ctx, args, os.Stdin, os.Stdout); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	return 0
 }
 
 // Whatever people do and whatever breaks: nothing is open that may not be.

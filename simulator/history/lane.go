@@ -2,9 +2,7 @@ package history
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"io"
 	"math/rand/v2"
 	"net"
 	"os"
@@ -258,18 +256,7 @@ func (l *lane) execute(ctx context.Context, id string) error {
 	l.mu.Lock()
 	l.asked = true
 	l.mu.Unlock()
-	progress, err := l.crew.As("erin").Requests.ExecuteRequest(ctx, &lockboxv1.ExecuteRequestRequest{Id: id})
-	if err != nil {
-		return err
-	}
-	defer progress.Close()
-	for {
-		if _, err := progress.Receive(); errors.Is(err, io.EOF) {
-			return nil
-		} else if err != nil {
-			return err
-		}
-	}
+	return l.crew.Execute(ctx, id)
 }
 
 func openCheckpoint(signed []byte, key string) (auditlog.Checkpoint, error) {

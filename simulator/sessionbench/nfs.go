@@ -14,7 +14,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/databox-lockbox/lockbox/agent"
-	"github.com/databox-lockbox/lockbox/simulator/figure"
 )
 
 // readNFS measures nfs-cat reading a file of the unlocked disk, beside the same
@@ -39,10 +38,7 @@ func (s *session) readNFS(ctx context.Context, cfg Config) (err error) {
 			took[i] = append(took[i], d.Seconds())
 		}
 	}
-	rate := func(times []float64) float64 { return float64(cfg.Size) / (1 << 20) / figure.Percentile(times, 50) }
-	return cfg.print(figure.Figure{
-		Name: "nfs_read", Value: rate(took[0]), Unit: "MiB/s", More: true, Peer: "plain-folder", PeerValue: rate(took[1]),
-	})
+	return cfg.printReads("nfs_read", took)
 }
 
 // readOverNFS puts a file into a folder and returns how long it takes to read it

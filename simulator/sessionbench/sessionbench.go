@@ -67,6 +67,15 @@ func (c Config) print(f figure.Figure) error {
 	return err
 }
 
+// printReads prints how fast the measured file was read: of our disk, and of a
+// plain folder by the same server, from the seconds that each took.
+func (c Config) printReads(name string, took [2][]float64) error {
+	rate := func(times []float64) float64 { return float64(c.Size) / (1 << 20) / figure.Percentile(times, 50) }
+	return c.print(figure.Figure{
+		Name: name, Value: rate(took[0]), Unit: "MiB/s", More: true, Peer: "plain-folder", PeerValue: rate(took[1]),
+	})
+}
+
 // Run measures, and prints every figure when it is there. Everything it started
 // has ended when it returns.
 func Run(ctx context.Context, cfg Config) (err error) {

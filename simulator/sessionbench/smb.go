@@ -16,8 +16,6 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
-
-	"github.com/databox-lockbox/lockbox/simulator/figure"
 )
 
 const smbdProgram = "/usr/sbin/smbd"
@@ -62,10 +60,7 @@ func (s *session) readSMB(ctx context.Context, cfg Config) (err error) {
 			took[i] = append(took[i], d.Seconds())
 		}
 	}
-	rate := func(times []float64) float64 { return float64(cfg.Size) / (1 << 20) / figure.Percentile(times, 50) }
-	return cfg.print(figure.Figure{
-		Name: "smb_read", Value: rate(took[0]), Unit: "MiB/s", More: true, Peer: "plain-folder", PeerValue: rate(took[1]),
-	})
+	return cfg.printReads("smb_read", took)
 }
 
 // read returns how long it takes to get a file, without the time that it takes to

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -133,18 +132,7 @@ func (s *session) unlock(ctx context.Context) error {
 			return err
 		}
 	}
-	progress, err := as("erin").Requests.ExecuteRequest(ctx, &lockboxv1.ExecuteRequestRequest{Id: r.Id})
-	if err != nil {
-		return err
-	}
-	defer progress.Close()
-	for {
-		if _, err := progress.Receive(); errors.Is(err, io.EOF) {
-			return nil
-		} else if err != nil {
-			return err
-		}
-	}
+	return s.crew.Execute(ctx, r.Id)
 }
 
 // online waits until the device has reported.

@@ -165,18 +165,7 @@ func (l *local) request(id string) *lockboxv1.Request {
 
 // execute executes a request to its end.
 func (l *local) execute(id string) error {
-	progress, err := l.crew.As("erin").Requests.ExecuteRequest(l.t.Context(), &lockboxv1.ExecuteRequestRequest{Id: id})
-	if err != nil {
-		return err
-	}
-	defer progress.Close()
-	for {
-		if _, err := progress.Receive(); errors.Is(err, io.EOF) {
-			return nil
-		} else if err != nil {
-			return err
-		}
-	}
+	return l.crew.Execute(l.t.Context(), id)
 }
 
 // Setting the device's wall clock by a day, either way, opens nothing while a

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -194,6 +195,22 @@ func (c *Crew) Request(ctx context.Context, serial protocol.DeviceSerial, ticket
 		Action: "Unlock Databox", Serial: string(serial), Ticket: ticket,
 		ReasonCode: "copied-to-wrong-folder", Justification: "files are in the wrong folder",
 	})
+}
+
+// Execute executes a request, as its engineer, to its end.
+func (c *Crew) Execute(ctx context.Context, request string) error {
+	progress, err := c.As("erin").Requests.ExecuteRequest(ctx, &lockboxv1.ExecuteRequestRequest{Id: request})
+	if err != nil {
+		return err
+	}
+	defer progress.Close()
+	for {
+		if _, err := progress.Receive(); errors.Is(err, io.EOF) {
+			return nil
+		} else if err != nil {
+			return err
+		}
+	}
 }
 
 // Approval signs, as somebody, that they approve a request.
