@@ -17,6 +17,7 @@ import (
 	"net"
 	"net/http"
 	"slices"
+	"strings"
 	"time"
 
 	"connectrpc.com/connect/v2"
@@ -113,9 +114,19 @@ func (r route) authorize(ctx context.Context, identify Identify) (auth.Caller, e
 		return auth.Caller{}, err
 	}
 	if !r.allows(caller.Role) {
-		return auth.Caller{}, protocol.Errorf(protocol.CodeForbidden, "%s has the role %s, which may not call %s", caller.Person, caller.Role, r.procedure)
+		return auth.Caller{}, protocol.Errorf(protocol.CodeForbidden, "%s has the role %s, which may not call %s: that is for %s",
+			caller.Person, caller.Role, strings.TrimPrefix(r.procedure, "/lockbox.v1."), r.who())
 	}
 	return caller, nil
+}
+
+// who names the roles that may call it.
+func (r route) who() string {
+	var names []string
+	for _, role := range r.roles {
+		names = append(names, string(role))
+	}
+	return strings.Join(names, ", ")
 }
 
 func tlsState(ctx context.Context) (tls.ConnectionState, bool) {

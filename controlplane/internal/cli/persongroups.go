@@ -17,9 +17,9 @@ func (a *app) personGroups() *cobra.Command {
 		Long: `Say which groups an internal approver is in: all of them. JIT policies ask for
 approvers of groups; who is in Manager decides whether a customer's contact
 address is read. New internal approvers are in "Customer support lead".`,
-		Args: func(_ *cobra.Command, args []string) error {
+		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) == 0 {
-				return usagef("name the person, and their groups")
+				return usagef("name the person, and their groups: usage: %s", cmd.UseLine())
 			}
 			return nil
 		},
