@@ -283,11 +283,21 @@ func (a *app) confirmPolicy(cmd *cobra.Command, policy []byte, want string) erro
 		return nil
 	}
 	fmt.Fprint(cmd.OutOrStdout(), "Is this the digest the customer told you? Type yes to go on: ")
-	line, _ := bufio.NewReader(io.LimitReader(cmd.InOrStdin(), 1<<10)).ReadString('\n') // what cannot be read is no yes
-	if strings.TrimSpace(line) != "yes" {
-		return usagef("stopped, nothing was installed: give --digest where nobody can be asked")
+	answer := make(chan string, 1)
+	go func() { // ends with the process: what waits for people cannot be taken back
+		line, _ := bufio.NewReader(io.LimitReader(cmd.InOrStdin(), 1<<10)).ReadString('\n') // what cannot be read is no yes
+		answer <- strings.TrimSpace(line)
+	}()
+	select {
+	case <-cmd.Context().Done():
+		fmt.Fprintln(cmd.OutOrStdout())
+		return errors.New("interrupted: nothing was installed")
+	case yes := <-answer:
+		if yes != "yes" {
+			return usagef("stopped, nothing was installed: give --digest where nobody can be asked")
+		}
+		return nil
 	}
-	return nil
 }
 
 func (a *app) statusCommand() *cobra.Command {

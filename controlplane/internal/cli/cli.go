@@ -55,6 +55,9 @@ func Run(ctx context.Context, args []string, in io.Reader, out, errOut io.Writer
 	if exit, ok := errors.AsType[exitStatus](err); ok {
 		return int(exit)
 	}
+	if errors.Is(err, context.Canceled) && ctx.Err() != nil {
+		err = errors.New("interrupted")
+	}
 	_ = show(errOut, []byte("lockbox: "+err.Error()+"\n"))
 	if advice := advise(err, c); advice != "" {
 		fmt.Fprintln(errOut, advice)

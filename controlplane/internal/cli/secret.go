@@ -21,11 +21,9 @@ func readSecret(cmd *cobra.Command, file, prompt string) (string, error) {
 	case file != "" && file != "-":
 		data, err = os.ReadFile(file)
 	case file == "" && stdin != nil && term.IsTerminal(int(stdin.Fd())):
-		fmt.Fprint(cmd.ErrOrStderr(), prompt)
-		data, err = term.ReadPassword(int(stdin.Fd()))
-		fmt.Fprintln(cmd.ErrOrStderr())
+		data, err = readHidden(cmd, stdin, prompt)
 	default:
-		data, err = io.ReadAll(io.LimitReader(cmd.InOrStdin(), 4<<10))
+		data, err = typed(cmd, func() ([]byte, error) { return io.ReadAll(io.LimitReader(cmd.InOrStdin(), 4<<10)) })
 	}
 	if err != nil {
 		return "", fmt.Errorf("cannot read the secret: %w", err)
@@ -41,6 +39,45 @@ func mustBePrivate(file string) error {
 		err = fmt.Errorf("%s holds secrets and others can read it: run 'chmod 600 %s'", file, file)
 	}
 	return err
+}
+
+// readHidden asks at a terminal, without echo.
+func readHidden(cmd *cobra.Command, terminal *os.File, prompt string) ([]byte, error) {
+	fd := int(terminal.Fd())
+	state, err := term.GetState(fd)
+	if err != nil {
+		return nil, err
+	}
+	fmt.Fprint(cmd.ErrOrStderr(), prompt)
+	data, err := typed(cmd, func() ([]byte, error) { return term.ReadPassword(fd) })
+	fmt.Fprintln(cmd.ErrOrStderr())
+	if errors.Is(err, errInterrupted) {
+		err = errors.Join(err, term.Restore(fd, state))
+	}
+	return data, err
+}
+
+// errInterrupted says that somebody who was asked pressed Ctrl-C.
+var errInterrupted = errors.New("interrupted: nothing was done")
+
+// typed returns what read gets of somebody, unless the command is interrupted: a
+// read that waits for people cannot be taken back, and ends with the process.
+func typed[T any](cmd *cobra.Command, read func() (T, error)) (value T, err error) {
+	type answer struct {
+		value T
+		err   error
+	}
+	got := make(chan answer, 1)
+	go func() {
+		value, err := read()
+		got <- answer{value, err}
+	}()
+	select {
+	case a := <-got:
+		return a.value, a.err
+	case <-cmd.Context().Done():
+		return value, errInterrupted
+	}
 }
 
 // secretFile is a new file that waits for a secret. It is made before the secret

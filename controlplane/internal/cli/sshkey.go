@@ -117,9 +117,7 @@ func encryptedSigner(cmd *cobra.Command, file string, data []byte) (ssh.Signer, 
 	if !ok || !term.IsTerminal(int(stdin.Fd())) {
 		return nil, fmt.Errorf("%s is encrypted and there is no terminal to ask for its passphrase: use an ssh-agent", file)
 	}
-	fmt.Fprintf(cmd.ErrOrStderr(), "Passphrase for %s: ", file)
-	passphrase, err := term.ReadPassword(int(stdin.Fd()))
-	fmt.Fprintln(cmd.ErrOrStderr())
+	passphrase, err := readHidden(cmd, stdin, fmt.Sprintf("Passphrase for %s: ", file))
 	if err != nil {
 		return nil, err
 	}
@@ -162,7 +160,11 @@ func sign(cmd *cobra.Command, doc approval.Document, keyID string, signer ssh.Si
 // confirm asks for a yes. Anything else is a no.
 func confirm(cmd *cobra.Command, question string) error {
 	fmt.Fprintf(cmd.ErrOrStderr(), "%s Type yes to go on: ", question)
-	line, err := readLine(cmd.InOrStdin())
+	line, err := typed(cmd, func() (string, error) { return readLine(cmd.InOrStdin()) })
+	if errors.Is(err, errInterrupted) {
+		fmt.Fprintln(cmd.ErrOrStderr())
+		return err
+	}
 	if err != nil && line == "" {
 		return usagef("nobody answered: give --yes where nobody can be asked")
 	}

@@ -1,0 +1,34 @@
+package cli
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"testing"
+
+	"github.com/spf13/cobra"
+)
+
+// Whoever is asked and does not answer can leave.
+func TestAQuestionIsInterrupted(t *testing.T) {
+	for name, ask := range map[string]func(*cobra.Command) error{
+		"confirm": func(c *cobra.Command) error { return confirm(c, "Sign?") },
+		"secret":  func(c *cobra.Command) error { _, err := readSecret(c, "", "Token: "); return err },
+	} {
+		t.Run(name, func(t *testing.T) {
+			ctx, cancel := context.WithCancel(t.Context())
+			in, typing := io.Pipe()
+			defer typing.Close()
+			var said bytes.Buffer
+			c := &cobra.Command{}
+			c.SetContext(ctx)
+			c.SetIn(in)
+			c.SetErr(&said)
+			cancel()
+			if err := ask(c); !errors.Is(err, errInterrupted) {
+				t.Errorf("%v, after %q", err, said.String())
+			}
+		})
+	}
+}
