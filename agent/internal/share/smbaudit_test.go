@@ -208,15 +208,22 @@ func newTestTracker(t *testing.T, access approval.Access) *tracker {
 // TestNotApproved ends the record when smbd does what it was told to refuse.
 func TestNotApproved(t *testing.T) {
 	for access, ops := range map[approval.Access]map[string]bool{
-		approval.ReadOnly:  {"unlinkat": false, "mkdirat": false},
-		approval.ReadWrite: {"unlinkat": false, "mkdirat": true},
-		approval.Delete:    {"unlinkat": true, "mkdirat": true},
+		approval.ReadOnly:  {"unlinkat": false, "mkdirat": false, "renameat": false},
+		approval.ReadWrite: {"unlinkat": false, "mkdirat": true, "renameat": false},
+		approval.Delete:    {"unlinkat": true, "mkdirat": true, "renameat": true},
 	} {
 		for op, want := range ops {
 			tr := newTestTracker(t, access)
-			err := tr.take(auditLine{"7", "127.0.0.1", shareName, op, "", tr.shares[shareName].dir + "/x"})
+			args := tr.shares[shareName].dir + "/x"
+			if op == "renameat" {
+				args += "|" + tr.shares[shareName].dir + "/y"
+			}
+			err := tr.take(auditLine{"7", "127.0.0.1", shareName, op, "", args})
 			if (err == nil) != want {
 				t.Errorf("%s under %s: %v", op, access, err)
+			}
+			if events := tr.log.(*keptLog).kept(); len(events) != 1 {
+				t.Errorf("%s under %s: recorded as %v", op, access, said(events))
 			}
 		}
 	}
