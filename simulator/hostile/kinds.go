@@ -326,6 +326,19 @@ func otherConsents() []kind {
 				a.envelope, _ = e.Encode()
 			}
 		}},
+		{name: "access-elsewhere", shape: (*attempt).copying, after: func(a *attempt) {
+			a.order = func(o *approval.Order) {
+				to := pick(a.rng, approval.Destination{Account: "mallorydata", Endpoint: a.consent.Destinations[0].Endpoint},
+					approval.Destination{Account: a.consent.Destinations[0].Account, Endpoint: "https://mallory.example/"})
+				o.Access = []approval.SealedAccess{{Account: to.Account, Endpoint: to.Endpoint, KeyType: string(sealing.AccessToStorage), Ciphertext: noise(a.rng, 1200)}}
+			}
+		}},
+		{name: "access-garbled", shape: (*attempt).copying, after: func(a *attempt) {
+			a.order = func(o *approval.Order) {
+				to := a.consent.Destinations[0]
+				o.Access = []approval.SealedAccess{{Account: to.Account, Endpoint: to.Endpoint, KeyType: string(sealing.AccessToStorage), Ciphertext: noise(a.rng, 1+a.rng.IntN(3000))}}
+			}
+		}},
 	}
 }
 

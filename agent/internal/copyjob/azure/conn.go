@@ -32,7 +32,7 @@ var errWiped = errors.New("what lets into the account is gone, for the lease has
 // placeholder, and leaves with what that stands for, which is wiped behind it.
 //
 // net/http begins a request with an empty buffer and hands over its first line in
-// one piece, so that the placeholder is never split.
+// one piece, so that the placeholder is never split, and looked for nowhere else.
 type conn struct {
 	net.Conn
 	placeholder
@@ -44,10 +44,12 @@ const pieceAfter = 16 << 10
 
 // Write implements [net.Conn].
 func (c conn) Write(b []byte) (int, error) {
-	before, after, found := bytes.Cut(b, c.text)
-	if !found {
+	line, _, _ := bytes.Cut(b, []byte("\n"))
+	at := bytes.Index(line, c.text)
+	if at < 0 {
 		return c.Conn.Write(b)
 	}
+	before, after := b[:at], b[at+len(c.text):]
 	n := min(len(after), pieceAfter)
 	out := make([]byte, 0, len(before)+sealing.MaxAccess+n) // which never grows: that would leave a copy
 	defer func() { clear(out[:cap(out)]) }()
