@@ -31,7 +31,8 @@ It is kept like the keys of the disks, under the order's key. It goes to the dev
 only with an unlock for copying under the consent that you signed, only if that
 names this account and endpoint, sealed to that one unlock. The key of an account
 never goes: what goes is a signature made with it, which ends with the unlock.
-Handing over another replaces it. When the order is completed, it is destroyed.`,
+Handing over another replaces it, from the next unlock on. When the order is
+completed, it is destroyed.`,
 		Args: args("ORDER", "ACCOUNT"),
 		RunE: a.connected(func(ctx context.Context, c *client.Client, cmd *cobra.Command, args []string) error {
 			if from != "" && from != "-" {

@@ -33,8 +33,10 @@ const accessMargin = 5 * time.Minute
 //	SharedAccessSignature=sv=…&sig=…     the prefix may be left out
 //	AccountKey=<base64>
 //
-// and wiped whatever happens. No error quotes it. The caller has checked who asks.
-func (s *Service) PutAccess(ctx context.Context, caller auth.Caller, o store.Order, d store.Destination, credential []byte) (store.DestinationAccess, error) {
+// and wiped whatever happens. No error quotes it. The caller has checked who asks;
+// still is called in the transaction that takes it, and refuses what has changed
+// since.
+func (s *Service) PutAccess(ctx context.Context, caller auth.Caller, o store.Order, d store.Destination, credential []byte, still func(*store.Tx) error) (store.DestinationAccess, error) {
 	defer clear(credential)
 	row := store.DestinationAccess{
 		Order: o.ID, Account: d.Account, Endpoint: d.Endpoint, Tenant: o.Tenant, Person: caller.Person, Created: s.Now(),
@@ -56,7 +58,7 @@ func (s *Service) PutAccess(ctx context.Context, caller auth.Caller, o store.Ord
 	var gone [][]byte
 	err = s.Store.Tx(ctx, func(tx *store.Tx) error {
 		gone = nil
-		if err := k.put(ctx, tx); err != nil {
+		if err := errors.Join(still(tx), k.put(ctx, tx)); err != nil {
 			return err
 		}
 		before, err := accessOf(ctx, tx, o.ID, d.Account)
@@ -84,7 +86,7 @@ func (s *Service) PutAccess(ctx context.Context, caller auth.Caller, o store.Ord
 // RemoveAccess destroys what lets the copy job of an order into one account, in
 // the store's files too.
 func (s *Service) RemoveAccess(ctx context.Context, caller auth.Caller, o store.Order, account string) error {
-	var erase func(context.Context)
+	var rows []store.DestinationAccess
 	err := s.Store.Tx(ctx, func(tx *store.Tx) error {
 		row, err := accessOf(ctx, tx, o.ID, account)
 		if err == nil && row.Order == "" {
@@ -93,39 +95,36 @@ func (s *Service) RemoveAccess(ctx context.Context, caller auth.Caller, o store.
 		if err != nil {
 			return err
 		}
-		erase, err = s.dropAccess(ctx, tx, caller, o, []store.DestinationAccess{row})
-		return err
+		rows = []store.DestinationAccess{row}
+		return s.dropAccess(ctx, tx, caller, o, rows)
 	})
 	if err == nil {
-		erase(ctx)
+		s.eraseNow(ctx, o.ID, wrappedAccess(rows))
 	}
 	return err
 }
 
 // DropAccess destroys within tx all that lets the copy job of an order into
-// accounts. The caller calls erase once that is committed; if it does not,
-// [Service.Run] does so after the next start.
-func (s *Service) DropAccess(ctx context.Context, tx *store.Tx, caller auth.Caller, o store.Order) (erase func(context.Context), err error) {
+// accounts. Once that is committed the caller calls erase, for which nobody waits:
+// [Service.Run] erases it from the store's files too.
+func (s *Service) DropAccess(ctx context.Context, tx *store.Tx, caller auth.Caller, o store.Order) (erase func(), err error) {
 	rows, err := tx.DestinationAccess(ctx, o.ID)
-	if err != nil {
-		return nil, err
+	if err != nil || len(rows) == 0 {
+		return func() {}, err
 	}
-	return s.dropAccess(ctx, tx, caller, o, rows)
+	return func() { s.eraseSoon(o.ID, wrappedAccess(rows)) }, s.dropAccess(ctx, tx, caller, o, rows)
 }
 
-func (s *Service) dropAccess(ctx context.Context, tx *store.Tx, caller auth.Caller, o store.Order, rows []store.DestinationAccess) (erase func(context.Context), err error) {
-	if len(rows) == 0 {
-		return func(context.Context) {}, nil
-	}
+func (s *Service) dropAccess(ctx context.Context, tx *store.Tx, caller auth.Caller, o store.Order, rows []store.DestinationAccess) error {
 	for _, row := range rows {
 		if err := tx.DeleteDestinationAccess(ctx, row); err != nil {
-			return nil, err
+			return err
 		}
 		if _, err := s.Audit.Record(ctx, tx, s.accessRecord(auditlog.OpDeleteAccess, caller, o, row)); err != nil {
-			return nil, err
+			return err
 		}
 	}
-	return func(ctx context.Context) { s.eraseNow(ctx, o.ID, wrappedAccess(rows)) }, tx.AddErasure(ctx, o.ID, s.Now())
+	return tx.AddErasure(ctx, o.ID, s.Now())
 }
 
 // accessOf reads what lets into one account, the zero value if there is nothing.

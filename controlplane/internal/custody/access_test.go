@@ -35,7 +35,7 @@ func (w *world) theOrder() store.Order {
 func (w *world) putAccess(d store.Destination, credential string) (store.DestinationAccess, error) {
 	w.t.Helper()
 	text := []byte(credential)
-	row, err := w.custody.PutAccess(w.t.Context(), owner, w.theOrder(), d, text)
+	row, err := w.custody.PutAccess(w.t.Context(), owner, w.theOrder(), d, text, func(*store.Tx) error { return nil })
 	if len(bytes.Trim(text, "\x00")) > 0 {
 		w.t.Error("what was handed over was not wiped")
 	}
@@ -226,12 +226,21 @@ func TestAccessIsDroppedWithItsOrder(t *testing.T) {
 	if err == nil || len(w.access()) != 1 {
 		t.Fatalf("%v, %d left", err, len(w.access()))
 	}
-	var erase func(context.Context)
+	var erase func()
 	storetest.Tx(t, w.store, func(ctx context.Context, tx *store.Tx) (err error) {
 		erase, err = w.custody.DropAccess(ctx, tx, owner, o)
 		return err
 	})
-	erase(t.Context())
+	ctx, stop := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- w.custody.Run(ctx) }()
+	erase()
+	for end := time.Now().Add(20 * time.Second); time.Now().Before(end) && len(w.filesWith(old)) > 0; time.Sleep(20 * time.Millisecond) {
+	}
+	stop()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
 	if where := w.filesWith(old); len(where) > 0 || len(w.access()) != 0 {
 		t.Errorf("%d left, and in %v", len(w.access()), where)
 	}

@@ -143,9 +143,7 @@ const (
 func (s *Service) eraseNow(ctx context.Context, order protocol.OrderID, gone [][]byte) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), eraseTimeout)
 	defer cancel()
-	s.mu.Lock()
-	s.gone[order] = append(s.gone[order], gone...)
-	s.mu.Unlock()
+	s.noteGone(order, gone)
 	var due store.Erasure
 	err := s.Store.View(ctx, func(tx *store.Tx) (err error) { due, err = tx.Erasure(ctx, order); return err })
 	if err == nil {
@@ -155,6 +153,18 @@ func (s *Service) eraseNow(ctx context.Context, order protocol.OrderID, gone [][
 		s.Logger.Warn().Err(err).Str("order", string(order)).Msg("old wrappings of an order's key are not erased yet")
 		signal(s.keysWake)
 	}
+}
+
+// eraseSoon leaves that to [Service.Run].
+func (s *Service) eraseSoon(order protocol.OrderID, gone [][]byte) {
+	s.noteGone(order, gone)
+	signal(s.keysWake)
+}
+
+func (s *Service) noteGone(order protocol.OrderID, gone [][]byte) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.gone[order] = append(s.gone[order], gone...)
 }
 
 // erase erases what earlier moves left.

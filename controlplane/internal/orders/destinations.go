@@ -23,12 +23,11 @@ func (s *Service) SetDestinationAccess(ctx context.Context, caller auth.Caller, 
 	switch {
 	case err != nil:
 		return nil, err
-	case Finished(o):
-		return nil, conflict("order %s is %s: nothing more is copied", o.ID, o.Stage)
 	case !needsAccess(d):
 		return nil, invalid("account %s of order %s goes to a folder of the device, %s: that takes no credential", d.Account, o.ID, d.Endpoint)
 	}
-	if _, err := s.cfg.Custody.PutAccess(ctx, caller, o, d, in.Credential); err != nil {
+	still := func(tx *store.Tx) error { return s.stillCopies(ctx, tx, o.ID) }
+	if _, err := s.cfg.Custody.PutAccess(ctx, caller, o, d, in.Credential, still); err != nil {
 		return nil, err
 	}
 	return s.GetOrder(ctx, caller, &lockboxv1.GetOrderRequest{Id: in.Order})
@@ -63,6 +62,15 @@ func (s *Service) destination(ctx context.Context, caller auth.Caller, id, accou
 	return o, o.Destinations[i], nil
 }
 
+// stillCopies refuses an order that is over.
+func (s *Service) stillCopies(ctx context.Context, tx *store.Tx, id protocol.OrderID) error {
+	o, err := tx.Order(ctx, id)
+	if err == nil && Finished(o) {
+		err = conflict("order %s is %s: nothing more is copied", o.ID, o.Stage)
+	}
+	return err
+}
+
 // needsAccess reports whether a destination lets nobody in without a credential.
 func needsAccess(d store.Destination) bool { return !strings.HasPrefix(d.Endpoint, "file:") }
 
@@ -87,12 +95,12 @@ func (s *Service) hasAccess(ctx context.Context, tx *store.Tx, o store.Order) er
 	return nil
 }
 
-// dropAccess destroys what lets into the accounts of an order that is over. erase
-// is to be called once that is committed.
-func (s *Service) dropAccess(ctx context.Context, tx *store.Tx, id protocol.OrderID) (erase func(context.Context), err error) {
+// dropAccess destroys what lets into the accounts of an order if it is over. erase is
+// to be called once that is committed.
+func (s *Service) dropAccess(ctx context.Context, tx *store.Tx, id protocol.OrderID) (erase func(), err error) {
 	o, err := tx.Order(ctx, id)
 	if err != nil || !Finished(o) {
-		return func(context.Context) {}, err
+		return func() {}, err
 	}
 	return s.cfg.Custody.DropAccess(ctx, tx, auth.SystemCaller(), o)
 }

@@ -121,7 +121,7 @@ func (s *Service) ReportJob(ctx context.Context, node protocol.NodeID, in *devic
 	if err != nil {
 		return nil, err
 	}
-	eraseAccess := func(context.Context) {}
+	eraseAccess := func() {}
 	err = s.cfg.Store.Tx(ctx, func(tx *store.Tx) error {
 		o, err := s.orderOfNode(ctx, tx, node, in.Order)
 		if err != nil {
@@ -142,7 +142,7 @@ func (s *Service) ReportJob(ctx context.Context, node protocol.NodeID, in *devic
 	if err != nil {
 		return nil, err
 	}
-	eraseAccess(ctx)
+	eraseAccess()
 	return &devicev1.ReportJobResponse{}, nil
 }
 
