@@ -162,8 +162,8 @@ func (p place) mayReplace() error {
 	return p.mayDelete(p.full + " would be replaced")
 }
 
-// Name returns the path that the engineer sees.
-func (f *File) Name() string { return f.place.full }
+// Name returns the path that the engineer sees, as it is now.
+func (f *File) Name() string { return f.where().full }
 
 // Stat describes the open file.
 func (f *File) Stat() (fs.FileInfo, error) { return f.f.Stat() }

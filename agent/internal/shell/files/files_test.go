@@ -623,6 +623,9 @@ func TestRenamedWhileOpen(t *testing.T) {
 				t.Fatal(err)
 			}
 			s.said()
+			if got := f.Name(); got != "/shares/"+tt.want {
+				t.Errorf("it is called %s", got)
+			}
 			if _, err := f.WriteAt([]byte("more"), 7); err != nil {
 				t.Fatal(err)
 			}

@@ -61,7 +61,7 @@ func (f *File) where() place {
 		if name, removed := strings.CutSuffix(inside, gone); removed && !f.is(sh, inside) {
 			inside = name
 		}
-		p.share, p.name = sh, inside
+		p.share, p.name, p.full = sh, inside, path.Join(Dir, sh.Name, inside)
 		break
 	}
 	return p
