@@ -21,6 +21,7 @@ import (
 
 	"github.com/rogpeppe/go-internal/testscript"
 	"github.com/rs/zerolog"
+	"go.uber.org/goleak"
 	"golang.org/x/crypto/ssh"
 	"google.golang.org/protobuf/encoding/protojson"
 
@@ -38,7 +39,21 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	testscript.Main(m, map[string]func(){"lockbox": func() { os.Exit(cli.Main()) }})
+	testscript.Main(leakChecked{m}, map[string]func(){"lockbox": func() { os.Exit(cli.Main()) }})
+}
+
+// leakChecked are tests that must leave no goroutine behind.
+type leakChecked struct{ tests *testing.M }
+
+func (m leakChecked) Run() int {
+	code := m.tests.Run()
+	if code == 0 {
+		if err := goleak.Find(); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
+	}
+	return code
 }
 
 // What the scripts' world is made of.
