@@ -33,7 +33,7 @@ var plan = strings.Fields(`
 	controlplane/internal/orders controlplane/internal/orders/orderstest controlplane/internal/lockbox
 	controlplane/internal/api
 	controlplane/internal/cli
-	simulator/profile simulator/image simulator/netfault simulator/azurite simulator/figure simulator/fleet simulator/history simulator/diskbench simulator/sessionbench simulator/actor simulator/hostile simulator/world
+	simulator/simtest simulator/profile simulator/image simulator/netfault simulator/azurite simulator/figure simulator/fleet simulator/history simulator/diskbench simulator/sessionbench simulator/actor simulator/hostile simulator/world
 	simulator/scenario simulator/cli simulator/cmd/databox-sim
 `)
 
@@ -84,7 +84,7 @@ var owners = map[string]string{
 	"golang.org/x/crypto/ssh":         "certs protocol/approval agent/internal/support controlplane/internal/cli simulator/actor",
 	"github.com/willscott/go-nfs":     "agent/internal/share/nfs",
 	"github.com/go-git/go-billy":      "agent/internal/share/nfs",
-	"os/exec":                         "agent/internal/copyjob/azure/azuretest agent/internal/disk agent/internal/share controlplane/internal/cli controlplane/internal/custody/hsm simulator/image simulator/azurite simulator/fleet simulator/diskbench simulator/sessionbench simulator/scenario",
+	"os/exec":                         "agent/internal/copyjob/azure/azuretest agent/internal/disk agent/internal/share controlplane/internal/cli controlplane/internal/custody/hsm simulator/simtest simulator/image simulator/azurite simulator/fleet simulator/diskbench simulator/sessionbench simulator/scenario",
 	"github.com/Azure":                "agent/internal/copyjob/azure simulator/azurite simulator/sessionbench",
 	"github.com/ThalesGroup/crypto11": cgoPackage,
 	"github.com/miekg/pkcs11":         cgoPackage,

@@ -14,34 +14,13 @@ import (
 
 	"github.com/databox-lockbox/lockbox/agent/bitlocker"
 	"github.com/databox-lockbox/lockbox/simulator/image"
+	"github.com/databox-lockbox/lockbox/simulator/simtest"
 )
-
-// needs skips the test where it cannot run; on the continuous-integration machine
-// that is a failure.
-func needs(t *testing.T, tools ...string) {
-	t.Helper()
-	missing := ""
-	if os.Geteuid() != 0 {
-		missing = "root"
-	}
-	for _, name := range tools {
-		if _, err := exec.LookPath(name); err != nil {
-			missing = name
-		}
-	}
-	switch {
-	case missing == "":
-	case os.Getenv("CI") == "true":
-		t.Fatalf("this test needs %s", missing)
-	default:
-		t.Skipf("this test needs %s", missing)
-	}
-}
 
 // TestCreate makes volumes, which other people's tools read, before and after a key
 // of theirs is changed.
 func TestCreate(t *testing.T) {
-	needs(t, "dislocker-file", "cryptsetup", "ntfscat")
+	simtest.Need(t, "dislocker-file", "cryptsetup", "ntfscat")
 	dir := t.TempDir()
 	in := func(name string) string { return filepath.Join(dir, name) }
 	if err := os.MkdirAll(in("files/folder"), 0o700); err != nil {
@@ -128,7 +107,7 @@ func judge(t *testing.T, path, view, key string) {
 }
 
 func TestCreateRefuses(t *testing.T) {
-	needs(t)
+	simtest.Need(t)
 	dir := t.TempDir()
 	in := func(name string) string { return filepath.Join(dir, name) }
 	there := write(t, in("there"), "something else")
@@ -167,7 +146,7 @@ func TestCreateRefuses(t *testing.T) {
 // TestCreateInterrupted sends the signal of Ctrl-C while the image is made: neither
 // image nor key is left, and what was there stays.
 func TestCreateInterrupted(t *testing.T) {
-	needs(t)
+	simtest.Need(t)
 	dir := t.TempDir()
 	path := write(t, filepath.Join(dir, "disk.img"), "something else")
 	var problems bytes.Buffer
@@ -218,7 +197,7 @@ func TestShow(t *testing.T) {
 
 // TestVerifyFinds damages a volume in each place that verify looks at.
 func TestVerifyFinds(t *testing.T) {
-	needs(t)
+	simtest.Need(t)
 	dir := t.TempDir()
 	path, recovery := filepath.Join(dir, "disk.img"), filepath.Join(dir, "recovery")
 	sim(t, "create", path, "--size", "16M", "--recovery-password-file", recovery).ok(t)

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -13,6 +12,7 @@ import (
 
 	"github.com/databox-lockbox/lockbox/simulator/diskbench"
 	"github.com/databox-lockbox/lockbox/simulator/image"
+	"github.com/databox-lockbox/lockbox/simulator/simtest"
 )
 
 // unlockPart is the argument that makes this test program the process whose CPU
@@ -33,7 +33,7 @@ func TestMain(m *testing.M) {
 // TestRun measures small things once: every figure that is asked for is there, once
 // for each peer, and has its rows in the table; nothing else is left.
 func TestRun(t *testing.T) {
-	needs(t, "openssl", "mkntfs", "ntfs-3g", "dislocker-fuse", "dislocker-file", "bdemount", "cryptsetup")
+	simtest.Need(t, "/dev/fuse", "openssl", "mkntfs", "ntfs-3g", "dislocker-fuse", "dislocker-file", "bdemount", "cryptsetup")
 	for name, peers := range map[string][]string{
 		"xts128_512":          {"openssl"},
 		"xts128_512_generic":  {""},
@@ -98,29 +98,5 @@ func checkGone(t *testing.T, dir string) {
 	}
 	if bytes.Contains(mounts, []byte(dir)) {
 		t.Errorf("still mounted:\n%s", mounts)
-	}
-}
-
-// needs skips the test where it cannot run; under CI=true it fails instead.
-func needs(t *testing.T, tools ...string) {
-	t.Helper()
-	missing := ""
-	if os.Geteuid() != 0 {
-		missing = "root"
-	}
-	if _, err := os.Stat("/dev/fuse"); err != nil {
-		missing = "/dev/fuse"
-	}
-	for _, name := range tools {
-		if _, err := exec.LookPath(name); err != nil {
-			missing = name
-		}
-	}
-	switch {
-	case missing == "":
-	case os.Getenv("CI") == "true":
-		t.Fatalf("this test needs %s", missing)
-	default:
-		t.Skipf("this test needs %s", missing)
 	}
 }

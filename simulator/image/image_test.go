@@ -4,13 +4,14 @@ import (
 	"context"
 	"fmt"
 	"os"
-	"os/exec"
 	"strings"
 	"syscall"
 	"testing"
 	"testing/fstest"
 
 	"go.uber.org/goleak"
+
+	"github.com/databox-lockbox/lockbox/simulator/simtest"
 )
 
 const childVariable = "IMAGE_TEST_CHILD"
@@ -29,25 +30,7 @@ func TestMain(m *testing.M) {
 // continuous-integration machine that is a failure.
 func needs(t *testing.T, tools ...string) {
 	t.Helper()
-	missing := ""
-	if os.Geteuid() != 0 {
-		missing = "root"
-	}
-	if _, err := os.Stat("/dev/fuse"); err != nil {
-		missing = "/dev/fuse"
-	}
-	for _, name := range tools {
-		if _, err := exec.LookPath(name); err != nil {
-			missing = name
-		}
-	}
-	switch {
-	case missing == "":
-	case os.Getenv("CI") == "true":
-		t.Fatalf("this test needs %s", missing)
-	default:
-		t.Skipf("this test needs %s", missing)
-	}
+	simtest.Need(t, append(tools, "/dev/fuse")...)
 }
 
 // content is what most tests copy in.

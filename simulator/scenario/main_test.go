@@ -17,6 +17,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/databox-lockbox/lockbox/simulator/profile"
+	"github.com/databox-lockbox/lockbox/simulator/simtest"
 	"github.com/databox-lockbox/lockbox/simulator/world"
 )
 
@@ -57,26 +58,7 @@ var build = sync.OnceValue(func() error {
 // instead. It builds the programs.
 func needWorld(t *testing.T) {
 	t.Helper()
-	missing := ""
-	if os.Geteuid() != 0 {
-		missing = "root"
-	}
-	for _, file := range []string{"/dev/fuse", "/dev/loop-control"} {
-		if _, err := os.Stat(file); err != nil {
-			missing = file
-		}
-	}
-	for _, name := range []string{"mkntfs", "ntfs-3g", "ntfscat", "smbclient", "smbd", "ssh", "cryptsetup", "dislocker-file"} {
-		if _, err := exec.LookPath(name); err != nil {
-			missing = name
-		}
-	}
-	switch {
-	case missing != "" && os.Getenv("CI") == "true":
-		t.Fatalf("this test needs %s", missing)
-	case missing != "":
-		t.Skipf("this test needs %s", missing)
-	}
+	simtest.Need(t, "/dev/fuse", "/dev/loop-control", "mkntfs", "ntfs-3g", "ntfscat", "smbclient", "smbd", "ssh", "cryptsetup", "dislocker-file")
 	if err := build(); err != nil {
 		t.Fatal(err)
 	}

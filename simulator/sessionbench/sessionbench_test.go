@@ -15,6 +15,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/databox-lockbox/lockbox/simulator/azurite"
+	"github.com/databox-lockbox/lockbox/simulator/simtest"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -22,26 +23,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // needs skips the test where the machine cannot, and builds the lockbox program.
 func needs(t *testing.T, programs ...string) (lockbox string) {
 	t.Helper()
-	missing := ""
-	if os.Geteuid() != 0 {
-		missing = "root"
-	}
-	for _, file := range []string{"/dev/fuse", "/dev/loop-control"} {
-		if _, err := os.Stat(file); err != nil {
-			missing = file
-		}
-	}
-	for _, p := range programs {
-		if _, err := exec.LookPath(p); err != nil {
-			missing = p
-		}
-	}
-	switch {
-	case missing != "" && os.Getenv("CI") == "true":
-		t.Fatalf("this test needs %s", missing)
-	case missing != "":
-		t.Skipf("this test needs %s", missing)
-	}
+	simtest.Need(t, append(programs, "/dev/fuse", "/dev/loop-control")...)
 	lockbox = filepath.Join(t.TempDir(), "lockbox")
 	if out, err := exec.Command("go", "build", "-o", lockbox, "github.com/databox-lockbox/lockbox/controlplane/cmd/lockbox").CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
