@@ -43,17 +43,13 @@ func (c *lateClock) Boot() time.Duration { return time.Since(c.began) }
 // connection is cut, every file closed and the disk gone, and the session is over.
 func TestEveryEnd(t *testing.T) {
 	lockbox := needs(t, "ssh", "sftp", "smbclient", "smbd", "nfs-cat", "mkntfs", "ntfs-3g")
-	program := filepath.Join(t.TempDir(), "databox-agent")
-	if out, err := exec.Command("go", "build", "-o", program, "github.com/databox-lockbox/lockbox/agent/cmd/databox-agent").CombinedOutput(); err != nil {
-		t.Fatalf("%v: %s", err, out)
-	}
 	clock := &lateClock{began: time.Now()}
 	var line *netfault.Proxy
 	ctx, stop := context.WithCancel(context.Background())
 	var running sync.WaitGroup
 	cfg := Config{Dir: t.TempDir(), Lockbox: lockbox, Size: 64 << 20, Note: io.Discard}
 	s, err := raise(t.Context(), cfg, func(w *world.World, opts *agent.Options) (err error) {
-		opts.Clock, opts.NFS = clock, []string{program, "nfs-server"}
+		opts.Clock, opts.NFS = clock, []string{filepath.Join(programs, "databox-agent"), "nfs-server"}
 		if line, err = netfault.New(w.Tunnel); err != nil {
 			return err
 		}

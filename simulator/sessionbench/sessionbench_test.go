@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"sync"
 	"testing"
 
 	"go.uber.org/goleak"
@@ -18,17 +19,39 @@ import (
 	"github.com/databox-lockbox/lockbox/simulator/simtest"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	dir, err := os.MkdirTemp("", "sessionbench-programs-")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	programs = dir
+	goleak.VerifyTestMain(m, goleak.Cleanup(func(code int) {
+		os.RemoveAll(dir)
+		os.Exit(code)
+	}))
+}
+
+// programs is the folder of lockbox and databox-agent, once they are built.
+var programs string
+
+var build = sync.OnceValue(func() error {
+	const ours = "github.com/databox-lockbox/lockbox/"
+	out, err := exec.Command("go", "build", "-o", programs, ours+"controlplane/cmd/lockbox", ours+"agent/cmd/databox-agent").CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("go build: %w: %s", err, out)
+	}
+	return nil
+})
 
 // needs skips the test where the machine cannot, and builds the lockbox program.
-func needs(t *testing.T, programs ...string) (lockbox string) {
+func needs(t *testing.T, names ...string) (lockbox string) {
 	t.Helper()
-	simtest.Need(t, append(programs, "/dev/fuse", "/dev/loop-control")...)
-	lockbox = filepath.Join(t.TempDir(), "lockbox")
-	if out, err := exec.Command("go", "build", "-o", lockbox, "github.com/databox-lockbox/lockbox/controlplane/cmd/lockbox").CombinedOutput(); err != nil {
-		t.Fatalf("%v: %s", err, out)
+	simtest.Need(t, append(names, "/dev/fuse", "/dev/loop-control")...)
+	if err := build(); err != nil {
+		t.Fatal(err)
 	}
-	return lockbox
+	return filepath.Join(programs, "lockbox")
 }
 
 // TestRun measures small things once: both figures are there, with their peer.
