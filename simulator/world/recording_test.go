@@ -251,3 +251,71 @@ func (l *local) holds(data []byte) (commands []string, shown string) {
 		}
 	}
 }
+
+// A session of which more is recorded than one file takes is one to everybody: its
+// engineer works and is watched on, its watcher sees all of it, and its parts prove
+// each other.
+func TestLongSessionIsOneRecording(t *testing.T) {
+	l := newLocal(t, func(w *world.World) {
+		f, err := os.OpenFile(w.Other.Nodes[0].ConfigFile(), os.O_WRONLY|os.O_APPEND, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		if _, err := fmt.Fprint(f, "recording:\n  part_mib: 1\n"); err != nil {
+			t.Fatal(err)
+		}
+	})
+	s := l.enable()
+	_, in, out := l.terminal(s.Id)
+	l.says(in, out, "disks", "DISK")
+	var list []*lockboxv1.Recording
+	for deadline := time.Now().Add(20 * time.Second); len(list) == 0 && time.Now().Before(deadline); list = l.recordings(s.Id) {
+		time.Sleep(50 * time.Millisecond)
+	}
+	watched := make(chan [][]byte, 1)
+	watching := make(chan bool, 1)
+	go func() {
+		var parts [][]byte
+		for id := list[0].Id; id != ""; {
+			parts = append(parts, l.read(id, func(int) {
+				select {
+				case watching <- true:
+				default:
+				}
+			}))
+			id = l.whole(id).Next
+			for deadline := time.Now().Add(20 * time.Second); id != "" && len(l.recordings(s.Id)) <= len(parts) && time.Now().Before(deadline); {
+				time.Sleep(20 * time.Millisecond)
+			}
+		}
+		watched <- parts
+	}()
+	<-watching
+	l.shows(out, "olga@contoso.example")
+
+	done := make(chan string, 1)
+	go func() {
+		var seen bytes.Buffer
+		_, _ = io.Copy(&seen, out) // ends with the session
+		done <- seen.String()
+	}()
+	for len(l.recordings(s.Id)) < 2 {
+		_, err := io.WriteString(in, strings.Repeat("help\r", 20))
+		l.must(err)
+		time.Sleep(200 * time.Millisecond)
+	}
+	time.Sleep(time.Second) // whoever watched the first part comes to the second
+	_, err := l.crew.As("olga").Recordings.KillSession(t.Context(), &lockboxv1.KillSessionRequest{Session: s.Id, Reason: "enough"})
+	l.must(err)
+	parts := <-watched
+	if shown := <-done; strings.Contains(shown, "watched by") || strings.Contains(shown, "nobody watches") {
+		t.Error("the engineer is told again who watches, though nobody came or left")
+	}
+	reports, err := recording.VerifyParts(bytes.NewReader(slices.Concat(parts...)), approval.Digest(l.node().KeyFingerprint))
+	l.must(err)
+	first, last := reports[0], reports[len(reports)-1]
+	if len(reports) < 2 || first.Meta.Part() != 1 || last.End.Reason != recording.EndKilled {
+		t.Errorf("%d parts from %d on, which ended with %q", len(reports), first.Meta.Part(), last.End.Reason)
+	}
+}

@@ -105,6 +105,9 @@ func (r *Recording) change(do func() error) error {
 	}
 	slices.Sort(names)
 	names = slices.Compact(names)
+	if slices.Equal(names, r.Watchers()) {
+		return nil // the same person, once more or once less
+	}
 	r.names.Store(&names)
 	if r.ends.Load() != nil {
 		return nil
