@@ -199,12 +199,7 @@ func signRecovery(ctx context.Context, cmd *cobra.Command, file string, policy a
 	if recovery == nil || policy.Version == 1 {
 		return nil, errors.New("there is no recovery key in the trust policy that this one is to replace: only its customers can replace it")
 	}
-	signer, k, done, err := findSigner(ctx, cmd, file, approval.TrustPolicy{RecoveryKey: recovery})
-	if err != nil {
-		return nil, err
-	}
-	defer done()
-	return sign(cmd, policy, k.ID, signer, yes)
+	return signAs(ctx, cmd, file, approval.TrustPolicy{RecoveryKey: recovery}, policy, yes)
 }
 
 func (a *app) trustPolicySubmit() *cobra.Command {

@@ -56,16 +56,7 @@ else was troubleshot (inadvertent-exposure) and demands by law
 customer signed, allows it.`,
 		Args: args(),
 		RunE: a.connected(func(ctx context.Context, c *client.Client, cmd *cobra.Command, _ []string) error {
-			err := need(cmd, "ticket", "justification")
-			switch {
-			case err != nil:
-			case accessAction(req.Action):
-				err = need(cmd, "subscription")
-			case req.Exclusion != "":
-				err = need(cmd, "device")
-			default:
-				err = need(cmd, "device", "reason-code")
-			}
+			err := needForRequest(cmd, req)
 			if err != nil {
 				return err
 			}
@@ -99,6 +90,20 @@ customer signed, allows it.`,
 	choices(c, "exclusion", "break-glass", "inadvertent-exposure", "external-legal-demand")
 	f.StringVar(&req.SshKey, "ssh-key", "", "fingerprint of the key you will use, if you have several")
 	return c
+}
+
+// needForRequest demands the flags that such a request cannot do without.
+func needForRequest(cmd *cobra.Command, req *lockboxv1.CreateRequestRequest) error {
+	names := []string{"ticket", "justification"}
+	switch {
+	case accessAction(req.Action):
+		names = append(names, "subscription")
+	case req.Exclusion != "":
+		names = append(names, "device")
+	default:
+		names = append(names, "device", "reason-code")
+	}
+	return need(cmd, names...)
 }
 
 // accessAction reports whether an action is access to a subscription, by either of

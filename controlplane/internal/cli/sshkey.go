@@ -129,6 +129,17 @@ func encryptedSigner(cmd *cobra.Command, file string, data []byte) (ssh.Signer, 
 	return s, nil
 }
 
+// signAs has a key that the trust policy names sign doc, see [sign]: that in file, or
+// one of the ssh-agent's.
+func signAs(ctx context.Context, cmd *cobra.Command, file string, policy approval.TrustPolicy, doc approval.Document, yes bool) ([]byte, error) {
+	signer, k, done, err := findSigner(ctx, cmd, file, policy)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	return sign(cmd, doc, k.ID, signer, yes)
+}
+
 // sign shows the very bytes of doc, asks, and signs them in an envelope.
 func sign(cmd *cobra.Command, doc approval.Document, keyID string, signer ssh.Signer, yes bool) ([]byte, error) {
 	env, err := approval.NewEnvelope(doc)

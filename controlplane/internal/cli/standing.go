@@ -62,12 +62,7 @@ you are told of each.`,
 			if err := checkStanding(doc, policy, req, time.Now()); err != nil {
 				return err
 			}
-			signer, k, done, err := findSigner(ctx, cmd, key, policy)
-			if err != nil {
-				return err
-			}
-			defer done()
-			envelope, err := sign(cmd, doc, k.ID, signer, yes)
+			envelope, err := signAs(ctx, cmd, key, policy, doc, yes)
 			if err != nil {
 				return err
 			}
