@@ -205,12 +205,7 @@ type Changes struct {
 	Moved   []Move // same size and CRC64, other path
 }
 
-// Empty reports whether nothing differs.
-func (c Changes) Empty() bool {
-	return len(c.Added)+len(c.Removed)+len(c.Changed)+len(c.Moved) == 0
-}
-
-// String has one line per difference, for people. Paths are quoted where they
+// String has one line per difference, none if nothing differs, for people. Paths are quoted where they
 // hold anything that could deceive.
 func (c Changes) String() string {
 	var out strings.Builder

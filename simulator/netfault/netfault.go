@@ -107,9 +107,6 @@ func (p *Proxy) Cut() { p.set(func(f *fault) { f.cut = true }) }
 // arrives, until [Proxy.Heal], which ends the connections that lost bytes.
 func (p *Proxy) Blackhole() { p.set(func(f *fault) { f.hole = true }) }
 
-// Hold keeps everything that comes until [Proxy.Heal]; then it is delivered.
-func (p *Proxy) Hold() { p.set(func(f *fault) { f.hold = true }) }
-
 // Delay keeps every piece that passes for d, until [Proxy.Heal].
 func (p *Proxy) Delay(d time.Duration) { p.set(func(f *fault) { f.delay = d }) }
 
