@@ -203,7 +203,7 @@ func (p *part) pass(next string) (approval.Digest, error) {
 	}
 	err = p.writeEndLocked(recording.EndContinued, next)
 	if err == nil {
-		err = syncWithin(p.file)
+		err = p.store.durable(p.file)
 	}
 	if err != nil {
 		*p.encoder, p.size, p.sum, p.ended = encoder, size, sum, ""

@@ -267,6 +267,14 @@ func TestSeamFails(t *testing.T) {
 		must(t, broken.Close(), r.End(recording.EndDone))
 		s.parts(recording.EndFailed)
 	})
+	t.Run("not durable", func(t *testing.T) {
+		s := newScene(t, short)
+		r := filled(s)
+		s.store.durable = func(*os.File) error { return errors.New("input/output error") }
+		failing(s, r)
+		must(t, r.End(recording.EndDone))
+		s.parts(recording.EndFailed)
+	})
 	t.Run("no beginning", func(t *testing.T) {
 		s := newScene(t, short)
 		r := filled(s)

@@ -90,8 +90,9 @@ type Config struct {
 // Store keeps the recordings of one node. It is safe for concurrent use.
 type Store struct {
 	cfg     Config
-	dirty   chan struct{} // holds one: something is to be synced
-	changed chan struct{} // holds one: something is to be sent
+	durable func(*os.File) error // makes a file durable within a bound: syncWithin, but for tests
+	dirty   chan struct{}        // holds one: something is to be synced
+	changed chan struct{}        // holds one: something is to be sent
 
 	mu      sync.Mutex // guards what follows; taken after that of a Recording
 	all     map[string]*part
@@ -108,7 +109,7 @@ func New(cfg Config) (*Store, error) {
 	if cfg.Part == 0 {
 		cfg.Part = DefaultPart
 	}
-	s := &Store{cfg: cfg, dirty: make(chan struct{}, 1), changed: make(chan struct{}, 1), all: make(map[string]*part)}
+	s := &Store{cfg: cfg, durable: syncWithin, dirty: make(chan struct{}, 1), changed: make(chan struct{}, 1), all: make(map[string]*part)}
 	if err := state.PrivateDir(cfg.Dir); err != nil {
 		return nil, err
 	}
