@@ -3,6 +3,7 @@ package shell
 import (
 	"context"
 	"fmt"
+	"net"
 	"strings"
 	"text/tabwriter"
 
@@ -57,6 +58,12 @@ func shares(ctx context.Context, t *task, args []string) error {
 	for _, one := range status.GetShareServices() {
 		if one.Detail != "" {
 			fmt.Fprintf(t.out, "%s is %s: %s\n", strings.ToUpper(one.Protocol), one.State, Visible(one.Detail))
+		}
+	}
+	for _, sh := range status.GetShares() {
+		if host, port, err := net.SplitHostPort(sh.Address); err == nil && sh.Protocol == "nfs" && sh.State == "open" { // one is like another
+			fmt.Fprintf(t.out, "\nNFS at %[1]s, without login\nmount -t nfs -o vers=3,proto=tcp,nolock,port=%[3]s,mountport=%[3]s %[2]s:/%[4]s /mnt\n", sh.Address, host, port, sh.Name)
+			break
 		}
 	}
 	if lease, err := t.cfg.Node.Lease(); err == nil && lease.Address != "" {

@@ -87,7 +87,8 @@ func (s *scene) Status() *devicev1.NodeStatus {
 	status := &devicev1.NodeStatus{State: "Locked", Job: s.job, Disks: []*devicev1.DiskStatus{{Disk: "disk1", State: "locked", Method: "XTS-AES-128"}}}
 	if err == nil {
 		status.State, status.Disks[0].State = "Unlocked", "mounted"
-		status.Shares = []*devicev1.ShareStatus{{Name: "contoso_BlockBlob", State: "open", Protocol: "smb", Address: l.Address, Access: string(l.Access)}}
+		status.Shares = []*devicev1.ShareStatus{{Name: "contoso_BlockBlob", State: "open", Protocol: "smb", Address: l.Address, Access: string(l.Access)},
+			{Name: "contoso_BlockBlob", State: "open", Protocol: "nfs", Address: "127.0.0.1:2049", Access: string(l.Access)}}
 	}
 	return status
 }

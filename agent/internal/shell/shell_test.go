@@ -85,7 +85,8 @@ func TestWhileUnlocked(t *testing.T) {
 	s.unlock(approval.ReadOnly)
 	s.wants("disks", 0, "disk1  unlocked", "")
 	s.wants("shares", 0, "pw-of-this-lease", "")
-	if n := len(s.of(auditlog.OpReadShareSecret)); n != 1 {
+	s.wants("shares", 0, "NFS at 127.0.0.1:2049, without login\nmount -t nfs -o vers=3,proto=tcp,nolock,port=2049,mountport=2049 127.0.0.1:/contoso_BlockBlob /mnt\n", "")
+	if n := len(s.of(auditlog.OpReadShareSecret)); n != 2 {
 		t.Errorf("%d records of shown credentials", n)
 	}
 	s.wants("lease", 0, "LockboxRequest_1", "")

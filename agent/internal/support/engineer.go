@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"maps"
+	"regexp"
 
 	"github.com/databox-lockbox/lockbox/agent/internal/copyjob"
 	"github.com/databox-lockbox/lockbox/agent/internal/lock"
@@ -119,6 +120,10 @@ func shipState(ctx context.Context, failure error, issues, warnings int) string 
 	return "Succeeded"
 }
 
+// removedForm is the name that ntfs-3g gives a file which is removed while it is
+// open. It is gone when that is closed, and the copy job would miss it.
+var removedForm = regexp.MustCompile(`(^|/)\.fuse_hidden[0-9a-f]{16}$`)
+
 // uncopied lists the files of a bill that the copy job will not take as they
 // are, with its codes for why.
 func uncopied(m copyjob.Manifest) (list []string) {
@@ -129,6 +134,9 @@ func uncopied(m copyjob.Manifest) (list []string) {
 	for _, f := range bom.Files {
 		for _, code := range m.Share.Classify(f.Path, f.Size).Codes {
 			list = append(list, string(code)+"  "+f.Path)
+		}
+		if removedForm.MatchString(f.Path) {
+			list = append(list, string(copyjob.NotAsShipped)+"  "+f.Path+" (it was removed while a client had it open: once that is closed, prepare-to-ship again)")
 		}
 	}
 	for _, path := range m.Left {

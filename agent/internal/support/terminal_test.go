@@ -62,6 +62,14 @@ func TestWhatASessionMay(t *testing.T) {
 	if err := os.Symlink("a.txt", filepath.Join(s.share, "photos/link")); err != nil {
 		t.Fatal(err)
 	}
+	removed := filepath.Join(s.share, "photos/.fuse_hidden0000001000000001")
+	if err := os.WriteFile(removed, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s.wants("prepare-to-ship", 0, "ERROR_PREPARE_TO_SHIP_NOT_RUN  photos/.fuse_hidden0000001000000001 (it was removed while a client had it open", "")
+	if err := os.Remove(removed); err != nil {
+		t.Fatal(err)
+	}
 	s.wants("prepare-to-ship", 0, "ERROR_BLOB_OR_FILE_TYPE_UNSUPPORTED  photos/link\nprepare-to-ship: ScanCompletedWithIssues\n", "")
 }
 
