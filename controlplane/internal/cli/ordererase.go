@@ -106,11 +106,12 @@ func (a *app) showErasure(ctx context.Context, c *client.Client, cmd *cobra.Comm
 }
 
 func showCertificate(w io.Writer, e approval.Erasure) {
-	fields(w, "Certificate of sanitization", e.Standard, "Order", string(e.OrderID), "Node", string(e.Node)+"  signed by its key "+string(approval.KeyFingerprint(e.NodeKey)))
+	shown := []string{"Certificate of sanitization", e.Standard, "Order", string(e.OrderID), "Node", string(e.Node) + "  signed by its key " + string(approval.KeyFingerprint(e.NodeKey))}
 	for _, m := range e.Media {
-		fields(w, "Medium", fmt.Sprintf("%s  volume %s, %d bytes, %s", m.Disk, m.VolumeGUID, m.Size, m.Encryption))
+		shown = append(shown, "Medium", fmt.Sprintf("%s  volume %s, %d bytes, %s", m.Disk, m.VolumeGUID, m.Size, m.Encryption))
 	}
-	fields(w, "Method", e.Method+", "+e.Technique, "Details", e.Details, "Tool", e.Tool+" "+e.ToolVersion, "Verification", e.Verification,
+	shown = append(shown, "Method", e.Method+", "+e.Technique, "Details", e.Details, "Tool", e.Tool+" "+e.ToolVersion, "Verification", e.Verification,
 		"Ordered by", string(e.OrderedBy), "Begun", when(e.Begun), "Finished", when(e.Finished))
+	fields(w, shown...)
 	fmt.Fprintln(w)
 }
