@@ -255,7 +255,7 @@ func (s *Story) approve(ctx context.Context) {
 	s.out.held("eight hours run from the approval: %s to %s", clock(r.AccessStart), clock(r.AccessEnd))
 }
 
-func clock(unix int64) string { return time.Unix(unix, 0).UTC().Format(time.RFC3339) }
+func clock(unix int64) string { return protocol.Stamp(time.Unix(unix, 0)) }
 
 func (s *Story) execute(ctx context.Context) {
 	s.online(ctx, s.w.Device, protocol.Locked)
