@@ -19,7 +19,8 @@ import (
 type benchSession struct {
 	only                         []string
 	runs, kills, files, parallel int
-	sizeMiB, fileKiB, largeMiB   int64
+	sizeMiB, diskMiB             int64
+	fileKiB, largeMiB            int64
 	azurite, dir                 string
 }
 
@@ -59,6 +60,7 @@ installed in, as .ci/azurite prints it.`,
 	f.IntVar(&b.runs, "runs", 5, "of which a figure is the median")
 	f.IntVar(&b.kills, "kills", 20, "how often a session is killed")
 	f.Int64Var(&b.sizeMiB, "size", 1024, "size of the file that is sent and read, in MiB, at most 1024")
+	f.Int64Var(&b.diskMiB, "disk", 5120, "size of the device's disk, in MiB; ntfs-3g writes 4 KiB at a time on one of less than 4096")
 	f.IntVar(&b.files, "files", 10_000, "how many small files are uploaded")
 	f.Int64Var(&b.fileKiB, "file-size", 4, "size of each, in KiB")
 	f.Int64Var(&b.largeMiB, "large", 1024, "size of the large file that is uploaded, in MiB")
@@ -75,7 +77,7 @@ func (b benchSession) check(cfg sessionbench.Config) error {
 		}
 	}
 	switch {
-	case min(b.runs, b.kills, b.files, b.parallel) < 1 || min(b.sizeMiB, b.fileKiB, b.largeMiB) < 1:
+	case min(b.runs, b.kills, b.files, b.parallel) < 1 || min(b.sizeMiB, b.diskMiB, b.fileKiB, b.largeMiB) < 1:
 		return errors.New("runs, numbers and sizes are at least 1")
 	case b.sizeMiB > 1024:
 		return fmt.Errorf("--size %d: want at most 1024", b.sizeMiB)
@@ -91,7 +93,7 @@ func (b benchSession) run(ctx context.Context, out, note io.Writer) error {
 		return err
 	}
 	cfg := sessionbench.Config{
-		Only: b.only, Runs: b.runs, Size: b.sizeMiB << 20, Kills: b.kills, Out: out, Note: note,
+		Only: b.only, Runs: b.runs, Size: b.sizeMiB << 20, Disk: b.diskMiB << 20, Kills: b.kills, Out: out, Note: note,
 		Lockbox: filepath.Join(filepath.Dir(self), "lockbox"), Agent: filepath.Join(filepath.Dir(self), "databox-agent"),
 		Uploads: sessionbench.Uploads{
 			Azurite: b.azurite, Files: b.files, Size: b.fileKiB << 10, Large: b.largeMiB << 20, Parallel: b.parallel,

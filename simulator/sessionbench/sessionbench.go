@@ -43,6 +43,7 @@ type Config struct {
 	Only    []string  // which of [Figures] are wanted; nil: all
 	Runs    int       // of which a figure is the median
 	Size    int64     // of the file that is transferred, in bytes
+	Disk    int64     // of the device, in bytes; as large as three such files anyway
 	Kills   int       // how often the session is killed
 	Uploads Uploads   // need not be set if none is wanted
 	Out     io.Writer // gets the figures

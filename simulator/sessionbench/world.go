@@ -39,7 +39,7 @@ type session struct {
 // their session. Its node is changed before it starts. The caller ends it.
 func raise(ctx context.Context, cfg Config, changes ...func(*world.World, *agent.Options) error) (_ *session, err error) {
 	p := profile.Profile{
-		Name: "databox", DiskSize: max(3*cfg.Size, 64<<20) + 64<<20,
+		Name: "databox", DiskSize: max(3*cfg.Size, 64<<20, cfg.Disk) + 64<<20,
 		Nodes: []profile.Node{{Disks: []profile.Disk{{ID: "disk1", Shares: []profile.Share{{Name: share, Files: map[string]string{"bench/first": "x"}}}}}}},
 	}
 	w, err := world.New(world.Config{Dir: filepath.Join(cfg.Dir, "world"), Profile: p})
