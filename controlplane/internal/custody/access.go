@@ -169,10 +169,10 @@ func (s *Service) accessRecord(op auditlog.Operation, caller auth.Caller, o stor
 func readCredential(text []byte, row *store.DestinationAccess) (secret []byte, err error) {
 	text = bytes.TrimSpace(text)
 	if encoded, ok := bytes.CutPrefix(text, []byte(store.AccountKey+"=")); ok {
-		row.Kind, row.Detail = store.AccountKey, "a signature for each unlock: create, read, write and delete blobs while it lasts"
+		row.Kind, row.Detail = store.AccountKey, "a signature for each unlock: create, read, write and delete containers and blobs while it lasts"
 		secret = make([]byte, base64.StdEncoding.DecodedLen(len(encoded)))
 		n, err := base64.StdEncoding.Decode(secret, encoded)
-		if err != nil || n < 16 {
+		if err != nil || n < 16 || n > sealing.MaxAccess { // those of Azure have 64 bytes
 			clear(secret)
 			return nil, protocol.Errorf(protocol.CodeInvalid, "the key of account %s is not %s=<base64>", row.Account, store.AccountKey)
 		}

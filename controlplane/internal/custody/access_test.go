@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -246,11 +247,36 @@ func TestAccessIsDroppedWithItsOrder(t *testing.T) {
 	}
 }
 
+// Owners who have several removed at once all find them erased, and nothing breaks.
+func TestAccessIsErasedSideBySide(t *testing.T) {
+	w := newWorld(t, 1)
+	accounts := strings.Fields("a b c d e f")
+	for _, account := range accounts {
+		if _, err := w.putAccess(store.Destination{Account: account, Endpoint: consented.Endpoint}, signature); err != nil {
+			t.Fatal(err)
+		}
+	}
+	old, o := w.access(), w.theOrder()
+	var all sync.WaitGroup
+	for _, account := range accounts {
+		all.Go(func() {
+			if err := w.custody.RemoveAccess(t.Context(), owner, o, account); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	all.Wait()
+	if where := w.filesWith(old); len(where) > 0 || len(w.access()) != 0 {
+		t.Errorf("%d left, and in %v", len(w.access()), where)
+	}
+}
+
 func TestBadAccessIsRefused(t *testing.T) {
 	w := newWorld(t, 1)
 	for name, text := range map[string]string{
 		"nothing": "", "no signature": "sv=1&sp=r&secret=c2VjcmV0", "two lines": signature + "\nHost: evil", "a space": "sig=c2VjcmV0 x",
 		"too long": "sig=c2VjcmV0" + strings.Repeat("x", 2048), "no base64": "AccountKey=c2VjcmV0!", "a short key": "AccountKey=c2VjcmV0",
+		"a long key": "AccountKey=" + strings.Repeat("c2VjcmV0", 400),
 		"over": "sv=1&sp=rwc&se=2020-01-01&sig=c2VjcmV0",
 	} {
 		if _, err := w.putAccess(consented, text); protocol.CodeOf(err) != protocol.CodeInvalid || strings.Contains(err.Error(), "c2VjcmV0") {

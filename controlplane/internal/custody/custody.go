@@ -96,6 +96,7 @@ type Service struct {
 	wake     chan struct{} // one slot: an attempt waits for its nodes to be locked
 	keysWake chan struct{} // one slot: a rotation or an erasure waits
 	rotating sync.Mutex    // held while a rotation begins
+	erasing  chan struct{} // one slot: taken while an order's former wrappings are erased
 
 	mu   sync.Mutex
 	live map[protocol.DeviceSerial]bool // devices with an attempt under way in this process; guarded by mu
@@ -107,7 +108,10 @@ func New(cfg Config) *Service {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
-	return &Service{Config: cfg, wake: make(chan struct{}, 1), keysWake: make(chan struct{}, 1), live: map[protocol.DeviceSerial]bool{}, gone: map[protocol.OrderID][][]byte{}}
+	return &Service{
+		Config: cfg, wake: make(chan struct{}, 1), keysWake: make(chan struct{}, 1), erasing: make(chan struct{}, 1),
+		live: map[protocol.DeviceSerial]bool{}, gone: map[protocol.OrderID][][]byte{},
+	}
 }
 
 // Run locks the nodes of attempts that failed or were cut off, until each has

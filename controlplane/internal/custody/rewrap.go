@@ -144,12 +144,7 @@ func (s *Service) eraseNow(ctx context.Context, order protocol.OrderID, gone [][
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), eraseTimeout)
 	defer cancel()
 	s.noteGone(order, gone)
-	var due store.Erasure
-	err := s.Store.View(ctx, func(tx *store.Tx) (err error) { due, err = tx.Erasure(ctx, order); return err })
-	if err == nil {
-		err = s.eraseOne(ctx, due)
-	}
-	if err != nil {
+	if err := s.eraseOne(ctx, order); err != nil {
 		s.Logger.Warn().Err(err).Str("order", string(order)).Msg("old wrappings of an order's key are not erased yet")
 		signal(s.keysWake)
 	}
@@ -177,27 +172,45 @@ func (s *Service) erase(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, eraseLater)
 	defer cancel()
 	for _, d := range due {
-		err = errors.Join(err, s.eraseOne(ctx, d))
+		err = errors.Join(err, s.eraseOne(ctx, d.Order))
 	}
 	return err
 }
 
-// eraseOne erases what former keys of an order wrapped. What an earlier process
-// replaced nobody knows any more, so that the store is written anew.
-func (s *Service) eraseOne(ctx context.Context, due store.Erasure) error {
+// eraseOne erases what former keys of an order wrapped, one order at a time. What
+// an earlier process replaced nobody knows any more, so that the store is written
+// anew.
+func (s *Service) eraseOne(ctx context.Context, order protocol.OrderID) error {
+	select {
+	case s.erasing <- struct{}{}:
+		defer func() { <-s.erasing }()
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	var due store.Erasure
+	err := s.Store.View(ctx, func(tx *store.Tx) (err error) { due, err = tx.Erasure(ctx, order); return err })
+	noted := !errors.Is(err, store.ErrNotFound)
+	if err != nil && noted {
+		return err
+	}
 	s.mu.Lock()
-	gone := s.gone[due.Order]
+	gone := s.gone[order]
 	s.mu.Unlock()
+	if !noted && len(gone) == 0 {
+		return nil // somebody else did it meanwhile
+	}
 	if err := s.Store.Purge(ctx, gone...); err != nil {
 		return err
 	}
-	if err := s.Store.Tx(ctx, func(tx *store.Tx) error { return tx.DeleteErasure(ctx, due) }); err != nil {
-		return err
+	if noted {
+		if err := s.Store.Tx(ctx, func(tx *store.Tx) error { return tx.DeleteErasure(ctx, due) }); err != nil {
+			return err
+		}
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.gone[due.Order] = s.gone[due.Order][len(gone):]; len(s.gone[due.Order]) == 0 {
-		delete(s.gone, due.Order)
+	if s.gone[order] = s.gone[order][len(gone):]; len(s.gone[order]) == 0 {
+		delete(s.gone, order)
 	}
 	return nil
 }
