@@ -24,12 +24,17 @@ import (
 // wholes puts the parts of each recording together, in order, unless each is wanted
 // by itself. The recordings stay in the order of the list.
 func wholes(list []*lockboxv1.Recording, each bool) (all [][]*lockboxv1.Recording) {
-	at := make(map[string]int)
+	type whole struct { // a node may say of its own that they belong to another's
+		id, serial string
+		node       int32
+	}
+	at := make(map[whole]int)
 	for _, r := range list {
-		i, known := at[r.Whole]
+		of := whole{r.Whole, r.Serial, r.Node}
+		i, known := at[of]
 		if !known || each {
 			i = len(all)
-			at[r.Whole], all = i, append(all, nil)
+			at[of], all = i, append(all, nil)
 		}
 		all[i] = append(all[i], r)
 	}
@@ -210,6 +215,21 @@ func verifyFiles(names []string, key approval.Digest) (all [][]recording.Report,
 	return all, nil
 }
 
+// isWhole reports whether verified parts of a recording are all of it.
+func isWhole(parts []recording.Report) bool {
+	return parts[0].Meta.Part() == 1 && parts[len(parts)-1].End.Next == ""
+}
+
+// allHere is the error of a recording whose first parts or last are not here.
+func allHere(all [][]recording.Report) error {
+	for _, parts := range all {
+		if !isWhole(parts) {
+			return brokenError{fmt.Errorf("this is not all of recording %s: name the files of all its parts, or say --some", parts[0].Meta.Whole())}
+		}
+	}
+	return nil
+}
+
 // recordedForm is that of the ids by which recordings are found.
 var recordedForm = regexp.MustCompile(`^(SES|REC)-[0-9a-f]+$`)
 
@@ -243,7 +263,7 @@ func showVerified(w io.Writer, parts []recording.Report, keyGiven bool) {
 		c.Channels += p.End.Counts.Channels
 	}
 	whole := "whole and signed"
-	if m.Part() > 1 || e.Next != "" {
+	if !isWhole(parts) {
 		whole = "not all of it; what is here is whole and signed"
 	}
 	shown := []string{

@@ -306,6 +306,7 @@ func kindOf(b recording.Body) string {
 
 func (a *app) sessionVerify() *cobra.Command {
 	var key string
+	var some bool
 	c := &cobra.Command{
 		Use:   "verify FILE... [--node-key FINGERPRINT]",
 		Short: "Verify an exported recording offline",
@@ -317,7 +318,8 @@ signed it. Exit status 1 if anything is wrong, with what, and where.
 
 A recording in parts may be one file or several: each part is verified, and that
 it continues the one before, so none is missing between two or exchanged. Parts
-before the first and behind the last are named, with the digest of the one before.`,
+before the first and behind the last are named, with the digest of the one before;
+that they are not here is wrong, too, unless --some says that it is meant so.`,
 		Args: atLeastOne("FILE"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			all, err := verifyFiles(args, approval.Digest(strings.Replace(key, "SHA256:", "sha256:", 1)))
@@ -328,14 +330,19 @@ before the first and behind the last are named, with the digest of the one befor
 			if len(all) == 1 && len(all[0]) == 1 {
 				shown = all[0][0]
 			}
-			return a.printValue(cmd, shown, func(w io.Writer) {
+			err = a.printValue(cmd, shown, func(w io.Writer) {
 				for _, parts := range all {
 					showVerified(w, parts, key != "")
 				}
 			})
+			if err != nil || some {
+				return err
+			}
+			return allHere(all)
 		},
 	}
 	c.Flags().StringVar(&key, "node-key", "", `fingerprint of the node's key, "sha256:…"`)
+	c.Flags().BoolVar(&some, "some", false, "of a recording in parts these need not be all")
 	return c
 }
 
