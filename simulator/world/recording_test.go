@@ -179,6 +179,11 @@ func TestSessionIsRecordedWatchedAndKilled(t *testing.T) {
 	if _, err := io.Copy(io.Discard, out); err != nil && !errors.Is(err, io.EOF) {
 		t.Logf("the terminal ended with %v", err)
 	}
+	for deadline := time.Now().Add(20 * time.Second); l.node().Online; time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("the node is online over a line that is cut")
+		}
+	}
 	line.Heal()
 	l.reports(protocol.Locked)
 	client, in, out := l.terminal(s.Id)
