@@ -108,6 +108,31 @@ func TestCunningClient(t *testing.T) {
 	}
 }
 
+// TestMadeManyFiles changes a file that was there, and one that was moved away, after
+// clients have made as many as are remembered.
+func TestMadeManyFiles(t *testing.T) {
+	tr := newTestTracker(t, approval.ReadWrite)
+	share := tr.shares[shareName]
+	for _, name := range []string{"mine", "there"} {
+		writeFile(t, filepath.Join(share.dir, name), "content")
+	}
+	for n := range uint64(maxMade) {
+		tr.made.add(fileID{1 << 40, n})
+	}
+	tr.remember(share, "mine")
+	for name, may := range map[string]bool{"mine": true, "there": false, "moved": false} {
+		if err := tr.mayChange(share, name); (err == nil) != may {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	for n := range uint64(3 * maxMade) {
+		tr.made.add(fileID{1 << 41, n})
+	}
+	if n := len(tr.made.newest) + len(tr.made.older); n > 2*maxMade {
+		t.Errorf("%d are remembered", n)
+	}
+}
+
 // smbPort is the only port that Samba's library for Python knows.
 const smbPort = 445
 

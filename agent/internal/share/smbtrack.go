@@ -63,7 +63,7 @@ const maxOpenFiles = 2 * maxClients * maxFiles
 // newTracker starts hashing; close ends it. broken is called when something that was
 // hashed cannot be recorded.
 func newTracker(shares []Share, access approval.Access, log FileLog, broken func(error)) (*tracker, error) {
-	t := &tracker{shares: make(map[string]*trackedShare), access: access, log: log, files: make(map[fileKey]*openFile), made: madeFiles{}, absent: make(map[string]string)}
+	t := &tracker{shares: make(map[string]*trackedShare), access: access, log: log, files: make(map[fileKey]*openFile), absent: make(map[string]string)}
 	for _, s := range shares {
 		dir, err := filepath.EvalSymlinks(s.Dir) // as smbd calls it
 		if err == nil {
