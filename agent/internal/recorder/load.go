@@ -73,6 +73,7 @@ func (s *Store) recover(id string) (*part, error) {
 	}
 	p := s.found(in.Meta(), recording.EndAgent)
 	p.file, p.encoder = file, encoder
+	p.begun = in.Meta().Part() == 1 // of another it is recorded later than that is written: rather twice than never
 	if end := in.End(); end != nil {
 		p.ended, p.next = end.Reason, end.Next
 	}

@@ -18,6 +18,7 @@ import (
 	"github.com/rs/zerolog"
 
 	"github.com/databox-lockbox/lockbox/protocol"
+	"github.com/databox-lockbox/lockbox/protocol/auditlog"
 	"github.com/databox-lockbox/lockbox/protocol/recording"
 )
 
@@ -184,6 +185,12 @@ func TestKilledAtTheSeam(t *testing.T) {
 			if len(reports) != parts || parts == 2 && reports[1].Meta.ID != ids[1] {
 				t.Errorf("%s: %d parts, want %d", what, len(reports), parts)
 			}
+		}
+		named := slices.ContainsFunc(s.records(), func(rec auditlog.Record) bool {
+			return rec.Operation == auditlog.OpBeginRecording && rec.Properties["recording"] == ids[1] && rec.Properties["before"] == ids[0]
+		})
+		if named != (parts == 2) {
+			t.Errorf("%s: the journal names the second: %v", what, named)
 		}
 		var used int64
 		for _, p := range s.store.list() {
