@@ -126,7 +126,8 @@ func backupCommand(load func() (Config, error)) *cobra.Command {
 		Long: `Write the store, all keys and the recordings to a new file, mode 0600; the daemon may
 be running.
 With keys.service local the master key is in it: the file opens every disk in
-custody that is not under its customer's key. Keep it like the disks themselves.
+custody that is not under its customer's key, and holds what lets into their storage
+accounts. Keep it like the disks themselves.
 Keys in a token or in a vault are not in it: back them up as their makers say, or
 the backup opens nothing.
 Recordings are in it as far as they had come, and go on from there after a restore.
@@ -134,8 +135,9 @@ They make it as large as they are: with --without-recordings they are left out. 
 copy the folder recordings of data_dir after the backup was made (its files only grow,
 until they are deleted for their age), and put it back before a restored lockboxd serves.
 What a restored one misses, devices send again that still keep it.
-Wrappings that an order's former key made are in backups of before it moved: destroy
-those once the customer relies on it.`,
+Wrappings that an order's former key made are in backups of before it moved, and
+credentials that were replaced or destroyed in those of before that: destroy such
+backups once the customer relies on it.`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cfg, err := load()
