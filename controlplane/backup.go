@@ -25,8 +25,7 @@ import (
 // What a backup holds, by name within the archive. The master key is in it, if
 // there is one: then a backup opens every disk in custody that is not under a
 // customer's key, has what lets into storage accounts, and is to be kept like the
-// disks. Keys in a token or a vault
-// cannot be in it.
+// disks. Keys in a token or a vault cannot be in it.
 const (
 	backupStore     = "store.db"
 	backupAuthority = "authority/" + certs.FileName

@@ -2,7 +2,9 @@ package recordings_test
 
 import (
 	"bytes"
+	"fmt"
 	"os"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -229,5 +231,44 @@ func TestSettle(t *testing.T) {
 	}
 	if n := len(w.log.of(auditlog.OpKeepRecording)); n != 2 {
 		t.Errorf("%d are on record", n)
+	}
+}
+
+// Recordings that nobody goes on with, as nodes can leave many, take no memory once
+// they were looked at.
+func TestSettleTakesNoMemory(t *testing.T) {
+	const many = 120
+	w := newWorld(t)
+	last := func(m *recording.Meta) { m.Started = m.Started.Add(-time.Hour) } // the newest are looked at first
+	whole := w.recordingOf(id(1), 5, last)
+	for n := range many + 1 {
+		name, data := fmt.Sprintf("REC-%032x", n+1), whole
+		if n > 0 {
+			data = w.recordingOf(name, 0)
+		}
+		begin := data[:recording.Whole(data[:len(data)-1])] // without its end
+		if _, err := w.Append(t.Context(), node1, &devicev1.AppendRecordingRequest{Recording: name, Data: begin}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.WriteFile(w.file(id(1)), whole, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	w.restart()
+	used := func() int64 {
+		var m runtime.MemStats
+		runtime.GC()
+		runtime.ReadMemStats(&m)
+		return int64(m.HeapAlloc)
+	}
+	before := used()
+	w.run()
+	for deadline := time.Now().Add(10 * time.Second); w.get(id(1)).State == "recording"; time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("it is not completed")
+		}
+	}
+	if grown := used() - before; grown > many*recording.MaxFrame/3 {
+		t.Errorf("%d bytes are taken for %d recordings", grown, many)
 	}
 }

@@ -86,6 +86,7 @@ func (s *Service) settleOne(ctx context.Context, id string) error {
 	if end := g.check.in.End(); end != nil {
 		err = s.end(ctx, g, row, &devicev1.AppendRecordingRequest{}, end)
 	}
+	g.check = nil // it takes memory: of the rest it is made again when more comes, if any does
 	return errors.Join(err, f.Close())
 }
 
