@@ -222,29 +222,9 @@ func (f *File) writeAt(p []byte, off int64) (int, error) {
 			return 0, err
 		}
 	}
-	n, err := f.writeHashed(p, off)
-	return n, f.explain("write", err)
-}
-
-// hashBeside is from how many bytes on a write and its hash are done side by side.
-const hashBeside = 64 << 10
-
-// writeHashed writes and hashes at the same time: the file system takes a large
-// write longer than the processor takes to hash it, most of it waiting.
-func (f *File) writeHashed(p []byte, off int64) (int, error) {
-	if len(p) < hashBeside {
-		n, err := f.f.WriteAt(p, off)
-		f.wrote.add(off, p[:n])
-		return n, err
-	}
-	var hashing sync.WaitGroup
-	hashing.Go(func() { f.wrote.add(off, p) })
 	n, err := f.f.WriteAt(p, off)
-	hashing.Wait()
-	if n < len(p) {
-		f.wrote.miss(len(p) - n)
-	}
-	return n, err
+	f.wrote.add(off, p[:n])
+	return n, f.explain("write", err)
 }
 
 // Seek implements [io.Seeker].
@@ -467,14 +447,6 @@ func (t *transfer) hashLocked(p []byte) {
 	}
 	t.sum.Write(p)
 	t.next += int64(len(p))
-}
-
-// miss takes back n bytes that were not transferred after all.
-func (t *transfer) miss(n int) {
-	t.mu.Lock()
-	t.bytes -= int64(n)
-	t.mu.Unlock()
-	t.spoil()
 }
 
 // spoil says that the content is not what was hashed.

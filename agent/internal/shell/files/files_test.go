@@ -458,44 +458,6 @@ func TestHashOfPiecesOutOfOrder(t *testing.T) {
 	}
 }
 
-// TestLargeWrites writes pieces large enough to be hashed while they are written,
-// onto a disk that has no room for the last of them.
-func TestLargeWrites(t *testing.T) {
-	s := newScene(t, approval.ReadWrite)
-	if err := unix.Mount("lockbox-test", s.share, "tmpfs", 0, "size=1m"); err != nil {
-		if os.Getenv("CI") == "true" {
-			t.Fatalf("cannot mount a tmpfs: %v", err)
-		}
-		t.Skipf("cannot mount a tmpfs: %v", err)
-	}
-	defer unix.Unmount(s.share, unix.MNT_DETACH)
-	piece := strings.Repeat("0123456789abcdef", 20<<10)
-	f, err := s.OpenFile("/shares/one_BlockBlob/f", os.O_RDWR|os.O_CREATE, 0o644)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for i := range 3 {
-		if n, err := f.WriteAt([]byte(piece), int64(i*len(piece))); n != len(piece) || err != nil {
-			t.Fatal(n, err)
-		}
-	}
-	if err := f.Close(); err != nil {
-		t.Fatal(err)
-	}
-	whole := strings.Repeat(piece, 3)
-	s.wantEvents("create one_BlockBlob/f", fmt.Sprintf("write one_BlockBlob/f %d %s", len(whole), sum(whole)))
-
-	if f, err = s.OpenFile("/shares/one_BlockBlob/f", os.O_RDWR, 0); err != nil {
-		t.Fatal(err)
-	}
-	n, err := f.WriteAt([]byte(piece), int64(len(whole)))
-	if full, ok := errors.AsType[*protocol.Error](err); !ok || full.Code != protocol.CodeStorageFull || n >= len(piece) {
-		t.Fatalf("%d bytes written: %v", n, err)
-	}
-	f.Close()
-	s.wantEvents("open one_BlockBlob/f", "write one_BlockBlob/f", fmt.Sprintf("write one_BlockBlob/f %d ", n))
-}
-
 func TestOnlyFilesAreOpened(t *testing.T) {
 	s := newScene(t, approval.Delete)
 	if err := unix.Mkfifo(filepath.Join(s.share, "pipe"), 0o600); err != nil {
