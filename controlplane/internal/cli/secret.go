@@ -19,11 +19,11 @@ func readSecret(cmd *cobra.Command, file, prompt string) (string, error) {
 	stdin, _ := cmd.InOrStdin().(*os.File)
 	switch {
 	case file != "" && file != "-":
-		data, err = os.ReadFile(file)
+		data, err = readShort(file)
 	case file == "" && stdin != nil && term.IsTerminal(int(stdin.Fd())):
 		data, err = readHidden(cmd, stdin, prompt)
 	default:
-		data, err = typed(cmd, func() ([]byte, error) { return io.ReadAll(io.LimitReader(cmd.InOrStdin(), 4<<10)) })
+		data, err = typed(cmd, func() ([]byte, error) { return io.ReadAll(io.LimitReader(cmd.InOrStdin(), maxSecret)) })
 	}
 	if err != nil {
 		return "", fmt.Errorf("cannot read the secret: %w", err)
@@ -32,10 +32,27 @@ func readSecret(cmd *cobra.Command, file, prompt string) (string, error) {
 	return strings.TrimSpace(string(data)), nil
 }
 
+// maxSecret is the length of a secret at most, in bytes.
+const maxSecret = 4 << 10
+
+// readShort reads a file that may be a pipe, or a device that never ends.
+func readShort(file string) ([]byte, error) {
+	f, err := os.Open(file)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return io.ReadAll(io.LimitReader(f, maxSecret))
+}
+
 // mustBePrivate refuses a file of secrets that others can read.
 func mustBePrivate(file string) error {
 	info, err := os.Stat(file)
-	if err == nil && info.Mode().Perm()&0o077 != 0 {
+	switch {
+	case err != nil || info.Mode().Perm()&0o077 == 0:
+	case !info.Mode().IsRegular():
+		err = fmt.Errorf("%s is no file: name one that you alone can read", file)
+	default:
 		err = fmt.Errorf("%s holds secrets and others can read it: run 'chmod 600 %s'", file, file)
 	}
 	return err

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"strings"
 	"testing"
 
 	"github.com/spf13/cobra"
@@ -30,5 +31,16 @@ func TestAQuestionIsInterrupted(t *testing.T) {
 				t.Errorf("%v, after %q", err, said.String())
 			}
 		})
+	}
+}
+
+// A device is no file to keep a secret in, and one that never ends is not read to
+// its end.
+func TestSecretsOfDevices(t *testing.T) {
+	if err := mustBePrivate("/dev/null"); err == nil || strings.Contains(err.Error(), "chmod") {
+		t.Errorf("/dev/null: %v", err)
+	}
+	if secret, err := readSecret(&cobra.Command{}, "/dev/zero", ""); err != nil || len(secret) != maxSecret {
+		t.Errorf("/dev/zero: %d bytes, %v", len(secret), err)
 	}
 }
