@@ -129,15 +129,21 @@ func (r *Recording) attend(ctx context.Context, send func(offset int64, data []b
 		if closed && r.ends.Load() != nil {
 			return nil
 		}
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-grown:
-		case <-time.After(watchQuiet):
-			if err := send(size, nil); err != nil {
-				return err
-			}
+		if err := more(ctx, grown, func() error { return send(size, nil) }); err != nil {
+			return err
 		}
+	}
+}
+
+// more waits until a part has grown, and calls quiet if that takes long.
+func more(ctx context.Context, grown <-chan struct{}, quiet func() error) error {
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-grown:
+		return nil
+	case <-time.After(watchQuiet):
+		return quiet()
 	}
 }
 
@@ -179,14 +185,8 @@ func (p *part) follow(ctx context.Context, offset int64, send func(offset int64,
 		case closed:
 			return nil
 		}
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-grown:
-		case <-time.After(watchQuiet):
-			if err := send(offset, nil); err != nil {
-				return err
-			}
+		if err := more(ctx, grown, func() error { return send(offset, nil) }); err != nil {
+			return err
 		}
 	}
 }

@@ -23,26 +23,30 @@ func readSecret(cmd *cobra.Command, file, prompt string) (string, error) {
 	case file == "" && stdin != nil && term.IsTerminal(int(stdin.Fd())):
 		data, err = readHidden(cmd, stdin, prompt)
 	default:
-		data, err = typed(cmd, func() ([]byte, error) { return io.ReadAll(io.LimitReader(cmd.InOrStdin(), maxSecret)) })
+		data, err = typed(cmd, func() ([]byte, error) { return io.ReadAll(io.LimitReader(cmd.InOrStdin(), maxSecret+1)) })
 	}
 	if err != nil {
 		return "", fmt.Errorf("cannot read the secret: %w", err)
 	}
 	defer clear(data)
+	if len(data) > maxSecret {
+		return "", usagef("the secret has more than %d bytes: give it alone, without anything else", maxSecret)
+	}
 	return strings.TrimSpace(string(data)), nil
 }
 
 // maxSecret is the length of a secret at most, in bytes.
 const maxSecret = 4 << 10
 
-// readShort reads a file that may be a pipe, or a device that never ends.
+// readShort reads a file that may be a pipe, or a device that never ends, as far as
+// it takes to see that it is too long.
 func readShort(file string) ([]byte, error) {
 	f, err := os.Open(file)
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
-	return io.ReadAll(io.LimitReader(f, maxSecret))
+	return io.ReadAll(io.LimitReader(f, maxSecret+1))
 }
 
 // mustBePrivate refuses a file of secrets that others can read.

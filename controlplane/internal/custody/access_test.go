@@ -277,7 +277,7 @@ func TestBadAccessIsRefused(t *testing.T) {
 		"nothing": "", "no signature": "sv=1&sp=r&secret=c2VjcmV0", "two lines": signature + "\nHost: evil", "a space": "sig=c2VjcmV0 x",
 		"too long": "sig=c2VjcmV0" + strings.Repeat("x", 2048), "no base64": "AccountKey=c2VjcmV0!", "a short key": "AccountKey=c2VjcmV0",
 		"a long key": "AccountKey=" + strings.Repeat("c2VjcmV0", 400),
-		"over": "sv=1&sp=rwc&se=2020-01-01&sig=c2VjcmV0",
+		"over":       "sv=1&sp=rwc&se=2020-01-01&sig=c2VjcmV0",
 	} {
 		if _, err := w.putAccess(consented, text); protocol.CodeOf(err) != protocol.CodeInvalid || strings.Contains(err.Error(), "c2VjcmV0") {
 			t.Errorf("%s: %v", name, err)
